@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Builds physview._native from the C core. Run by setup.py; imports nothing of the package."""
+
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).parent
+SOURCES = ["csrc/pagemap.c", "csrc/probes.c"]  # setuptools wants them relative to setup.py
+HEADERS = ["csrc/cdef.h", "csrc/physview.h"]
+
+ffibuilder = FFI()
+ffibuilder.cdef((HERE / "cdef.h").read_text(encoding="utf-8"))
+ffibuilder.cdef(
+    """
+    #define PV_NO_ENTRY ...
+    #define PV_NO_PADDR ...
+    extern "Python" int visit_probes(void *arg, const struct pv_probe *probes, int nr);
+    """
+)
+ffibuilder.set_source(
+    "physview._native",
+    '#include "physview.h"',
+    sources=SOURCES,
+    depends=HEADERS,
+    include_dirs=["csrc"],
+    extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra"],
+)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The only door to the compiled core."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from physview.errors import CoreUnavailable
+
+if TYPE_CHECKING:
+    from physview._native import _Lib
+
+try:
+    from physview import _native
+except ImportError as error:
+    _why_not = str(error)
+else:
+    _why_not = ""
+
+    @_native.ffi.def_extern()  # type: ignore[untyped-decorator]
+    def visit_probes(arg: Any, probes: Any, nr: int) -> int:
+        """Called by pv_visit_probes(): `arg` is the handle of the function to call."""
+        result: int = _native.ffi.from_handle(arg)(probes, nr)
+        return result
+
+
+def load() -> tuple[Any, _Lib]:
+    """Return cffi's `ffi` and `lib` of the core.
+
+    Raises:
+        CoreUnavailable: It is not built, or does not load.
+    """
+    if _why_not:
+        raise CoreUnavailable(
+            "the compiled core is not there", _why_not, "build it with ./scripts/run"
+        )
+    return _native.ffi, _native.lib
+
+
+def why_unavailable() -> str:
+    """Why the core can't be used; empty when it can."""
+    return _why_not
+
+
+def check(result: int, path: str) -> int:
+    """Turn the -errno of a core function into an OSError about `path`; hand on anything else."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), path)
+    return result

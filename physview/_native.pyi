@@ -1,0 +1,20 @@
+"""What cffi builds from csrc/cdef.h, for type checkers. Only physview._ffi may import it."""
+
+from typing import Any
+
+class _Lib:
+    PV_NO_ENTRY: int
+    PV_NO_PADDR: int
+    visit_probes: Any
+    def pv_visit_probes(self, visit: Any, arg: Any) -> int: ...
+    def pv_sizeof_probe(self) -> int: ...
+    def pv_pagemap_read(self, fd: int, first_page: int, nr_pages: int, entries: Any) -> int: ...
+    def pv_translate(
+        self, fd: int, page_shift: int, vaddrs: Any, nr: int, entries: Any, paddrs: Any
+    ) -> int: ...
+    def pv_decode(
+        self, page_shift: int, vaddrs: Any, nr: int, entries: Any, paddrs: Any
+    ) -> None: ...
+
+ffi: Any
+lib: _Lib

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line: which commands there are, and the one place that turns errors into exit codes.
+
+0 is fine, 1 a failure or a difference found, 2 a wrong use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import NoReturn
+
+from physview import __version__
+from physview.commands import _common, doctor, memview, translate
+from physview.errors import PhysviewError
+
+COMMANDS = (memview, translate, doctor)
+"""Modules with NAME, HELP, `prepare_parser(parser)` and `run(args) -> exit code`."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say it in one line."""
+        self.exit(2, f"{self.prog}: {message}; see '{self.prog} --help'\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line; also for those who make documentation of it."""
+    parser = _Parser(
+        prog="physview", description="Shows where a process's memory really is.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"physview {__version__}")
+    # Without prog argparse formats a usage line to find it, and imports shutil for that.
+    subparsers = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, prog="physview", parser_class=_Parser
+    )
+    for command in COMMANDS:
+        subparser = subparsers.add_parser(
+            command.NAME,
+            help=command.HELP,
+            description=command.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.prepare_parser(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    Args:
+        argv: Arguments without the program's name; sys.argv's by default.
+    """
+    try:
+        args = make_parser().parse_args(argv)
+        if sys.stdout is None:
+            raise PhysviewError("cannot write the report", "standard output is closed", "open it")
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except PhysviewError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        _die_of("SIGPIPE")
+    except KeyboardInterrupt:
+        _die_of("SIGINT")
+    except OSError as error:
+        _discard_stdout()
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 1)
+    return code
+
+
+def _fail(message: str, code: int) -> int:
+    _common.say(message)
+    return code
+
+
+def _discard_stdout() -> None:
+    """Keep the interpreter from trying once more, at its exit, to write what can't be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _die_of(name: str) -> NoReturn:
+    """End as a program does that never heard of Python: killed by the signal, saying nothing."""
+    import signal
+
+    signum = signal.Signals[name]
+    _discard_stdout()
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+    raise SystemExit(128 + signum)  # where the signal is blocked

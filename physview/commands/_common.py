@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What several commands share: options, addresses, and the words for what could not be told."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable
+
+from physview import _ffi
+from physview.errors import UsageError
+from physview.model import Cause, Translation
+
+NEEDS_ROOT = (Cause.HIDDEN, Cause.SWAP_HIDDEN)
+SOURCES = ("auto", "pagemap", "reference")
+
+
+def add_source_option(parser: argparse.ArgumentParser) -> None:
+    """Add --source."""
+    parser.add_argument(
+        "--source",
+        choices=SOURCES,
+        default="auto",
+        help="who answers: pagemap (the compiled core), reference (ctypes, needs no compiler), or"
+        " auto, the first of them that can (default)",
+    )
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def parse_address(text: str) -> int:
+    """Read one address, decimal or 0x….
+
+    Raises:
+        UsageError: It is no address.
+
+    >>> parse_address("0x1000"), parse_address("4096")
+    (4096, 4096)
+    """
+    if re.fullmatch("0[xX][0-9a-fA-F]+|[0-9]+", text):
+        address = int(text, 16 if text[:2] in ("0x", "0X") else 10)
+        if address < 1 << 64:
+            return address
+        raise UsageError(f"'{text}' is no address", "it has more than 64 bits")
+    if re.fullmatch("[0-9a-fA-F]+", text):
+        raise UsageError(f"'{text}' is no address", "hexadecimal needs 0x", f"write 0x{text}")
+    if re.fullmatch("-(0[xX])?[0-9a-fA-F]+", text):
+        raise UsageError(f"'{text}' is no address", "it is negative")
+    raise UsageError(f"'{text}' is no address", "", "write it in decimal or as 0x…")
+
+
+def parse_range(text: str) -> tuple[int, int] | None:
+    """Read START-END, END being the first address after the range; None if it isn't one.
+
+    Raises:
+        UsageError: It is a range, but a wrong one.
+    """
+    first, dash, last = text.partition("-")
+    if not first or not dash:
+        return None
+    if not last or "-" in last:
+        raise UsageError(f"'{text}' is no range", "", "write START-END")
+    start = parse_address(first)
+    end = 1 << 64 if last == hex(1 << 64) else parse_address(last)
+    if end <= start:
+        raise UsageError(f"'{text}' is no range", "it ends before it starts, or is empty")
+    return start, end
+
+
+def say(message: str) -> None:
+    """Tell the person something that is not part of the report."""
+    if sys.stderr is not None:  # it is when it was closed, and print() would take stdout then
+        print(f"physview: {message}", file=sys.stderr, flush=True)
+
+
+def say_if_core_is_missing(source: str) -> None:
+    """Where auto fell back on the reference, say so."""
+    if source == "auto" and _ffi.why_unavailable():
+        say(
+            f"the compiled core is not there: {_ffi.why_unavailable()}; reading through ctypes,"
+            " which is slower; ./scripts/run builds it"
+        )
+
+
+def say_causes(translations: Iterable[Translation]) -> bool:
+    """Say once of each cause how many addresses it left UNKNOWN, and the remedy.
+
+    Returns:
+        Whether there was any.
+    """
+    counts: dict[Cause, int] = {}
+    for translation in translations:
+        if translation.cause:
+            counts[translation.cause] = counts.get(translation.cause, 0) + 1
+    return say_cause_counts(counts)
+
+
+def say_cause_counts(counts: dict[Cause, int]) -> bool:
+    """As `say_causes()`, of what was counted before."""
+    for cause, count in counts.items():
+        addresses = "address is" if count == 1 else "addresses are"
+        say(f"{count} {addresses} UNKNOWN: {cause.text}; {remedy(cause)}")
+    return bool(counts)
+
+
+def remedy(cause: Cause) -> str:
+    """What to do about a cause; where root is needed, with the line that works here."""
+    if cause not in NEEDS_ROOT:
+        return cause.remedy
+    return root_remedy()
+
+
+def root_remedy() -> str:
+    """How to get CAP_SYS_ADMIN in the first user namespace: that is what shows frame numbers."""
+    if os.geteuid() == 0:
+        return (
+            "root lacks CAP_SYS_ADMIN here, as in a container: give it that (docker run --cap-add"
+            " SYS_ADMIN), or run outside"
+        )
+    return f"run as root: {sudo_line()}"
+
+
+def sudo_line() -> str:
+    """This command line again, with sudo.
+
+    sudo searches its own secure_path, which holds no virtual environment: so the path is whole.
+    """
+    program = os.path.abspath(sys.argv[0])
+    command = [sys.executable, "-m", "physview"] if program.endswith(".py") else [program]
+    return shlex.join(["sudo", *command, *sys.argv[1:]])

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Say what this machine and this user can do, what is missing, and what gets it.
+
+Everything is found by trying it, and nothing needs root. Exits with 1 if physical addresses, the
+main job, can't be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from physview import __version__
+from physview.commands import _common
+from physview.reporters import documents
+
+if TYPE_CHECKING:
+    from physview.analysis.checkup import Finding
+
+NAME = "doctor"
+HELP = "what this machine can do, what is missing, and the command that gets it"
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    _common.add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings."""
+    from physview.analysis.checkup import can_show_frames, examine
+
+    findings = [_with_remedy(finding) for finding in examine()]
+    if args.json:
+        found = [finding._asdict() for finding in findings]
+        documents.write({"version": __version__, "findings": found})
+    else:
+        from physview.reporters import tables
+
+        tables.print_findings(findings)
+    return int(not can_show_frames())
+
+
+def _with_remedy(finding: Finding) -> Finding:
+    if not finding.needs_root or finding.remedy:
+        return finding
+    return finding._replace(remedy=_common.root_remedy())

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Report where a program's own memory is: the course program memview2, on this machine.
+
+Takes the addresses of the argument vector, the environment, a local and a global string, a
+function and thirty buffers from malloc(), all in a process of its own, and prints the physical
+address of each. Exits with 1 if any has none; the cause is on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from physview import _ffi
+from physview.analysis.stability import compare_runs
+from physview.commands import _common
+from physview.errors import PhysviewError
+from physview.model import Probe, Translation
+from physview.probes import visit_probes
+from physview.process import Process
+from physview.reporters import documents, text
+
+NAME = "memview"
+HELP = "where this program's own memory is: argv, envp, globals, locals, 30 mallocs"
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    _common.add_source_option(parser)
+    _common.add_json_option(parser)
+    parser.add_argument(
+        "--virtual", action="store_true", help="virtual addresses only, as memview; needs no root"
+    )
+    parser.add_argument(
+        "--repeat",
+        type=_count,
+        metavar="N",
+        help="run N new processes and say which addresses stayed",
+    )
+    parser.add_argument(
+        "--sleep",
+        type=_seconds,
+        metavar="S",
+        help="say the pid on stderr and sleep S seconds first, so that a tracer can be attached",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report."""
+    if args.repeat:
+        return _repeat(args)
+    if args.sleep is not None:
+        _common.say(f"pid {os.getpid()} sleeps for {args.sleep:g} s: attach now")
+        time.sleep(args.sleep)
+    _common.say_if_core_is_missing(args.source)
+    if args.virtual:
+        return _visit(args.source, lambda probes: _print_virtual(probes, args.json))
+
+    def report(probes: list[Probe]) -> int:
+        with Process("self", source=args.source) as process:
+            translations = process.translate_many([probe.vaddr for probe in probes])
+            labelled = [(p.label, t) for p, t in zip(probes, translations, strict=True)]
+            if args.json:
+                documents.write(documents.translations(process.source, process.pid, labelled))
+            else:
+                sys.stdout.write(text.memview_report(labelled))
+        return int(_common.say_causes(translations))
+
+    return _visit(args.source, report)
+
+
+def _visit(source: str, visit: Callable[[list[Probe]], int]) -> int:
+    if source != "pagemap" and _ffi.why_unavailable():
+        from physview.reference import visit_stand_ins
+
+        return visit_stand_ins(visit)
+    return visit_probes(visit)
+
+
+def _print_virtual(probes: list[Probe], as_json: bool) -> int:
+    if as_json:
+        nowhere = [(p.label, Translation(p.vaddr, None, None)) for p in probes]
+        documents.write(documents.translations("virtual", os.getpid(), nowhere))
+    else:
+        sys.stdout.write(text.virtual_report(probes))
+    return 0
+
+
+def _repeat(args: argparse.Namespace) -> int:
+    """Run the report in new processes, one after the other."""
+    command = [sys.executable, "-m", "physview", "memview", "--json", "--source", args.source]
+    command += ["--virtual"] * args.virtual
+    if args.sleep is not None:
+        command += ["--sleep", str(args.sleep)]
+    runs = [_run_once(command, first=i == 0) for i in range(args.repeat)]
+    stabilities = compare_runs([run["entries"] for run in runs])
+    if args.json:
+        labels = [stability._asdict() for stability in stabilities]
+        documents.write({"source": runs[0]["source"], "runs": runs, "labels": labels})
+    else:
+        from physview.reporters import tables
+
+        tables.print_stability(stabilities, args.repeat, with_physical=not args.virtual)
+    return int(not args.virtual and any(e["paddr"] is None for r in runs for e in r["entries"]))
+
+
+def _run_once(command: list[str], *, first: bool) -> dict[str, Any]:
+    import json
+    import subprocess
+
+    # What the first run has to say on stderr, the others would only say again; but with --sleep
+    # each has a pid of its own to tell.
+    quiet = not first and "--sleep" not in command
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL if quiet else None,
+        check=False,
+    )
+    try:
+        document: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        raise PhysviewError(
+            "a run of memview failed", f"it ended with {done.returncode}", "run it without --repeat"
+        ) from None
+    return document
+
+
+def _count(value: str) -> int:
+    if not value.isdecimal() or not 1 <= int(value) <= 10_000:
+        raise argparse.ArgumentTypeError(f"'{value}' is not a number from 1 to 10000")
+    return int(value)
+
+
+def _seconds(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 1e6:
+        raise argparse.ArgumentTypeError(f"'{value}' is not a number of seconds")
+    return seconds

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Say where virtual addresses of a process are in physical memory.
+
+One line an address: the physical address, what is mapped there, and where there is none the
+cause. A range gives a line for each page that is somewhere, and one for pages in a row that are
+not. Exits with 1 if any address has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+from physview.analysis.ranges import iter_items
+from physview.commands import _common
+from physview.errors import UsageError
+from physview.lookup import find_pid
+from physview.model import Cause, Gap, Translation
+from physview.process import Process
+from physview.reporters import documents, text
+
+NAME = "translate"
+HELP = "physical addresses of a process's virtual ones, and the cause where there is none"
+
+Target = int | tuple[int, int]
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("process", metavar="PID", help="a pid, self, or the name of one process")
+    parser.add_argument(
+        "addresses",
+        metavar="ADDR",
+        nargs="+",
+        help="decimal or 0x…; START-END for all pages of a range, END excluded; - reads them from"
+        " stdin, one a line",
+    )
+    _common.add_source_option(parser)
+    _common.add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the translations."""
+    targets = list(_iter_targets(args.addresses))
+    pid = find_pid(args.process)
+    _common.say_if_core_is_missing(args.source)
+    counts: dict[Cause, int] = {}
+    with Process("self" if pid is None else pid, source=args.source) as process:
+        items = _count(_iter_answers(process, targets), counts)
+        if args.json:
+            documents.write_stream(process.source, process.pid, documents.iter_entries(items))
+        else:
+            for item in items:
+                sys.stdout.write(_line(item))
+    return int(_common.say_cause_counts(counts))
+
+
+def _iter_targets(words: Iterable[str]) -> Iterator[Target]:
+    for word in words:
+        if word == "-":
+            yield from _iter_stdin_targets()
+        else:
+            yield _parse(word)
+
+
+def _iter_stdin_targets() -> Iterator[Target]:
+    if sys.stdin is None:
+        raise UsageError("cannot read addresses", "standard input is closed")
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        word = line.decode("ascii", "backslashreplace").strip()
+        if not word:
+            continue
+        try:
+            yield _parse(word)
+        except UsageError as error:
+            raise UsageError(f"stdin line {number}", str(error)) from None
+
+
+def _parse(word: str) -> Target:
+    return _common.parse_range(word) or _common.parse_address(word)
+
+
+def _iter_answers(process: Process, targets: list[Target]) -> Iterator[Translation | Gap]:
+    for is_address, group in groupby(targets, lambda target: isinstance(target, int)):
+        if is_address:
+            addresses = [target for target in group if isinstance(target, int)]
+            yield from process.translate_many(addresses, with_vma=True)
+        else:
+            for target in group:
+                if isinstance(target, tuple):
+                    yield from iter_items(process, *target)
+
+
+def _count(
+    items: Iterable[Translation | Gap], counts: dict[Cause, int]
+) -> Iterator[Translation | Gap]:
+    for item in items:
+        if item.cause:
+            nr_pages = item.nr_pages if isinstance(item, Gap) else 1
+            counts[item.cause] = counts.get(item.cause, 0) + nr_pages
+        yield item
+
+
+def _line(item: Translation | Gap) -> str:
+    line = text.gap_line(item) if isinstance(item, Gap) else text.translation_line(item)
+    return line + "\n"

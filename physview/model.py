@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The words physview speaks in: pagemap entries, mappings, translations, and the causes of gaps.
+
+Nothing here reads anything, and nothing here imports the rest of the package.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from typing import NamedTuple
+
+PAGE_SIZE: int = os.sysconf("SC_PAGESIZE")
+"""Bytes in a base page: 4096 on x86, but also 16384 and 65536 on arm64."""
+
+PAGE_SHIFT: int = PAGE_SIZE.bit_length() - 1
+
+NO_ENTRY = NO_PADDR = (1 << 64) - 1
+"""What stands in a uint64 column where no entry could be read, or there is no address."""
+
+# One entry of /proc/PID/pagemap.
+# Source: fs/proc/task_mmu.c, Documentation/admin-guide/mm/pagemap.rst
+PM_PFRAME_MASK = (1 << 55) - 1
+PM_SOFT_DIRTY = 1 << 55
+PM_MMAP_EXCLUSIVE = 1 << 56
+PM_UFFD_WP = 1 << 57
+PM_GUARD_REGION = 1 << 58
+PM_FILE = 1 << 61
+PM_SWAP = 1 << 62
+PM_PRESENT = 1 << 63
+
+PM_FLAG_NAMES: dict[int, str] = {
+    55: "soft_dirty",
+    56: "mmap_exclusive",
+    57: "uffd_wp",
+    58: "guard_region",
+    61: "file",
+    62: "swap",
+    63: "present",
+}
+"""Bits of an entry by the kernel's names (PM_SOFT_DIRTY ...), in lower case."""
+
+# A swap entry's type and offset, within PM_PFRAME_MASK. Source: MAX_SWAPFILES_SHIFT
+SWAP_TYPE_BITS = 5
+# MAX_SWAPFILES is 32 less the special types, which are 10 at most (4 device, 3 migration,
+# hwpoison, pte marker, and swapin error in 5.19 to 6.3): below 22 a type is a swap area.
+MIN_SPECIAL_SWAP_TYPE = 22
+# PTE markers have the last type since 5.19; the offset says which (include/linux/swapops.h).
+PTE_MARKER_SWAP_TYPE = 31
+PTE_MARKER_GUARD = 4
+PTE_MARKER_MAX = 7
+
+
+class Cause(Enum):
+    """Why a virtual address has no physical one: `text` says it, `remedy` what to do."""
+
+    HIDDEN = (
+        "hidden",
+        "the page is present, but the kernel hides its frame number from this user",
+        "run as root, with CAP_SYS_ADMIN in the first user namespace",
+    )
+    UNMAPPED = (
+        "unmapped",
+        "nothing is mapped at this address",
+        "/proc/PID/maps lists what is",
+    )
+    ABSENT = (
+        "absent",
+        "mapped, but no page is there: never touched, given back, or shared memory swapped out",
+        "let the process read or write it, then look again",
+    )
+    SWAPPED = (
+        "swapped",
+        "swapped out",
+        "let the process touch it, which swaps it in, then look again",
+    )
+    SWAP_HIDDEN = (
+        "swap_hidden",
+        "a swap entry, whose kind the kernel hides from this user: swapped out, or a special entry",
+        "run as root, with CAP_SYS_ADMIN in the first user namespace",
+    )
+    SPECIAL = (
+        "special",
+        "a special swap entry: a page in migration, device memory or a poisoned page",
+        "look again: a migration is over in moments",
+    )
+    MARKER = (
+        "marker",
+        "a marker of userfaultfd or of poison, no page",
+        "let the process touch it, then look again",
+    )
+    GUARD = (
+        "guard",
+        "a guard region: touching it is meant to be fatal",
+        "there is never a page; MADV_GUARD_REMOVE takes the guard away",
+    )
+    DEVICE = (
+        "device",
+        "a device mapping (VM_PFNMAP), which pagemap never shows",
+        "only a walk of the page tables in the kernel can tell",
+    )
+    BEYOND = (
+        "beyond",
+        "beyond the process's user address space, which is all that pagemap covers",
+        "give a user address",
+    )
+
+    text: str
+    remedy: str
+
+    def __new__(cls, slug: str, text: str, remedy: str) -> Cause:
+        member = object.__new__(cls)
+        member._value_ = slug
+        member.text = text
+        member.remedy = remedy
+        return member
+
+
+class PagemapEntry(NamedTuple):
+    """One 64-bit entry of /proc/PID/pagemap.
+
+    Args:
+        raw: The entry as the kernel gave it.
+
+    Source: fs/proc/task_mmu.c
+
+    >>> entry = PagemapEntry(0xA18000000010F3C1)
+    >>> entry.flags, hex(entry.pfn), entry.cause
+    (('soft_dirty', 'mmap_exclusive', 'file', 'present'), '0x10f3c1', None)
+    >>> PagemapEntry(0x440000000000009F).cause  # reads as "swap type 31, offset 4", but is not
+    <Cause.GUARD: 'guard'>
+    """
+
+    raw: int
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Names of the set flag bits, lowest first; an unknown one is "bit_N"."""
+        return tuple(
+            PM_FLAG_NAMES.get(bit, f"bit_{bit}") for bit in range(55, 64) if self.raw >> bit & 1
+        )
+
+    @property
+    def present(self) -> bool:
+        """Whether the page is in memory. PROT_NONE pages are present too."""
+        return bool(self.raw & PM_PRESENT)
+
+    @property
+    def pfn(self) -> int | None:
+        """The page frame number, or None where the page is not present or it is hidden."""
+        return (self.raw & PM_PFRAME_MASK or None) if self.present else None
+
+    @property
+    def swap(self) -> tuple[int, int] | None:
+        """The swap entry's (type, offset), or None without one or where it is hidden."""
+        # Offset 0 holds a swap area's header and no page, so all zero means hidden.
+        value = self.raw & PM_PFRAME_MASK
+        if self.present or not self.raw & PM_SWAP or not value:
+            return None
+        return value & ((1 << SWAP_TYPE_BITS) - 1), value >> SWAP_TYPE_BITS
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why there is no frame number, as far as the entry alone tells; None if there is one."""
+        if self.present:
+            return None if self.pfn else Cause.HIDDEN
+        if self.raw & PM_GUARD_REGION:  # before PM_SWAP: guards set both
+            return Cause.GUARD
+        if not self.raw & PM_SWAP:
+            return Cause.ABSENT
+        if self.swap is None:
+            return Cause.SWAP_HIDDEN
+        swap_type, offset = self.swap
+        if swap_type == PTE_MARKER_SWAP_TYPE and offset <= PTE_MARKER_MAX:
+            # 6.13 and 6.14 have guards, but not yet their bit.
+            return Cause.GUARD if offset & PTE_MARKER_GUARD else Cause.MARKER
+        return Cause.SPECIAL if swap_type >= MIN_SPECIAL_SWAP_TYPE else Cause.SWAPPED
+
+
+class Vma(NamedTuple):
+    """One mapping: a line of /proc/PID/maps.
+
+    Args:
+        start: First address.
+        end: First address after it.
+        perms: "rwxp", with "-" for what is missing and "s" for shared.
+        offset: Byte offset in the file.
+        device: "major:minor" of the file system.
+        inode: Inode number; 0 without a file.
+        path: The file, or a name such as "[heap]"; may be empty.
+    """
+
+    start: int
+    end: int
+    perms: str
+    offset: int
+    device: str
+    inode: int
+    path: str
+
+    def __contains__(self, vaddr: object) -> bool:
+        return isinstance(vaddr, int) and self.start <= vaddr < self.end
+
+    def __str__(self) -> str:
+        return f"{self.perms} {self.path or '[anonymous]'}"
+
+
+class Translation(NamedTuple):
+    """Where a virtual address is: a physical address, or the cause why there is none.
+
+    Args:
+        vaddr: Virtual address.
+        paddr: Physical address, or None.
+        cause: Why `paddr` is None, or None.
+        entry: The page's pagemap entry, or None beyond the address space.
+        vma: The mapping it lies in, where that was asked for or needed to find the cause.
+    """
+
+    vaddr: int
+    paddr: int | None
+    cause: Cause | None
+    entry: PagemapEntry | None = None
+    vma: Vma | None = None
+
+    @property
+    def pfn(self) -> int | None:
+        """Page frame number, or None."""
+        return None if self.paddr is None else self.paddr >> PAGE_SHIFT
+
+    @property
+    def explanation(self) -> str:
+        """The cause in words, with what the entry adds to it; empty where there is none."""
+        if self.cause is None:
+            return ""
+        swap = self.entry.swap if self.entry else None
+        if swap is None or self.cause is Cause.GUARD:
+            return self.cause.text
+        return f"{self.cause.text} (type {swap[0]}, offset {swap[1]:#x})"
+
+
+class Gap(NamedTuple):
+    """Pages in a row that have no physical address, all for one cause.
+
+    Args:
+        start: First address, page-aligned.
+        end: First address after them, page-aligned.
+        cause: Why they have none.
+        vma: The mapping they lie in, or None where nothing is mapped.
+    """
+
+    start: int
+    end: int
+    cause: Cause
+    vma: Vma | None
+
+    @property
+    def nr_pages(self) -> int:
+        """How many base pages it spans."""
+        return (self.end - self.start) // PAGE_SIZE
+
+
+class Probe(NamedTuple):
+    """One of memview2's addresses.
+
+    Args:
+        label: As memview2 prints it, such as "argv[0]" or "buf[07]".
+        vaddr: Virtual address.
+    """
+
+    label: str
+    vaddr: int

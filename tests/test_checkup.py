@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from physview.analysis import checkup
+from physview.analysis.packages import install_line
+
+
+def test_levels_agree_with_where_the_address_space_ends():
+    from physview import Process
+
+    with Process() as process:
+        levels = 5 if process.user_end() > 1 << 47 else 4
+    assert checkup.look_at_paging_levels().details == {"levels": levels}
+
+
+@pytest.mark.needs("root")
+def test_root_has_the_capabilities_that_count():
+    assert checkup.look_at_user().details["capabilities"] == [
+        "CAP_SYS_ADMIN",
+        "CAP_SYS_PTRACE",
+        "CAP_SYS_MODULE",
+    ]
+
+
+@pytest.mark.needs("scan")
+def test_the_categories_of_every_scanning_kernel_are_found():
+    found = set(checkup.look_at_scan().details["categories"])
+    assert found >= {"wpallowed", "written", "file", "present", "swapped", "pfnzero", "huge"}
+
+
+def test_thp_is_as_sysfs_has_it():
+    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    finding = checkup.look_at_thp()
+    if path.exists():
+        assert f"[{finding.details['enabled']}]" in path.read_text()
+    else:
+        assert finding.state == checkup.NO
+
+
+@pytest.mark.needs("mountns")
+def test_tracefs_is_found_once_it_is_mounted():
+    program = (
+        "from physview.analysis import checkup; f = checkup.look_at_tracefs();"
+        "print(f.state, f.details and f.details['path'])"
+    )
+    mount = 'umount -a -t tracefs; mount -t tracefs t /mnt && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", mount, "sh", sys.executable, "-c", program]
+    state, path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert state in ("yes", "part")
+    assert path == "/mnt"
+
+
+def test_qemu_is_looked_for_on_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert checkup.look_at_qemu().state == checkup.NO
+    program = tmp_path / f"qemu-system-{os.uname().machine}"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert str(program) in checkup.look_at_qemu().value
+
+
+@pytest.mark.parametrize(
+    ("os_release", "line"),
+    [
+        ("ID=debian\n", "sudo apt-get install linux-headers-6.1"),
+        ('ID="rocky"\nID_LIKE="rhel centos fedora"\n', "sudo dnf install kernel-devel-6.1"),
+        ("ID=arch\n", "sudo pacman -S linux-headers"),
+        ("", "install the headers package of your distribution"),
+    ],
+)
+def test_packages_are_named_as_the_distribution_does(os_release, line):
+    assert install_line("headers", os_release, release="6.1") == line

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+import errno
+import pickle
+
+import pytest
+
+from physview import errors
+
+ALL = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.PhysviewError)
+]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_error_pickles_with_what_it_carries(kind):
+    error = pickle.loads(
+        pickle.dumps(kind("it failed", "no reason", "do nothing", pid=7, path="/x"))
+    )
+    assert type(error) is kind
+    assert str(error) == "it failed: no reason; do nothing"
+    assert (error.pid, error.path) == (7, "/x")
+
+
+def test_parts_that_are_not_there_leave_no_marks():
+    assert str(errors.PhysviewError("it failed")) == "it failed"
+    assert str(errors.PhysviewError("it failed", "", "do this")) == "it failed; do this"
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin", "code"),
+    [
+        (errors.AccessDenied, PermissionError, errno.EACCES),
+        (errors.ProcessGone, ProcessLookupError, errno.ESRCH),
+        (errors.NoUserMemory, ProcessLookupError, errno.ESRCH),
+        (errors.Unsupported, OSError, errno.EOPNOTSUPP),
+    ],
+)
+def test_they_are_the_builtins_of_their_meaning(kind, builtin, code):
+    with pytest.raises(builtin) as caught:
+        raise kind("it failed")
+    assert caught.value.errno == code
+
+
+def test_wrong_use_has_an_exit_code_of_its_own():
+    assert {kind.exit_code for kind in ALL if kind is not errors.UsageError} == {1}
+    assert errors.UsageError.exit_code == 2

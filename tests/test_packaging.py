@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The wheel that is built from the sdist runs the report in an empty environment."""
+
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+from conftest import ROOT
+
+pytestmark = pytest.mark.needs("index", "cc")
+
+VERSION = "import sys; print(*sys.version_info[:2])"
+
+
+def run(*command, **options):
+    result = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def pythons():
+    """The interpreters of this machine that physview supports, by version."""
+    found = {}
+    names = [f"python3.{minor}" for minor in range(10, 30)]
+    paths = [shutil.which(name) for name in names]
+    paths += glob.glob(os.path.expanduser("~/.pyenv/versions/*/bin/python3"))
+    paths += glob.glob("/opt/hostedtoolcache/Python/*/x64/bin/python3")
+    for path in [sys.executable, *filter(None, paths)]:
+        result = subprocess.run([path, "-c", VERSION], capture_output=True, text=True, check=False)
+        version = tuple(map(int, result.stdout.split()))
+        if result.returncode == 0 and version >= (3, 10):
+            found.setdefault(version, path)
+    return dict(sorted(found.items()))
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    # A copy without what building and testing leave in a checkout: what is in the sdist is in git.
+    source = tmp_path_factory.mktemp("source") / "physview"
+    ignore = shutil.ignore_patterns(".venv", ".git", "build", "*.so", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT, source, ignore=ignore)
+    out = tmp_path_factory.mktemp("sdist")
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", out, source)
+    return next(out.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
+    work = tmp_path_factory.mktemp("wheel")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(work, **({"filter": "data"} if sys.version_info >= (3, 12) else {}))
+    source = next(work.glob("physview-*"))
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", work, source)
+    return next(work.glob("*.whl"))
+
+
+def test_the_sdist_is_complete(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    expected = {
+        *["csrc/cdef.h", "csrc/physview.h", "csrc/pagemap.c", "csrc/probes.c", "csrc/build_ffi.py"],
+        *["scripts/run", "scripts/test", "scripts/setup.sh", "scripts/bench", "tests/conftest.py"],
+        *["README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "docs/json.md"],
+        *["physview/py.typed", "physview/_native.pyi", "setup.py", "pyproject.toml"],
+    }
+    assert expected <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_the_wheel_is_one_for_all(wheel):
+    assert re.search(r"-cp310-abi3-linux_\w+\.whl$", wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert "physview/_native.abi3.so" in names
+    assert "physview/py.typed" in names
+    assert not [name for name in names if name.startswith(("tests", "csrc"))]
+
+
+@pytest.mark.parametrize("which", ["oldest", "newest"])
+def test_the_wheel_runs_the_report_in_an_empty_environment(wheel, tmp_path, which):
+    versions = pythons()
+    python = versions[min(versions) if which == "oldest" else max(versions)]
+    run(python, "-m", "venv", tmp_path / "venv")
+    pip = [tmp_path / "venv/bin/python", "-m", "pip", "install", "-q", "--prefer-binary", wheel]
+    run(*pip, cwd=tmp_path)
+    program = tmp_path / "venv/bin/physview"
+    result = subprocess.run(
+        [program, "memview"], capture_output=True, text=True, cwd="/", check=False
+    )
+    assert len(result.stdout.splitlines()) == 41, result.stderr
+    assert result.returncode == ("UNKNOWN" in result.stdout)
+    code = "import physview; print(physview.__file__)"
+    where = run(tmp_path / "venv/bin/python", "-c", code, cwd="/")
+    assert where.startswith(str(tmp_path))
