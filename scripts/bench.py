@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How fast physview is, as ratios against peers that run in turn with it.
+
+A ratio is the median of pairs: one of ours, one of the peer's, again and again, so that it holds
+on a machine whose speed drifts. Every row says what it is to stay under. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = os.sysconf("SC_PAGESIZE")
+GIB = 1 << 30
+
+# Maps memory of small pages and makes all of it present: by writing, with a frame for each page, or
+# by reading, with the zero page in all, which takes no memory. Tells where it is, and waits.
+TARGET = """
+import ctypes, mmap, sys
+size, write = int(sys.argv[1]), sys.argv[2] == "write"
+memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(15)  # MADV_NOHUGEPAGE
+for offset in range(0, size, mmap.PAGESIZE):
+    if write:
+        memory[offset] = 1
+    else:
+        memory[offset]
+print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
+input()
+"""
+
+# Translates a range in chunks of constant size, and prints its peak memory.
+PEAK = """
+import resource, sys
+import numpy as np, physview
+pid, start, size, chunk = map(int, sys.argv[1:])
+with physview.Process(pid) as process:
+    for at in range(start, start + size, chunk):
+        vaddrs = np.arange(at, at + chunk, physview.PAGE_SIZE, dtype=np.uint64)
+        assert process.translate_array(vaddrs).known.all()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def report(what: str, ratio: float, limit: float, detail: str) -> bool:
+    """Print one row; return whether the limit is kept."""
+    kept = ratio < limit
+    mark = "ok  " if kept else "OVER"
+    print(f"{mark}  {what:<58} {ratio:6.3f}  (to be under {limit:g})  {detail}", flush=True)
+    return kept
+
+
+def paired(ours: Callable[[], float], peer: Callable[[], float], nr: int) -> tuple[float, str]:
+    """The median ratio of nr pairs, after one that is not counted, and what it was made of."""
+    ours(), peer()
+    pairs = [(ours(), peer()) for _ in range(nr)]
+    ratios = sorted(a / b for a, b in pairs)
+    mine, theirs = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
+    spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+    return statistics.median(ratios), f"medians {mine:.2f} and {theirs:.2f} ms, ratios {spread}"
+
+
+def timed(*command: str) -> Callable[[], float]:
+    """Makes a function that runs a command and returns its seconds."""
+
+    def run() -> float:
+        start = time.perf_counter()
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        return time.perf_counter() - start
+
+    return run
+
+
+def bench_startup(nr: int) -> bool:
+    physview = str(Path(sys.executable).with_name("physview"))
+    ratio, detail = paired(
+        timed(physview, "memview"), timed(sys.executable, "-I", "-c", "pass"), nr
+    )
+    return report("start-up: physview memview / python3 -I -c pass", ratio, 4, detail)
+
+
+def start_target(size: int, how: str) -> tuple[subprocess.Popen[str], int]:
+    target = subprocess.Popen(
+        [sys.executable, "-c", TARGET, str(size), how],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert target.stdout
+    return target, int(target.stdout.readline())
+
+
+def bench_dense(nr: int) -> bool:
+    """A dense gigabyte of small pages, through the public API and through a plain C loop."""
+    import numpy as np
+
+    import physview
+
+    target, start = start_target(GIB, "write")
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/readloop"
+        subprocess.run(["cc", "-O2", "-o", program, HERE / "peers" / "readloop.c"], check=True)
+        pagemap = f"/proc/{target.pid}/pagemap"
+        loop = subprocess.Popen(
+            [program, pagemap, str(start // PAGE), str(GIB // PAGE)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+        def peer() -> float:
+            assert loop.stdin
+            assert loop.stdout
+            loop.stdin.write("\n")
+            loop.stdin.flush()
+            return int(loop.stdout.readline()) / 1e9
+
+        vaddrs = np.arange(start, start + GIB, PAGE, dtype=np.uint64)
+        with physview.Process(target.pid) as process:
+
+            def ours() -> float:
+                begin = time.perf_counter()
+                process.translate_array(vaddrs)
+                return time.perf_counter() - begin
+
+            assert process.translate_array(vaddrs).known.all(), "frames are hidden: run as root"
+            ratio, detail = paired(ours, peer, nr)
+        loop.communicate()
+    target.kill()
+    target.communicate()
+    return report("dense 1 GiB: translate_array / plain C loop of preads", ratio, 1.1, detail)
+
+
+def bench_memory() -> bool:
+    """Peak memory must not follow the range: the same chunks, one gigabyte and eight."""
+    peaks = []
+    for size in (GIB, 8 * GIB):
+        target, start = start_target(size, "read")
+        command = [
+            sys.executable,
+            "-c",
+            PEAK,
+            str(target.pid),
+            str(start),
+            str(size),
+            str(GIB // 4),
+        ]
+        peaks.append(int(subprocess.run(command, capture_output=True, check=True).stdout))
+        target.kill()
+        target.communicate()
+    detail = f"{peaks[1] / 1024:.1f} and {peaks[0] / 1024:.1f} MiB"
+    return report(
+        "peak memory: 8 GiB / 1 GiB, in constant chunks", peaks[1] / peaks[0], 1.1, detail
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-n", type=int, default=31, metavar="PAIRS", help="pairs to run (31)")
+    nr = parser.parse_args().n
+    kept = [bench_startup(nr), bench_dense(nr), bench_memory()]
+    return int(not all(kept))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
