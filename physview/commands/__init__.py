@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from physview import __version__
 from physview.commands import _common, doctor, memview, translate
@@ -20,6 +21,11 @@ COMMANDS = (memview, translate, doctor)
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # "-0x10" is a wrong address, not an unknown option; argparse knows so from 3.14 on.
+        self._negative_number_matcher = re.compile("^-(?:0[xX])?[0-9]")
+
     def error(self, message: str) -> NoReturn:
         """Say it in one line."""
         self.exit(2, f"{self.prog}: {message}; see '{self.prog} --help'\n")

@@ -19,13 +19,19 @@ def write(document: Any) -> None:
 
 
 def write_stream(source: str, pid: int, entries: Iterable[dict[str, Any]]) -> None:
-    """Print the document of `translations()`, its entries as they come and one a line."""
-    import json
+    """Print the document of `translations()`, its entries as they come and one a line.
 
+    What fails before there is a first entry fails before anything is printed.
+    """
+    import json
+    from itertools import chain, islice
+
+    items = iter(entries)
+    first = list(islice(items, 1))
     head = json.dumps({"source": source, "pid": pid, "entries": []})
     sys.stdout.write(head[: -len("]}")])
     separator = "\n"
-    for item in entries:
+    for item in chain(first, items):
         sys.stdout.write(separator + json.dumps(item))
         separator = ",\n"
     sys.stdout.write("\n]}\n")

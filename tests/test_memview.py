@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""physview memview, each time in a process of its own."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import AS_NOBODY, ROOT, WITHOUT_CAPABILITIES, one_line
+from memory import PAGE
+
+REPORT_LINE = re.compile(r"[^:]+:  0x[0-9a-f]{16} -> (0x[0-9a-f]{16}|UNKNOWN)")
+
+
+@pytest.mark.needs("pfn")
+@pytest.mark.parametrize("source", ["auto", "pagemap", "reference"])
+def test_the_report_is_a_header_and_40_lines_all_with_an_address(physview, source):
+    result = physview("memview", "--source", source)
+    assert (result.returncode, result.stderr) == (0, "")
+    header, *lines = result.stdout.splitlines()
+    assert header == "Memory map report (virtual -> physical)"
+    assert len(lines) == 40
+    for line in lines:
+        assert REPORT_LINE.fullmatch(line), line
+        assert "UNKNOWN" not in line
+    assert [line.split(":")[0] for line in lines[:3]] == ["argv", "argv[0]", "envp"]
+
+
+@pytest.mark.needs("pfn")
+def test_the_reports_json(physview):
+    result = physview("memview", "--json")
+    document = json.loads(result.stdout)
+    assert document["source"] == "pagemap"
+    assert isinstance(document["pid"], int)
+    assert len(document["entries"]) == 40
+    for entry in document["entries"]:
+        assert int(entry["paddr"], 16) == entry["pfn"] * PAGE + int(entry["vaddr"], 16) % PAGE
+        assert entry["cause"] is None
+        assert "present" in entry["flags"]
+
+
+def test_virtual_addresses_need_nobody(physview):
+    result = physview("memview", "--virtual", prefix=WITHOUT_CAPABILITIES)
+    assert (result.returncode, result.stderr) == (0, "")
+    header, *lines = result.stdout.splitlines()
+    assert header == "Memory map report (virtual)"
+    assert len(lines) == 40
+    assert all(re.fullmatch(r"[^:]+:  0x[0-9a-f]{16}", line) for line in lines)
+    entries = json.loads(physview("memview", "--virtual", "--json").stdout)["entries"]
+    assert [entry["paddr"] for entry in entries] == [None] * 40
+
+
+@pytest.mark.needs("pfn")
+def test_repeated_runs_are_new_processes_and_file_pages_stay(physview):
+    result = physview("memview", "--repeat", "3", "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert len({run["pid"] for run in document["runs"]}) == 3
+    by_label = {item["label"]: item for item in document["labels"]}
+    assert len(by_label) == 40
+    # main, lmsg and gmsg lie in clean pages of the page cache; the stack is made anew.
+    assert {by_label[name]["physical"] for name in ("main", "lmsg", "gmsg")} == {"stayed"}
+    assert by_label["main"]["nr_physical"] == 1
+    assert by_label["&lmsg"]["nr_virtual"] in (1, 2, 3)
+
+
+@pytest.mark.needs("pfn")
+def test_the_repeat_table_has_a_line_for_each_label(physview):
+    lines = physview("memview", "--repeat", "2").stdout.splitlines()
+    assert lines[0].strip() == "2 runs, a new process each"
+    assert len(lines) == 42
+    assert lines[2].split()[0] == "argv"
+
+
+def test_sleep_says_the_pid_before_it_sleeps():
+    command = [sys.executable, "-m", "physview", "memview", "--virtual", "--sleep", "30"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stderr.readline()
+        assert f"pid {process.pid} sleeps for 30 s" in line
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("option", [["--repeat", "0"], ["--repeat", "x"], ["--sleep", "-1"]])
+def test_numbers_that_are_none(physview, option):
+    assert "is not a number" in one_line(physview("memview", *option), 2)
+
+
+def test_without_privilege_the_addresses_are_shown_and_the_cause_said(physview):
+    result = physview("memview", prefix=WITHOUT_CAPABILITIES)
+    line = one_line(result, 1)
+    assert "40 addresses are UNKNOWN" in line
+    assert "hides its frame number" in line
+    assert "CAP_SYS_ADMIN" in line
+    assert result.stdout.count(" -> UNKNOWN") == 40
+    assert len(result.stdout.splitlines()) == 41
+
+
+@pytest.mark.needs("nobody")
+def test_nobodys_report_ends_with_the_line_that_works(physview):
+    line = one_line(physview("memview", prefix=AS_NOBODY), 1)
+    assert "40 addresses are UNKNOWN" in line
+    words = shlex.split(line.partition("run as root: ")[2])
+    assert words[0] == "sudo"
+    again = subprocess.run(words[1:], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again
+    assert len(again.stdout.splitlines()) == 41
+
+
+@pytest.mark.needs("mountns")
+def test_a_kernel_without_pagemap(physview, tmp_path):
+    """Real files of /proc on another file system, where pagemap is what is missing."""
+    result = physview(
+        "memview",
+        prefix=[
+            *["unshare", "-m", "sh", "-c"],
+            f"cp /proc/self/stat /proc/self/maps {tmp_path} && mount -t tmpfs none /proc"
+            f' && mkdir /proc/self && cp {tmp_path}/stat {tmp_path}/maps /proc/self && exec "$@"',
+            "sh",
+        ],
+    )
+    line = one_line(result, 1)
+    assert "cannot read /proc/self/pagemap: this kernel was built without it" in line
+    assert "CONFIG_PROC_PAGE_MONITOR" in line
+    assert result.stdout == ""
+
+
+@pytest.mark.needs("mountns")
+def test_no_proc_at_all(physview):
+    hide = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+    assert "/proc is not mounted" in one_line(physview("memview", prefix=hide), 1)
+
+
+@pytest.fixture
+def bare_checkout(tmp_path):
+    """The package without its compiled core, for a Python that has nothing installed."""
+    package = tmp_path / "physview"
+    ignore = "*.so", "__pycache__"
+
+    shutil.copytree(ROOT / "physview", package, ignore=shutil.ignore_patterns(*ignore))
+
+    def run(*args):
+        command = [sys.executable, "-I", "-S", "-c"]
+        program = (
+            f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv[0] = 'physview'\n"
+            "from physview.commands import main; sys.exit(main())"
+        )
+        return subprocess.run(
+            [*command, program, *args], capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+@pytest.mark.needs("pfn")
+def test_without_the_core_the_reference_serves_and_says_so(bare_checkout):
+    result = bare_checkout("memview")
+    assert result.returncode == 0
+    assert "the compiled core is not there" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert len(result.stdout.splitlines()) == 41
+    assert "UNKNOWN" not in result.stdout
+    assert json.loads(bare_checkout("memview", "--json").stdout)["source"] == "reference"
+
+
+def test_the_core_that_is_asked_for_and_missing(bare_checkout):
+    line = one_line(bare_checkout("memview", "--source", "pagemap"), 1)
+    assert "the compiled core is not there" in line
+    assert "./scripts/run" in line
