@@ -10,7 +10,7 @@ import bisect
 import errno
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from physview.errors import AccessDenied, NoUserMemory, PhysviewError, ProcessGone, Unsupported
 from physview.model import Cause, PagemapEntry, Vma
@@ -167,43 +167,25 @@ class ProcDir:
         """Say what an OSError about the process's file `name` means."""
         path = f"{self.path}/{name}"
         what = f"cannot read {path}"
-        if error.errno in (errno.EACCES, errno.EPERM):
-            return AccessDenied(
-                what,
-                f"process {self.pid} is not yours to look into",
-                "run as root",
-                pid=self.pid,
-                path=path,
-            )
-        if error.errno not in (errno.ESRCH, errno.ENOENT):
-            return PhysviewError(what, error.strerror or str(error), pid=self.pid, path=path)
+        about: dict[str, Any] = {"pid": self.pid, "path": path}
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ESRCH, errno.ENOENT):
+            return PhysviewError(what, error.strerror or str(error), **about)
         stat = self.stat()
         if stat is None:
             return self.gone()
+        # To users who are not root the kernel says EACCES of these, too.
         if stat.flags & PF_KTHREAD:
-            return NoUserMemory(
-                what,
-                f"{self.pid} is a kernel thread, which has no user memory",
-                "choose a user process",
-                pid=self.pid,
-                path=path,
-            )
+            why = f"{self.pid} is a kernel thread, which has no user memory"
+            return NoUserMemory(what, why, "choose a user process", **about)
         if stat.has_ended:
-            return NoUserMemory(
-                what,
-                f"process {self.pid} has ended and only its exit status is left (a zombie)",
-                "choose a living process",
-                pid=self.pid,
-                path=path,
-            )
+            why = f"process {self.pid} has ended and only its exit status is left (a zombie)"
+            return NoUserMemory(what, why, "choose a living process", **about)
+        if error.errno in (errno.EACCES, errno.EPERM):
+            why = f"process {self.pid} is not yours to look into"
+            return AccessDenied(what, why, "run as root", **about)
         if error.errno == errno.ENOENT:
-            return Unsupported(
-                what,
-                "this kernel was built without it",
-                "it takes one with CONFIG_PROC_PAGE_MONITOR=y",
-                pid=self.pid,
-                path=path,
-            )
+            remedy = "it takes one with CONFIG_PROC_PAGE_MONITOR=y"
+            return Unsupported(what, "this kernel was built without it", remedy, **about)
         return self.gone()
 
     def gone(self) -> ProcessGone:

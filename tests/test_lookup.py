@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+import os
 import subprocess
 
 import pytest
@@ -37,6 +38,7 @@ def test_a_name_finds_the_process_by_comm_or_by_program(tmp_path):
 
 
 def test_this_process_is_not_found_by_its_name():
-    libc.prctl(PR_SET_NAME, b"physview-itself", 0, 0, 0)
-    with pytest.raises(ProcessGone, match="no process is named 'physview-itself'"):
-        find_pid("physview-itself")
+    name = f"pv-{os.getpid()}"
+    libc.prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
+    with pytest.raises(ProcessGone, match=f"no process is named '{name}'"):
+        find_pid(name)

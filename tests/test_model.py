@@ -2,7 +2,7 @@
 from array import array
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from physview import _ffi
@@ -78,6 +78,7 @@ def test_every_entry_has_a_frame_or_a_cause_and_never_both(raw):
 
 
 @given(st.lists(st.tuples(uint64, uint64)))
+@example([(0x1000, PRESENT | 1 << 55), (0x1000, PRESENT), (0x1000, 0), (0x1000, 1)])
 def test_the_core_decodes_as_the_model_does(pairs):
     ffi, lib = _ffi.load()
     pairs = [(vaddr, raw) for vaddr, raw in pairs if raw != NO_ENTRY]

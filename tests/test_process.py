@@ -101,6 +101,7 @@ def test_a_range_over_the_whole_address_space_ends_soon(process):
         assert before.end < after.start or (before.cause, before.vma) != (after.cause, after.vma)
 
 
+@pytest.mark.needs("pfn")
 def test_pages_in_a_row_without_an_address_are_one_item(process):
     region = Region(2000).touch(1000)
     items = list(iter_items(process, region.start, region.end))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from physview import NoUserMemory, Process, ProcessGone, Vma
-from physview.procfs import MemoryMap, ProcDir, parse_maps_line, parse_pfnmaps, parse_stat
+from physview.procfs import MemoryMap, ProcDir, Stat, parse_maps_line, parse_pfnmaps, parse_stat
 
 names = st.binary(min_size=1, max_size=15).filter(lambda name: b"\0" not in name)
 
@@ -20,6 +20,14 @@ def test_stat_is_read_whatever_the_process_is_called(name, flags, start_time):
     fields[0], fields[6], fields[19], fields[25] = b"R", b"%d" % flags, b"%d" % start_time, b"99"
     stat = parse_stat(b"12 (" + name + b") " + b" ".join(fields) + b"\n")
     assert stat == ("R", flags, start_time, 99)
+
+
+@pytest.mark.parametrize(
+    ("state", "flags", "ended"),
+    [("R", 0, False), ("Z", 0, True), ("X", 0, True), ("R", 0x4, True), ("S", 0x400100, False)],
+)
+def test_a_process_has_ended_from_when_it_begins_to_exit(state, flags, ended):
+    assert Stat(state, flags, 0, 0).has_ended is ended
 
 
 @pytest.mark.parametrize(
@@ -101,8 +109,8 @@ def test_a_zombie_has_no_memory():
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     try:
-        with pytest.raises(NoUserMemory, match="zombie"), Process(child.pid) as process:
-            process.translate(0)
+        with pytest.raises(NoUserMemory, match="zombie"):
+            Process(child.pid)
     finally:
         child.wait()
 

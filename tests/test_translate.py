@@ -178,7 +178,7 @@ def test_a_name_that_one_process_has_and_one_that_two_have(physview, tmp_path):
             process.wait()
 
 
-@pytest.mark.needs("kthread", "root")
+@pytest.mark.needs("kthread")
 def test_a_kernel_thread(physview):
     assert "kernel thread, which has no user memory" in one_line(physview("translate", "2", "0"), 1)
 
