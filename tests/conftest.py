@@ -21,6 +21,8 @@ from memory import Region
 
 from physview.analysis import checkup
 
+# Commands run as a person runs them: what they write is buffered.
+os.environ.pop("PYTHONUNBUFFERED", None)
 # Not in the checkout, where root would leave it to a user.
 os.environ.setdefault(
     "HYPOTHESIS_STORAGE_DIRECTORY", f"{tempfile.gettempdir()}/hypothesis-{os.geteuid()}"

@@ -109,6 +109,16 @@ def test_pages_in_a_row_without_an_address_are_one_item(process):
     assert items[1].vaddr == region.start + 1000 * PAGE
 
 
+def test_pages_in_a_row_of_two_mappings_are_two_items(process):
+    region = Region(20)
+    first = Region.__new__(Region)
+    first.start, first.size = region.start, 10 * PAGE
+    first.mprotect(0)
+    items = list(iter_items(process, region.start, region.end))
+    assert [(item.nr_pages, item.vma.perms) for item in items] == [(10, "---p"), (10, "rw-p")]
+    first.size = 0
+
+
 @pytest.mark.parametrize(
     ("start", "end"), [(8192, 4096), (4096, 4096), (-1, 5), (0, (1 << 64) + 1)]
 )
