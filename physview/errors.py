@@ -7,7 +7,7 @@ caller may catch either. They carry the pid or path they are about, and they pic
 
 from __future__ import annotations
 
-from errno import EACCES, EOPNOTSUPP, ESRCH
+from errno import EACCES, ENODEV, ENOTTY, EOPNOTSUPP, ESRCH
 from typing import Any
 
 
@@ -80,3 +80,15 @@ class Unsupported(PhysviewError, OSError):
 
 class CoreUnavailable(PhysviewError, ImportError):
     """The compiled core, physview._native, is not built or does not load."""
+
+
+class ModuleUnavailable(PhysviewError, OSError):
+    """The kernel module is not loaded, or cannot be."""
+
+    errno = ENODEV
+
+
+class AbiMismatch(PhysviewError, OSError):
+    """The module that is loaded is not one that can answer this."""
+
+    errno = ENOTTY

@@ -7,7 +7,7 @@ Nothing here reads anything, and nothing here imports the rest of the package.
 from __future__ import annotations
 
 import os
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import NamedTuple
 
 PAGE_SIZE: int = os.sysconf("SC_PAGESIZE")
@@ -269,3 +269,63 @@ class Probe(NamedTuple):
 
     label: str
     vaddr: int
+
+
+class PageKind(IntEnum):
+    """What an entry of the page tables says of a page. Source: csrc/kmod/uapi/physicalview.h"""
+
+    NONE = 0
+    PRESENT = 1
+    PROT_NONE = 2
+    SWAP = 3
+    MIGRATION = 4
+    HWPOISON = 5
+    DEVICE = 6
+    MARKER = 7
+    BEYOND = 8
+    BAD = 9
+
+    @property
+    def has_page(self) -> bool:
+        """Whether there is a frame: only then is there a physical address."""
+        return self in (PageKind.PRESENT, PageKind.PROT_NONE)
+
+
+class Level(NamedTuple):
+    """The entry that a walk read at one level of the page tables.
+
+    Args:
+        name: "pgd", "p4d", "pud", "pmd" or "pte".
+        address: Physical address of the entry, or None where the level is folded.
+        entry: The entry as it is in memory.
+        span_bytes: How much address space the entry spans.
+        folded: The hardware has no such level; the entry is that of the level above.
+        leaf: It maps a page, and the walk ends here.
+    """
+
+    name: str
+    address: int | None
+    entry: int
+    span_bytes: int
+    folded: bool
+    leaf: bool
+
+
+class Walk(NamedTuple):
+    """A walk of the page tables for one virtual address.
+
+    Args:
+        vaddr: Virtual address.
+        paddr: Physical address, or None.
+        kind: What the last entry says.
+        page_size_bytes: Size of the page, or what the last entry spans if there is none.
+        swap: A swap entry's (type, offset), or None.
+        levels: What was read, from the root down.
+    """
+
+    vaddr: int
+    paddr: int | None
+    kind: PageKind
+    page_size_bytes: int
+    swap: tuple[int, int] | None
+    levels: list[Level]

@@ -86,6 +86,7 @@ class Pagemap:
     """
 
     name = "pagemap"
+    sees_pfnmaps = False
 
     def __init__(self, proc: ProcDir) -> None:
         self._ffi, self._lib = _ffi.load()

@@ -38,6 +38,7 @@ class Witness(Protocol):
     """What `Process` asks of a source of pagemap entries; see `pagemap.Pagemap`."""
 
     name: str
+    sees_pfnmaps: bool
 
     def fill(self, vaddrs: Any, entries: Any, paddrs: Any) -> int: ...
     def next_populated(self, start: int, end: int) -> int: ...
@@ -50,8 +51,15 @@ def _reference(proc: ProcDir) -> Witness:
     return ReferencePagemap(proc)
 
 
+def _kmod(proc: ProcDir) -> Witness:
+    from physview.kmod import Kmod
+
+    return Kmod(proc)
+
+
 WITNESSES: dict[str, Callable[[ProcDir], Witness]] = {
     "pagemap": Pagemap,
+    "kmod": _kmod,
     "reference": _reference,
 }
 
@@ -64,8 +72,8 @@ class Process:
 
     Args:
         pid: Process id, or "self".
-        source: "pagemap" (the compiled core), "reference" (ctypes, needs no compiler) or "auto":
-            pagemap unless the core is not built.
+        source: "pagemap" (the compiled core), "kmod" (the kernel module), "reference" (ctypes,
+            needs no compiler) or "auto": pagemap unless the core is not built.
 
     Raises:
         ProcessGone: There is no such process.
@@ -73,6 +81,7 @@ class Process:
         NoUserMemory: It is a kernel thread or a zombie.
         Unsupported: The kernel has no pagemap.
         CoreUnavailable: `source` is "pagemap" and the core is not built.
+        ModuleUnavailable: `source` is "kmod" and the module is not loaded.
 
     >>> with Process("self") as process:
     ...     vma = next(process.iter_vmas())
@@ -105,7 +114,7 @@ class Process:
 
     @property
     def source(self) -> str:
-        """The witness that answers: "pagemap" or "reference"."""
+        """The witness that answers: "pagemap", "kmod" or "reference"."""
         return self._witness.name
 
     def close(self) -> None:
@@ -229,7 +238,7 @@ class Process:
             yield from self._iter_unmapped(at, vma.start)
             at = max(at, vma.start)
             stop = min(vma.end, end)
-            if memory.is_pfnmap(vma):
+            if memory.is_pfnmap(vma) and not self._witness.sees_pfnmaps:
                 yield Gap(at, stop, Cause.DEVICE, vma)
             elif at >= self.user_end():
                 yield Gap(at, stop, Cause.BEYOND, vma)  # [vsyscall]
@@ -325,6 +334,8 @@ class Process:
             if paddr != NO_PADDR:
                 return Translation(vaddr, paddr, None, entry, vma)
             cause = Cause.BEYOND if entry is None else memory.cause(vaddr, entry)
+            if cause is Cause.DEVICE and self._witness.sees_pfnmaps:
+                cause = Cause.ABSENT  # the walk would have seen it
             return Translation(vaddr, None, cause, entry, vma)
 
         return explain

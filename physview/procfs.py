@@ -76,21 +76,23 @@ def parse_maps_line(line: bytes) -> Vma:
     )
 
 
-def parse_pfnmaps(smaps: bytes) -> frozenset[int]:
-    r"""Start addresses of the VM_PFNMAP mappings ("pf") in /proc/PID/smaps.
+def parse_vm_flags(smaps: bytes) -> dict[int, frozenset[str]]:
+    r"""The VmFlags of each mapping in /proc/PID/smaps, by its start address.
 
-    >>> parse_pfnmaps(b"1000-2000 r--p 0 00:00 0 [vvar]\nRss: 0 kB\nVmFlags: rd mr pf io\n")
-    frozenset({4096})
+    >>> parse_vm_flags(b"1000-2000 r--p 0 00:00 0 [vvar]\nRss: 0 kB\nVmFlags: rd pf\n") == {
+    ...     4096: {"rd", "pf"}
+    ... }
+    True
     """
-    found = set()
+    flags = {}
     start = 0
     for line in smaps.splitlines():
         first, _, rest = line.partition(b" ")
-        if first == b"VmFlags:" and b"pf" in rest.split():
-            found.add(start)
+        if first == b"VmFlags:":
+            flags[start] = frozenset(rest.decode().split())
         elif not first.endswith(b":"):
             start = int(first.split(b"-")[0], 16)
-    return frozenset(found)
+    return flags
 
 
 class ProcDir:
@@ -222,7 +224,7 @@ class MemoryMap:
         if not self.vmas:  # no living process is without a mapping
             raise proc.gone()
         self._ends = [vma.end for vma in self.vmas]
-        self._pfnmaps: frozenset[int] | None = None
+        self._flags: dict[int, frozenset[str]] | None = None
 
     def find(self, vaddr: int) -> Vma | None:
         """The mapping that `vaddr` lies in, or None."""
@@ -237,9 +239,16 @@ class MemoryMap:
         """Whether a mapping is VM_PFNMAP: it has no pages that pagemap could show."""
         if not vma.path.startswith(DEVICE_PATHS) or vma.path.startswith(SHARED_MEMORY_PATHS):
             return False
-        if self._pfnmaps is None:
-            self._pfnmaps = parse_pfnmaps(self._proc.read("smaps"))
-        return vma.start in self._pfnmaps
+        return self.has_flag(vma, "pf")
+
+    def has_flag(self, vma: Vma, flag: str) -> bool:
+        """Whether a mapping has one of the kernel's VmFlags. The first call reads smaps.
+
+        Source: show_smap_vma_flags() in fs/proc/task_mmu.c
+        """
+        if self._flags is None:
+            self._flags = parse_vm_flags(self._proc.read("smaps"))
+        return flag in self._flags.get(vma.start, ())
 
     def cause(self, vaddr: int, entry: PagemapEntry) -> Cause | None:
         """Why the page has no frame number, as far as its entry and its mapping tell."""

@@ -33,6 +33,7 @@ class ReferencePagemap:
     """Reads a process's pagemap with pread() through ctypes; see `pagemap.Pagemap`."""
 
     name = "reference"
+    sees_pfnmaps = False
 
     def __init__(self, proc: ProcDir) -> None:
         self._path = f"{proc.path}/pagemap"

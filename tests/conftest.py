@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from memory import Region
+from memory import Region, pfnmap_ranges
 
 from physview.analysis import checkup
 
@@ -49,6 +49,14 @@ def _has_thp() -> bool:
         return region.touch().is_huge()
 
 
+def _has_hugetlb() -> bool:
+    return any(pool["free"] for pool in checkup.look_at_hugetlb().details["pools"])
+
+
+def _has_vm() -> bool:
+    return checkup.look_at_qemu().state == checkup.YES
+
+
 CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     "root": (lambda: os.geteuid() == 0, "not root: run sudo ./scripts/test"),
     "pfn": (checkup.can_show_frames, "frame numbers are hidden: run sudo ./scripts/test"),
@@ -62,6 +70,20 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "guard": (_has_guard_regions, "no MADV_GUARD_INSTALL: Linux 6.13 or later has it"),
     "thp": (_has_thp, "no huge page could be had: see physview doctor"),
+    "kmod": (
+        lambda: os.path.exists("/dev/3000physicalview"),
+        "the kernel module is not loaded: these tests run in a VM, see scripts/test",
+    ),
+    "swap": (
+        lambda: len(Path("/proc/swaps").read_text().splitlines()) > 1,
+        "no swap: the VM has some",
+    ),
+    "hugetlb": (_has_hugetlb, "no huge pages set aside: the VM has some"),
+    "vm": (_has_vm, "no VM can be had here: see physview doctor"),
+    "pfnmap": (
+        lambda: bool(pfnmap_ranges()),
+        "no VM_PFNMAP mapping: from 7.x on [vvar] is none any more",
+    ),
     "kthread": (
         lambda: os.path.exists("/proc/2/comm") and not os.path.exists("/proc/2/exe"),
         "kernel threads cannot be seen, as in a container",

@@ -138,3 +138,18 @@ def kpageflags(pfn: int) -> int:
     with open("/proc/kpageflags", "rb", buffering=0) as file:
         file.seek(pfn * 8)
         return int.from_bytes(file.read(8), "little")
+
+
+def pfnmap_ranges(pid: int | str = "self") -> list[range]:
+    """Where a process has [vvar], if that is VM_PFNMAP: in 7.x it is ordinary pages."""
+    found = []
+    here, name = range(0), ""
+    with open(f"/proc/{pid}/smaps") as smaps:
+        for line in smaps:
+            first, *rest = line.split()
+            if first == "VmFlags:" and "pf" in rest and name == "[vvar]":
+                found.append(here)
+            elif not first.endswith(":"):
+                start, end = (int(x, 16) for x in first.split("-"))
+                here, name = range(start, end), rest[-1]
+    return found

@@ -79,6 +79,8 @@ def test_the_wheel_is_one_for_all(wheel):
         names = archive.namelist()
     assert "physview/_native.abi3.so" in names
     assert "physview/py.typed" in names
+    for source in ("Kbuild", "Makefile", "main.c", "walk.c", "compat.h", "uapi/physicalview.h"):
+        assert f"physview/kmod_source/{source}" in names
     assert not [name for name in names if name.startswith(("tests", "csrc"))]
 
 

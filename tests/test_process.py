@@ -95,7 +95,7 @@ def test_a_range_over_the_whole_address_space_ends_soon(process):
     assert gaps[0].start == 0
     assert gaps[0].cause is Cause.UNMAPPED
     assert gaps[-1].end == 1 << 64
-    assert {gap.cause for gap in gaps} >= {Cause.UNMAPPED, Cause.BEYOND, Cause.DEVICE, Cause.ABSENT}
+    assert {gap.cause for gap in gaps} >= {Cause.UNMAPPED, Cause.BEYOND, Cause.ABSENT}
     for before, after in itertools.pairwise(gaps):
         assert before.end <= after.start
         assert before.end < after.start or (before.cause, before.vma) != (after.cause, after.vma)
@@ -144,7 +144,7 @@ def test_a_sparse_terabyte_takes_neither_time_nor_memory():
         v
         for piece in pieces
         if isinstance(piece, Translations)
-        for v in piece.vaddrs[piece.entries != 0].tolist()
+        for v in piece.vaddrs[piece.entries >> np.uint64(63) != 0].tolist()
     }
     assert known == {region.start + index * PAGE for index in touched}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10
@@ -169,7 +169,7 @@ def test_a_process_that_maps_and_unmaps_while_it_is_read(python):
 
 
 def test_sources_and_pids_that_are_none():
-    with pytest.raises(UsageError, match="choose of auto, pagemap, reference"):
+    with pytest.raises(UsageError, match="choose of auto, pagemap, kmod, reference"):
         Process(source="guess")
     with pytest.raises(UsageError, match="is no process"):
         Process("1; true")

@@ -13,10 +13,10 @@ import sys
 from typing import Any, NoReturn
 
 from physview import __version__
-from physview.commands import _common, doctor, memview, translate
+from physview.commands import _common, compare, doctor, memview, module, translate, vm, walk
 from physview.errors import PhysviewError
 
-COMMANDS = (memview, translate, doctor)
+COMMANDS = (memview, translate, walk, compare, module, vm, doctor)
 """Modules with NAME, HELP, `prepare_parser(parser)` and `run(args) -> exit code`."""
 
 

@@ -15,7 +15,7 @@ from physview.errors import UsageError
 from physview.model import Cause, Translation
 
 NEEDS_ROOT = (Cause.HIDDEN, Cause.SWAP_HIDDEN)
-SOURCES = ("auto", "pagemap", "reference")
+SOURCES = ("auto", "pagemap", "kmod", "reference")
 
 
 def add_source_option(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +24,8 @@ def add_source_option(parser: argparse.ArgumentParser) -> None:
         "--source",
         choices=SOURCES,
         default="auto",
-        help="who answers: pagemap (the compiled core), reference (ctypes, needs no compiler), or"
-        " auto, the first of them that can (default)",
+        help="who answers: pagemap (the compiled core), kmod (the kernel module's walk), reference"
+        " (ctypes, needs no compiler), or auto: pagemap, or reference where that is not built",
     )
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from physview.analysis.checkup import NO, PART, YES, Finding
+from physview.analysis.compare import Comparison
 from physview.analysis.stability import Stability
 
 PIPE_WIDTH = 240
@@ -60,3 +61,21 @@ def print_stability(stabilities: Sequence[Stability], nr_runs: int, *, with_phys
 def _stability(word: str, nr_different: int) -> Text:
     count = f" ({nr_different} different)" if word == "changed" else ""
     return Text(word + count, style=STABILITY_STYLES[word])
+
+
+def print_comparison(pid: int, comparison: Comparison, seconds: float) -> None:
+    """compare's table: how many pages have each verdict, and the first few of each."""
+    pages = (
+        f"{comparison.nr_pages} pages in {seconds:.2f} s, {comparison.nr_retried} looked at again"
+    )
+    table = Table(title=f"process {pid}: {pages}", box=None, title_justify="left")
+    table.add_column("pages", justify="right", no_wrap=True)
+    table.add_column("verdict")
+    table.add_column("the first of them")
+    for verdict, count in sorted(comparison.counts.items(), key=lambda item: -item[1]):
+        style = "" if verdict.explained else "bold red"
+        first = " ".join(hex(vaddr) for vaddr in comparison.examples[verdict])
+        table.add_row(str(count), Text(verdict.text, style=style), first)
+    _print(table)
+    unexplained = comparison.nr_unexplained
+    sys.stdout.write(f"{unexplained} unexplained\n")

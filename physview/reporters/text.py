@@ -3,9 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from physview.model import Gap, Probe, Translation
+from physview.model import Gap, Level, PageKind, Probe, Translation, Walk
+
+BitNames = Callable[[Level], list[str]]
+
+KIND_WORDS = {
+    PageKind.NONE: "no entry: nothing is mapped there, or it was never touched",
+    PageKind.PRESENT: "a page",
+    PageKind.PROT_NONE: "a page that faults when touched: PROT_NONE, or a NUMA hint",
+    PageKind.SWAP: "swapped out",
+    PageKind.MIGRATION: "in migration to another frame",
+    PageKind.HWPOISON: "its frame is broken (hardware poison)",
+    PageKind.DEVICE: "in a device's own memory",
+    PageKind.MARKER: "a marker: userfaultfd, guard or poison",
+    PageKind.BEYOND: "no user address",
+    PageKind.BAD: "an entry that makes no sense",
+}
 
 
 def memview_report(labelled: Iterable[tuple[str, Translation]]) -> str:
@@ -45,3 +60,37 @@ def gap_line(gap: Gap) -> str:
         f"{gap.cause.text} ({pages})",
     ]
     return "  ".join(filter(None, parts))
+
+
+def walk_tree(walk: Walk, bit_names: BitNames) -> str:
+    """The levels of a walk from the root down, each below the one that leads to it."""
+    lines = [f"{walk.vaddr:#018x}"]
+    for depth, level in enumerate(level for level in walk.levels if not level.folded):
+        where = f"{level.address:#014x}"
+        names = " ".join(bit_names(level))
+        entry = f"{'  ' * depth}└─ {level.name}  at {where}  {level.entry:#018x}"
+        lines.append(f"{entry}  {names}".rstrip())
+    folded = [level.name for level in walk.levels if level.folded]
+    if folded:
+        lines.append(f"folded: {', '.join(folded)}, which this hardware has not")
+    what = KIND_WORDS[walk.kind]
+    if walk.paddr is not None:
+        size = size_words(walk.page_size_bytes)
+        lines.append(f"{walk.vaddr:#018x} -> {walk.paddr:#018x}  {what}, {size}")
+    else:
+        swap = f" (type {walk.swap[0]}, offset {walk.swap[1]:#x})" if walk.swap else ""
+        lines.append(f"{walk.vaddr:#018x} -> UNKNOWN  {what}{swap}")
+    return "\n".join([*lines, ""])
+
+
+def size_words(size_bytes: int) -> str:
+    """A power of two of bytes.
+
+    >>> size_words(4096), size_words(1 << 21), size_words(1 << 30)
+    ('4 KiB', '2 MiB', '1 GiB')
+    """
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes} {unit}"
+        size_bytes //= 1024
+    return f"{size_bytes} TiB"

@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * /dev/3000physicalview: the device, who may use it, and the copying of
+ * arguments to and from user space. walk.c reads the page tables.
+ *
+ * How a program's ioctl() gets here: misc_register() gives the device its
+ * number and its node in /dev and ties it to physicalview_fops; open() on the
+ * node finds these, and ioctl() on the descriptor calls their unlocked_ioctl
+ * with the command number and one argument, which here is always an address in
+ * the program's memory.
+ *
+ * That address is never used as a pointer. It may be wrong, may belong to the
+ * kernel, and may be unmapped by another thread while we look. copy_from_user()
+ * and copy_to_user() check it and survive the fault; they return how many bytes
+ * they could not copy. And they copy once: what is checked is the copy, which
+ * the program can no longer change.
+ */
+#include <linux/capability.h>
+#include <linux/fs.h>
+#include <linux/miscdevice.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/pid.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "compat.h"
+#include "walk.h"
+
+static bool insecure;
+module_param(insecure, bool, 0444);
+MODULE_PARM_DESC(insecure, "let every user look at memory of their own");
+
+#define MAX_BATCH (1 << 16)
+
+/* How many pages or extents are gathered before they are copied out. */
+#define NR_GATHERED 256
+
+/* How many lowest tables are read before the mmap lock is let go. */
+#define TABLES_PER_LOCK 64
+
+/* What an open descriptor keeps, so that no call has to allocate. */
+struct physicalview_file {
+	struct mutex lock; /* of the buffer */
+	union {
+		struct physicalview_page pages[NR_GATHERED];
+		struct physicalview_extent extents[NR_GATHERED];
+	};
+};
+
+/*
+ * The address space that a call is about; to be given back with mmput().
+ */
+static struct mm_struct *get_mm(s32 pid_nr)
+{
+	struct task_struct *task;
+	struct mm_struct *mm;
+	struct pid *pid;
+
+	if (!pid_nr) {
+		mm = get_task_mm(current);
+		return mm ?: ERR_PTR(-ESRCH);
+	}
+	if (!capable(CAP_SYS_ADMIN) || !capable(CAP_SYS_PTRACE))
+		return ERR_PTR(-EPERM);
+	/* The number is one of the caller's pid namespace. */
+	pid = find_get_pid(pid_nr);
+	task = get_pid_task(pid, PIDTYPE_PID);
+	put_pid(pid);
+	if (!task)
+		return ERR_PTR(-ESRCH);
+	/* Kernel threads have none, and tasks that have begun to exit. */
+	mm = get_task_mm(task);
+	put_task_struct(task);
+	return mm ?: ERR_PTR(-ESRCH);
+}
+
+static long do_translate(void __user *argp)
+{
+	struct physicalview_translate arg;
+	struct physicalview_page page = {};
+
+	if (copy_from_user(&arg, argp, sizeof(arg)))
+		return -EFAULT;
+	if (!current->mm)
+		return -ESRCH;
+	page.vaddr = arg.virt;
+	if (mmap_read_lock_killable(current->mm))
+		return -EINTR;
+	physicalview_walk_page(current->mm, &page, NULL);
+	mmap_read_unlock(current->mm);
+	arg.phys = page.paddr;
+	if (copy_to_user(argp, &arg, sizeof(arg)))
+		return -EFAULT;
+	return 0;
+}
+
+static long do_info(void __user *argp)
+{
+	struct physicalview_info info = {
+		.abi_version = PHYSICALVIEW_ABI_VERSION,
+		.nr_levels = physicalview_nr_levels(),
+		.page_shift = PAGE_SHIFT,
+		.max_batch = MAX_BATCH,
+		.user_end = TASK_SIZE_MAX,
+	};
+
+	return copy_to_user(argp, &info, sizeof(info)) ? -EFAULT : 0;
+}
+
+static long do_walk(void __user *argp)
+{
+	struct physicalview_walk walk;
+	struct mm_struct *mm;
+
+	if (copy_from_user(&walk, argp, sizeof(walk)))
+		return -EFAULT;
+	if (walk.reserved)
+		return -EINVAL;
+	mm = get_mm(walk.pid);
+	if (IS_ERR(mm))
+		return PTR_ERR(mm);
+
+	walk.nr_levels = 0;
+	memset(walk.levels, 0, sizeof(walk.levels));
+	if (mmap_read_lock_killable(mm)) {
+		mmput(mm);
+		return -EINTR;
+	}
+	physicalview_walk_page(mm, &walk.page, &walk);
+	mmap_read_unlock(mm);
+	mmput(mm);
+	return copy_to_user(argp, &walk, sizeof(walk)) ? -EFAULT : 0;
+}
+
+/* Look up to NR_GATHERED pages up, in place. */
+static long walk_pages(struct mm_struct *mm, struct physicalview_page *pages,
+		       u32 nr)
+{
+	u32 i;
+
+	if (mmap_read_lock_killable(mm))
+		return -EINTR;
+	for (i = 0; i < nr; i++)
+		physicalview_walk_page(mm, &pages[i], NULL);
+	mmap_read_unlock(mm);
+	return 0;
+}
+
+static long do_batch(struct physicalview_file *file, void __user *argp)
+{
+	struct physicalview_page __user *upages;
+	struct physicalview_batch batch;
+	struct mm_struct *mm;
+	long ret = 0;
+	u32 done, nr;
+
+	if (copy_from_user(&batch, argp, sizeof(batch)))
+		return -EFAULT;
+	if (batch.reserved || batch.nr > MAX_BATCH)
+		return -EINVAL;
+	mm = get_mm(batch.pid);
+	if (IS_ERR(mm))
+		return PTR_ERR(mm);
+	if (mutex_lock_killable(&file->lock)) {
+		mmput(mm);
+		return -EINTR;
+	}
+
+	upages = u64_to_user_ptr(batch.pages);
+	for (done = 0; done < batch.nr && !ret; done += nr) {
+		size_t size;
+
+		nr = min_t(u32, batch.nr - done, NR_GATHERED);
+		size = nr * sizeof(*upages);
+		if (copy_from_user(file->pages, upages + done, size)) {
+			ret = -EFAULT;
+			break;
+		}
+		ret = walk_pages(mm, file->pages, nr);
+		if (!ret && copy_to_user(upages + done, file->pages, size))
+			ret = -EFAULT;
+		cond_resched();
+	}
+
+	mutex_unlock(&file->lock);
+	mmput(mm);
+	return ret;
+}
+
+/* Gather extents from start on, until the room, the range or a bound ends. */
+static long walk_range(struct mm_struct *mm, u64 start, u64 end,
+		       struct physicalview_extents *extents, u64 *next)
+{
+	int i;
+
+	*next = start;
+	if (mmap_read_lock_killable(mm))
+		return -EINTR;
+	for (i = 0; i < TABLES_PER_LOCK && *next < end; i++) {
+		*next = physicalview_walk_table(mm, *next, end, extents);
+		if (extents->nr == extents->room)
+			break;
+	}
+	mmap_read_unlock(mm);
+	return 0;
+}
+
+static long copy_range(struct physicalview_file *file, struct mm_struct *mm,
+		       struct physicalview_range *range)
+{
+	struct physicalview_extent __user *uextents;
+	u32 room = range->nr;
+	long ret = 0;
+
+	uextents = u64_to_user_ptr(range->extents);
+	range->nr = 0;
+	range->next = range->start;
+	while (range->next < range->end && range->nr < room) {
+		struct physicalview_extents gathered = {
+			.at = file->extents,
+			.room = min_t(u32, room - range->nr, NR_GATHERED),
+		};
+		u64 next;
+
+		/* Progress is kept; without any, the call starts again. */
+		if (signal_pending(current)) {
+			if (range->next == range->start)
+				ret = -EINTR;
+			break;
+		}
+		ret = walk_range(mm, range->next, range->end, &gathered, &next);
+		if (ret)
+			break;
+		if (copy_to_user(uextents + range->nr, gathered.at,
+				 gathered.nr * sizeof(*gathered.at))) {
+			ret = -EFAULT;
+			break;
+		}
+		range->nr += gathered.nr;
+		range->next = next;
+		cond_resched();
+	}
+	return ret;
+}
+
+static long do_range(struct physicalview_file *file, void __user *argp)
+{
+	struct physicalview_range range;
+	struct mm_struct *mm;
+	long ret;
+
+	if (copy_from_user(&range, argp, sizeof(range)))
+		return -EFAULT;
+	if (range.reserved || !range.nr || range.start > range.end ||
+	    !PAGE_ALIGNED(range.start) || !PAGE_ALIGNED(range.end) ||
+	    range.end > TASK_SIZE_MAX)
+		return -EINVAL;
+	mm = get_mm(range.pid);
+	if (IS_ERR(mm))
+		return PTR_ERR(mm);
+	if (mutex_lock_killable(&file->lock)) {
+		mmput(mm);
+		return -EINTR;
+	}
+	ret = copy_range(file, mm, &range);
+	mutex_unlock(&file->lock);
+	mmput(mm);
+	if (ret)
+		return ret;
+	return copy_to_user(argp, &range, sizeof(range)) ? -EFAULT : 0;
+}
+
+static long physicalview_ioctl(struct file *filp, unsigned int cmd,
+			       unsigned long arg)
+{
+	struct physicalview_file *file = filp->private_data;
+	void __user *argp = (void __user *)arg;
+
+	switch (cmd) {
+	case PHYSICALVIEW_TRANSLATE:
+		return do_translate(argp);
+	case PHYSICALVIEW_INFO:
+		return do_info(argp);
+	case PHYSICALVIEW_WALK:
+		return do_walk(argp);
+	case PHYSICALVIEW_BATCH:
+		return do_batch(file, argp);
+	case PHYSICALVIEW_RANGE:
+		return do_range(file, argp);
+	default:
+		return -ENOTTY;
+	}
+}
+
+static int physicalview_open(struct inode *inode, struct file *filp)
+{
+	struct physicalview_file *file;
+
+	/* The node's mode says the same, but a chmod must not be enough. */
+	if (!insecure && !capable(CAP_SYS_ADMIN))
+		return -EPERM;
+	file = kmalloc(sizeof(*file), GFP_KERNEL);
+	if (!file)
+		return -ENOMEM;
+	mutex_init(&file->lock);
+	filp->private_data = file;
+	return 0;
+}
+
+static int physicalview_release(struct inode *inode, struct file *filp)
+{
+	kfree(filp->private_data);
+	return 0;
+}
+
+static const struct file_operations physicalview_fops = {
+	/* While a descriptor is open, the module cannot be removed. */
+	.owner = THIS_MODULE,
+	.open = physicalview_open,
+	.release = physicalview_release,
+	.unlocked_ioctl = physicalview_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
+};
+
+static struct miscdevice physicalview_device = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = PHYSICALVIEW_DEVICE,
+	.fops = &physicalview_fops,
+};
+
+static int __init physicalview_init(void)
+{
+	physicalview_device.mode = insecure ? 0666 : 0600;
+	return misc_register(&physicalview_device);
+}
+
+static void __exit physicalview_exit(void)
+{
+	misc_deregister(&physicalview_device);
+}
+
+module_init(physicalview_init);
+module_exit(physicalview_exit);
+
+MODULE_DESCRIPTION("Shows which physical addresses virtual ones have");
+MODULE_LICENSE("GPL");
+MODULE_VERSION("0.1.0");

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Build, load and unload the kernel module on this machine, and say how things stand.
+
+build needs the headers of the running kernel and a compiler; load and unload need root, and load
+builds first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from physview.commands import _common
+from physview.errors import ModuleUnavailable
+from physview.reporters import documents
+
+NAME = "module"
+HELP = "the kernel module on this machine: build, load, unload, status"
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("action", choices=("build", "load", "unload", "status"))
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="load: let every user look at memory of their own, as the course's module does",
+    )
+    _common.add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what is asked."""
+    from physview import module
+
+    if args.action == "build":
+        print(_build())
+    elif args.action == "load":
+        module.load(_build(), insecure=args.insecure)
+    elif args.action == "unload":
+        module.unload()
+    if args.action == "status" or args.json:
+        return _print_status(args.json)
+    return 0
+
+
+def _build() -> Path:
+    import os
+
+    from physview import kernels, module
+    from physview.analysis import packages
+
+    kernel = kernels.running_kernel()
+    if kernel is None or kernel.headers is None:
+        release = os.uname().release
+        raise ModuleUnavailable(
+            "cannot build the module",
+            f"there are no headers of kernel {release}",
+            packages.install_line("headers", release=release),
+        )
+    _common.say(f"building for {kernel.release}")
+    return kernels.build_module(kernel, module.source_dir())
+
+
+def _print_status(as_json: bool) -> int:
+    from physview import module
+
+    status = module.status()
+    if as_json:
+        documents.write(status._asdict())
+    elif not status.loaded:
+        print(f"{module.NAME} is not loaded")
+    else:
+        own = f"version {status.version}" if status.version else "not physview's own"
+        rights = "every user" if status.insecure else "root"
+        users = "1 user" if status.users == 1 else f"{status.users} users"
+        sys.stdout.write(f"{module.NAME} is loaded: {own}, for {rights}, {users}\n")
+    return int(not status.loaded)

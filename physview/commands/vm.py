@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run a command in a throwaway VM over this machine's own root, with the kernel module loaded.
+
+The VM sees all files that you may read here; what it writes is gone with it. The command runs as
+root in it. Its output is passed on, and so is its exit code; beside these there are 123: the VM's
+kernel crashed, 124: the command took too long, 125: there was no VM, or it was lost.
+
+PHYSVIEW_VM_ACCEL=kvm or tcg chooses how the CPU is had; by default KVM where that works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from physview.commands import _common
+from physview.errors import UsageError
+
+if TYPE_CHECKING:
+    from physview.kernels import Kernel
+
+NAME = "vm"
+HELP = "a command in a throwaway VM, on a kernel of choice, with the kernel module loaded"
+
+FALLBACK_KERNEL = "6.1"
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.usage = f"physview {NAME} [OPTIONS] -- CMD…"
+    parser.add_argument(
+        "--kernel",
+        metavar="X",
+        help="a version of Debian's, such as 6.1, which is fetched and not installed; or a path:"
+        " an image of your own with virtio, 9p and overlayfs built in (default: the running"
+        f" kernel, and where that cannot be had {FALLBACK_KERNEL})",
+    )
+    parser.add_argument(
+        "--la57", choices=("on", "off"), default="off", help="page tables of 5 levels, not 4"
+    )
+    parser.add_argument(
+        "--memory", type=_count, metavar="MIB", default=1024, help="its RAM (default: %(default)s)"
+    )
+    parser.add_argument("--cpus", type=_count, metavar="N", default=2, help="its CPUs (default: 2)")
+    parser.add_argument(
+        "--module",
+        metavar="FILE",
+        help="load this .ko; none: load nothing (default: build physview's own and load that)",
+    )
+    parser.add_argument(
+        "--append",
+        metavar="WORDS",
+        default="",
+        help="more of the kernel's command line, as 'hugepages=8'; NAME.PARAMETER=VALUE is"
+        " also given to a module that is loaded",
+    )
+    parser.add_argument(
+        "--timeout", type=_seconds, metavar="S", help="end the command after so many seconds"
+    )
+    parser.add_argument("--console", action="store_true", help="show the kernel's log on stderr")
+    parser.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="what to run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it."""
+    import sys
+
+    from physview import vm
+
+    # REMAINDER leaves the first of them in; others are the command's own.
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise UsageError("nothing to run", "", "physview vm [OPTIONS] -- CMD…")
+    kernel = _find_kernel(args.kernel)
+    outcome = vm.run(
+        kernel,
+        command,
+        modules=_modules(args.module, kernel),
+        la57=args.la57 == "on",
+        memory_mib=args.memory,
+        cpus=args.cpus,
+        timeout=args.timeout,
+        append=args.append,
+        console=sys.stderr.buffer if args.console else None,
+        say=_common.say,
+    )
+    return outcome.exit_code
+
+
+def _find_kernel(wanted: str | None) -> Kernel:
+    from physview import kernels, vm
+
+    if wanted and "/" in wanted:
+        image = Path(wanted).absolute()
+        return kernels.Kernel(image.name, image, image.parent / "no-modules", None)
+    if wanted:
+        return kernels.find_kernel(wanted, _common.say)
+    kernel = kernels.running_kernel()
+    why = vm.why_unbootable(kernel) if kernel else "its image and modules cannot be read"
+    if kernel and not why:
+        return kernel
+    _common.say(f"not the running kernel {os.uname().release}: {why}; Debian's {FALLBACK_KERNEL}")
+    return kernels.find_kernel(FALLBACK_KERNEL, _common.say)
+
+
+def _modules(wanted: str | None, kernel: Kernel) -> list[Path]:
+    from physview import kernels, module
+
+    if wanted:
+        return [] if wanted == "none" else [Path(wanted)]
+    return [kernels.build_module(kernel, module.source_dir())]
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of 1 or more")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is no time in seconds")
+    return seconds

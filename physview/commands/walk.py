@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Walk the page tables for one address, as the processor does, and show every level's entry.
+
+Needs the kernel module. Exits with 1 if the address has no page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from physview.commands import _common
+from physview.kmod import Kmod
+from physview.lookup import find_pid
+from physview.procfs import ProcDir
+from physview.reporters import documents, text
+
+NAME = "walk"
+HELP = "every level's page-table entry for one address; needs the kernel module"
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("process", metavar="PID", help="a pid, self, or the name of one process")
+    parser.add_argument("address", metavar="ADDR", help="a virtual address, decimal or 0x…")
+    _common.add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the walk."""
+    vaddr = _common.parse_address(args.address)
+    proc = ProcDir(find_pid(args.process))
+    try:
+        kmod = Kmod(proc)
+        try:
+            walk = kmod.walk(vaddr)
+        finally:
+            kmod.close()
+    finally:
+        proc.close()
+    names = _bit_names() if os.uname().machine == "x86_64" else (lambda _level: [])
+    if args.json:
+        documents.write(documents.walk(proc.pid, walk, names))
+    else:
+        sys.stdout.write(text.walk_tree(walk, names))
+    return int(walk.paddr is None)
+
+
+def _bit_names() -> text.BitNames:
+    from physview.analysis.x86 import bit_names
+
+    return bit_names

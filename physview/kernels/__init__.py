@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Kernels to boot and to build the module for: this machine's own, and Debian's in a cache."""
+
+from physview.kernels.build import BuildFailed, build_module
+from physview.kernels.cache import Kernel, cache_dir, running_kernel
+from physview.kernels.fetch import SERIES, find_kernel
+
+__all__ = [
+    "SERIES",
+    "BuildFailed",
+    "Kernel",
+    "build_module",
+    "cache_dir",
+    "find_kernel",
+    "running_kernel",
+]

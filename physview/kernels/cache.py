@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The folder that kernels and built modules are kept in, and what a kernel in it is."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pwd
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from physview.errors import AccessDenied, PhysviewError
+
+
+class Kernel(NamedTuple):
+    """The files of one kernel.
+
+    Args:
+        release: What `uname -r` says there.
+        image: The bootable image, vmlinuz.
+        modules: Its folder lib/modules/RELEASE.
+        headers: The folder to build modules in, or None where it is not installed.
+    """
+
+    release: str
+    image: Path
+    modules: Path
+    headers: Path | None
+
+
+def cache_dir() -> Path:
+    """The cache: $PHYSVIEW_CACHE, or physview in $XDG_CACHE_HOME or in ~/.cache.
+
+    Under sudo it is root's own: files of root in a user's cache would be in that user's way.
+    """
+    if chosen := os.environ.get("PHYSVIEW_CACHE"):
+        return Path(chosen).absolute()
+    if os.geteuid() == 0 and "SUDO_UID" in os.environ:
+        return Path(pwd.getpwuid(0).pw_dir) / ".cache/physview"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # XDG Base Directory Specification: "All paths … must be absolute", and others are ignored.
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "physview"
+
+
+def matches(release: str, wanted: str) -> bool:
+    """Whether a release is of the version that was asked for.
+
+    >>> matches("6.1.0-56-amd64", "6.1"), matches("6.12.117+deb12-amd64", "6.1")
+    (True, False)
+    """
+    return re.match(re.escape(wanted) + r"(?!\d)", release) is not None
+
+
+def age_key(release: str) -> tuple[list[int], int, list[int]]:
+    """Sorts releases, the newest last.
+
+    Of equals the one for the older Debian comes last: its tools run on more machines.
+
+    >>> sorted(["6.12.9+deb13-amd64", "6.12.90+deb12-amd64", "6.12.90+deb13-amd64"], key=age_key)
+    ['6.12.9+deb13-amd64', '6.12.90+deb13-amd64', '6.12.90+deb12-amd64']
+    """
+    version, _, debian = release.removesuffix("-amd64").partition("+")
+    numbers = [int(number) for number in re.findall(r"\d+", debian)]
+    return [int(number) for number in re.findall(r"\d+", version)], -sum(numbers[:1]), numbers[1:]
+
+
+def cached_kernel(wanted: str) -> Kernel | None:
+    """The newest kernel of a version in the cache, or None."""
+    folder = cache_dir() / "kernels"
+    try:
+        names = [name for name in os.listdir(folder) if matches(name, wanted)]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unusable(folder, error) from None
+    return unpacked_kernel(folder / max(names, key=age_key)) if names else None
+
+
+def unpacked_kernel(folder: Path) -> Kernel:
+    """The kernel whose packages were unpacked in a folder with its release's name."""
+    release = folder.name
+    modules = folder / "lib/modules" / release
+    image = next(filter(Path.exists, _places(folder, release)))
+    return Kernel(release, image, modules, folder / f"usr/src/linux-headers-{release}")
+
+
+def running_kernel(root: Path = Path("/")) -> Kernel | None:
+    """The kernel that runs, or None where this user cannot read its image and modules.
+
+    Args:
+        root: Where its files are looked for.
+    """
+    release = os.uname().release
+    modules = root / "lib/modules" / release
+    for image in _places(root, release):
+        if os.access(image, os.R_OK) and os.access(modules, os.R_OK | os.X_OK):
+            headers = modules / "build"
+            return Kernel(release, image, modules, headers if headers.is_dir() else None)
+    return None
+
+
+def _places(root: Path, release: str) -> tuple[Path, Path]:
+    """Where a kernel's image may lie: since Debian 14, and in Arch and Fedora, by the modules."""
+    return root / f"boot/vmlinuz-{release}", root / f"lib/modules/{release}/vmlinuz"
+
+
+@contextlib.contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Make a folder of the cache and hold a lock in it: others wait until it is let go.
+
+    Args:
+        folder: The folder.
+        name: What is locked in it.
+
+    Raises:
+        PhysviewError: The folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / f".{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise _unusable(folder, error) from None
+    # The kernel lets go of the lock when the file is closed, also when this process is killed.
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _unusable(folder: Path, error: OSError) -> PhysviewError:
+    kind = AccessDenied if isinstance(error, PermissionError) else PhysviewError
+    what, why = f"cannot use the cache {folder}", error.strerror or str(error)
+    return kind(what, why, "set PHYSVIEW_CACHE to a folder of your own", path=str(folder))

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the VM boots from: the kernel modules that reach the host's root, and the first program.
+
+Kernels are unpacked, not installed: there is no modules.dep, and depmod need not be on the
+machine. So each module is asked itself what it needs.
+"""
+
+from __future__ import annotations
+
+import lzma
+import re
+import shutil
+import subprocess
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from physview.errors import PhysviewError, Unsupported
+from physview.vm import init
+
+ROOT_TAG = "physviewroot"
+"""The name under which QEMU offers the host's root."""
+
+# To find devices, to talk to the host, to mount its root, to write over it.
+MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
+_SUFFIXES = ("", ".xz", ".gz", ".zst")
+_9P_OPTIONS = "trans=virtio,version=9p2000.L,msize=512000,cache=loose,access=any"
+_DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
+_ROOT = "/root"
+
+# Kind, target, whether it is needed. Below the new root.
+_MOUNTS = (
+    ("proc", "/proc", True),
+    ("sysfs", "/sys", True),
+    ("devtmpfs", "/dev", True),
+    ("devpts", "/dev/pts", True),
+    ("tmpfs", "/dev/shm", True),
+    ("debugfs", "/sys/kernel/debug", False),
+    ("tracefs", "/sys/kernel/tracing", False),
+    ("securityfs", "/sys/kernel/security", False),
+    ("cgroup2", "/sys/fs/cgroup", False),
+)
+
+
+def make(modules: Path, command: Sequence[str]) -> bytes:
+    """Make an initramfs that puts the host's root, with a throwaway layer over it, under `command`.
+
+    Args:
+        modules: The kernel's lib/modules/RELEASE.
+        command: What to run there as process 1, with absolute paths.
+
+    Returns:
+        A cpio archive; the kernel takes it as it is.
+
+    Raises:
+        Unsupported: The kernel lacks a driver that is needed.
+    """
+    files = {f"{name}.ko": content for name, content in load_order(modules, MODULES)}
+    steps = [step for name in files for step in init.load_module(f"/{name}")]
+    steps += _root_steps()
+    steps.append(init.execute(command, ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]))
+    return cpio(["lower", "over", _ROOT.strip("/")], files | {"init": init.make_elf(steps)})
+
+
+def _root_steps() -> Iterator[init.Step]:
+    yield init.mount("9p", "/lower", _9P_OPTIONS, init.MS_RDONLY, source=ROOT_TAG, needed=True)
+    yield init.mount("tmpfs", "/over", needed=True)
+    yield init.make_directory("/over/upper")
+    yield init.make_directory("/over/work")
+    layers = "lowerdir=/lower,upperdir=/over/upper,workdir=/over/work"
+    yield init.mount("overlay", _ROOT, layers, needed=True)
+    for kind, target, needed in _MOUNTS:
+        yield init.make_directory(_ROOT + target)
+        options = "mode=0666,ptmxmode=0666" if kind == "devpts" else ""
+        yield init.mount(kind, _ROOT + target, options, needed=needed)
+    yield from init.switch_root(_ROOT)
+
+
+def load_order(modules: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield modules with all they need, each after what it needs, as names and contents.
+
+    What is built into the kernel is left out.
+
+    Args:
+        modules: The kernel's lib/modules/RELEASE. Where it has no list of what is built in, as
+            with a kernel of one's own that has no modules, all that is not there counts as such.
+        names: Modules, with _ or - alike.
+
+    Raises:
+        Unsupported: One of them is not there.
+    """
+    built_in = _paths_by_name(modules / "modules.builtin")
+    available = _paths_by_name(modules / "modules.order")
+    seen: set[str] = set()
+
+    def visit(name: str) -> Iterator[tuple[str, bytes]]:
+        name = name.replace("-", "_")
+        if name in seen or name in built_in:
+            return
+        seen.add(name)
+        if name not in available:
+            if built_in:
+                what = f"cannot boot the kernel of {modules}"
+                remedy = "choose one that has it: Debian's amd64 kernels do, its cloud kernels not"
+                raise Unsupported(what, f"it has no {name}", remedy, path=str(modules))
+            return
+        content = read_module(modules / available[name])
+        found = _DEPENDS.search(content)
+        for needed in found[1].decode().split(",") if found and found[1] else ():
+            yield from visit(needed)
+        yield name, content
+
+    for name in names:
+        yield from visit(name)
+
+
+def _paths_by_name(listing: Path) -> dict[str, str]:
+    try:
+        paths = listing.read_text().split()
+    except FileNotFoundError:
+        return {}
+    return {Path(path).name.partition(".ko")[0].replace("-", "_"): path for path in paths}
+
+
+def read_module(path: Path) -> bytes:
+    """Read a module; where the file is compressed, as its name then tells, decompress it.
+
+    Args:
+        path: Without the compression's suffix.
+
+    Raises:
+        PhysviewError: It is not there, or in a compression that nothing here can undo.
+    """
+    for suffix in _SUFFIXES:
+        try:
+            content = Path(f"{path}{suffix}").read_bytes()
+        except FileNotFoundError:
+            continue
+        if suffix == ".xz":
+            return lzma.decompress(content)
+        if suffix == ".gz":
+            return zlib.decompress(content, wbits=31)
+        return _unzstd(path, content) if suffix == ".zst" else content
+    raise PhysviewError(f"cannot read {path}", "there is no such module", path=str(path))
+
+
+def _unzstd(path: Path, content: bytes) -> bytes:
+    if not shutil.which("zstd"):  # Python has it from 3.14 on
+        why, remedy = "it is compressed with zstd, which is not installed", "install zstd"
+        raise PhysviewError(f"cannot read {path}.zst", why, remedy, path=str(path))
+    return subprocess.run(["zstd", "-dcq"], input=content, capture_output=True, check=True).stdout
+
+
+def cpio(directories: Iterable[str], files: dict[str, bytes]) -> bytes:
+    """Make an archive. Source: Documentation/driver-api/early-userspace/buffer-format.rst."""
+    parts = [_member(name, 0o040755, b"") for name in directories]
+    parts += [_member(name, 0o100755, content) for name, content in files.items()]
+    return b"".join([*parts, _member("TRAILER!!!", 0, b"")])
+
+
+def _member(name: str, mode: int, content: bytes) -> bytes:
+    encoded = name.encode() + b"\0"
+    fields = (0, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(encoded), 0)
+    header = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
+    return _padded(header) + _padded(content)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + b"\0" * (-len(data) % 4)

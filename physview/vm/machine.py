@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""QEMU's command line, and which accelerator it is given."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from physview.analysis import packages
+from physview.errors import UsageError
+from physview.vm import initramfs
+from physview.vm.failures import VmUnusable
+
+QEMU = "qemu-system-x86_64"
+ACCELERATOR_VARIABLE = "PHYSVIEW_VM_ACCEL"
+KVM, TCG = "kvm", "tcg"
+
+# Every fault ends the VM, at once. PTI doubles the cost of each system call in an emulator.
+_KERNEL_OPTIONS = (
+    "console=ttyS0 quiet oops=panic panic=-1 mitigations=off random.trust_cpu=on audit=0"
+)
+
+
+class Machine(NamedTuple):
+    """What a VM is made of.
+
+    Args:
+        image: The kernel, a bzImage.
+        memory_mib: RAM.
+        nr_cpus: CPUs.
+        la57: Whether its page tables have five levels, not four.
+        append: Further words for the kernel's command line.
+    """
+
+    image: Path
+    memory_mib: int = 1024
+    nr_cpus: int = 2
+    la57: bool = False
+    append: str = ""
+
+    def command(
+        self, accelerator: str, initramfs_fd: int, console_fd: int, port_fd: int
+    ) -> list[str]:
+        """The command line.
+
+        Args:
+            accelerator: KVM or TCG.
+            initramfs_fd: A file.
+            console_fd: A connected socket, for the kernel's log.
+            port_fd: A connected socket, for what guest.py says and is told.
+
+        Raises:
+            VmUnusable: QEMU is not installed.
+        """
+        if not shutil.which(QEMU):
+            remedy = packages.install_line("qemu")
+            raise VmUnusable("cannot start a VM", "QEMU is not installed", remedy)
+        la57 = "on" if self.la57 else "off"
+        return [
+            *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-machine", f"q35,accel={accelerator}", "-cpu", f"max,la57={la57}"),
+            *("-smp", str(self.nr_cpus), "-m", str(self.memory_mib)),
+            *("-kernel", str(self.image), "-initrd", f"/dev/fd/{initramfs_fd}"),
+            *("-append", f"{_KERNEL_OPTIONS} {self.append}".rstrip()),
+            *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
+            *("-device", "virtio-serial-pci", "-chardev", f"socket,id=port,fd={port_fd}"),
+            *("-device", "virtserialport,chardev=port,name=physview"),
+            *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
+            *("-device", f"virtio-9p-pci,fsdev=root,mount_tag={initramfs.ROOT_TAG}"),
+        ]
+
+    def accelerators(self) -> Iterator[str]:
+        """Yield what to try, in order: the last one comes twice, as a lost VM is tried again.
+
+        Raises:
+            UsageError: PHYSVIEW_VM_ACCEL holds what is none.
+        """
+        wanted = os.environ.get(ACCELERATOR_VARIABLE, "auto")
+        if wanted not in (KVM, TCG, "auto"):
+            what = f"{ACCELERATOR_VARIABLE}={wanted} is no accelerator"
+            raise UsageError(what, "", f"use {KVM}, {TCG} or auto")
+        if wanted == "auto" and self._kvm_may_work():
+            yield KVM
+        last = KVM if wanted == KVM else TCG
+        yield from (last, last)
+
+    def _kvm_may_work(self) -> bool:
+        if not can_open_kvm() or _read(_kvm_note()) == _boot_id():
+            return False
+        # The emulated CPU has five levels on any machine, KVM's only where the real one has.
+        return not self.la57 or "la57" in _read(Path("/proc/cpuinfo")).split()
+
+
+def can_open_kvm() -> bool:
+    """Whether this user may; that it works is another thing."""
+    return os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+def remember_that_kvm_fails() -> None:
+    """Use TCG from now on, until this machine is booted again."""
+    with suppress(OSError):
+        _kvm_note().parent.mkdir(parents=True, exist_ok=True)
+        _kvm_note().write_text(_boot_id())
+
+
+def _kvm_note() -> Path:
+    from physview.kernels import cache_dir
+
+    return cache_dir() / "kvm-fails"
+
+
+def _boot_id() -> str:
+    return _read(Path("/proc/sys/kernel/random/boot_id"))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

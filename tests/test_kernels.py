@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's kernels in the cache, and modules built for them.
+
+Most of it runs against an apt of its own: three small programs and a Debian of two packages.
+"""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import AS_NOBODY, ROOT
+
+from physview import kernels
+from physview.errors import PhysviewError, Unsupported, UsageError
+from physview.kernels import cache, debian, headers
+
+RELEASE = "6.1.0-56-amd64"
+
+HELLO = {
+    "Kbuild": "obj-m := hello.o\nhello-y := main.o twice.o\n",
+    "twice.h": "int twice(int number);\n",
+    "twice.c": '#include "twice.h"\n\nint twice(int number)\n{\n\treturn 2 * number;\n}\n',
+    "main.c": """\
+#include <linux/module.h>
+#include "twice.h"
+
+static int __init hello_init(void)
+{
+	return twice(0);
+}
+module_init(hello_init);
+
+static void __exit hello_exit(void)
+{
+}
+module_exit(hello_exit);
+
+MODULE_DESCRIPTION("A module for physview's tests");
+MODULE_LICENSE("GPL");
+""",
+}
+
+# What Debian has, in the fake apt's world. The highest number is not the last in the alphabet.
+NAMES = f"""\
+linux-image-6.1-amd64
+linux-image-6.1.0-9-amd64
+linux-image-{RELEASE}
+linux-image-{RELEASE}-unsigned
+linux-image-6.1.0-57-cloud-amd64
+linux-image-6.1.0-57-rt-amd64
+linux-image-6.12.117+deb12-amd64
+"""
+FAKE = {
+    "apt-get": """\
+#!/bin/sh
+case "$*" in
+*indextargets*) printf '%s\\n' "$TARGETS" ;;
+*update*) [ -z "$APT_FAILS" ] || echo "W: $APT_FAILS" >&2 ;;
+*download*)
+	sleep "${SLOW:-0}"
+	[ -z "$APT_FAILS" ] || { echo "E: $APT_FAILS" >&2; exit 100; }
+	echo "$*" | sed 's/.*download //' >>"$WORLD/downloads"
+	echo >a.deb ;;
+esac
+""",
+    "apt-cache": f"""\
+#!/bin/sh
+case "$*" in
+*pkgnames*) [ -n "$APT_FAILS" ] || cat <<'END'
+{NAMES}END
+;;
+*show*headers-{RELEASE}*) echo "Depends: gcc-12, linux-headers-6.1.0-56-common (= 1) | linux-x,\
+ linux-kbuild-6.1, linux-compiler-gcc-12-x86, linux-base (>= 4)" ;;
+esac
+""",
+    "dpkg-deb": f"""\
+#!/bin/sh
+mkdir -p "$3/boot" "$3/lib/modules/{RELEASE}" "$3/usr/src/linux-headers-{RELEASE}"
+echo image >"$3/boot/vmlinuz-{RELEASE}"
+[ -z "$DPKG_FAILS" ] || {{ echo "dpkg-deb: error: $DPKG_FAILS" >&2; exit 2; }}
+echo include /usr/src/linux-headers-6.1.0-56-common/Makefile \\
+	>"$3/usr/src/linux-headers-{RELEASE}/Makefile"
+""",
+}
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """A cache of the test's own."""
+    monkeypatch.setenv("PHYSVIEW_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, empty_cache):
+    """A machine whose apt is FAKE: the folder in which it leaves word of what it did."""
+    world = tmp_path / "world"
+    (world / "bin").mkdir(parents=True)
+    for name, text in FAKE.items():
+        (world / "bin" / name).write_text(text)
+        (world / "bin" / name).chmod(0o755)
+    (world / "debian-archive-keyring.gpg").touch()
+    monkeypatch.setattr(debian, "_KEYRINGS_DIR", world)
+    monkeypatch.setenv("WORLD", str(world))
+    monkeypatch.setenv("TARGETS", "http://mirror.invalid/debian bookworm")
+    monkeypatch.setenv("APT_FAILS", "")
+    monkeypatch.setenv("DPKG_FAILS", "")
+    monkeypatch.setenv("PATH", f"{world}/bin:/usr/bin:/bin")
+    return world
+
+
+def shared_kernel(version):
+    """A kernel of Debian's in the cache that all share: only the first run fetches it."""
+    try:
+        return kernels.find_kernel(version)
+    except Unsupported as error:
+        if "vm" in os.environ.get("PHYSVIEW_REQUIRE", "").split(","):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def real_kernel():
+    return shared_kernel("6.1")
+
+
+def write_hello(folder, **changes):
+    folder.mkdir(exist_ok=True)
+    for name, text in (HELLO | changes).items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def unpacked(folder, release):
+    """The files of a kernel, as its packages have them."""
+    (folder / release / "boot").mkdir(parents=True)
+    (folder / release / "boot" / f"vmlinuz-{release}").touch()
+    return folder / release
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_the_cache_is_where_it_was_asked_for(monkeypatch):
+    monkeypatch.delenv("SUDO_UID", raising=False)
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.delenv("PHYSVIEW_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert kernels.cache_dir() == Path("/home/ada/.cache/physview")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert kernels.cache_dir() == Path("/home/ada/.cache/physview")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/ada")
+    assert kernels.cache_dir() == Path("/var/ada/physview")
+    monkeypatch.setenv("PHYSVIEW_CACHE", "/else")
+    assert kernels.cache_dir() == Path("/else")
+
+
+@pytest.mark.needs("root")
+def test_under_sudo_the_cache_is_roots_own(monkeypatch):
+    monkeypatch.delenv("PHYSVIEW_CACHE", raising=False)
+    monkeypatch.setenv("SUDO_UID", "1000")
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/home/ada/.cache")
+    assert kernels.cache_dir() == Path(os.path.expanduser("~root")) / ".cache/physview"
+
+
+def test_what_is_in_the_cache_takes_no_network(empty_cache, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    for release in ("6.1.0-9-amd64", RELEASE, "6.12.117+deb12-amd64"):
+        unpacked(empty_cache / "kernels", release)
+    said = []
+    kernel = kernels.find_kernel("6.1", said.append)
+    assert kernel.release == RELEASE
+    assert kernel.image.exists()
+    assert kernels.find_kernel("6.1.0-9").release == "6.1.0-9-amd64"
+    assert not said
+
+
+def test_an_image_that_lies_with_the_modules_is_found(tmp_path):
+    modules = tmp_path / "7.2.13+deb14-amd64/lib/modules/7.2.13+deb14-amd64"
+    modules.mkdir(parents=True)
+    (modules / "vmlinuz").touch()
+    kernel = cache.unpacked_kernel(tmp_path / "7.2.13+deb14-amd64")
+    assert (kernel.image, kernel.modules) == (modules / "vmlinuz", modules)
+
+
+@pytest.mark.parametrize("wanted", ["4.19", "6.11", "6", "", "../6.1"])
+def test_a_version_that_is_not_known(empty_cache, wanted):
+    with pytest.raises(UsageError, match=r"choose one of 5\.10, 6\.1, 6\.12, 7\.2, 7\.3"):
+        kernels.find_kernel(wanted)
+
+
+def test_the_newest_is_fetched_whole_and_once(world, empty_cache):
+    said = []
+    kernel = kernels.find_kernel("6.1", said.append)
+    assert kernel.release == RELEASE
+    assert len(said) == 1
+    assert kernel.image.read_text() == "image\n"
+    assert kernel.headers.joinpath("Makefile").read_text().startswith("physview_src := ")
+    assert (kernel.modules / "build").resolve() == kernel.headers.resolve()
+    assert left_in(empty_cache / "kernels") == [RELEASE]
+    assert kernels.find_kernel("6.1") == kernel
+    (downloads,) = (world / "downloads").read_text().splitlines()
+    image = [f"linux-image-{RELEASE}", f"linux-headers-{RELEASE}"]
+    assert downloads.split() == [*image, "linux-headers-6.1.0-56-common", "linux-kbuild-6.1"]
+
+
+def test_two_that_fetch_at_once_fetch_once(world, empty_cache, monkeypatch):
+    monkeypatch.setenv("SLOW", "1")
+    code = (
+        "import sys; from pathlib import Path; from physview import kernels;"
+        "from physview.kernels import debian; debian._KEYRINGS_DIR = Path(sys.argv[1]);"
+        "print(kernels.find_kernel('6.1').release)"
+    )
+    command = [sys.executable, "-c", code, world]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0] for process in both] == [f"{RELEASE}\n"] * 2
+    assert len((world / "downloads").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("fails", ["APT_FAILS", "DPKG_FAILS"])
+def test_what_fails_leaves_nothing_behind(world, empty_cache, monkeypatch, fails):
+    leftover = empty_cache / "kernels/.6.1.new/apt/debs"
+    leftover.mkdir(parents=True)
+    monkeypatch.setenv(fails, "it is raining")
+    with pytest.raises(PhysviewError, match="it is raining"):
+        kernels.find_kernel("6.1")
+    assert left_in(empty_cache / "kernels") == []
+    monkeypatch.setenv(fails, "")
+    assert kernels.find_kernel("6.1").image.exists()
+
+
+def test_a_machine_without_apt_says_what_to_do(empty_cache, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(Unsupported, match="has no apt-get; use Debian") as caught:
+        kernels.find_kernel("6.1")
+    assert left_in(empty_cache / "kernels") == []
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize("targets", ["", "http://mirror.invalid/ubuntu jammy"])
+def test_an_apt_without_debian_says_what_to_do(world, monkeypatch, targets):
+    monkeypatch.setenv("TARGETS", targets)
+    with pytest.raises(Unsupported, match="no Debian mirror; add one"):
+        kernels.find_kernel("6.1")
+
+
+def test_without_debians_keys_nothing_is_fetched(world):
+    (world / "debian-archive-keyring.gpg").unlink()
+    with pytest.raises(Unsupported, match="sudo apt-get install debian-archive-keyring"):
+        kernels.find_kernel("6.1")
+
+
+def test_a_mirror_without_the_version_says_so(world):
+    with pytest.raises(Unsupported, match=r"mirror has no kernel 6\.1\.0-99"):
+        kernels.find_kernel("6.1.0-99")
+
+
+def test_the_mirrors_of_security_updates_are_the_machines_own():
+    lines = ["https://a/debian trixie", "https://b/s trixie-security", "cdrom:[x] trixie"]
+    assert debian.parse_sites("\n".join(lines)) == (["https://a/debian"], ["https://b/s"])
+    derived = ["https://a/debian-security"]
+    assert debian.parse_sites("https://a/debian sid\n") == (["https://a/debian"], derived)
+
+
+@pytest.mark.needs("nobody")
+def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path):
+    code = (
+        "from physview import kernels, errors\n"
+        "try: kernels.find_kernel('6.1')\n"
+        "except errors.AccessDenied as error: print(error)"
+    )
+    command = [*AS_NOBODY, sys.executable, "-c", code]
+    environment = os.environ | {"PHYSVIEW_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "set PHYSVIEW_CACHE to a folder of your own" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("lib", ["lib", "usr/lib"])
+def test_unpacked_headers_may_lie_anywhere(tmp_path, lib):
+    root = tmp_path / "before"
+    modules = root / lib / "modules" / RELEASE
+    modules.mkdir(parents=True)
+    (modules / "build").symlink_to(f"/usr/src/linux-headers-{RELEASE}")
+    own = root / f"usr/src/linux-headers-{RELEASE}"
+    common = root / "usr/src/linux-headers-6.1.0-56-common"
+    own.mkdir(parents=True)
+    common.mkdir()
+    (own / "Makefile").write_text(
+        f"KBUILD_OUTPUT=/usr/src/{own.name}\ninclude /usr/src/{common.name}/Makefile\n"
+    )
+    (common / "Makefile").write_text("all:\n\t@echo $(realpath $(KBUILD_OUTPUT))\n")
+    headers.relocate(root, RELEASE)
+    after = root.rename(tmp_path / "after")
+    build = after / "lib/modules" / RELEASE / "build"
+    assert build.resolve() == after / own.relative_to(root)
+    assert (build.parent / "source").resolve() == after / common.relative_to(root)
+    if shutil.which("make"):
+        made = subprocess.check_output(["make", "-sC", build, "--no-print-directory"], text=True)
+        assert made == f"{build.resolve()}\n"
+
+
+@pytest.mark.needs("cc")
+def test_tools_that_miss_a_library_are_found_and_run_with_one_beside_them(tmp_path):
+    tools = tmp_path / "usr/lib/linux-kbuild-1/scripts"
+    libraries = tmp_path / "host/lib"
+    tools.mkdir(parents=True)
+    libraries.mkdir(parents=True)
+    (tmp_path / "answer.c").write_text("int answer(void) { return 42; }\n")
+    (tmp_path / "main.c").write_text(
+        "int answer(void);\n"
+        "int main(int argc, char **argv) { return argc == 3 ? answer() + argv[2][0] : 1; }\n"
+    )
+    (tmp_path / "fine.c").write_text("int main(void) { return 0; }\n")
+    library = libraries / "libanswer.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-Wl,-soname,libanswer.so.1", "-o", library,
+                    tmp_path / "answer.c"], check=True)  # fmt: skip
+    subprocess.run(["cc", "-o", tools / "tool", tmp_path / "main.c", library], check=True)
+    subprocess.run(["cc", "-o", tools / "fine", tmp_path / "fine.c"], check=True)
+    shutil.copy(tools / "tool", tools / "sign-file")
+    (tools / "script").write_text("#!/bin/sh\n")
+    (tools / "script").chmod(0o755)
+    assert headers.tools_that_fail(tmp_path) == [tools / "tool"]
+
+    listed = subprocess.check_output(["ldd", tools / "fine"], text=True).split()
+    for path in filter(os.path.isabs, listed):
+        shutil.copy(path, libraries)
+    headers.wrap_tools([tools / "tool"], tmp_path / "host")
+    moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name} moved"))
+    tool = moved / tools.relative_to(tmp_path) / "tool"
+    assert subprocess.run([tool, "a b", "\x01"], check=False).returncode == 43
+
+
+def test_the_running_kernel_is_there_when_its_files_are(tmp_path):
+    release = os.uname().release
+    assert kernels.running_kernel(tmp_path) is None
+    image = tmp_path / f"boot/vmlinuz-{release}"
+    image.parent.mkdir()
+    image.touch()
+    assert kernels.running_kernel(tmp_path) is None
+    modules = tmp_path / f"lib/modules/{release}"
+    modules.mkdir(parents=True)
+    assert kernels.running_kernel(tmp_path) == (release, image, modules, None)
+    (modules / "build").mkdir()
+    assert kernels.running_kernel(tmp_path).headers == modules / "build"
+
+
+def test_missing_headers_have_their_remedy(tmp_path, empty_cache):
+    kernel = kernels.Kernel("6.1.0", tmp_path, tmp_path, None)
+    with pytest.raises(Unsupported, match=r"its headers are missing; .*install"):
+        kernels.build_module(kernel, write_hello(tmp_path / "hello"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "path", "why"),
+    [("headers", "/nowhere", "no make; install"), ("my headers", None, "without blanks")],
+)
+@pytest.mark.needs("cc")
+def test_what_cannot_build_has_its_remedy(tmp_path, empty_cache, monkeypatch, folder, path, why):
+    (tmp_path / folder).mkdir()
+    if path:
+        monkeypatch.setenv("PATH", path)
+    kernel = kernels.Kernel("6.1.0", tmp_path, tmp_path, tmp_path / folder)
+    with pytest.raises(Unsupported, match=why):
+        kernels.build_module(kernel, write_hello(tmp_path / "hello"))
+
+
+@pytest.mark.needs("index", "cc")
+def test_a_module_is_built_once_beside_its_source(real_kernel, tmp_path, monkeypatch):
+    monkeypatch.setenv("KCFLAGS", "-DNOT -Wfor -Wus")
+    source = write_hello(tmp_path / "hello")
+    (source / "stale.o").write_text("what a build of one's own left there")
+    before = left_in(source)
+    monkeypatch.setenv("PHYSVIEW_CACHE", str(tmp_path / "cache"))
+    module = kernels.build_module(real_kernel, source)
+    assert module.name == "hello.ko"
+    assert f"vermagic={real_kernel.release} ".encode() in module.read_bytes()
+    assert left_in(module.parent) == ["build.log", "hello.ko"]
+    assert "warning" not in (module.parent / "build.log").read_text()
+    assert left_in(source) == before
+    assert left_in(module.parent.parent) == [module.parent.name]
+
+    stamp = module.stat().st_mtime_ns
+    assert kernels.build_module(real_kernel, source) == module
+    assert module.stat().st_mtime_ns == stamp
+    write_hello(source, **{"twice.h": "int twice(int n);\n"})
+    assert kernels.build_module(real_kernel, source) != module
+
+
+@pytest.mark.needs("index", "cc")
+def test_what_does_not_build_says_where_the_log_is(real_kernel, tmp_path, monkeypatch):
+    source = write_hello(tmp_path / "hello", **{"twice.c": "int twice(void) { return x; }\n"})
+    monkeypatch.setenv("PHYSVIEW_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(kernels.BuildFailed, match=r"twice.c:1:.* error: .*x.*; the whole log") as e:
+        kernels.build_module(real_kernel, source)
+    assert "undeclared" in Path(e.value.path).read_text()
+    assert "\n" not in str(e.value)
+    assert pickle.loads(pickle.dumps(e.value)).path == e.value.path
+
+
+@pytest.mark.needs("index", "cc")
+@pytest.mark.parametrize("version", os.environ.get("PHYSVIEW_KERNELS", "6.1").split(","))
+def test_physviews_module_builds_without_a_warning(version):
+    module = kernels.build_module(shared_kernel(version), ROOT / "csrc/kmod")
+    assert module.name == "3000physicalview.ko"
+    assert "warning" not in (module.parent / "build.log").read_text().lower()

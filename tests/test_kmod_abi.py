@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ABI as Python writes it is the header's; needs no module."""
+
+import subprocess
+
+import numpy as np
+import pytest
+
+from physview import kmod as abi
+
+
+def test_the_courses_number_is_the_courses():
+    assert abi.IOCTL_TRANSLATE == 0xC0106B01
+
+
+@pytest.mark.needs("cc")
+def test_structures_and_numbers_are_those_of_the_header(compiled):
+    expected = subprocess.run([compiled("uapi_sizes")], capture_output=True, text=True, check=True)
+    ours = {
+        "TRANSLATE": (abi.IOCTL_TRANSLATE, abi.TRANSLATE.size),
+        "INFO": (abi.IOCTL_INFO, abi.INFO.size),
+        "WALK": (abi.IOCTL_WALK, abi.WALK.size),
+        "BATCH": (abi.IOCTL_BATCH, abi.BATCH.size),
+        "RANGE": (abi.IOCTL_RANGE, abi.RANGE.size),
+        "page": (0, np.dtype(abi.PAGE_DTYPE).itemsize),
+        "extent": (0, np.dtype(abi.EXTENT_DTYPE).itemsize),
+    }
+    assert [
+        f"{name} {number:#x} {size}" for name, (number, size) in ours.items()
+    ] == expected.stdout.splitlines()

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How a VM can end, tried with a script in QEMU's place."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+from physview import vm
+from physview.vm import machine
+
+FAKE_QEMU = """#!{python}
+import os, re, socket, sys, time
+sys.path.insert(0, {root!r})
+from physview.vm import guest
+open({folder!r} + "/pids", "a").write(str(os.getpid()) + "\\n")
+nr_started = len(open({folder!r} + "/pids").readlines())
+arguments = " ".join(sys.argv)
+accelerator = re.search("accel=([a-z]+)", arguments)[1]
+console, port = (socket.socket(fileno=int(re.search(f"id={{name}},fd=([0-9]+)", arguments)[1]))
+                 for name in ("console", "port"))
+def send(kind, content=b""):
+    port.sendall(guest.FRAME.pack(kind, len(content)) + content)
+{body}
+"""
+
+
+@pytest.fixture
+def fake_qemu(tmp_path, monkeypatch):
+    """Puts a script in QEMU's place; returns what runs a VM with it and the pids it had."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PHYSVIEW_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "modules.order").touch()
+    kernel = SimpleNamespace(image=tmp_path / "vmlinuz", modules=tmp_path)
+    program = tmp_path / machine.QEMU
+
+    def make(body):
+        program.write_text(
+            FAKE_QEMU.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path), body=body)
+        )
+        program.chmod(0o755)
+
+        def run(**options):
+            return vm.run(kernel, ["true"], **options)
+
+        return run
+
+    make.pids = lambda: [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    make.folder = tmp_path
+    return make
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_vm_lost_before_it_gave_anything_is_tried_again(fake_qemu):
+    run = fake_qemu(
+        "if nr_started > 1:\n"
+        "    send(guest.READY); send(guest.EXIT, bytes([5, 0, 0, 0])); time.sleep(60)"
+    )
+    said = []
+    outcome = run(say=said.append)
+    assert (outcome.exit_code, outcome.nr_lost, len(said)) == (5, 1, 1)
+    assert "the VM died while it booted" in said[0]
+
+
+def test_a_vm_lost_with_output_passed_on_is_not_tried_again(fake_qemu):
+    stdout = io.BytesIO()
+    run = fake_qemu("send(guest.READY); port.recv(1); send(guest.STDOUT, b'half')")
+    with pytest.raises(vm.VmLost, match="ended before the command did"):
+        run(stdout=stdout)
+    assert stdout.getvalue() == b"half"
+    assert len(fake_qemu.pids()) == 1
+
+
+def test_what_qemu_complains_of_is_told(fake_qemu):
+    run = fake_qemu("sys.exit('no such CPU')")
+    with pytest.raises(vm.VmLost, match="died while it booted: no such CPU"):
+        run()
+
+
+def test_a_vm_that_does_not_boot_in_time_is_ended(fake_qemu):
+    run = fake_qemu("console.sendall(b'[ 0.1] Booting\\n'); time.sleep(60)")
+    with pytest.raises(vm.VmLost, match=r"did not boot in 1 s; (?s:.*)Booting"):
+        run(boot_timeout=1)
+    assert not any(is_alive(pid) for pid in fake_qemu.pids())
+
+
+def test_a_command_that_takes_too_long_is_ended(fake_qemu):
+    run = fake_qemu("send(guest.READY); time.sleep(60)")
+    with pytest.raises(vm.VmTimeout):
+        run(timeout=0.2)
+    assert not is_alive(*fake_qemu.pids())
+
+
+def test_where_kvm_fails_it_is_tcg_from_then_on(fake_qemu, monkeypatch):
+    monkeypatch.setenv("PHYSVIEW_VM_ACCEL", "auto")
+    monkeypatch.setattr(machine, "can_open_kvm", lambda: True)
+    run = fake_qemu(
+        "if accelerator == 'kvm': time.sleep(60)\n"
+        "send(guest.READY); send(guest.EXIT, bytes(4)); time.sleep(60)"
+    )
+    said = []
+    first = run(boot_timeout=1, say=said.append)
+    assert (first.accelerator, first.nr_lost) == ("tcg", 1)
+    assert said[0].endswith("trying with tcg")
+    assert run(boot_timeout=1).nr_lost == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_us(fake_qemu, number):
+    fake_qemu("send(guest.READY); time.sleep(60)")
+    code = (
+        "import signal, sys; from pathlib import Path; from types import SimpleNamespace as N\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from physview import vm\n"
+        "vm.run(N(image=Path('x'), modules=Path(sys.argv[1])), ['true'])"
+    )
+    before = set(os.listdir(tempfile.gettempdir()))
+    caller = subprocess.Popen(
+        [sys.executable, "-c", code, str(fake_qemu.folder)],
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    wait_for((fake_qemu.folder / "pids").exists)
+    wait_for(fake_qemu.pids)
+    caller.send_signal(number)
+    caller.wait(10)
+    wait_for(lambda: not is_alive(*fake_qemu.pids()))
+    left = set(os.listdir(tempfile.gettempdir())) - before
+    assert not [name for name in left if "vm" in name.lower() or "qemu" in name.lower()]
+
+
+def test_without_qemu_the_line_that_installs_it_is_given(fake_qemu, monkeypatch):
+    run = fake_qemu("")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(vm.VmUnusable, match=r"QEMU is not installed; .*install"):
+        run()

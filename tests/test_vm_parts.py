@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a VM is made of, each part by itself and without one."""
+
+import argparse
+import ast
+import io
+import lzma
+import os
+import signal
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+from physview import kernels, vm
+from physview.commands import vm as command
+from physview.errors import Unsupported, UsageError
+from physview.vm import failures, guest, init, initramfs, machine
+
+
+@pytest.fixture
+def run_steps(tmp_path):
+    """Runs a first program here, as any other program."""
+
+    def run(*steps):
+        program = tmp_path / "init"
+        program.write_bytes(init.make_elf(steps))
+        program.chmod(0o755)
+        return subprocess.run([program], capture_output=True, text=True, timeout=10, check=False)
+
+    return run
+
+
+def test_the_first_program_makes_its_calls_and_becomes_another(run_steps, tmp_path):
+    result = run_steps(
+        init.Step("write", init.SYS_WRITE, (1, b"first ", 6)),
+        init.make_directory(str(tmp_path / "made")),
+        init.make_directory(str(tmp_path / "made")),
+        init.execute(["/bin/sh", "-c", 'echo "$0" $A; exit 3', "two words"], ["A=B"]),
+    )
+    assert (result.stdout, result.returncode) == ("first two words B\n", 3)
+    assert (tmp_path / "made").is_dir()
+
+
+def test_a_step_that_fails_is_named_and_its_errno_the_exit_code(run_steps):
+    result = run_steps(
+        init.Step("enter nowhere", init.SYS_CHDIR, (b"/nonexistent",)),
+        init.Step("write", init.SYS_WRITE, (1, b"never", 5)),
+    )
+    assert (result.stdout, result.returncode) == ("physview-init: cannot enter nowhere\n", 2)
+
+
+@pytest.fixture
+def modules(tmp_path):
+    """A kernel's modules: a needs b-1 and c, b-1 needs c; c, and d, which nobody needs."""
+
+    def add(path, depends, compress=lambda content: content, suffix=""):
+        file = tmp_path / f"{path}{suffix}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(compress(b"\x7fELF\0name=x\0depends=" + depends + b"\0end\0"))
+
+    add("kernel/a.ko", b"b_1,c")
+    add("kernel/x/b-1.ko", b"c", lzma.compress, ".xz")
+    add("kernel/x/c.ko", b"", lambda content: zlib.compress(content, wbits=31), ".gz")
+    add("kernel/d.ko", b"")
+    (tmp_path / "modules.order").write_text(
+        "kernel/a.ko\nkernel/x/b-1.ko\nkernel/x/c.ko\nkernel/d.ko\n"
+    )
+    (tmp_path / "modules.builtin").write_text("kernel/virtio.ko\n")
+    return tmp_path
+
+
+def test_modules_come_after_what_they_need_and_uncompressed(modules):
+    found = list(initramfs.load_order(modules, ["virtio", "a", "b-1"]))
+    assert [name for name, _ in found] == ["c", "b_1", "a"]
+    assert all(content.startswith(b"\x7fELF") for _, content in found)
+
+
+def test_a_kernel_without_a_driver_is_refused(modules):
+    with pytest.raises(Unsupported, match="it has no 9p; choose"):
+        list(initramfs.load_order(modules, ["9p"]))
+    assert "has no virtio_pci" in vm.why_unbootable(SimpleNamespace(modules=modules))
+
+
+def test_a_kernel_without_modules_is_taken_to_have_all(tmp_path):
+    assert not list(initramfs.load_order(tmp_path / "none", initramfs.MODULES))
+
+
+def test_an_archive_is_aligned_and_ends_as_it_must():
+    archive = initramfs.cpio(["d"], {"f": b"12345"})
+    assert len(archive) % 4 == 0
+    assert archive.count(b"070701") == 3
+    at = archive.index(b"12345")
+    assert at % 4 == 0
+    assert archive[at + 8 :].startswith(b"070701")
+    assert archive.rstrip(b"\0").endswith(b"TRAILER!!!")
+
+
+GUEST = """
+import os, sys
+from types import SimpleNamespace
+from physview.vm import guest
+sent = {guest.STDOUT: b"", guest.STDERR: b""}
+def send(kind, content): sent[kind] += content
+request = {"command": sys.argv[1:], "env": dict(os.environ)}
+print((guest.run(request, SimpleNamespace(send=send)), *sent.values()))
+"""
+
+
+def run_in_guest(*words):
+    """Run a command as the guest does, without one: exit code, stdout and stderr."""
+    command = [sys.executable, "-c", GUEST, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=ROOT, check=True)
+    return ast.literal_eval(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["sh", "-c", "echo a; echo b >&2; exit 9"], (9, b"a\n", b"b\n")),
+        (["sh", "-c", "kill -KILL $$"], (137, b"", b"")),
+        (["sh", "-c", "exec >&- 2>&-; exit 4"], (4, b"", b"")),
+        (["none"], (127, b"", b"physview: cannot run none: No such file or directory\n")),
+        (["/"], (126, b"", b"physview: cannot run /: Permission denied\n")),
+    ],
+)
+def test_exit_codes_are_as_a_shell_has_them(words, expected):
+    assert run_in_guest(*words) == expected
+
+
+def test_what_is_left_running_is_not_waited_for():
+    code, stdout, _ = run_in_guest("sh", "-c", "sleep 60 & echo $!; exit 1")
+    os.kill(int(stdout), signal.SIGKILL)
+    assert code == 1
+
+
+def test_the_guests_program_imports_little():
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import guest; print(*sys.modules)"
+    command = [sys.executable, "-I", "-S", "-c", code, os.path.dirname(guest.__file__)]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"enum", "json", "re", "socket", "subprocess", "typing"} & set(loaded)
+
+
+def test_the_machine_is_as_asked_for():
+    vm_ = machine.Machine(Path("/k"), 512, 3, True, "hugepages=2")
+    words = vm_.command("tcg", 5, 6, 7)
+    line = " ".join(words)
+    assert "-smp 3 -m 512" in line
+    assert "max,la57=on" in line
+    assert words[words.index("-append") + 1].endswith(" hugepages=2")
+    assert "readonly=on" in line
+
+
+def test_an_accelerator_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("PHYSVIEW_VM_ACCEL", "warp")
+    with pytest.raises(UsageError, match="use kvm, tcg or auto"):
+        list(machine.Machine(Path("/k")).accelerators())
+
+
+@pytest.mark.parametrize(("has", "expected"), [("fpu la57", "kvm"), ("fpu", "tcg")])
+def test_five_levels_that_the_cpu_lacks_are_emulated(monkeypatch, has, expected):
+    monkeypatch.setenv("PHYSVIEW_VM_ACCEL", "auto")
+    monkeypatch.setattr(machine, "can_open_kvm", lambda: True)
+    monkeypatch.setattr(machine, "_read", lambda path: has if path.name == "cpuinfo" else path.name)
+    assert next(machine.Machine(Path("/k"), la57=True).accelerators()) == expected
+
+
+def test_a_long_crash_is_shown_from_its_beginning_and_with_its_end():
+    end = "[ 3.0] Kernel panic - not syncing"
+    log = ["[ 1.0] Fine", "[ 2.0] BUG: bad", *["[ 2.1] trace"] * 99, end]
+    error = failures.crashed("\n".join(log))
+    assert str(error).startswith("the VM's kernel crashed: BUG: bad; its log ends:\n")
+    assert str(error).endswith("…\n  [ 3.0] Kernel panic - not syncing")
+    assert "Fine" not in str(error)
+
+
+def test_a_bug_that_was_survived_is_no_crash():
+    assert failures.crashed("[ 1.0] BUG: noticed\n") is None
+
+
+@pytest.fixture
+def run_command(monkeypatch):
+    """Runs physview vm without a VM; returns its exit code and what the VM would have been."""
+    kernel = kernels.Kernel("6.1.0-1-amd64", Path("/k"), Path("/m"), Path("/h"))
+    monkeypatch.setattr(kernels, "find_kernel", lambda wanted, tell: kernel)
+    monkeypatch.setattr(kernels, "build_module", lambda kernel, source: Path("/built.ko"))
+    asked = {}
+
+    def run_vm(kernel, words, **options):
+        asked.update(options, kernel=kernel, command=words)
+        return vm.Outcome(3, "tcg", 1.0, 0)
+
+    monkeypatch.setattr(vm, "run", run_vm)
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO()))
+
+    def run(*words):
+        parser = argparse.ArgumentParser()
+        command.prepare_parser(parser)
+        return command.run(parser.parse_args(words)), asked
+
+    return run
+
+
+def test_the_command_passes_its_options_on(run_command):
+    line = "--kernel 6.1 --la57 on --memory 2048 --cpus 4 --timeout 9 -- a --json -- b"
+    code, asked = run_command(*line.split())
+    assert code == 3
+    assert asked["command"] == ["a", "--json", "--", "b"]
+    assert (asked["la57"], asked["memory_mib"], asked["cpus"], asked["timeout"]) == (
+        True,
+        2048,
+        4,
+        9,
+    )
+    assert asked["modules"] == [Path("/built.ko")]
+
+
+@pytest.mark.parametrize(("module", "expected"), [("none", []), ("x.ko", [Path("x.ko")])])
+def test_the_module_can_be_chosen(run_command, module, expected):
+    assert run_command("--kernel", "6.1", "--module", module, "a")[1]["modules"] == expected
+
+
+def test_an_image_of_ones_own_needs_no_modules(run_command, tmp_path):
+    kernel = run_command("--kernel", f"{tmp_path}/bzImage", "--module", "none", "a")[1]["kernel"]
+    assert kernel.image == tmp_path / "bzImage"
+    assert not kernel.modules.exists()
+
+
+def test_a_running_kernel_that_cannot_be_had_is_said(run_command, monkeypatch, capsys):
+    said = []
+    monkeypatch.setattr(command._common, "say", said.append)
+    monkeypatch.setattr(kernels, "running_kernel", lambda: None)
+    assert run_command("a")[0] == 3
+    assert "cannot be read; Debian's 6.1" in said[0]
+
+
+def test_no_command_is_a_wrong_use(run_command):
+    with pytest.raises(UsageError, match="nothing to run"):
+        run_command("--kernel", "6.1", "--")

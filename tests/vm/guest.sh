@@ -1,0 +1,31 @@
+#!/bin/sh
+# Runs in the VM: swap in memory, then what is to be run, then a look at the kernel's log, which
+# has to be free of complaints, and for leaks where the kernel looks for them.
+# Exits as the command does, or with 99 if the log is not clean.
+set -u
+if [ -e /sys/block/zram0 ]; then
+	echo 256M >/sys/block/zram0/disksize
+	mkswap /dev/zram0 >/dev/null
+	swapon /dev/zram0
+fi
+
+"$@"
+code=$?
+
+complaints='cut here|WARNING:|BUG:|KASAN|UBSAN|INFO: task|possible (circular|recursive)|Call Trace'
+leaks=/sys/kernel/debug/kmemleak
+if [ -e $leaks ]; then
+	# The first scan finds what is still on its way; what stays for two is lost.
+	for _ in 1 2; do
+		echo scan >$leaks
+		sleep 6
+	done
+	if grep -B2 -A20 physicalview $leaks; then
+		code=99
+	fi
+fi
+if dmesg | grep -E "$complaints"; then
+	dmesg | tail -n 60
+	code=99
+fi
+exit $code

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Walkers against mutators. Two threads walk an arena through the module, by
+ * range and address by address, while others unmap and map it, protect it, fork
+ * (which write-protects it), let huge pages collapse and split, and swap it
+ * out. No walk may meet an entry that makes no sense, and none may find what
+ * was never there: a page that nobody disturbs stays what it is.
+ *
+ * Usage: race SECONDS; prints how many walks there were.
+ */
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../../csrc/kmod/uapi/physicalview.h"
+
+#define HUGE_SIZE (2UL << 20)
+#define ARENA_SIZE (8 * HUGE_SIZE)
+#define PAGE 4096UL
+
+#ifndef MADV_PAGEOUT
+#define MADV_PAGEOUT 21
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+static char *arena;
+static volatile int stop;
+static uint64_t nr_walked;
+static uint64_t nr_bad;
+
+static uint32_t next(uint32_t *state)
+{
+	*state = *state * 1664525 + 1013904223;
+	return *state >> 8;
+}
+
+static void *mutate(void *arg)
+{
+	uint32_t state = (uint32_t)(uintptr_t)arg;
+
+	while (!stop) {
+		char *at = arena + next(&state) % (ARENA_SIZE / PAGE) * PAGE;
+		char *huge = arena + next(&state) % 8 * HUGE_SIZE;
+		size_t size = (1 + next(&state) % 64) * PAGE;
+		pid_t pid;
+
+		if (at + size > arena + ARENA_SIZE)
+			size = (size_t)(arena + ARENA_SIZE - at);
+		switch (next(&state) % 9) {
+		case 0:
+			munmap(at, size);
+			mmap(at, size, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+			break;
+		case 1:
+			mprotect(at, size, PROT_NONE);
+			mprotect(at, size, PROT_READ | PROT_WRITE);
+			break;
+		case 2:
+			madvise(huge, HUGE_SIZE, MADV_HUGEPAGE);
+			madvise(huge, HUGE_SIZE, MADV_COLLAPSE);
+			break;
+		case 3:
+			madvise(at, size, MADV_DONTNEED);
+			break;
+		case 4:
+			madvise(at, size, MADV_PAGEOUT);
+			break;
+		case 5:
+			pid = fork();
+			if (pid == 0)
+				_exit(0);
+			if (pid > 0)
+				waitpid(pid, NULL, 0);
+			break;
+		default:
+			for (size_t i = 0; i < size; i += PAGE)
+				*(volatile char *)(at + i) = 1;
+		}
+	}
+	return NULL;
+}
+
+static void check_kind(uint32_t kind)
+{
+	__atomic_fetch_add(&nr_walked, 1, __ATOMIC_RELAXED);
+	if (kind == PHYSICALVIEW_KIND_BAD || kind > PHYSICALVIEW_KIND_BAD)
+		__atomic_fetch_add(&nr_bad, 1, __ATOMIC_RELAXED);
+}
+
+static void walk_by_range(int fd)
+{
+	static __thread struct physicalview_extent extents[512];
+	struct physicalview_range range = {
+		.nr = 512,
+		.start = (uintptr_t)arena,
+		.end = (uintptr_t)arena + ARENA_SIZE,
+		.extents = (uintptr_t)extents,
+	};
+	uint64_t last = range.start;
+
+	while (range.start < range.end) {
+		range.nr = 512;
+		if (ioctl(fd, PHYSICALVIEW_RANGE, &range))
+			return;
+		for (uint32_t i = 0; i < range.nr; i++) {
+			check_kind(extents[i].kind);
+			/* In order, without overlap, within the range. */
+			if (extents[i].vaddr < last)
+				check_kind(PHYSICALVIEW_KIND_BAD);
+			last = extents[i].vaddr + extents[i].length;
+			if (last > range.end)
+				check_kind(PHYSICALVIEW_KIND_BAD);
+		}
+		if (range.next <= range.start)
+			check_kind(PHYSICALVIEW_KIND_BAD);
+		range.start = range.next;
+	}
+}
+
+static void walk_one(int fd, uint32_t *state)
+{
+	struct physicalview_walk walk = { 0 };
+
+	walk.page.vaddr = (uintptr_t)arena + next(state) % ARENA_SIZE;
+	if (ioctl(fd, PHYSICALVIEW_WALK, &walk) == 0)
+		check_kind(walk.page.kind);
+}
+
+static void *look(void *arg)
+{
+	uint32_t state = (uint32_t)(uintptr_t)arg;
+	int fd = open("/dev/3000physicalview", O_RDONLY);
+	volatile char still = 1;
+	struct physicalview_translate first = { (uintptr_t)&still, 0 };
+
+	if (fd < 0 || ioctl(fd, PHYSICALVIEW_TRANSLATE, &first))
+		exit(1);
+	while (!stop) {
+		walk_by_range(fd);
+		for (int i = 0; i < 256; i++)
+			walk_one(fd, &state);
+	}
+	close(fd);
+	return NULL;
+}
+
+int main(int argc, char **argv)
+{
+	unsigned int seconds = argc > 1 ? (unsigned int)atoi(argv[1]) : 60;
+	char *raw = mmap(NULL, ARENA_SIZE + HUGE_SIZE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	pthread_t threads[4];
+
+	arena = (char *)(((uintptr_t)raw + HUGE_SIZE - 1) & ~(HUGE_SIZE - 1));
+	for (uintptr_t i = 0; i < 4; i++)
+		pthread_create(&threads[i], NULL, i < 2 ? look : mutate,
+			       (void *)(i * 77 + 1));
+	sleep(seconds);
+	stop = 1;
+	for (int i = 0; i < 4; i++)
+		pthread_join(threads[i], NULL);
+	printf("%llu walked, %llu bad\n", (unsigned long long)nr_walked,
+	       (unsigned long long)nr_bad);
+	return nr_bad || !nr_walked;
+}
