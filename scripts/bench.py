@@ -8,13 +8,14 @@ on a machine whose speed drifts. Every row says what it is to stay under. Needs 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -98,6 +99,31 @@ def start_target(size: int, how: str) -> tuple[subprocess.Popen[str], int]:
     return target, int(target.stdout.readline())
 
 
+@contextlib.contextmanager
+def readloop(pid: int, start: int, size: int) -> Iterator[Callable[[], float]]:
+    """A function that has the C program read a range of a pagemap once, and returns its seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/readloop"
+        source = HERE / "peers" / "readloop.c"
+        subprocess.run(["cc", "-O2", "-o", program, source], check=True)
+        loop = subprocess.Popen(
+            [program, f"/proc/{pid}/pagemap", str(start // PAGE), str(size // PAGE)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+        def read_once() -> float:
+            assert loop.stdin
+            assert loop.stdout
+            loop.stdin.write("\n")
+            loop.stdin.flush()
+            return int(loop.stdout.readline()) / 1e9
+
+        yield read_once
+        loop.communicate()
+
+
 def bench_dense(nr: int) -> bool:
     """A dense gigabyte of small pages, through the public API and through a plain C loop."""
     import numpy as np
@@ -105,24 +131,7 @@ def bench_dense(nr: int) -> bool:
     import physview
 
     target, start = start_target(GIB, "write")
-    with tempfile.TemporaryDirectory() as folder:
-        program = f"{folder}/readloop"
-        subprocess.run(["cc", "-O2", "-o", program, HERE / "peers" / "readloop.c"], check=True)
-        pagemap = f"/proc/{target.pid}/pagemap"
-        loop = subprocess.Popen(
-            [program, pagemap, str(start // PAGE), str(GIB // PAGE)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-        def peer() -> float:
-            assert loop.stdin
-            assert loop.stdout
-            loop.stdin.write("\n")
-            loop.stdin.flush()
-            return int(loop.stdout.readline()) / 1e9
-
+    with readloop(target.pid, start, GIB) as peer:
         vaddrs = np.arange(start, start + GIB, PAGE, dtype=np.uint64)
         with physview.Process(target.pid) as process:
 
@@ -133,7 +142,6 @@ def bench_dense(nr: int) -> bool:
 
             assert process.translate_array(vaddrs).known.all(), "frames are hidden: run as root"
             ratio, detail = paired(ours, peer, nr)
-        loop.communicate()
     target.kill()
     target.communicate()
     return report("dense 1 GiB: translate_array / plain C loop of preads", ratio, 1.1, detail)
@@ -162,11 +170,94 @@ def bench_memory() -> bool:
     )
 
 
+def bench_batch(nr: int) -> bool:
+    """One call for 10,000 addresses against a call for each."""
+    import fcntl
+
+    import numpy as np
+
+    from physview import kmod as abi
+    from physview.procfs import ProcDir
+
+    target = np.ones((10_000, PAGE), dtype=np.uint8)
+    vaddrs = np.arange(10_000, dtype=np.uint64) * np.uint64(PAGE) + np.uint64(target.ctypes.data)
+    proc = ProcDir()
+    kmod = abi.Kmod(proc)
+    singles = [bytearray(abi.TRANSLATE.pack(int(vaddr), 0)) for vaddr in vaddrs]
+
+    def batch() -> float:
+        start = time.perf_counter()
+        kmod.pages(vaddrs)
+        return time.perf_counter() - start
+
+    def single() -> float:
+        with open(abi.DEVICE, "rb", buffering=0) as device:
+            fd = device.fileno()
+            start = time.perf_counter()
+            for buffer in singles:
+                fcntl.ioctl(fd, abi.IOCTL_TRANSLATE, buffer)
+            return time.perf_counter() - start
+
+    ratio, detail = paired(batch, single, nr)
+    kmod.close()
+    proc.close()
+    return report("10,000 addresses: one batch / an ioctl each", ratio, 1 / 20, detail)
+
+
+def bench_range(nr: int) -> bool:
+    """512 MiB of small pages: the walk against reading pagemap, and compare against both."""
+    from physview.analysis.compare import Comparer
+    from physview.kmod import Kmod
+    from physview.procfs import ProcDir
+
+    size = GIB // 2
+    target, start = start_target(size, "write")
+    proc = ProcDir(target.pid)
+    kmod, comparer = Kmod(proc), Comparer(proc)
+    with readloop(target.pid, start, size) as peer:
+
+        def walk() -> float:
+            begin = time.perf_counter()
+            found = sum(int(e["length"].sum()) for e in kmod.iter_extents(start, start + size))
+            assert found == size
+            return time.perf_counter() - begin
+
+        def compare() -> float:
+            begin = time.perf_counter()
+            assert comparer.compare().nr_unexplained == 0
+            return time.perf_counter() - begin
+
+        ratio, detail = paired(walk, peer, nr)
+        kept = report("512 MiB: a walk of the range / reading pagemap", ratio, 0.5, detail)
+        ratio, detail = paired(compare, lambda: walk() + peer(), max(3, nr // 4))
+        kept &= report("512 MiB: compare / a walk and a reading", ratio, 3, detail)
+    for thing in (comparer, kmod, proc):
+        thing.close()
+    target.kill()
+    target.communicate()
+    return kept
+
+
+def bench_in_vm(kernel: str, nr: int) -> int:
+    """Run the benchmarks of the module in a VM."""
+    program = [sys.executable, __file__, "--module", "-n", str(nr)]
+    options = ["--kernel", kernel, "--memory", "2048"]
+    command = [sys.executable, "-m", "physview", "vm", *options, "--", *program]
+    return subprocess.run(command, check=False).returncode
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-n", type=int, default=31, metavar="PAIRS", help="pairs to run (31)")
-    nr = parser.parse_args().n
-    kept = [bench_startup(nr), bench_dense(nr), bench_memory()]
+    parser.add_argument("--module", action="store_true", help="what needs the kernel module")
+    parser.add_argument("--vm", metavar="KERNEL", help="the same, in a VM with this kernel")
+    args = parser.parse_args()
+    if args.vm:
+        return bench_in_vm(args.vm, args.n)
+    if args.module:
+        kept = [bench_batch(args.n), bench_range(args.n)]
+    else:
+        kept = [bench_startup(args.n), bench_dense(args.n), bench_memory()]
     return int(not all(kept))
 
 

@@ -80,6 +80,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "hugetlb": (_has_hugetlb, "no huge pages set aside: the VM has some"),
     "vm": (_has_vm, "no VM can be had here: see physview doctor"),
+    "ptdump": (
+        lambda: os.path.exists("/sys/kernel/debug/page_tables/current_user"),
+        "the kernel dumps no page tables: scripts/test --debug-kernel builds one that does",
+    ),
     "pfnmap": (
         lambda: bool(pfnmap_ranges()),
         "no VM_PFNMAP mapping: from 7.x on [vvar] is none any more",

@@ -16,12 +16,14 @@ from conftest import ROOT
 from physview import kernels, module, vm
 from physview.vm import initramfs
 
+LONG = "PHYSVIEW_KERNELS" in os.environ
 KERNELS = os.environ.get("PHYSVIEW_KERNELS", "6.1,7.3").split(",")
 ONLY_4_LEVELS = ("5.10",)  # Debian's was built without the fifth
-LONG = "PHYSVIEW_KERNELS" in os.environ
 
 # What looks at memory. What starts many processes would take minutes in an emulator.
-GUEST_TESTS = ("kmod", "addresses", "pagemap", "process", "privilege", "procfs", "probes")
+GUEST_TESTS = ("kmod", "addresses", "pagemap", "privilege", "probes")
+if LONG:
+    GUEST_TESTS += ("process", "procfs")
 GUEST_HAS = "root,pfn,kpage,kmod,swap,hugetlb,thp,kthread"
 
 

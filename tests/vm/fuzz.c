@@ -168,8 +168,11 @@ int main(int argc, char **argv)
 		perror("/dev/3000physicalview");
 		return 1;
 	}
-	arena = mmap(NULL, 2 * ARENA_SIZE, PROT_READ | PROT_WRITE,
+	/* What is written past its end must not hit our own memory. */
+	arena = mmap(NULL, 4 * ARENA_SIZE, PROT_NONE,
 		     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	arena += ARENA_SIZE;
+	mprotect(arena, 2 * ARENA_SIZE, PROT_READ | PROT_WRITE);
 	memset(arena, 0, 2 * ARENA_SIZE);
 	pthread_create(&thread, NULL, disturb, (void *)(uintptr_t)(state + 2));
 

@@ -44,18 +44,20 @@ static uint32_t next(uint32_t *state)
 	return *state >> 8;
 }
 
-static void *mutate(void *arg)
+/* Each mutator has a part of its own, or it would touch what the other took. */
+static void *mutate(void *part)
 {
-	uint32_t state = (uint32_t)(uintptr_t)arg;
+	uint32_t state = (uint32_t)(uintptr_t)part;
+	const size_t part_size = ARENA_SIZE / 2;
 
 	while (!stop) {
-		char *at = arena + next(&state) % (ARENA_SIZE / PAGE) * PAGE;
-		char *huge = arena + next(&state) % 8 * HUGE_SIZE;
 		size_t size = (1 + next(&state) % 64) * PAGE;
+		char *at = (char *)part +
+			   next(&state) % ((part_size - size) / PAGE) * PAGE;
+		char *huge = (char *)part +
+			     next(&state) % (part_size / HUGE_SIZE) * HUGE_SIZE;
 		pid_t pid;
 
-		if (at + size > arena + ARENA_SIZE)
-			size = (size_t)(arena + ARENA_SIZE - at);
 		switch (next(&state) % 9) {
 		case 0:
 			munmap(at, size);
@@ -163,9 +165,11 @@ int main(int argc, char **argv)
 	pthread_t threads[4];
 
 	arena = (char *)(((uintptr_t)raw + HUGE_SIZE - 1) & ~(HUGE_SIZE - 1));
-	for (uintptr_t i = 0; i < 4; i++)
-		pthread_create(&threads[i], NULL, i < 2 ? look : mutate,
-			       (void *)(i * 77 + 1));
+	for (uintptr_t i = 0; i < 2; i++) {
+		pthread_create(&threads[i], NULL, look, (void *)(i * 77 + 1));
+		pthread_create(&threads[2 + i], NULL, mutate,
+			       arena + i * ARENA_SIZE / 2);
+	}
 	sleep(seconds);
 	stop = 1;
 	for (int i = 0; i < 4; i++)
