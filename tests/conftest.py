@@ -163,7 +163,7 @@ def physview() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(
         *args: str, prefix: tuple[str, ...] | list[str] = (), **options: object
     ) -> subprocess.CompletedProcess[str]:
-        options = {"capture_output": True, "text": True, "timeout": 60, "cwd": "/"} | options
+        options = {"capture_output": True, "text": True, "timeout": 300, "cwd": "/"} | options
         command = [*prefix, sys.executable, "-m", "physview", *args]
         return subprocess.run(command, check=False, **options)  # type: ignore[call-overload]
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A throwaway virtual machine: the kernel one wants, with this machine's own root below it.
 
-virtme-ng does the same and was tried: it needs udev, depmod and modprobe on the host, writes into
-the kernel's folder, takes twice as long to boot, and a kernel that crashed looks as a command that
-failed. This needs QEMU alone.
+virtme-ng does the same and was tried: it needs udev, depmod and modprobe on the host, takes twice
+as long to boot, and its exit code 255 may be a kernel that crashed, a VM that was lost, or a wrong
+option. This needs QEMU alone.
 """
 
 from physview.vm.failures import KernelCrashed, VmLost, VmTimeout, VmUnusable

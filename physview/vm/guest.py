@@ -65,7 +65,7 @@ def main() -> None:
     try:
         prepare(request)
         code = run(request, port)
-    except OSError as error:
+    except Exception as error:  # the kernel panics when its process 1 ends
         port.send(REFUSED, str(error).encode("utf-8", "surrogateescape"))
     else:
         port.send(EXIT, struct.pack("<I", code))
