@@ -173,7 +173,7 @@ def test_a_long_crash_is_shown_from_its_beginning_and_with_its_end():
     end = "[ 3.0] Kernel panic - not syncing"
     log = ["[ 1.0] Fine", "[ 2.0] BUG: bad", *["[ 2.1] trace"] * 99, end]
     error = failures.crashed("\n".join(log))
-    assert str(error).startswith("the VM's kernel crashed: BUG: bad; its log ends:\n")
+    assert str(error).startswith("the VM's kernel crashed: BUG: bad; its log:\n")
     assert str(error).endswith("…\n  [ 3.0] Kernel panic - not syncing")
     assert "Fine" not in str(error)
 

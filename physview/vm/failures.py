@@ -9,6 +9,7 @@ from physview.errors import PhysviewError
 from physview.vm import init
 
 NR_LINES_SHOWN = 30
+NR_LAST_LINES_SHOWN = 10
 
 _TIMESTAMP = re.compile(r"^\[ *[0-9.]+\](\[ *[TC]?[0-9]+\])? ")
 # What a crash begins with. Source: arch/x86/kernel/{dumpstack,traps}.c, kernel/panic.c, mm/kasan.
@@ -47,19 +48,14 @@ def crashed(log: str) -> KernelCrashed | None:
     """The error that a kernel's log tells of, or None when it tells of none.
 
     >>> print(crashed("[    1.0] Fine\\n[    2.5] Kernel panic - not syncing: x\\n"))
-    the VM's kernel crashed: Kernel panic - not syncing: x; its log ends:
+    the VM's kernel crashed: Kernel panic - not syncing: x; its log:
       [    2.5] Kernel panic - not syncing: x
     """
-    if _PANIC not in log:  # every oops is one: oops=panic
+    lines = _crash_lines(log)
+    if not lines:
         return None
-    lines = log.splitlines()
-    first = next(number for number, line in enumerate(lines) if _CRASH.search(line))
-    shown = lines[first : first + NR_LINES_SHOWN]
-    rest = lines[first + NR_LINES_SHOWN :]
-    if rest:
-        shown += ["…", *[line for line in rest if _PANIC in line]]
-    why = _TIMESTAMP.sub("", lines[first])
-    return KernelCrashed("the VM's kernel crashed", why, "its log ends:\n" + _indented(shown))
+    why = _TIMESTAMP.sub("", lines[0])
+    return KernelCrashed("the VM's kernel crashed", why, _shown("its log", lines))
 
 
 def lost(what: str, log: str, complaint: str = "") -> VmLost:
@@ -71,12 +67,27 @@ def lost(what: str, log: str, complaint: str = "") -> VmLost:
         complaint: What QEMU said on its stderr.
     """
     lines = log.splitlines()
-    reasons = [line for line in lines if line.startswith(init.FAILURE) or _PANIC in line]
-    why = complaint.strip().splitlines()[:1] or [_TIMESTAMP.sub("", line) for line in reasons[:1]]
-    if not lines:
-        return VmLost(what, *(why or ["its kernel said nothing"]))
-    return VmLost(what, "".join(why), "its log ends:\n" + _indented(lines[-NR_LINES_SHOWN // 3 :]))
+    crash = _crash_lines(log)
+    failed_steps = [line for line in lines if line.startswith(init.FAILURE)]
+    reasons = [*complaint.strip().splitlines(), *failed_steps, *crash]
+    why = _TIMESTAMP.sub("", reasons[0]) if reasons else ""
+    if crash and not failed_steps:
+        return VmLost(what, why, _shown("its log", crash))
+    if lines:
+        return VmLost(what, why, _shown("its log ends", lines[-NR_LAST_LINES_SHOWN:]))
+    return VmLost(what, why or "its kernel said nothing")
 
 
-def _indented(lines: list[str]) -> str:
-    return "\n".join(f"  {line}" for line in lines)
+def _crash_lines(log: str) -> list[str]:
+    """What a kernel said from the beginning of its end; nothing where it did not crash."""
+    if _PANIC not in log:  # every oops is one: oops=panic
+        return []
+    lines = log.splitlines()
+    first = next(number for number, line in enumerate(lines) if _CRASH.search(line))
+    return lines[first:]
+
+
+def _shown(title: str, lines: list[str]) -> str:
+    rest = [line for line in lines[NR_LINES_SHOWN:] if _PANIC in line]
+    shown = [*lines[:NR_LINES_SHOWN], *(["…", *rest] if rest else [])]
+    return "\n".join([f"{title}:", *(f"  {line}" for line in shown)])

@@ -20,9 +20,7 @@ ACCELERATOR_VARIABLE = "PHYSVIEW_VM_ACCEL"
 KVM, TCG = "kvm", "tcg"
 
 # Every fault ends the VM, at once. PTI doubles the cost of each system call in an emulator.
-_KERNEL_OPTIONS = (
-    "console=ttyS0 quiet oops=panic panic=-1 mitigations=off random.trust_cpu=on audit=0"
-)
+_KERNEL_OPTIONS = "console=ttyS0 oops=panic panic=-1 mitigations=off random.trust_cpu=on audit=0"
 
 
 class Machine(NamedTuple):

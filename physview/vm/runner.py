@@ -17,6 +17,9 @@ from physview.vm.session import Session
 BOOT_TIMEOUTS = {machine.KVM: 30.0, machine.TCG: 180.0}
 """Seconds until the guest must have answered. TCG on a busy machine is slow."""
 
+SILENCES = {machine.KVM: 15.0, machine.TCG: 60.0}
+"""Seconds without a word from the kernel after which it hangs. It is unpacked in silence."""
+
 
 class Bootable(Protocol):
     """What `run()` needs to know of a kernel; physview.kernels.Kernel is one."""
@@ -109,7 +112,9 @@ def run(
     for nr_lost, accelerator in enumerate(accelerators):
         with Session(vm, accelerator, archive, outputs, console) as session:
             try:
-                session.boot(request, boot_timeout or BOOT_TIMEOUTS[accelerator])
+                session.boot(
+                    request, boot_timeout or BOOT_TIMEOUTS[accelerator], SILENCES[accelerator]
+                )
                 if accelerator == machine.TCG and machine.KVM in accelerators:
                     machine.remember_that_kvm_fails()
                 return Outcome(session.wait(timeout), accelerator, session.boot_seconds, nr_lost)

@@ -68,7 +68,7 @@ class Session:
         try:
             with open(initramfs, "wb", closefd=False) as file:
                 file.write(archive)
-            self._started = time.monotonic()
+            self._started = self._last_heard = time.monotonic()
             self._qemu = subprocess.Popen(
                 machine.command(accelerator, *its_ends),
                 stdin=subprocess.DEVNULL,
@@ -98,25 +98,38 @@ class Session:
         self._kill()
         self._close()
 
-    def boot(self, request: Mapping[str, Any], timeout: float) -> None:
+    def boot(self, request: Mapping[str, Any], timeout: float, silence: float) -> None:
         """Wait until the guest is there, and give it its work.
 
         Args:
             request: What guest.py is to do.
-            timeout: Seconds from QEMU's start.
+            timeout: Seconds from QEMU's start that it may take.
+            silence: Seconds that the kernel may say nothing.
 
         Raises:
             VmLost: It is not there in time, or never will be.
         """
         data = marshal.dumps(dict(request))
         try:
-            self._next_frame(self._started + timeout)
+            self._wait_for_guest(timeout, silence)
             self._port.sendall(struct.pack("<I", len(data)) + data)
         except TimeoutError:
-            raise self._lost(f"the VM did not boot in {timeout:.0f} s") from None
+            seconds = time.monotonic() - self._started
+            raise self._lost(f"the VM did not boot in {seconds:.0f} s") from None
         except (EOFError, BrokenPipeError):
             raise self._lost("the VM died while it booted") from None
         self.boot_seconds = time.monotonic() - self._started
+
+    def _wait_for_guest(self, timeout: float, silence: float) -> None:
+        while True:
+            deadline = min(self._started + timeout, self._last_heard + silence)
+            try:
+                self._next_frame(deadline)
+            except TimeoutError:
+                if deadline >= min(self._started + timeout, self._last_heard + silence):
+                    raise
+            else:
+                return
 
     def wait(self, timeout: float | None) -> int:
         """Pass the command's output on until it ends.
@@ -184,6 +197,7 @@ class Session:
 
     def _receive_log(self) -> None:
         data = _receive(self._console)
+        self._last_heard = time.monotonic()
         if not data:
             self._consoles.clear()
         self._log = (self._log + data)[-LOG_SIZE:]
