@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 from physview import vm
-from physview.vm import machine
+from physview.vm import machine, runner, session
 
 FAKE_QEMU = """#!{python}
 import os, re, socket, sys, time
@@ -110,6 +110,35 @@ def test_a_command_that_takes_too_long_is_ended(fake_qemu):
     with pytest.raises(vm.VmTimeout):
         run(timeout=0.2)
     assert not is_alive(*fake_qemu.pids())
+
+
+def test_a_command_that_never_stops_talking_is_ended_too(fake_qemu):
+    run = fake_qemu("send(guest.READY)\nwhile True: send(guest.STDOUT, bytes(60000))")
+    with pytest.raises(vm.VmTimeout):
+        run(timeout=0.2, stdout=io.BytesIO())
+
+
+def test_a_kernel_that_hangs_in_its_panic_is_not_waited_for(fake_qemu, monkeypatch):
+    monkeypatch.setattr(session, "LAST_WORDS_SECONDS", 0.2)
+    run = fake_qemu(
+        "send(guest.READY)\n"
+        "console.sendall(b'[ 9.1] Oops: 1\\n[ 9.2] Kernel panic - not syncing\\n')\n"
+        "time.sleep(60)"
+    )
+    with pytest.raises(vm.KernelCrashed, match="crashed: Oops: 1;"):
+        run()
+
+
+def test_a_kernel_that_falls_silent_is_lost(fake_qemu, monkeypatch):
+    monkeypatch.setitem(runner.SILENCES, "tcg", 1)
+    run = fake_qemu(
+        "for i in range(8): console.sendall(b'[ 0.1] a word\\n'); time.sleep(0.2)\n"
+        "send(guest.READY); send(guest.EXIT, bytes(4)); time.sleep(60)"
+    )
+    assert run().boot_seconds > 1
+    run = fake_qemu("time.sleep(60)")
+    with pytest.raises(vm.VmLost, match="did not boot in 1 s: its kernel said nothing"):
+        run()
 
 
 def test_where_kvm_fails_it_is_tcg_from_then_on(fake_qemu, monkeypatch):

@@ -17,7 +17,8 @@ _CRASH = re.compile(
     r"BUG: |Oops|general protection fault|kernel BUG at|invalid opcode|double fault"
     r"|Kernel panic - not syncing|sysrq: Trigger a crash"
 )
-_PANIC = "Kernel panic - not syncing"
+PANIC = "Kernel panic - not syncing"
+"""What every oops ends with: oops=panic."""
 
 
 class VmUnusable(PhysviewError):
@@ -80,7 +81,7 @@ def lost(what: str, log: str, complaint: str = "") -> VmLost:
 
 def _crash_lines(log: str) -> list[str]:
     """What a kernel said from the beginning of its end; nothing where it did not crash."""
-    if _PANIC not in log:  # every oops is one: oops=panic
+    if PANIC not in log:
         return []
     lines = log.splitlines()
     first = next(number for number, line in enumerate(lines) if _CRASH.search(line))
@@ -88,6 +89,6 @@ def _crash_lines(log: str) -> list[str]:
 
 
 def _shown(title: str, lines: list[str]) -> str:
-    rest = [line for line in lines[NR_LINES_SHOWN:] if _PANIC in line]
+    rest = [line for line in lines[NR_LINES_SHOWN:] if PANIC in line]
     shown = [*lines[:NR_LINES_SHOWN], *(["…", *rest] if rest else [])]
     return "\n".join([f"{title}:", *(f"  {line}" for line in shown)])

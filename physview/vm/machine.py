@@ -21,6 +21,9 @@ KVM, TCG = "kvm", "tcg"
 
 # Every fault ends the VM, at once. PTI doubles the cost of each system call in an emulator.
 _KERNEL_OPTIONS = "console=ttyS0 oops=panic panic=-1 mitigations=off random.trust_cpu=on audit=0"
+# Code that is patched while another emulated CPU runs it can kill the kernel: int3 in
+# sched_clock_cpu(), seen in 2 of 60 boots of 7.2. With this its static key never changes.
+_KERNEL_OPTIONS_OF = {KVM: "", TCG: "tsc=unstable"}
 
 
 class Machine(NamedTuple):
@@ -58,12 +61,13 @@ class Machine(NamedTuple):
             remedy = packages.install_line("qemu")
             raise VmUnusable("cannot start a VM", "QEMU is not installed", remedy)
         la57 = "on" if self.la57 else "off"
+        options = f"{_KERNEL_OPTIONS} {_KERNEL_OPTIONS_OF[accelerator]} {self.append}"
         return [
             *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-machine", f"q35,accel={accelerator}", "-cpu", f"max,la57={la57}"),
             *("-smp", str(self.nr_cpus), "-m", str(self.memory_mib)),
             *("-kernel", str(self.image), "-initrd", f"/dev/fd/{initramfs_fd}"),
-            *("-append", f"{_KERNEL_OPTIONS} {self.append}".rstrip()),
+            *("-append", " ".join(options.split())),
             *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
             *("-device", "virtio-serial-pci", "-chardev", f"socket,id=port,fd={port_fd}"),
             *("-device", "virtserialport,chardev=port,name=physview"),

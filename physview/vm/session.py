@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import marshal
+import math
 import os
 import select
 import signal
@@ -26,6 +27,9 @@ from physview.vm.machine import Machine
 CHUNK_SIZE = 1 << 18
 LOG_SIZE = 1 << 18
 """Bytes of the kernel's log that are kept."""
+
+LAST_WORDS_SECONDS = 20.0
+"""For a kernel that panics: its reboot, which ends QEMU, may hang."""
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _libc = ctypes.CDLL(None)
@@ -58,6 +62,7 @@ class Session:
         self._outputs = outputs
         self._console_output = console
         self._log = b""
+        self._dead_at = math.inf
         self._received = bytearray()
         self._complaint = os.memfd_create("qemu-stderr")
         self._console, its_console = socket.socketpair()
@@ -183,10 +188,14 @@ class Session:
             self._receive(deadline)
 
     def _receive(self, deadline: float | None) -> None:
-        left = None if deadline is None else max(0, deadline - time.monotonic())
-        readable = select.select([self._port, *self._consoles], [], [], left)[0]
-        if not readable:
+        now = time.monotonic()
+        if now >= self._dead_at:
+            raise EOFError
+        if deadline is not None and now >= deadline:
             raise TimeoutError
+        until = min(self._dead_at, math.inf if deadline is None else deadline)
+        left = None if until == math.inf else until - now
+        readable = select.select([self._port, *self._consoles], [], [], left)[0]
         if self._console in readable:
             self._receive_log()
         if self._port in readable:
@@ -201,6 +210,8 @@ class Session:
         if not data:
             self._consoles.clear()
         self._log = (self._log + data)[-LOG_SIZE:]
+        if failures.PANIC.encode() in self._log and self._dead_at == math.inf:
+            self._dead_at = self._last_heard + LAST_WORDS_SECONDS
         if self._console_output:
             self._console_output.write(data)
             self._console_output.flush()
