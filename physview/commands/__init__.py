@@ -20,6 +20,18 @@ COMMANDS = (memview, translate, walk, compare, module, vm, doctor)
 """Modules with NAME, HELP, `prepare_parser(parser)` and `run(args) -> exit code`."""
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Finds the terminal's width itself: argparse makes a formatter for every argument that is
+    added, and imports shutil for the width."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            width = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
+        except (ValueError, OSError):
+            width = 80
+        super().__init__(prog, width=width - 2)
+
+
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -34,7 +46,10 @@ class _Parser(argparse.ArgumentParser):
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line; also for those who make documentation of it."""
     parser = _Parser(
-        prog="physview", description="Shows where a process's memory really is.", allow_abbrev=False
+        prog="physview",
+        description="Shows where a process's memory really is.",
+        formatter_class=_Formatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"physview {__version__}")
     # Without prog argparse formats a usage line to find it, and imports shutil for that.
@@ -46,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
             command.NAME,
             help=command.HELP,
             description=command.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
             allow_abbrev=False,
         )
         command.prepare_parser(subparser)

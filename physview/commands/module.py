@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from physview.commands import _common
 from physview.errors import ModuleUnavailable
 from physview.reporters import documents
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NAME = "module"
 HELP = "the kernel module on this machine: build, load, unload, status"

@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from physview.commands import _common
 from physview.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from physview.kernels import Kernel
 
 NAME = "vm"
@@ -91,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find_kernel(wanted: str | None) -> Kernel:
+    from pathlib import Path
+
     from physview import kernels, vm
 
     if wanted and "/" in wanted:
@@ -107,6 +110,8 @@ def _find_kernel(wanted: str | None) -> Kernel:
 
 
 def _modules(wanted: str | None, kernel: Kernel) -> list[Path]:
+    from pathlib import Path
+
     from physview import kernels, module
 
     if wanted:
