@@ -22,7 +22,7 @@ KVM, TCG = "kvm", "tcg"
 # Every fault ends the VM, at once. PTI doubles the cost of each system call in an emulator.
 _KERNEL_OPTIONS = "console=ttyS0 oops=panic panic=-1 mitigations=off random.trust_cpu=on audit=0"
 # Code that is patched while another emulated CPU runs it can kill the kernel: int3 in
-# sched_clock_cpu(), seen in 2 of 60 boots of 7.2. With this its static key never changes.
+# sched_clock_cpu(), seen with 7.2 on a busy machine. With this its static key never changes.
 _KERNEL_OPTIONS_OF = {KVM: "", TCG: "tsc=unstable"}
 
 
