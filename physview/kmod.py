@@ -115,7 +115,7 @@ class Kmod:
         try:
             self.info = self._ask_info()
             if self.info is None and proc.pid != os.getpid():
-                raise self._only_the_course("another process's memory")
+                raise self.only_the_course("another process's memory")
         except BaseException:
             self.close()
             raise
@@ -145,7 +145,8 @@ class Kmod:
             )
         return info
 
-    def _only_the_course(self, what: str) -> AbiMismatch:
+    def only_the_course(self, what: str) -> AbiMismatch:
+        """The error for what the course's module, which has no info, cannot answer."""
         return AbiMismatch(
             f"cannot walk {what}",
             "the module that is loaded is the course's, which translates only own addresses",
@@ -251,7 +252,7 @@ class Kmod:
         import numpy as np
 
         if self.info is None:
-            raise self._only_the_course("a range")
+            raise self.only_the_course("a range")
         end = min(end, self.info.user_end)
         extents = np.zeros(nr, dtype=EXTENT_DTYPE)
         while start < end:
@@ -274,7 +275,7 @@ class Kmod:
             PhysviewError: The process is gone or not ours.
         """
         if self.info is None:
-            raise self._only_the_course("level by level")
+            raise self.only_the_course("level by level")
         page = (vaddr, 0, 0, 0, 0, 0)
         buffer = bytearray(WALK.pack(self._pid, 0, *page, *[0] * 20, 0))
         self._ioctl(IOCTL_WALK, buffer)

@@ -125,12 +125,14 @@ class Comparer:
             progress: Called with (mappings done, mappings in all).
 
         Raises:
+            AbiMismatch: The module is the course's, which cannot walk a range.
             ProcessGone: The process ended or ran another program meanwhile.
         """
         result = Comparison()
         memory = MemoryMap(self._proc)
-        info = self._kmod.info
-        user_end = info.user_end if info else 0
+        if self._kmod.info is None:
+            raise self._kmod.only_the_course("all of a process")
+        user_end = self._kmod.info.user_end
         for done, vma in enumerate(memory.vmas):
             if progress:
                 progress(done, len(memory.vmas))
