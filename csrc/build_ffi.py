@@ -6,8 +6,9 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-SOURCES = ["csrc/pagemap.c", "csrc/probes.c"]  # setuptools wants them relative to setup.py
-HEADERS = ["csrc/cdef.h", "csrc/physview.h"]
+# setuptools wants them relative to setup.py
+SOURCES = ["csrc/compare.c", "csrc/pagemap.c", "csrc/probes.c"]
+HEADERS = ["csrc/cdef.h", "csrc/physview.h", "csrc/kmod/uapi/physicalview.h"]
 
 ffibuilder = FFI()
 ffibuilder.cdef((HERE / "cdef.h").read_text(encoding="utf-8"))

@@ -25,3 +25,20 @@ int64_t pv_translate(int fd, unsigned int page_shift, const uint64_t *vaddrs,
 		     uint64_t nr, uint64_t *entries, uint64_t *paddrs);
 void pv_decode(unsigned int page_shift, const uint64_t *vaddrs, uint64_t nr,
 	       const uint64_t *entries, uint64_t *paddrs);
+
+/* compare.c */
+enum { PV_AGREED_FRAME, PV_AGREED_ZERO, PV_AGREED_SWAP, PV_NR_AGREED };
+enum { PV_NR_FIRST = 4 };
+
+/* Pages of which both witnesses say the same, and the first few of them. */
+struct pv_agreed {
+	uint64_t nr;
+	uint64_t first[4];
+};
+
+struct physicalview_extent; /* kmod/uapi/physicalview.h */
+
+int64_t pv_agree(unsigned int page_shift, uint64_t vaddr, uint64_t nr_pages,
+		 const uint64_t *entries,
+		 const struct physicalview_extent *extents, uint64_t nr_extents,
+		 uint64_t zero_pfn, struct pv_agreed *agreed, uint64_t *left);

@@ -16,7 +16,13 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from physview.errors import AbiMismatch, AccessDenied, ModuleUnavailable, PhysviewError
+from physview.errors import (
+    AbiMismatch,
+    AccessDenied,
+    ModuleUnavailable,
+    PhysviewError,
+    Unsupported,
+)
 from physview.model import (
     NO_ENTRY,
     NO_PADDR,
@@ -40,14 +46,14 @@ ABI_VERSION = 1
 # The structures, without padding: native sizes, as both sides are one machine.
 TRANSLATE = struct.Struct("=QQ")
 INFO = struct.Struct("=IIIIQQ")
-PAGE = struct.Struct("=QQQQII")
+PAGE = struct.Struct("=QQQII")
 LEVEL = struct.Struct("=QQII")
-WALK = struct.Struct("=iI" + PAGE.format[1:] + LEVEL.format[1:] * 5 + "Q")
-BATCH = struct.Struct("=iIQQ")
+WALK = struct.Struct("=iIQ" + PAGE.format[1:] + LEVEL.format[1:] * 5 + "Q")
+BATCH = struct.Struct("=iIQQQ")
 EXTENT = struct.Struct("=QQQQQII")
 RANGE = struct.Struct("=iIQQQQQ")
 
-PAGE_DTYPE = [(n, "u8") for n in ("vaddr", "paddr", "entry", "swap")] + [
+PAGE_DTYPE = [(n, "u8") for n in ("paddr", "entry", "swap")] + [
     ("kind", "u4"),
     ("page_shift", "u4"),
 ]
@@ -104,6 +110,7 @@ class Kmod:
         AccessDenied: The device is root's.
         AbiMismatch: The module that is loaded speaks another ABI, or is the course's own and the
             process is not this one.
+        Unsupported: /proc is of another pid namespace, so that pids name other processes there.
     """
 
     name = "kmod"
@@ -113,9 +120,12 @@ class Kmod:
         self._proc = proc
         self._fd = _open_device()
         try:
+            self._check_namespace()
             self.info = self._ask_info()
             if self.info is None and proc.pid != os.getpid():
                 raise self.only_the_course("another process's memory")
+            # To the course's module there are small pages only.
+            self.names_every_page = self.info is not None
         except BaseException:
             self.close()
             raise
@@ -125,6 +135,18 @@ class Kmod:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def _check_namespace(self) -> None:
+        """The module takes a pid in our pid namespace, /proc in that of who mounted it."""
+        if self._proc.path == "/proc/self" or os.readlink("/proc/self") == str(os.getpid()):
+            return
+        raise Unsupported(
+            f"cannot walk process {self._proc.pid}",
+            "/proc is of another pid namespace than we: the number may mean two processes",
+            "mount one's own, as with unshare --mount-proc, or mount -t proc proc /proc",
+            pid=self._proc.pid,
+            path=DEVICE,
+        )
 
     def _ask_info(self) -> Info | None:
         buffer = bytearray(INFO.size)
@@ -156,7 +178,12 @@ class Kmod:
 
     def _ioctl(self, request: int, buffer: bytearray) -> None:
         try:
-            fcntl.ioctl(self._fd, request, buffer)
+            while True:
+                try:
+                    fcntl.ioctl(self._fd, request, buffer)
+                except InterruptedError:  # Python's handlers of signals run before the next try
+                    continue
+                return
         except OSError as error:
             if error.errno == errno.EPERM:
                 raise AccessDenied(
@@ -183,7 +210,7 @@ class Kmod:
         import numpy as np
 
         pages = self.pages(vaddrs)
-        np.asarray(entries)[:], np.asarray(paddrs)[:] = as_pagemap(pages)
+        np.asarray(entries)[:], np.asarray(paddrs)[:] = as_pagemap(vaddrs, pages)
         return int((pages["kind"] == PageKind.BEYOND).sum())
 
     def pages(self, vaddrs: Any) -> npt.NDArray[Any]:
@@ -200,31 +227,32 @@ class Kmod:
         """
         import numpy as np
 
-        column = np.asarray(vaddrs, dtype=np.uint64)
-        pages = np.zeros(len(column), dtype=PAGE_DTYPE)
-        pages["vaddr"] = column
+        column = np.ascontiguousarray(vaddrs, dtype=np.uint64)
+        pages = np.empty(len(column), dtype=PAGE_DTYPE)
         if self.info is None:
-            self._translate_one_by_one(pages)
+            self._translate_one_by_one(column, pages)
         else:
-            self._batch(pages, self.info.max_batch)
+            self._batch(column, pages, self.info.max_batch)
         return pages
 
-    def _batch(self, pages: npt.NDArray[Any], max_batch: int) -> None:
-        for at in range(0, len(pages), max_batch):
-            part = pages[at : at + max_batch]
-            self._ioctl(
-                IOCTL_BATCH, bytearray(BATCH.pack(self._pid, len(part), part.ctypes.data, 0))
-            )
-        if self._pid and self._proc.stat() is None:
-            raise self._proc.gone()  # its pid may be another's by now
+    def _batch(
+        self, vaddrs: npt.NDArray[np.uint64], pages: npt.NDArray[Any], max_batch: int
+    ) -> None:
+        for at in range(0, len(vaddrs), max_batch):
+            part = vaddrs[at : at + max_batch]
+            addresses = part.ctypes.data, pages[at:].ctypes.data
+            self._ioctl(IOCTL_BATCH, bytearray(BATCH.pack(self._pid, len(part), *addresses, 0)))
+        self._check_alive()
 
-    def _translate_one_by_one(self, pages: npt.NDArray[Any]) -> None:
+    def _translate_one_by_one(
+        self, vaddrs: npt.NDArray[np.uint64], pages: npt.NDArray[Any]
+    ) -> None:
         """With the course's module, which knows no more than one address a call."""
-        for page in pages:
-            buffer = bytearray(TRANSLATE.pack(int(page["vaddr"]), 0))
+        for at, vaddr in enumerate(vaddrs.tolist()):
+            buffer = bytearray(TRANSLATE.pack(vaddr, 0))
             self._ioctl(IOCTL_TRANSLATE, buffer)
-            page["paddr"] = TRANSLATE.unpack(buffer)[1]
-            page["kind"] = PageKind.PRESENT if page["paddr"] else PageKind.NONE
+            paddr = TRANSLATE.unpack(buffer)[1]
+            pages[at] = paddr, 0, 0, PageKind.PRESENT if paddr else PageKind.NONE, PAGE_SHIFT
 
     def next_populated(self, start: int, end: int) -> int:
         """First address at or after `start` with an entry that is not empty; `end` if none."""
@@ -251,16 +279,41 @@ class Kmod:
         """
         import numpy as np
 
-        if self.info is None:
-            raise self.only_the_course("a range")
-        end = min(end, self.info.user_end)
-        extents = np.zeros(nr, dtype=EXTENT_DTYPE)
+        extents = np.empty(nr, dtype=EXTENT_DTYPE)
         while start < end:
-            buffer = bytearray(RANGE.pack(self._pid, nr, start, end, extents.ctypes.data, 0, 0))
-            self._ioctl(IOCTL_RANGE, buffer)
-            _, found, _, _, _, start, _ = RANGE.unpack(buffer)
+            found, start = self.read_extents(start, end, extents)
             if found:
                 yield extents[:found]
+        self._check_alive()
+
+    def read_extents(self, start: int, end: int, extents: npt.NDArray[Any]) -> tuple[int, int]:
+        """Walk a range once, as far as there is room.
+
+        Args:
+            start: First address, page-aligned.
+            end: First address after the range, page-aligned.
+            extents: Structured array of EXTENT_DTYPE, written.
+
+        Returns:
+            How many extents there are, and where to go on. When the process ends, its pid may be
+            another's: whoever reads more than once has to look whether it still lives.
+
+        Raises:
+            As `iter_extents()`.
+        """
+        if self.info is None:
+            raise self.only_the_course("a range")
+        stop = min(end, self.info.user_end)
+        if start >= stop:
+            return 0, end
+        arg = RANGE.pack(self._pid, len(extents), start, stop, extents.ctypes.data, 0, 0)
+        buffer = bytearray(arg)
+        self._ioctl(IOCTL_RANGE, buffer)
+        _, found, _, _, _, start, _ = RANGE.unpack(buffer)
+        return found, end if start == stop else start
+
+    def _check_alive(self) -> None:
+        """An answer may be another process's, which has got the pid by now."""
         if self._pid and self._proc.stat() is None:
             raise self._proc.gone()
 
@@ -276,8 +329,8 @@ class Kmod:
         """
         if self.info is None:
             raise self.only_the_course("level by level")
-        page = (vaddr, 0, 0, 0, 0, 0)
-        buffer = bytearray(WALK.pack(self._pid, 0, *page, *[0] * 20, 0))
+        page = (0,) * 5
+        buffer = bytearray(WALK.pack(self._pid, 0, vaddr, *page, *[0] * 20, 0))
         self._ioctl(IOCTL_WALK, buffer)
         fields = WALK.unpack(buffer)
         nr_levels = fields[1]
@@ -295,11 +348,14 @@ class Kmod:
         )
 
 
-def as_pagemap(pages: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+def as_pagemap(
+    vaddrs: Any, pages: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
     """Say in pagemap's form what the module found.
 
     Args:
-        pages: Structured array with vaddr, paddr, swap and kind, shape (n,).
+        vaddrs: Buffer of uint64, shape (n,): the addresses.
+        pages: Structured array of PAGE_DTYPE, shape (n,).
 
     Returns:
         Entries and physical addresses, uint64, shape (n,), with NO_ENTRY and NO_PADDR.
@@ -311,10 +367,10 @@ def as_pagemap(pages: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint64], npt.NDA
 
     kind = pages["kind"]
     if (kind == PageKind.BAD).any():
-        bad = pages[kind == PageKind.BAD][0]
+        first = int(np.argmax(kind == PageKind.BAD))
         raise PhysviewError(
-            f"the page tables are broken at {int(bad['vaddr']):#x}",
-            f"the entry {int(bad['entry']):#x} makes no sense",
+            f"the page tables are broken at {vaddrs[first]:#x}",
+            f"the entry {pages['entry'][first]:#x} makes no sense",
             "look into the kernel's log",
         )
     has_page = (kind == PageKind.PRESENT) | (kind == PageKind.PROT_NONE)

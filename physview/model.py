@@ -69,6 +69,11 @@ class Cause(Enum):
         "mapped, but no page is there: never touched, given back, or shared memory swapped out",
         "let the process read or write it, then look again",
     )
+    UNTOLD = (
+        "untold",
+        "the course's module, which is loaded, names none: no page, or a huge one, unknown to it",
+        "load physview's own: physview module unload, then physview module load",
+    )
     SWAPPED = (
         "swapped",
         "swapped out",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,12 +49,15 @@ def source_dir() -> Path:
 def status() -> Status:
     """How things stand. Source: /sys/module"""
     folder = Path("/sys/module") / NAME
+    version = _read(folder / "version")
+    # What is not ours has no such parameter: its device's mode tells.
+    insecure = _read(folder / "parameters" / "insecure") == "Y" if version else _is_open_to_all()
     return Status(
         folder.is_dir(),
         os.path.exists(DEVICE),
-        _read(folder / "version"),
+        version,
         int(_read(folder / "refcnt") or 0),
-        _read(folder / "parameters" / "insecure") == "Y",
+        insecure,
     )
 
 
@@ -137,6 +141,13 @@ _REASONS = {
     errno.EAGAIN: ("it is in use", f"end what holds {DEVICE} open: fuser {DEVICE}"),
     errno.EBUSY: ("it is in use", f"end what holds {DEVICE} open: fuser {DEVICE}"),
 }
+
+
+def _is_open_to_all() -> bool:
+    try:
+        return bool(os.stat(DEVICE).st_mode & stat.S_IROTH)
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> str:

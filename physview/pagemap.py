@@ -87,6 +87,7 @@ class Pagemap:
 
     name = "pagemap"
     sees_pfnmaps = False
+    names_every_page = True
 
     def __init__(self, proc: ProcDir) -> None:
         self._ffi, self._lib = _ffi.load()
@@ -123,6 +124,24 @@ class Pagemap:
             buffer("uint64_t[]", paddrs, require_writable=True),
         )
         return _ffi.check(without, self._path)
+
+    def read(self, start: int, entries: Any) -> int:
+        """Read the entries of pages in a row.
+
+        Args:
+            start: First address, page-aligned.
+            entries: Buffer of uint64, shape (n,), written.
+
+        Returns:
+            How many there were: fewer than n at the end of the user address space, and none of an
+            address space that is gone.
+
+        Raises:
+            OSError: The kernel's.
+        """
+        buffer = self._ffi.from_buffer("uint64_t[]", entries, require_writable=True)
+        got = self._lib.pv_pagemap_read(self._fd, start >> PAGE_SHIFT, len(entries), buffer)
+        return _ffi.check(got, self._path)
 
     def next_populated(self, start: int, end: int) -> int:
         """First address at or after `start` with a page or a swap entry; `end` if there is none.

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from physview import _ffi
 from physview.columns import Translations
-from physview.errors import UsageError
+from physview.errors import PhysviewError, Unsupported, UsageError
 from physview.model import (
     NO_ENTRY,
     NO_PADDR,
@@ -39,6 +40,7 @@ class Witness(Protocol):
 
     name: str
     sees_pfnmaps: bool
+    names_every_page: bool
 
     def fill(self, vaddrs: Any, entries: Any, paddrs: Any) -> int: ...
     def next_populated(self, start: int, end: int) -> int: ...
@@ -57,7 +59,38 @@ def _kmod(proc: ProcDir) -> Witness:
     return Kmod(proc)
 
 
+def _auto(proc: ProcDir) -> Witness:
+    """pagemap, unless there is none, or it hides our frames and the module names them."""
+    from physview.kmod import DEVICE
+
+    plain = _reference if _ffi.why_unavailable() else Pagemap
+    if not os.access(DEVICE, os.R_OK):
+        return plain(proc)
+    try:
+        witness: Witness = plain(proc)
+    except Unsupported:
+        return _kmod(proc)
+    # Of other processes the module tells only those from whom pagemap hides nothing, either.
+    if proc.pid != os.getpid() or not _hides_frames(witness):
+        return witness
+    try:
+        walker = _kmod(proc)
+    except PhysviewError:  # the device is there, but not for us
+        return witness
+    witness.close()
+    return walker
+
+
+def _hides_frames(witness: Witness) -> bool:
+    """Whether a witness of this process does not tell the frame of a page that surely has one."""
+    entries, paddrs = array("Q", [0]), array("Q", [0])
+    vaddr, _ = entries.buffer_info()
+    witness.fill(array("Q", [vaddr]), entries, paddrs)
+    return paddrs[0] == NO_PADDR
+
+
 WITNESSES: dict[str, Callable[[ProcDir], Witness]] = {
+    "auto": _auto,
     "pagemap": Pagemap,
     "kmod": _kmod,
     "reference": _reference,
@@ -73,7 +106,8 @@ class Process:
     Args:
         pid: Process id, or "self".
         source: "pagemap" (the compiled core), "kmod" (the kernel module), "reference" (ctypes,
-            needs no compiler) or "auto": pagemap unless the core is not built.
+            needs no compiler) or "auto": pagemap; the reference if the core is not built; the
+            module if pagemap hides this process's frames and the module was loaded for everybody.
 
     Raises:
         ProcessGone: There is no such process.
@@ -91,12 +125,8 @@ class Process:
     """
 
     def __init__(self, pid: int | str = "self", *, source: str = "auto") -> None:
-        if source == "auto":
-            source = "reference" if _ffi.why_unavailable() else "pagemap"
         if source not in WITNESSES:
-            raise UsageError(
-                f"unknown source '{source}'", "", f"choose of auto, {', '.join(WITNESSES)}"
-            )
+            raise UsageError(f"unknown source '{source}'", "", f"choose of {', '.join(WITNESSES)}")
         if isinstance(pid, str) and pid != "self":
             raise UsageError(f"'{pid}' is no process", 'a pid or "self" is meant')
         self._proc = ProcDir(None if isinstance(pid, str) else pid)
@@ -336,6 +366,8 @@ class Process:
             cause = Cause.BEYOND if entry is None else memory.cause(vaddr, entry)
             if cause is Cause.DEVICE and self._witness.sees_pfnmaps:
                 cause = Cause.ABSENT  # the walk would have seen it
+            if cause is Cause.ABSENT and not self._witness.names_every_page:
+                cause = Cause.UNTOLD
             return Translation(vaddr, None, cause, entry, vma)
 
         return explain

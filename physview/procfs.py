@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import errno
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ PF_KTHREAD = 0x00200000
 # the page tables; so only these are looked up there. Shared memory is also found under /dev.
 DEVICE_PATHS = ("[vvar", "/dev/", "/sys/", "/proc/", "anon_inode:")
 SHARED_MEMORY_PATHS = ("/dev/zero", "/dev/shm/")
+# The kernel's own, with the same flags in every process.
+KERNELS_PATH = "[vvar"
 
 
 class Stat(NamedTuple):
@@ -180,8 +183,7 @@ class ProcDir:
             why = f"{self.pid} is a kernel thread, which has no user memory"
             return NoUserMemory(what, why, "choose a user process", **about)
         if stat.has_ended:
-            why = f"process {self.pid} has ended and only its exit status is left (a zombie)"
-            return NoUserMemory(what, why, "choose a living process", **about)
+            return self._ended(what, about)
         if error.errno in (errno.EACCES, errno.EPERM):
             why = f"process {self.pid} is not yours to look into"
             return AccessDenied(what, why, "run as root", **about)
@@ -189,6 +191,20 @@ class ProcDir:
             remedy = "it takes one with CONFIG_PROC_PAGE_MONITOR=y"
             return Unsupported(what, "this kernel was built without it", remedy, **about)
         return self.gone()
+
+    def _ended(self, what: str, about: dict[str, Any]) -> NoUserMemory:
+        """The error for a process, or the first thread of one, that is a zombie."""
+        try:
+            threads = set(os.listdir(f"{self.path}/task")) - {str(self.pid)}
+        except OSError:
+            threads = set()
+        if threads:
+            why = "its first thread has ended, and through that the kernel shows no memory"
+            remedy = f"name another thread, such as {min(threads, key=int)}"
+        else:
+            why = f"process {self.pid} has ended and only its exit status is left (a zombie)"
+            remedy = "choose a living process"
+        return NoUserMemory(what, why, remedy, **about)
 
     def gone(self) -> ProcessGone:
         """The error for a process whose memory went away while it was read."""
@@ -208,6 +224,19 @@ class ProcDir:
         return map(parse_maps_line, self.iter_lines("maps"))
 
 
+@functools.cache
+def _kernels_mappings_are_pfnmap() -> bool:
+    """Whether this kernel's [vvar] is VM_PFNMAP, by our own, whose smaps is soon read."""
+    proc = ProcDir()
+    try:
+        memory = MemoryMap(proc)
+        return any(
+            memory.has_flag(vma, "pf") for vma in memory.vmas if vma.path.startswith(KERNELS_PATH)
+        )
+    finally:
+        proc.close()
+
+
 class MemoryMap:
     """The mappings of a process at one moment, to look addresses up in.
 
@@ -222,9 +251,21 @@ class MemoryMap:
         self._proc = proc
         self.vmas = list(proc.iter_vmas())
         if not self.vmas:  # no living process is without a mapping
-            raise proc.gone()
+            raise proc.error(ProcessLookupError(errno.ESRCH, ""), "maps")
         self._ends = [vma.end for vma in self.vmas]
         self._flags: dict[int, frozenset[str]] | None = None
+
+    def areas(self, end: int) -> list[tuple[int, int]]:
+        """The mapped address space below `end`: mappings that touch are one (start, end)."""
+        areas: list[tuple[int, int]] = []
+        for vma in self.vmas:
+            if vma.start >= end:
+                break
+            if areas and areas[-1][1] == vma.start:
+                areas[-1] = (areas[-1][0], vma.end)
+            else:
+                areas.append((vma.start, vma.end))
+        return areas
 
     def find(self, vaddr: int) -> Vma | None:
         """The mapping that `vaddr` lies in, or None."""
@@ -239,6 +280,8 @@ class MemoryMap:
         """Whether a mapping is VM_PFNMAP: it has no pages that pagemap could show."""
         if not vma.path.startswith(DEVICE_PATHS) or vma.path.startswith(SHARED_MEMORY_PATHS):
             return False
+        if vma.path.startswith(KERNELS_PATH):
+            return _kernels_mappings_are_pfnmap()
         return self.has_flag(vma, "pf")
 
     def has_flag(self, vma: Vma, flag: str) -> bool:

@@ -34,6 +34,7 @@ class ReferencePagemap:
 
     name = "reference"
     sees_pfnmaps = False
+    names_every_page = True
 
     def __init__(self, proc: ProcDir) -> None:
         self._path = f"{proc.path}/pagemap"

@@ -99,13 +99,18 @@ make_venv() {
 	as_owner "$python" -m venv "$venv" >&2 || fail "$python could not make $venv: see above"
 }
 
-# What the tests in VMs need; as root, where apt has it. They are skipped without.
-install_qemu() {
+# What the tests in VMs and for arm64 need; as root, where apt has it. They are skipped without.
+install_test_tools() {
 	[ "$(uname -m)" = x86_64 ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 0
-	command -v qemu-system-x86_64 >/dev/null && command -v make >/dev/null && return
-	say "installing qemu-system-x86 make"
-	{ apt-get update -qq && apt-get install -qq -y --no-install-recommends qemu-system-x86 make; } \
-		>/dev/null || say "going on without VMs: apt-get could not install qemu-system-x86"
+	packages=
+	command -v qemu-system-x86_64 >/dev/null || packages="$packages qemu-system-x86"
+	command -v make >/dev/null || packages="$packages make"
+	command -v aarch64-linux-gnu-gcc >/dev/null || packages="$packages gcc-aarch64-linux-gnu"
+	[ -n "$packages" ] || return 0
+	say "installing$packages"
+	# shellcheck disable=SC2086 # a list
+	{ apt-get update -qq && apt-get install -qq -y --no-install-recommends $packages; } \
+		>/dev/null || say "going on without some tests: apt-get could not install$packages"
 }
 
 # The one checker that PyPI has not. A test is skipped without it.
@@ -137,7 +142,7 @@ setup() {
 	pip_install $build_requires
 	# compat: a plain path in a .pth file; the default editable hook slows every start down.
 	pip_install --no-build-isolation --config-settings editable_mode=compat -e "$root$extra"
-	[ "$1" = run ] || { install_qemu && install_actionlint; }
+	[ "$1" = run ] || { install_test_tools && install_actionlint; }
 	as_owner "$venv/bin/python" -m compileall -q "$root/physview" >&2
 	as_owner sh -c 'echo "$1" >"$2"' - "$root" "$venv/.physview-run"
 	as_owner sh -c 'echo "$1" >"$2"' - "$root" "$stamp"

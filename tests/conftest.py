@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from memory import Region, pfnmap_ranges
+from witnesses import open_kmod
 
 from physview.analysis import checkup
 
@@ -49,8 +50,21 @@ def _has_thp() -> bool:
         return region.touch().is_huge()
 
 
-def _has_hugetlb() -> bool:
-    return any(pool["free"] for pool in checkup.look_at_hugetlb().details["pools"])
+def _has_hugetlb(size_kib: int) -> bool:
+    pools = checkup.look_at_hugetlb().details["pools"]
+    return any(pool["free"] for pool in pools if pool["size_kib"] == size_kib)
+
+
+def _has_kernel(architecture: str = "amd64") -> bool:
+    """Whether Debian's kernels can be fetched; the first run does, and keeps it in the cache."""
+    from physview import kernels
+    from physview.errors import Unsupported
+
+    try:
+        kernels.find_kernel("6.1", architecture=architecture)
+    except Unsupported:
+        return False
+    return shutil.which("make") is not None
 
 
 def _has_vm() -> bool:
@@ -78,8 +92,47 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: len(Path("/proc/swaps").read_text().splitlines()) > 1,
         "no swap: the VM has some",
     ),
-    "hugetlb": (_has_hugetlb, "no huge pages set aside: the VM has some"),
+    "zram": (
+        lambda: os.path.exists("/sys/class/zram-control"),
+        "no zram, to make a swap area of: the VM has it",
+    ),
+    "hugetlb": (lambda: _has_hugetlb(2048), "no huge pages set aside: the VM has some"),
+    "gigantic": (lambda: _has_hugetlb(1 << 20), "no page of 1 GiB set aside: the VM has one"),
+    "ksm": (
+        lambda: os.path.exists("/sys/kernel/mm/ksm/run"),
+        "no KSM: a kernel with CONFIG_KSM=y has it",
+    ),
+    "compaction": (
+        lambda: os.path.exists("/proc/sys/vm/compact_memory"),
+        "no compaction: a kernel with CONFIG_COMPACTION=y has it",
+    ),
+    "hwpoison": (
+        lambda: (
+            "PHYSVIEW_KMOD" in os.environ and os.path.exists("/proc/sys/vm/memory_failure_recovery")
+        ),
+        "frames are given up for broken only in a VM, where the kernel knows how",
+    ),
+    "kmods": (
+        lambda: "PHYSVIEW_KMOD" in os.environ and "PHYSVIEW_COURSE_KMOD" in os.environ,
+        "not told which modules to load by turns: tests/test_matrix.py does, in a VM",
+    ),
     "vm": (_has_vm, "no VM can be had here: see physview doctor"),
+    "kernels": (
+        _has_kernel,
+        "no make, or none of Debian's kernels: physview vm --kernel 6.1 -- true tells why",
+    ),
+    "arm64": (
+        lambda: shutil.which("aarch64-linux-gnu-gcc") is not None and _has_kernel("arm64"),
+        "no compiler for arm64, or no arm64 at the Debian mirror: apt-get install"
+        " gcc-aarch64-linux-gnu",
+    ),
+    "arm64-vm": (
+        lambda: (
+            shutil.which("qemu-system-aarch64") is not None
+            and os.path.exists("/usr/aarch64-linux-gnu/lib/libc.a")
+        ),
+        "no VM for arm64: apt-get install qemu-system-arm libc6-dev-arm64-cross",
+    ),
     "ptdump": (
         lambda: os.path.exists("/sys/kernel/debug/page_tables/current_user"),
         "the kernel dumps no page tables: scripts/test --debug-kernel builds one that does",
@@ -168,6 +221,13 @@ def physview() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, check=False, **options)  # type: ignore[call-overload]
 
     return run
+
+
+@pytest.fixture
+def kmod() -> Iterator[object]:
+    """The module's walk of this process."""
+    with open_kmod() as kmod:
+        yield kmod
 
 
 @pytest.fixture

@@ -9,10 +9,9 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from test_matrix import guest_command, programs  # noqa: F401 - a fixture
+from guests import HUGE_PAGES, KMOD_TESTS, compile_program, guest_tests, run_in_guest
 
-from physview import kernels, module, vm
+from physview import kernels
 
 BUILD = Path(os.environ.get("PHYSVIEW_DEBUG_KERNEL", "/nonexistent"))
 
@@ -21,35 +20,23 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run_there(tmp_path, command):
+def run_there(folder, command, has="root,pfn,kmod,kmods,swap,hugetlb"):
     kernel = kernels.Kernel("debug", BUILD / "arch/x86/boot/bzImage", BUILD / "no-modules", BUILD)
-    with open(tmp_path / "stdout", "wb") as stdout:
-        outcome = vm.run(
-            kernel,
-            ["tests/vm/guest.sh", *command],
-            modules=[kernels.build_module(kernel, module.source_dir())],
-            memory_mib=3072,
-            append="hugepages=16 kmemleak=on",
-            cwd=ROOT,
-            env=os.environ | {"PHYSVIEW_REQUIRE": "root,pfn,kmod,swap,hugetlb"},
-            stdout=stdout,
-            stderr=stdout,
-            boot_timeout=400,
-            timeout=2400,
-            say=print,
-        )
-    print(outcome)
-    return outcome, (tmp_path / "stdout").read_text()
+    append = f"{HUGE_PAGES} kmemleak=on"
+    options = {"append": append, "boot_timeout": 600, "timeout": 3000}
+    return run_in_guest(kernel, folder, command, has=has, **options)
 
 
-def test_the_modules_tests_pass_and_the_log_is_clean(tmp_path):
-    outcome, output = run_there(tmp_path, guest_command("kmod")[1:])
+@pytest.mark.parametrize("name", KMOD_TESTS)
+def test_the_modules_tests_pass_and_the_log_is_clean(tmp_path, name):
+    outcome, output = run_there(tmp_path, guest_tests(name))
     assert outcome.exit_code == 0, output
     assert " passed" in output
+    print(output.splitlines()[-1])
 
 
-def test_a_race_a_fuzzer_and_injected_faults_leave_the_log_clean(tmp_path, programs):  # noqa: F811
-    race, fuzz = programs("race"), programs("fuzz")
+def test_a_race_a_fuzzer_and_injected_faults_leave_the_log_clean(tmp_path):
+    race, fuzz = (compile_program(tmp_path, name) for name in ("race", "fuzz"))
     shell = f"{race} 20 && {fuzz} 200000 7 && tests/vm/inject.sh {fuzz} 100000 8"
     outcome, output = run_there(tmp_path, ["sh", "-c", shell])
     assert outcome.exit_code == 0, output
@@ -58,6 +45,6 @@ def test_a_race_a_fuzzer_and_injected_faults_leave_the_log_clean(tmp_path, progr
 
 def test_a_third_witness_agrees(tmp_path):
     """The kernel's own dump of the page tables: /sys/kernel/debug/page_tables/current_user."""
-    outcome, output = run_there(tmp_path, guest_command("page_tables")[1:])
+    outcome, output = run_there(tmp_path, guest_tests("page_tables"), has="root,ptdump,kmod")
     assert outcome.exit_code == 0, output
     assert "1 passed" in output

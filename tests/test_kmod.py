@@ -2,47 +2,30 @@
 """The module's walk, for every kind of page, against pagemap. Runs where the module is loaded."""
 
 import ctypes
-import errno
-import fcntl
 import itertools
 import mmap
 import os
 import subprocess
+import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import AS_NOBODY, one_line
-from memory import HUGE, PAGE, SHARED, Region, libc, pfnmap_ranges, raw_entry
+from memory import HUGE, PAGE, PRIVATE, SHARED, Region, kpageflags, libc, pfnmap_ranges, raw_entry
+from witnesses import agree, agree_on_all, open_kmod, wait_for
 
-from physview import AccessDenied, Cause, NoUserMemory, Process, ProcessGone, Unsupported, module
-from physview import kmod as abi
-from physview.analysis.compare import Comparer, Verdict
-from physview.kmod import Kmod
-from physview.model import PageKind
-from physview.procfs import ProcDir
+from physview import Cause, Process
+from physview.kmod import as_pagemap
+from physview.model import PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PageKind
 
 pytestmark = pytest.mark.needs("root", "pfn", "kmod")
 
-MADV_PAGEOUT, MADV_MERGEABLE = 21, 12
-
-
-@pytest.fixture
-def kmod():
-    proc = ProcDir()
-    kmod = Kmod(proc)
-    yield kmod
-    kmod.close()
-    proc.close()
-
-
-def agree(kmod, vaddr):
-    """Both witnesses' answer to one address, which has to be the same."""
-    with Process() as process:
-        said = process.translate(vaddr)
-        walk = kmod.walk(vaddr)
-        with Process(source="kmod") as walker:
-            walked = walker.translate(vaddr)
-    assert walk.paddr == walked.paddr == said.paddr, (said, walk)
-    return walk
+MADV_MERGEABLE, MADV_PAGEOUT, MADV_HWPOISON = 12, 21, 100
+MAP_HUGETLB, MAP_HUGE_1GB = 0x40000, 30 << 26
+GIGA = 1 << 30
+KPF_KSM = 21  # include/uapi/linux/kernel-page-flags.h
+KSM = Path("/sys/kernel/mm/ksm")
+ZRAM_CONTROL = Path("/sys/class/zram-control")
 
 
 def test_info_is_what_the_machine_is(kmod):
@@ -69,13 +52,16 @@ def test_a_page_and_its_levels(kmod):
     assert real[-1].entry & table_mask == walk.paddr & ~(PAGE - 1)
 
 
-def test_text_stack_heap_and_vdso(kmod):
+def test_text_rodata_stack_heap_and_vdso(kmod):
     with Process() as process:
         vmas = list(process.iter_vmas())
+    nr_present = dict.fromkeys(("r-xp", "r--p", "rw-p", "[heap]", "[stack]", "[vdso]"), 0)
     for vma in vmas:
-        if vma.path in ("[stack]", "[heap]", "[vdso]") or vma.perms == "r-xp":
-            for page in range(vma.start, min(vma.end, vma.start + 50 * PAGE), PAGE):
-                agree(kmod, page)
+        name = vma.path if vma.path.startswith("[") else vma.perms
+        if name in nr_present and vma.path:
+            pages = agree_on_all(kmod, range(vma.start, min(vma.end, vma.start + 50 * PAGE), PAGE))
+            nr_present[name] += int((pages["kind"] == PageKind.PRESENT).sum())
+    assert all(nr_present.values()), nr_present
 
 
 @pytest.mark.needs("pfnmap")
@@ -131,7 +117,7 @@ def test_a_guard_region(kmod):
 def test_swapped_pages_are_swapped_to_the_same_place(kmod):
     region = Region(64).touch()
     region.madvise(MADV_PAGEOUT)
-    kinds = []
+    nr_swapped = 0
     for page in region.pages:
         with Process() as process:
             said = process.translate(page)
@@ -139,8 +125,42 @@ def test_swapped_pages_are_swapped_to_the_same_place(kmod):
         if said.entry.raw == raw_entry(page) and said.cause is Cause.SWAPPED:
             assert walk.kind is PageKind.SWAP
             assert walk.swap == said.entry.swap
-            kinds.append(walk.kind)
-    assert len(kinds) > 32, "MADV_PAGEOUT swapped nothing out"
+            nr_swapped += 1
+    assert nr_swapped > 32, "MADV_PAGEOUT swapped nothing out"
+
+
+@pytest.fixture
+def small_swap():
+    """A swap area of 1 MiB which is used before all others, to its first place and its last."""
+    number = (ZRAM_CONTROL / "hot_add").read_text().strip()
+    Path(f"/sys/block/zram{number}/disksize").write_text("1M")
+    device = f"/dev/zram{number}"
+    subprocess.run(["mkswap", device], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["swapon", "--priority", "100", device], check=True)
+    yield
+    subprocess.run(["swapoff", device], check=True)
+    (ZRAM_CONTROL / "hot_remove").write_text(number)
+
+
+@pytest.mark.needs("swap", "zram")
+def test_low_offsets_of_a_second_swap_area(kmod, small_swap):
+    """An offset is kept inverted (L1TF): a low one sets the bits that are a frame's elsewhere."""
+    region = Region(1000).touch()
+    nr_places = (1 << 20) // PAGE
+
+    def places():
+        """Where each page is in the small area."""
+        region.madvise(MADV_PAGEOUT)
+        pages = agree_on_all(kmod, region.pages)
+        swapped = (pages["kind"] == PageKind.SWAP) & (pages["swap"] & 31 == 1)
+        found = zip(region.pages, pages["swap"].tolist(), swapped, strict=True)
+        return {vaddr: swap >> 5 for vaddr, swap, is_there in found if is_there}
+
+    # The area's header takes place 0.
+    wait_for(lambda: {1, nr_places - 1} <= set(places().values()), "the small area is full")
+    for vaddr, offset in places().items():
+        assert raw_entry(vaddr) & PM_PFRAME_MASK == 1 | offset << 5
+        assert kmod.walk(vaddr).swap == (1, offset)
 
 
 @pytest.mark.needs("thp")
@@ -165,10 +185,133 @@ def test_huge_pages_split_ones_and_huge_prot_none(kmod):
 
 @pytest.mark.needs("hugetlb")
 def test_hugetlb_pages(kmod):
-    region = Region(HUGE // PAGE, flags=0x40000 | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    region = Region(HUGE // PAGE, flags=MAP_HUGETLB | PRIVATE)
     region.touch(0)
     walk = agree(kmod, region.start + 3 * PAGE)
     assert walk.page_size_bytes == HUGE
+    region.mprotect(0)
+    walk = agree(kmod, region.start + 3 * PAGE)
+    assert (walk.kind, walk.page_size_bytes) == (PageKind.PROT_NONE, HUGE)
+
+
+@pytest.mark.needs("gigantic")
+def test_hugetlb_pages_of_1_gib(kmod):
+    region = Region(GIGA // PAGE, flags=MAP_HUGETLB | MAP_HUGE_1GB | PRIVATE)
+    region.touch(0)
+    first = agree(kmod, region.start)
+    assert first.paddr % GIGA == 0
+    for offset in (3 * PAGE, HUGE, GIGA - 1):
+        walk = agree(kmod, region.start + offset)
+        assert walk.paddr == first.paddr + offset
+        assert (walk.kind, walk.page_size_bytes) == (PageKind.PRESENT, GIGA)
+        assert [(level.name, level.leaf) for level in walk.levels][2:] == [("pud", True)]
+    (extents,) = (extents.copy() for extents in kmod.iter_extents(region.start, region.end))
+    assert extents[["vaddr", "paddr", "length"]].tolist() == [(region.start, first.paddr, GIGA)]
+    # A range that starts and ends inside of it, too.
+    (extents,) = (e.copy() for e in kmod.iter_extents(region.start + PAGE, region.end - PAGE))
+    assert extents[["paddr", "length"]].tolist() == [(first.paddr + PAGE, GIGA - 2 * PAGE)]
+
+
+@pytest.mark.needs("gigantic")
+def test_a_hugetlb_page_of_1_gib_that_is_prot_none(kmod):
+    region = Region(GIGA // PAGE, flags=MAP_HUGETLB | MAP_HUGE_1GB | PRIVATE)
+    region.touch(0)
+    region.mprotect(0)
+    walk = agree(kmod, region.start + 7 * PAGE)
+    assert (walk.kind, walk.page_size_bytes) == (PageKind.PROT_NONE, GIGA)
+
+
+@pytest.fixture
+def ksm():
+    """The kernel's search for pages of one content, at work; afterwards it is as it was."""
+    wanted = {"sleep_millisecs": "1", "pages_to_scan": "1000", "run": "1"}
+    before = {name: (KSM / name).read_text() for name in wanted}
+    for name, value in wanted.items():
+        (KSM / name).write_text(value)
+    yield
+    for name, value in before.items():
+        (KSM / name).write_text(value)
+
+
+@pytest.mark.needs("ksm", "kpage")
+def test_pages_that_ksm_has_merged_are_one_frame_until_one_is_written_to(kmod, ksm):
+    region = Region(3).touch()
+    first, second, other = region.pages
+    content = os.urandom(PAGE)  # nobody else's
+    for page in (first, second):
+        ctypes.memmove(page, content, PAGE)
+    region.madvise(MADV_MERGEABLE)
+
+    def frames():
+        return [raw_entry(page) & PM_PFRAME_MASK for page in region.pages]
+
+    assert len(set(frames())) == 3
+    wait_for(lambda: frames()[0] == frames()[1], "KSM merges two pages")
+    assert agree(kmod, first).paddr == agree(kmod, second).paddr != agree(kmod, other).paddr
+    assert kpageflags(frames()[0]) >> KPF_KSM & 1
+    assert not kmod.walk(second).levels[-1].entry & 2  # not writable
+    region.touch(1)
+    assert agree(kmod, first).paddr != agree(kmod, second).paddr
+
+
+@pytest.mark.needs("compaction")
+def test_pages_that_compaction_moves_meanwhile(kmod):
+    stop = threading.Event()
+
+    def compact():
+        while not stop.is_set():
+            Path("/proc/sys/vm/compact_memory").write_text("1")
+
+    thread = threading.Thread(target=compact)
+    thread.start()
+    common = np.uint64(PM_PRESENT | PM_SWAP | PM_PFRAME_MASK)
+    nr_moved = nr_checked = 0
+
+    def look():
+        """Walk memory of many holes, which compaction moves together, between two other looks."""
+        nonlocal nr_moved, nr_checked
+        region = Region(16_000).touch()
+        for start in range(region.start, region.end, 16 * PAGE):
+            libc.madvise(start, 12 * PAGE, Region.MADV_DONTNEED)
+        vaddrs = np.arange(region.start, region.end, PAGE, dtype=np.uint64)
+        with Process() as process:
+            for _ in range(5):
+                before = process.translate_array(vaddrs).entries
+                walked = as_pagemap(vaddrs, kmod.pages(vaddrs))[0]
+                after = process.translate_array(vaddrs).entries
+                still = (before ^ after) & common == 0
+                # What was in migration at the walk had arrived before the second look, or the first
+                # look fell into the same migration.
+                still &= walked & np.uint64(PM_SWAP) == 0
+                assert (walked[still] == after[still] & common).all()
+                nr_moved += len(still) - int(still.sum())
+                nr_checked += int(still.sum())
+        return nr_moved > 0 and nr_checked > 20_000
+
+    try:
+        wait_for(look, "compaction moves pages")
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.needs("hwpoison")
+def test_a_page_whose_frame_is_broken(python):
+    """In a process that is told so with SIGBUS, and lives on."""
+    child = python(
+        "import memory, signal\n"
+        "signal.signal(signal.SIGBUS, lambda *_: None)\n"
+        "region = memory.Region(2).touch()\n"
+        f"assert region.madvise({MADV_HWPOISON})\n",
+        wait="print(region.start, flush=True)\ninput()",
+    )
+    start = int(child.stdout.readline())
+    with open_kmod(child.pid) as kmod:
+        for vaddr in (start, start + PAGE):
+            walk = agree(kmod, vaddr, child.pid)
+            assert (walk.kind, walk.paddr) == (PageKind.HWPOISON, None)
+            kind, frame = walk.swap
+            assert raw_entry(vaddr, child.pid) & PM_PFRAME_MASK == kind | frame << 5
 
 
 def test_above_47_bits(kmod):
@@ -182,185 +325,3 @@ def test_above_47_bits(kmod):
     assert not walk.levels[1].folded
     assert walk.paddr
     libc.munmap(address, PAGE)
-
-
-@pytest.mark.parametrize(
-    "vaddr",
-    [
-        1 << 63,
-        (1 << 64) - 1,
-        0xFFFF888000000000,
-        0xFFFFFFFF81000000,
-        1 << 57,
-        0x8000_0000_0000_0000,
-    ],
-)
-def test_kernel_and_non_canonical_addresses_are_refused(kmod, vaddr):
-    walk = kmod.walk(vaddr)
-    assert (walk.kind, walk.paddr, walk.levels) == (PageKind.BEYOND, None, [])
-    buffer = bytearray(abi.TRANSLATE.pack(vaddr, 77))
-    with open(abi.DEVICE, "rb", buffering=0) as device:
-        fcntl.ioctl(device, abi.IOCTL_TRANSLATE, buffer)
-    assert abi.TRANSLATE.unpack(buffer) == (vaddr, 0)
-
-
-def test_another_process_and_a_thread_of_it(kmod, python):
-    child = python(
-        "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()"
-    )
-    with Process(child.pid) as process, Process(child.pid, source="kmod") as walker:
-        for vma in process.iter_vmas():
-            pages = range(vma.start, min(vma.end, vma.start + 20 * PAGE), PAGE)
-            for said, walked in zip(
-                process.translate_many(pages), walker.translate_many(pages), strict=True
-            ):
-                assert said.cause is Cause.DEVICE or said.paddr == walked.paddr
-    thread = max(int(tid) for tid in os.listdir(f"/proc/{child.pid}/task"))
-    assert thread != child.pid
-    with Process(thread, source="kmod") as walker:
-        assert walker.translate(vma.start).vaddr == vma.start
-
-
-def test_processes_that_have_no_memory(kmod, python):
-    with pytest.raises(NoUserMemory, match="kernel thread"), Process(2, source="kmod") as process:
-        process.translate(0)
-    child = python()
-    with Process(child.pid, source="kmod") as process:
-        process.translate(0)
-        child.kill()
-        child.wait()
-        with pytest.raises(ProcessGone):
-            process.translate(0)
-
-
-# The ABI
-
-
-def call(request, buffer):
-    """The errno of an ioctl, or 0."""
-    with open(abi.DEVICE, "rb", buffering=0) as device:
-        try:
-            fcntl.ioctl(device, request, buffer)
-        except OSError as error:
-            return error.errno
-    return 0
-
-
-@pytest.mark.parametrize(
-    ("request_number", "argument", "code"),
-    [
-        (0x6B01, b"", errno.ENOTTY),
-        (abi.IOCTL_TRANSLATE + 5, b"", errno.ENOTTY),
-        (abi.IOCTL_TRANSLATE + (1 << 16), b"", errno.ENOTTY),  # another size is another command
-        (abi.IOCTL_WALK, abi.WALK.pack(0, 0, *[0] * 26, 1), errno.EINVAL),
-        (abi.IOCTL_BATCH, abi.BATCH.pack(0, 1, 0, 1), errno.EINVAL),
-        (abi.IOCTL_BATCH, abi.BATCH.pack(0, 1 << 31, 0, 0), errno.EINVAL),
-        (abi.IOCTL_BATCH, abi.BATCH.pack(0, 1, 8, 0), errno.EFAULT),
-        (abi.IOCTL_BATCH, abi.BATCH.pack(0, 1, 1 << 63, 0), errno.EFAULT),
-        (abi.IOCTL_BATCH, abi.BATCH.pack(4194305, 1, 0, 0), errno.ESRCH),
-        (abi.IOCTL_BATCH, abi.BATCH.pack(-1, 1, 0, 0), errno.ESRCH),
-        (abi.IOCTL_RANGE, abi.RANGE.pack(0, 1, 0, PAGE, 0, 0, 1), errno.EINVAL),
-        (abi.IOCTL_RANGE, abi.RANGE.pack(0, 0, 0, PAGE, 0, 0, 0), errno.EINVAL),
-        (abi.IOCTL_RANGE, abi.RANGE.pack(0, 1, 1, PAGE, 0, 0, 0), errno.EINVAL),
-        (abi.IOCTL_RANGE, abi.RANGE.pack(0, 1, PAGE, 0, 0, 0, 0), errno.EINVAL),
-        (abi.IOCTL_RANGE, abi.RANGE.pack(0, 1, 0, 1 << 63, 0, 0, 0), errno.EINVAL),
-        (abi.IOCTL_RANGE, abi.RANGE.pack(0, 1, 0, 1 << 46, 8, 0, 0), errno.EFAULT),
-    ],
-)
-def test_what_is_wrong_is_refused(request_number, argument, code):
-    assert call(request_number, bytearray(argument or 16)) == code
-
-
-def test_bad_pointers_are_efault():
-    with open(abi.DEVICE, "rb", buffering=0) as device:
-        for number in (abi.IOCTL_TRANSLATE, abi.IOCTL_INFO, abi.IOCTL_WALK, abi.IOCTL_RANGE):
-            for pointer in (0, 8, 1 << 63, 0xFFFF888000000000):
-                result = libc.ioctl(
-                    device.fileno(), ctypes.c_ulong(number), ctypes.c_ulong(pointer)
-                )
-                assert (result, ctypes.get_errno()) == (-1, errno.EFAULT)
-
-
-@pytest.mark.parametrize("nr", [1, 2, 7, 255, 256, 257, 4096])
-def test_a_range_is_the_same_however_little_room_there_is(kmod, nr):
-    region = Region(3000).touch(*range(1500), *range(1500, 3000, 2))
-    pages = {}
-    for extents in kmod.iter_extents(region.start, region.end, nr=nr):
-        assert len(extents) <= nr
-        for extent in extents:
-            for i in range(int(extent["length"]) // PAGE):
-                vaddr = int(extent["vaddr"]) + i * PAGE
-                assert vaddr not in pages
-                pages[vaddr] = int(extent["paddr"]) + i * PAGE
-    with Process() as process:
-        said = {t.vaddr: t.paddr for t in process.translate_many(region.pages) if t.paddr}
-    assert pages == said
-
-
-def test_open_descriptors_keep_the_module(kmod):
-    assert module.status().users == 1
-    with pytest.raises(Unsupported, match="in use"):
-        module.unload()
-    assert module.status().loaded
-
-
-def test_the_courses_client_as_root_and_not_as_nobody(compiled):
-    client = compiled("course_client")
-    result = subprocess.run([client], capture_output=True, text=True, check=True)
-    found = {line.split()[0]: int(line.split()[2], 16) for line in result.stdout.splitlines()}
-    assert found["untouched"] == found["kernel"] == 0
-    assert all(found[name] for name in ("string", "local", "main"))
-    result = subprocess.run([*AS_NOBODY, client], capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert "Permission denied" in result.stderr
-
-
-def test_nobody_is_refused():
-    os_stat = os.stat(abi.DEVICE)
-    assert os_stat.st_mode & 0o777 == 0o600
-    pid = os.fork()
-    if pid == 0:
-        os.setresuid(65534, 65534, 65534)
-        try:
-            Kmod(ProcDir(1))
-        except AccessDenied:
-            os._exit(42)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
-
-
-# compare
-
-
-def test_compare_finds_nothing_unexplained_in_processes_that_run(python):
-    child = python(
-        "import threading, memory\n"
-        "kept = memory.Region(20000).touch(*range(0, 20000, 3))\n"
-        "def churn():\n"
-        "    while True:\n"
-        "        memory.Region(300).touch()\n"
-        "threading.Thread(target=churn, daemon=True).start()",
-        wait="import time; time.sleep(600)",
-    )
-    for pid in (1, os.getpid(), child.pid):
-        proc = ProcDir(pid)
-        comparer = Comparer(proc)
-        comparison = comparer.compare()
-        comparer.close()
-        proc.close()
-        assert comparison.nr_unexplained == 0, (comparison.counts, comparison.examples)
-        assert comparison.counts[Verdict.SAME_FRAME] > 100
-        assert comparison.counts.get(Verdict.MOVED, 0) < 100
-
-
-def test_the_commands(physview):
-    result = physview("memview", "--source", "kmod")
-    assert (result.returncode, len(result.stdout.splitlines())) == (0, 41), result
-    assert "UNKNOWN" not in result.stdout
-    result = physview("compare", "self")
-    assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.endswith("0 unexplained\n")
-    result = physview("walk", "self", "0")
-    assert result.returncode == 1
-    assert "UNKNOWN  no entry" in result.stdout
-    assert "nothing is mapped" not in one_line(physview("walk", "2", "0"), 1)

@@ -234,8 +234,9 @@ def test_a_running_kernel_that_cannot_be_had_is_said(run_command, monkeypatch, c
     said = []
     monkeypatch.setattr(command._common, "say", said.append)
     monkeypatch.setattr(kernels, "running_kernel", lambda: None)
+    monkeypatch.setattr(kernels, "fetch_own_image", lambda tell: None)
     assert run_command("a")[0] == 3
-    assert "cannot be read; Debian's 6.1" in said[0]
+    assert "cannot be read; trying Debian's 6.1" in said[0]
 
 
 def test_no_command_is_a_wrong_use(run_command):

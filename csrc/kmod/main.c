@@ -39,12 +39,16 @@ MODULE_PARM_DESC(insecure, "let every user look at memory of their own");
 /* How many pages or extents are gathered before they are copied out. */
 #define NR_GATHERED 256
 
+/* How many addresses are looked up before interrupts may come again. */
+#define NR_WITHOUT_INTERRUPTS 64
+
 /* How many lowest tables are read before the mmap lock is let go. */
 #define TABLES_PER_LOCK 64
 
 /* What an open descriptor keeps, so that no call has to allocate. */
 struct physicalview_file {
-	struct mutex lock; /* of the buffer */
+	struct mutex lock; /* of the buffers */
+	u64 vaddrs[NR_GATHERED];
 	union {
 		struct physicalview_page pages[NR_GATHERED];
 		struct physicalview_extent extents[NR_GATHERED];
@@ -87,10 +91,9 @@ static long do_translate(void __user *argp)
 		return -EFAULT;
 	if (!current->mm)
 		return -ESRCH;
-	page.vaddr = arg.virt;
 	if (mmap_read_lock_killable(current->mm))
 		return -EINTR;
-	physicalview_walk_page(current->mm, &page, NULL);
+	physicalview_walk_pages(current->mm, &arg.virt, &page, 1);
 	mmap_read_unlock(current->mm);
 	arg.phys = page.paddr;
 	if (copy_to_user(argp, &arg, sizeof(arg)))
@@ -105,7 +108,7 @@ static long do_info(void __user *argp)
 		.nr_levels = physicalview_nr_levels(),
 		.page_shift = PAGE_SHIFT,
 		.max_batch = MAX_BATCH,
-		.user_end = TASK_SIZE_MAX,
+		.user_end = physicalview_user_end(),
 	};
 
 	return copy_to_user(argp, &info, sizeof(info)) ? -EFAULT : 0;
@@ -130,22 +133,24 @@ static long do_walk(void __user *argp)
 		mmput(mm);
 		return -EINTR;
 	}
-	physicalview_walk_page(mm, &walk.page, &walk);
+	physicalview_walk_levels(mm, &walk);
 	mmap_read_unlock(mm);
 	mmput(mm);
 	return copy_to_user(argp, &walk, sizeof(walk)) ? -EFAULT : 0;
 }
 
-/* Look up to NR_GATHERED pages up, in place. */
-static long walk_pages(struct mm_struct *mm, struct physicalview_page *pages,
+/* Look up to NR_GATHERED addresses up. */
+static long walk_pages(struct mm_struct *mm, struct physicalview_file *file,
 		       u32 nr)
 {
-	u32 i;
+	u32 done;
 
 	if (mmap_read_lock_killable(mm))
 		return -EINTR;
-	for (i = 0; i < nr; i++)
-		physicalview_walk_page(mm, &pages[i], NULL);
+	for (done = 0; done < nr; done += NR_WITHOUT_INTERRUPTS)
+		physicalview_walk_pages(
+			mm, file->vaddrs + done, file->pages + done,
+			min_t(u32, nr - done, NR_WITHOUT_INTERRUPTS));
 	mmap_read_unlock(mm);
 	return 0;
 }
@@ -154,6 +159,7 @@ static long do_batch(struct physicalview_file *file, void __user *argp)
 {
 	struct physicalview_page __user *upages;
 	struct physicalview_batch batch;
+	u64 __user *uvaddrs;
 	struct mm_struct *mm;
 	long ret = 0;
 	u32 done, nr;
@@ -170,18 +176,18 @@ static long do_batch(struct physicalview_file *file, void __user *argp)
 		return -EINTR;
 	}
 
+	uvaddrs = u64_to_user_ptr(batch.vaddrs);
 	upages = u64_to_user_ptr(batch.pages);
 	for (done = 0; done < batch.nr && !ret; done += nr) {
-		size_t size;
-
 		nr = min_t(u32, batch.nr - done, NR_GATHERED);
-		size = nr * sizeof(*upages);
-		if (copy_from_user(file->pages, upages + done, size)) {
+		if (copy_from_user(file->vaddrs, uvaddrs + done,
+				   nr * sizeof(*uvaddrs))) {
 			ret = -EFAULT;
 			break;
 		}
-		ret = walk_pages(mm, file->pages, nr);
-		if (!ret && copy_to_user(upages + done, file->pages, size))
+		ret = walk_pages(mm, file, nr);
+		if (!ret && copy_to_user(upages + done, file->pages,
+					 nr * sizeof(*upages)))
 			ret = -EFAULT;
 		cond_resched();
 	}
@@ -257,7 +263,7 @@ static long do_range(struct physicalview_file *file, void __user *argp)
 		return -EFAULT;
 	if (range.reserved || !range.nr || range.start > range.end ||
 	    !PAGE_ALIGNED(range.start) || !PAGE_ALIGNED(range.end) ||
-	    range.end > TASK_SIZE_MAX)
+	    range.end > physicalview_user_end())
 		return -EINVAL;
 	mm = get_mm(range.pid);
 	if (IS_ERR(mm))

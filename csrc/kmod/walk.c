@@ -66,30 +66,46 @@ static void found_nothing(struct physicalview_page *page, u32 kind, u64 entry,
 	page->swap = 0;
 }
 
+/* The same for an entry that leads nowhere: it is empty, or broken. */
+static pte_t *leads_nowhere(struct physicalview_page *page, bool none,
+			    u64 entry, unsigned int shift)
+{
+	found_nothing(page,
+		      none ? PHYSICALVIEW_KIND_NONE : PHYSICALVIEW_KIND_BAD,
+		      entry, shift);
+	return NULL;
+}
+
 /* The entry of some level decides: there is a page of this size. */
-static void found_page(struct physicalview_page *page, u64 entry, u64 pfn,
-		       unsigned int shift)
+static void found_page(struct physicalview_page *page, u64 vaddr, u64 entry,
+		       u64 pfn, unsigned int shift)
 {
 	page->kind = physicalview_hw_present(entry)
 			     ? PHYSICALVIEW_KIND_PRESENT
 			     : PHYSICALVIEW_KIND_PROT_NONE;
 	page->entry = entry;
 	page->page_shift = shift;
-	page->paddr =
-		(pfn << PAGE_SHIFT) | (page->vaddr & ((1ULL << shift) - 1));
+	page->paddr = (pfn << PAGE_SHIFT) | (vaddr & ((1ULL << shift) - 1));
 	page->swap = 0;
 }
 
-/* The entry of some level decides: the page is somewhere else. */
-static void found_swap(struct physicalview_page *page, u64 entry,
+/*
+ * The entry of some level decides: the page is somewhere else. Each small page
+ * of a huge one has a swap offset of its own, as in pagemap.
+ */
+static void found_swap(struct physicalview_page *page, u64 vaddr, u64 entry,
 		       swp_entry_t arch, unsigned int shift)
 {
+	u64 offset = __swp_offset(arch);
+
 	page->kind = swap_kind(__swp_type(arch));
+	if (page->kind == PHYSICALVIEW_KIND_MIGRATION ||
+	    page->kind == PHYSICALVIEW_KIND_DEVICE)
+		offset += (vaddr & ((1ULL << shift) - 1)) >> PAGE_SHIFT;
 	page->entry = entry;
 	page->page_shift = shift;
 	page->paddr = 0;
-	page->swap = __swp_type(arch) | (u64)__swp_offset(arch)
-						<< MAX_SWAPFILES_SHIFT;
+	page->swap = __swp_type(arch) | offset << MAX_SWAPFILES_SHIFT;
 }
 
 /* Keep what was read at one level, for WALK. */
@@ -121,134 +137,151 @@ static void note_leaf(struct physicalview_walk *walk)
  * Go down to the lowest table. Returns the address of the page's entry there,
  * or NULL when a higher entry already says all, which then is in page.
  */
-static pte_t *walk_to_pte(struct mm_struct *mm, struct physicalview_page *page,
+static pte_t *walk_to_pte(struct mm_struct *mm, u64 vaddr,
+			  struct physicalview_page *page,
 			  struct physicalview_walk *walk)
 {
-	unsigned long vaddr = page->vaddr;
 	pgd_t *pgdp, pgd;
 	p4d_t *p4dp, p4d;
 	pud_t *pudp, pud;
 	pmd_t *pmdp, pmd;
 
-	if (page->vaddr >= TASK_SIZE_MAX) {
+	if (vaddr >= physicalview_user_end()) {
 		found_nothing(page, PHYSICALVIEW_KIND_BEYOND, 0, PAGE_SHIFT);
 		return NULL;
 	}
 
 	pgdp = pgd_offset(mm, vaddr);
 	pgd = READ_ONCE(*pgdp);
-	note(walk, PHYSICALVIEW_PGD, pgdp, pgd_val(pgd), PGDIR_SHIFT, false);
-	if (pgd_none(pgd) || pgd_bad(pgd)) {
-		found_nothing(page,
-			      pgd_none(pgd) ? PHYSICALVIEW_KIND_NONE
-					    : PHYSICALVIEW_KIND_BAD,
-			      pgd_val(pgd), PGDIR_SHIFT);
-		return NULL;
-	}
+	note(walk, PHYSICALVIEW_PGD, pgdp, pgd_val(pgd), PGDIR_SHIFT,
+	     physicalview_pgd_folded());
+	if (pgd_none(pgd) || pgd_bad(pgd))
+		return leads_nowhere(page, pgd_none(pgd), pgd_val(pgd),
+				     PGDIR_SHIFT);
 
 	p4dp = p4d_offset_lockless(pgdp, pgd, vaddr);
 	p4d = READ_ONCE(*p4dp);
 	note(walk, PHYSICALVIEW_P4D, p4dp, p4d_val(p4d), P4D_SHIFT,
-	     mm_p4d_folded(mm));
-	if (p4d_none(p4d) || p4d_bad(p4d)) {
-		found_nothing(page,
-			      p4d_none(p4d) ? PHYSICALVIEW_KIND_NONE
-					    : PHYSICALVIEW_KIND_BAD,
-			      p4d_val(p4d), P4D_SHIFT);
-		return NULL;
-	}
+	     physicalview_p4d_folded());
+	if (p4d_none(p4d) || p4d_bad(p4d))
+		return leads_nowhere(page, p4d_none(p4d), p4d_val(p4d),
+				     P4D_SHIFT);
 
 	pudp = pud_offset_lockless(p4dp, p4d, vaddr);
 	pud = READ_ONCE(*pudp);
 	note(walk, PHYSICALVIEW_PUD, pudp, pud_val(pud), PUD_SHIFT,
-	     mm_pud_folded(mm));
-	if (pud_none(pud)) {
-		found_nothing(page, PHYSICALVIEW_KIND_NONE, pud_val(pud),
-			      PUD_SHIFT);
-		return NULL;
-	}
-	/* Present comes before leaf: what is not present has no such bit. */
-	if (pud_present(pud) && pud_leaf(pud)) {
-		found_page(page, pud_val(pud), pud_pfn(pud), PUD_SHIFT);
+	     physicalview_pud_folded());
+	if (physicalview_pud_is_page(pud)) {
+		found_page(page, vaddr, pud_val(pud), pud_pfn(pud), PUD_SHIFT);
 		note_leaf(walk);
 		return NULL;
 	}
-	if (!pud_present(pud) || pud_bad(pud)) {
-		found_nothing(page, PHYSICALVIEW_KIND_BAD, pud_val(pud),
-			      PUD_SHIFT);
+	/* A hugetlb page in migration, or a broken one. */
+	if (!pud_none(pud) && !pud_present(pud)) {
+		found_swap(page, vaddr, pud_val(pud),
+			   __pte_to_swp_entry(__pte(pud_val(pud))), PUD_SHIFT);
 		return NULL;
 	}
+	if (pud_none(pud) || pud_bad(pud))
+		return leads_nowhere(page, pud_none(pud), pud_val(pud),
+				     PUD_SHIFT);
 
 	pmdp = pmd_offset_lockless(pudp, pud, vaddr);
 	pmd = READ_ONCE(*pmdp);
 	note(walk, PHYSICALVIEW_PMD, pmdp, pmd_val(pmd), PMD_SHIFT, false);
-	if (pmd_none(pmd)) {
-		found_nothing(page, PHYSICALVIEW_KIND_NONE, pmd_val(pmd),
-			      PMD_SHIFT);
-		return NULL;
-	}
+	/* Present comes before leaf: what is not present has no such bit. */
 	if (pmd_present(pmd) && pmd_leaf(pmd)) {
-		found_page(page, pmd_val(pmd), pmd_pfn(pmd), PMD_SHIFT);
+		found_page(page, vaddr, pmd_val(pmd), pmd_pfn(pmd), PMD_SHIFT);
 		note_leaf(walk);
 		return NULL;
 	}
-	if (!pmd_present(pmd)) {
-		found_swap(page, pmd_val(pmd), physicalview_pmd_swap(pmd),
-			   PMD_SHIFT);
+	if (!pmd_none(pmd) && !pmd_present(pmd)) {
+		found_swap(page, vaddr, pmd_val(pmd),
+			   physicalview_pmd_swap(pmd), PMD_SHIFT);
 		return NULL;
 	}
-	if (pmd_bad(pmd)) {
-		found_nothing(page, PHYSICALVIEW_KIND_BAD, pmd_val(pmd),
-			      PMD_SHIFT);
-		return NULL;
-	}
+	if (pmd_none(pmd) || pmd_bad(pmd))
+		return leads_nowhere(page, pmd_none(pmd), pmd_val(pmd),
+				     PMD_SHIFT);
 
 	/* The copy again: the table must be the one that was looked at. */
 	return pte_offset_kernel(&pmd, vaddr);
 }
 
-static void read_pte(pte_t *ptep, struct physicalview_page *page,
-		     struct physicalview_walk *walk)
+/* What an entry of the lowest level says. */
+static void found_pte(struct physicalview_page *page, u64 vaddr, pte_t pte)
 {
-	pte_t pte = READ_ONCE(*ptep);
-
-	note(walk, PHYSICALVIEW_PTE, ptep, pte_val(pte), PAGE_SHIFT, false);
-	if (pte_present(pte)) {
+	if (pte_present(pte))
 		/* Not from the bits: x86 stores some frames inverted. */
-		found_page(page, pte_val(pte), pte_pfn(pte), PAGE_SHIFT);
-		note_leaf(walk);
-	} else if (pte_none(pte)) {
+		found_page(page, vaddr, pte_val(pte), pte_pfn(pte), PAGE_SHIFT);
+	else if (pte_none(pte))
 		found_nothing(page, PHYSICALVIEW_KIND_NONE, pte_val(pte),
 			      PAGE_SHIFT);
-	} else {
-		found_swap(page, pte_val(pte), __pte_to_swp_entry(pte),
+	else
+		found_swap(page, vaddr, pte_val(pte), __pte_to_swp_entry(pte),
 			   PAGE_SHIFT);
-	}
 }
 
 /**
- * physicalview_walk_page - look one address up
+ * physicalview_walk_levels - look one address up and keep every level
  * @mm: address space, its mmap lock held for reading
- * @page: vaddr is the address; the rest is filled in
- * @walk: if not NULL, the levels are filled in
+ * @walk: walk->vaddr is the address; the rest is filled in
  */
-void physicalview_walk_page(struct mm_struct *mm,
-			    struct physicalview_page *page,
-			    struct physicalview_walk *walk)
+void physicalview_walk_levels(struct mm_struct *mm,
+			      struct physicalview_walk *walk)
 {
 	unsigned long flags;
-	pte_t *ptep;
+	pte_t *ptep, pte;
 
 	local_irq_save(flags);
-	ptep = walk_to_pte(mm, page, walk);
-	if (ptep)
-		read_pte(ptep, page, walk);
+	ptep = walk_to_pte(mm, walk->vaddr, &walk->page, walk);
+	if (ptep) {
+		pte = READ_ONCE(*ptep);
+		note(walk, PHYSICALVIEW_PTE, ptep, pte_val(pte), PAGE_SHIFT,
+		     false);
+		found_pte(&walk->page, walk->vaddr, pte);
+		if (pte_present(pte))
+			note_leaf(walk);
+	}
+	local_irq_restore(flags);
+}
+
+/**
+ * physicalview_walk_pages - look addresses up
+ * @mm: address space, its mmap lock held for reading
+ * @vaddrs: addresses
+ * @pages: what is found at each
+ * @nr: how many; interrupts are off until all are done
+ */
+void physicalview_walk_pages(struct mm_struct *mm, const u64 *vaddrs,
+			     struct physicalview_page *pages, u32 nr)
+{
+	unsigned long flags;
+	pte_t *table = NULL;
+	u64 reach = 0;
+	u32 i;
+
+	local_irq_save(flags);
+	for (i = 0; i < nr; i++) {
+		u64 vaddr = vaddrs[i];
+
+		/* Neighbours share a table, which stays while we are here. */
+		if (!table || vaddr >> PMD_SHIFT != reach) {
+			table = walk_to_pte(mm, vaddr, &pages[i], NULL);
+			if (!table)
+				continue;
+			table -= pte_index(vaddr);
+			reach = vaddr >> PMD_SHIFT;
+		}
+		found_pte(&pages[i], vaddr, READ_ONCE(table[pte_index(vaddr)]));
+	}
 	local_irq_restore(flags);
 }
 
 /* Add a page to the extents. Returns false when there is no room for it. */
 static bool add_page(struct physicalview_extents *extents,
-		     const struct physicalview_page *page, u64 length)
+		     const struct physicalview_page *page, u64 vaddr,
+		     u64 length)
 {
 	struct physicalview_extent *last;
 
@@ -258,7 +291,7 @@ static bool add_page(struct physicalview_extents *extents,
 		last = &extents->at[extents->nr - 1];
 		if (has_page(page->kind) && last->kind == page->kind &&
 		    last->page_shift == page->page_shift &&
-		    last->vaddr + last->length == page->vaddr &&
+		    last->vaddr + last->length == vaddr &&
 		    last->paddr + last->length == page->paddr) {
 			last->length += length;
 			return true;
@@ -267,7 +300,7 @@ static bool add_page(struct physicalview_extents *extents,
 	if (extents->nr == extents->room)
 		return false;
 	extents->at[extents->nr++] = (struct physicalview_extent){
-		.vaddr = page->vaddr,
+		.vaddr = vaddr,
 		.paddr = page->paddr,
 		.length = length,
 		.entry = page->entry,
@@ -276,6 +309,40 @@ static bool add_page(struct physicalview_extents *extents,
 		.page_shift = page->page_shift,
 	};
 	return true;
+}
+
+/*
+ * Add what a lowest table holds from vaddr to end. Returns where to go on: end,
+ * or the first page for which there was no room.
+ */
+static u64 add_ptes(const pte_t *ptep, u64 vaddr, u64 end,
+		    struct physicalview_extents *extents)
+{
+	struct physicalview_extent *last = NULL;
+	struct physicalview_page page;
+	/* What the entry is if the last extent goes on here, all bits alike. */
+	u64 expected = 0;
+
+	for (; vaddr < end; vaddr += PAGE_SIZE, ptep++) {
+		pte_t pte = READ_ONCE(*ptep);
+
+		if (last && pte_val(pte) == expected) {
+			last->length += PAGE_SIZE;
+			expected += PAGE_SIZE;
+			continue;
+		}
+		last = NULL;
+		if (pte_none(pte))
+			continue;
+		found_pte(&page, vaddr, pte);
+		if (!add_page(extents, &page, vaddr, PAGE_SIZE))
+			break;
+		if (page.kind == PHYSICALVIEW_KIND_PRESENT) {
+			last = &extents->at[extents->nr - 1];
+			expected = pte_val(pte) + PAGE_SIZE;
+		}
+	}
+	return vaddr;
 }
 
 /**
@@ -291,24 +358,19 @@ static bool add_page(struct physicalview_extents *extents,
 u64 physicalview_walk_table(struct mm_struct *mm, u64 start, u64 end,
 			    struct physicalview_extents *extents)
 {
-	struct physicalview_page page = { .vaddr = start };
+	struct physicalview_page page;
 	unsigned long flags;
-	u64 next = end;
 	pte_t *ptep;
+	u64 next;
 
 	local_irq_save(flags);
-	ptep = walk_to_pte(mm, &page, NULL);
+	ptep = walk_to_pte(mm, start, &page, NULL);
 	if (ptep) {
 		next = min(end, (start | (PMD_SIZE - 1)) + 1);
-		for (; page.vaddr < next; page.vaddr += PAGE_SIZE, ptep++) {
-			read_pte(ptep, &page, NULL);
-			if (!add_page(extents, &page, PAGE_SIZE))
-				break;
-		}
-		next = page.vaddr;
+		next = add_ptes(ptep, start, next, extents);
 	} else {
 		next = min(end, (start | ((1ULL << page.page_shift) - 1)) + 1);
-		if (!add_page(extents, &page, next - start))
+		if (!add_page(extents, &page, start, next - start))
 			next = start;
 	}
 	local_irq_restore(flags);

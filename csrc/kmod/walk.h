@@ -13,9 +13,10 @@ struct physicalview_extents {
 	struct physicalview_extent *at;
 };
 
-void physicalview_walk_page(struct mm_struct *mm,
-			    struct physicalview_page *page,
-			    struct physicalview_walk *walk);
+void physicalview_walk_levels(struct mm_struct *mm,
+			      struct physicalview_walk *walk);
+void physicalview_walk_pages(struct mm_struct *mm, const u64 *vaddrs,
+			     struct physicalview_page *pages, u32 nr);
 u64 physicalview_walk_table(struct mm_struct *mm, u64 start, u64 end,
 			    struct physicalview_extents *extents);
 

@@ -284,6 +284,11 @@ def look_at_module() -> Finding:
     loaded = os.path.isdir(f"/sys/module/{MODULE}")
     device = os.path.exists(f"/dev/{MODULE}")
     details = {"loaded": loaded, "device": device, "loadable": os.path.exists("/proc/modules")}
+    # Only physview's own has a version.
+    if device and not os.path.exists(f"/sys/module/{MODULE}/version"):
+        value = f"/dev/{MODULE} is there, but not of physview's module: own addresses only"
+        remedy = "physview module unload, then physview module load"
+        return Finding("module", PART, value, remedy, details=details)
     if device:
         return Finding("module", YES, f"/dev/{MODULE} is there", details=details)
     if loaded:

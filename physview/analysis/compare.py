@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One witness against the other: pagemap and the module's walk, page by page.
 
-The process runs on meanwhile. So pagemap is read, then the page tables, then pagemap again: where
-the two readings of pagemap differ the page moved between them, and that page is looked at once
-more. What is left has a verdict for every page, and a name for every difference.
+First everything is read once from each, and the pages on which they agree are counted by the core.
+The process runs on meanwhile, so that of the few that are left most have only moved between the two
+readings. Of these pagemap is read, then the page tables, then pagemap again, several times and with
+growing pauses: what moves looks different from time to time, and only a difference that stands
+still is one.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from physview.kmod import EXTENT_DTYPE, PAGE_DTYPE, Kmod, as_pagemap
+from physview.analysis.sieve import Sieve
+from physview.kmod import Kmod, as_pagemap
 from physview.model import (
-    PAGE_SHIFT,
-    PAGE_SIZE,
     PM_GUARD_REGION,
     PM_PFRAME_MASK,
     PM_PRESENT,
     PM_SWAP,
-    PTE_MARKER_SWAP_TYPE,
-    SWAP_TYPE_BITS,
     PageKind,
     Vma,
 )
@@ -32,9 +32,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-CHUNK_PAGES = 1 << 15
-FIRST_STEP_PAGES = 512
+    Addresses = npt.NDArray[np.uint64]
+    Mask = npt.NDArray[np.bool_]
+
+CHUNK_PAGES = 1 << 13
+# So many pages are kept to be looked at again together.
+MAX_LEFT = 1 << 15
 MAX_TRIES = 8
+FIRST_PAUSE_SECONDS = 0.0005
 MAX_EXAMPLES = 4
 
 # What both witnesses know of a page. The rest of a pagemap entry is its own business.
@@ -45,15 +50,18 @@ class Verdict(Enum):
     """What the witnesses say of a page together, in words, and whether that is explained."""
 
     SAME_FRAME = ("same_frame", "both name the same frame", True)
+    ZERO_PAGE = ("zero_page", "both name the zero page, which all untouched pages share", True)
     SAME_SWAP = ("same_swap", "both name the same swap entry", True)
     SAME_MARKER = ("same_marker", "both see a marker: a guard, userfaultfd or poison", True)
+    POISONED = ("poisoned", "both see a page whose frame is broken", True)
+    DEVICE_MEMORY = ("device_memory", "both see a page in a device's own memory", True)
+    MIGRATION = ("migration", "both see a page on its way to another frame", True)
     HIDDEN = ("hidden", "pagemap hides the frame from this user; the walk names it", True)
     SWAP_HIDDEN = ("swap_hidden", "pagemap hides the swap entry from this user", True)
     DEVICE = ("device", "a device mapping (VM_PFNMAP), which pagemap never shows", True)
     HUGETLB = ("hugetlb", "a hugetlb entry without a page, which pagemap never shows", True)
-    MIGRATION = ("migration", "in migration in every look", True)
-    MOVED = ("moved", "it changed at every look, so nothing can be said", True)
-    CHANGED = ("changed", "the mapping went or changed while it was looked at", True)
+    MOVED = ("moved", "it changed from look to look, so nothing can be said", True)
+    CHANGED = ("changed", "its mapping went while it was looked at", True)
     SWAP_OF_ONE = ("swap_of_one", "a swap entry that only one of them knows", False)
     UNEXPLAINED = ("unexplained", "they differ, and it is not known why", False)
 
@@ -86,12 +94,32 @@ class Comparison:
         """Pages on which the witnesses differ for no known reason."""
         return sum(count for verdict, count in self.counts.items() if not verdict.explained)
 
-    def add(self, verdict: Verdict, vaddrs: npt.NDArray[np.uint64]) -> None:
-        """Count pages with a verdict."""
-        if len(vaddrs):
-            self.counts[verdict] = self.counts.get(verdict, 0) + len(vaddrs)
+    def add(self, verdict: Verdict, nr_pages: int, first: list[int]) -> None:
+        """Count pages with a verdict; `first` are the addresses of the first few."""
+        if nr_pages:
+            self.counts[verdict] = self.counts.get(verdict, 0) + nr_pages
             examples = self.examples.setdefault(verdict, [])
-            examples += vaddrs[: MAX_EXAMPLES - len(examples)].tolist()
+            examples += first[: MAX_EXAMPLES - len(examples)]
+
+
+class Look(NamedTuple):
+    """What both witnesses said of pages, in pagemap's form: columns of one length.
+
+    Args:
+        before: pagemap, before the walk.
+        walked: The walk.
+        kinds: What the walk found, PageKind.
+        after: pagemap, after it.
+    """
+
+    before: Addresses
+    walked: Addresses
+    kinds: npt.NDArray[np.uint32]
+    after: Addresses
+
+    def where(self, which: Mask) -> Look:
+        """The same of some of the pages only."""
+        return Look(self.before[which], self.walked[which], self.kinds[which], self.after[which])
 
 
 class Comparer:
@@ -118,83 +146,70 @@ class Comparer:
         self._pagemap.close()
         self._kmod.close()
 
-    def compare(self, progress: Callable[[int, int], None] | None = None) -> Comparison:
+    def compare(self, progress: Callable[[int], None] | None = None) -> Comparison:
         """Compare every page that either witness knows something of.
 
         Args:
-            progress: Called with (mappings done, mappings in all).
+            progress: Called now and then with the number of pages that are done.
 
         Raises:
             AbiMismatch: The module is the course's, which cannot walk a range.
             ProcessGone: The process ended or ran another program meanwhile.
         """
-        result = Comparison()
-        memory = MemoryMap(self._proc)
         if self._kmod.info is None:
             raise self._kmod.only_the_course("all of a process")
-        user_end = self._kmod.info.user_end
-        for done, vma in enumerate(memory.vmas):
-            if progress:
-                progress(done, len(memory.vmas))
-            if vma.start < user_end:
-                self._compare_vma(memory, vma, result)
+        memory = MemoryMap(self._proc)
+        sieve = Sieve(self._proc, self._pagemap, self._kmod)
+        result = Comparison()
+        nr_done, nr_left = 0, 0
+        left = []
+        for start, end in memory.areas(self._kmod.info.user_end):
+            for vaddrs in sieve.iter_left(start, end):
+                left.append(vaddrs)
+                nr_left += len(vaddrs)
+                if nr_left >= MAX_LEFT:
+                    self._settle(memory, left, result)
+                    nr_done, nr_left = nr_done + nr_left, 0
+                if progress:
+                    progress(sieve.nr_agreed + nr_done)
+        self._settle(memory, left, result)
+        for verdict, (nr_pages, first) in zip(_AGREED, sieve.agreed(), strict=True):
+            result.add(verdict, nr_pages, first)
         return result
 
-    def _compare_vma(self, memory: MemoryMap, vma: Vma, result: Comparison) -> None:
+    def _settle(self, memory: MemoryMap, left: list[Addresses], result: Comparison) -> None:
+        """Give a verdict to every page that the sieve left open, and empty the list."""
         import numpy as np
 
-        at, step = vma.start, FIRST_STEP_PAGES
-        while at < vma.end:
-            stop = min(at + step * PAGE_SIZE, vma.end)
-            vaddrs = np.arange(at, stop, PAGE_SIZE, dtype=np.uint64)
-            if self._compare_pages(memory, vma, vaddrs, result):
-                at, step = stop, min(2 * step, CHUNK_PAGES)
-                continue
-            # Nothing in either: go on where one of them has the next page.
-            at = min(
-                self._pagemap.next_populated(stop, vma.end),
-                self._kmod.next_populated(stop, vma.end),
-            )
-            step = FIRST_STEP_PAGES
-
-    def _compare_pages(
-        self, memory: MemoryMap, vma: Vma, vaddrs: npt.NDArray[np.uint64], result: Comparison
-    ) -> bool:
-        """Compare pages of one mapping; return whether there was anything."""
-        import numpy as np
-
-        found = False
+        vaddrs = np.concatenate([np.empty(0, dtype=np.uint64), *left])
+        left.clear()
+        if not len(vaddrs):
+            return
+        restless = np.zeros(len(vaddrs), dtype=bool)
+        last = None
         for attempt in range(MAX_TRIES):
-            in_a_row = attempt == 0
-            before = self._read_pagemap(vaddrs)
-            walked, kinds = self._walk_row(vaddrs) if in_a_row else self._walk_each(vaddrs)
-            after = self._read_pagemap(vaddrs)
-            moved = (before ^ after) & np.uint64(_COMMON) != 0
-            # A walk that fell into a migration sees what pagemap will see in a moment, too.
-            unsettled = moved | (kinds == PageKind.MIGRATION)
-            settled = ~unsettled
-            something = (after & np.uint64(PM_PRESENT | PM_SWAP) != 0) | (kinds != PageKind.NONE)
-            verdicts = settled & something
-            found = found or bool(something.any())
-            doubtful = self._judge(
-                memory,
-                vma,
-                vaddrs[verdicts],
-                after[verdicts],
-                walked[verdicts],
-                result,
-                last=attempt == MAX_TRIES - 1,
-            )
-            vaddrs = np.concatenate([vaddrs[unsettled], doubtful])
+            if attempt > 1:
+                time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
+            look = self._look(vaddrs)
+            restless |= _differ(look.before, look.after)
+            if last is not None:
+                restless |= _differ(look.after, last.after) | (look.walked != last.walked)
+            is_open = _judge(memory, vaddrs, look, result)
+            vaddrs, restless = vaddrs[is_open], restless[is_open]
+            last = look.where(is_open)
             if not len(vaddrs):
-                return found
+                return
             result.nr_retried += len(vaddrs)
-        _, kinds = self._walk_each(vaddrs)
-        result.add(Verdict.MIGRATION, vaddrs[kinds == PageKind.MIGRATION])
-        result.add(Verdict.MOVED, vaddrs[kinds != PageKind.MIGRATION])
-        return found
+        assert last is not None
+        self._judge_the_rest(vaddrs, restless, last, result)
 
-    def _read_pagemap(self, vaddrs: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    def _look(self, vaddrs: Addresses) -> Look:
+        before = self._read_pagemap(vaddrs)
+        pages = self._kmod.pages(vaddrs)
+        after = self._read_pagemap(vaddrs)
+        return Look(before, as_pagemap(vaddrs, pages)[0], pages["kind"], after)
+
+    def _read_pagemap(self, vaddrs: Addresses) -> Addresses:
         import numpy as np
 
         entries, paddrs = np.empty((2, len(vaddrs)), dtype=np.uint64)
@@ -202,99 +217,85 @@ class Comparer:
             raise self._proc.gone()
         return entries
 
-    def _walk_row(
-        self, vaddrs: npt.NDArray[np.uint64]
-    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
-        """What the module finds in pages in a row: entries in pagemap's form, and kinds."""
-        import numpy as np
-
-        start = int(vaddrs[0])
-        entries = np.zeros(len(vaddrs), dtype=np.uint64)
-        kinds = np.zeros(len(vaddrs), dtype=np.uint32)
-        for extents in self._kmod.iter_extents(start, int(vaddrs[-1]) + PAGE_SIZE):
-            pages = expand(extents)
-            index = (pages["vaddr"] - np.uint64(start)) >> np.uint64(PAGE_SHIFT)
-            entries[index] = as_pagemap(pages)[0]
-            kinds[index] = pages["kind"]
-        return entries, kinds
-
-    def _walk_each(
-        self, vaddrs: npt.NDArray[np.uint64]
-    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
-        pages = self._kmod.pages(vaddrs)
-        return as_pagemap(pages)[0], pages["kind"]
-
-    def _judge(
-        self,
-        memory: MemoryMap,
-        vma: Vma,
-        vaddrs: npt.NDArray[np.uint64],
-        entries: npt.NDArray[np.uint64],
-        walked: npt.NDArray[np.uint64],
-        result: Comparison,
-        *,
-        last: bool,
-    ) -> npt.NDArray[np.uint64]:
-        """Give each page its verdict; return those to be looked at again before they get one."""
-        import numpy as np
-
-        common = entries & np.uint64(_COMMON)
-        open_cases = np.ones(len(vaddrs), dtype=bool)
-
-        def settle(verdict: Verdict, which: npt.NDArray[np.bool_]) -> None:
-            which = which & open_cases
-            result.add(verdict, vaddrs[which])
-            open_cases[which] = False
-
-        present, swap = (entries & np.uint64(bit) != 0 for bit in (PM_PRESENT, PM_SWAP))
-        here, there = (walked & np.uint64(bit) != 0 for bit in (PM_PRESENT, PM_SWAP))
-        same = common == walked
-        value = common & np.uint64(PM_PFRAME_MASK)
-        marker = walked & np.uint64((1 << SWAP_TYPE_BITS) - 1) == PTE_MARKER_SWAP_TYPE
-        guard = entries & np.uint64(PM_GUARD_REGION) != 0
-        settle(Verdict.SAME_FRAME, same & present)
-        settle(Verdict.SAME_MARKER, (same | guard) & swap & there & marker)
-        settle(Verdict.SAME_SWAP, same & swap)
-        settle(Verdict.HIDDEN, present & here & (value == 0))
-        settle(Verdict.SWAP_HIDDEN, swap & there & (value == 0))
-        nothing = ~present & ~swap
-        if memory.is_pfnmap(vma):
-            settle(Verdict.DEVICE, nothing & here)
-        if not open_cases.any():
-            return vaddrs[:0]
-        if not last:
-            return vaddrs[open_cases]
-        if memory.has_flag(vma, "ht"):
-            settle(Verdict.HUGETLB, nothing & there)
-        if MemoryMap(self._proc).find(vma.start) != vma:
-            settle(Verdict.CHANGED, open_cases)
-        settle(Verdict.SWAP_OF_ONE, swap ^ there)
-        settle(Verdict.UNEXPLAINED, open_cases)
-        return vaddrs[:0]
+    def _judge_the_rest(
+        self, vaddrs: Addresses, restless: Mask, look: Look, result: Comparison
+    ) -> None:
+        """Name the differences that no look has cleared up."""
+        memory = MemoryMap(self._proc)
+        columns = (vaddrs, restless, look.after, look.walked)
+        for vaddr, moves, entry, walked in zip(*(c.tolist() for c in columns), strict=True):
+            vma = memory.find(vaddr)
+            if vma is None:
+                verdict = Verdict.CHANGED
+            elif moves:
+                verdict = Verdict.MOVED
+            elif not entry & (PM_PRESENT | PM_SWAP) and memory.has_flag(vma, "ht"):
+                verdict = Verdict.HUGETLB
+            elif (entry ^ walked) & PM_SWAP:
+                verdict = Verdict.SWAP_OF_ONE
+            else:
+                verdict = Verdict.UNEXPLAINED
+            result.add(verdict, 1, [vaddr])
 
 
-def expand(extents: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Make pages of extents.
-
-    Args:
-        extents: Structured array of kmod.EXTENT_DTYPE, shape (n,).
-
-    Returns:
-        Structured array of kmod.PAGE_DTYPE, a page of PAGE_SIZE each.
-    """
+def _judge(memory: MemoryMap, vaddrs: Addresses, look: Look, result: Comparison) -> Mask:
+    """Give a verdict to pages whose case is clear; return which are not."""
     import numpy as np
 
-    assert extents.dtype == EXTENT_DTYPE
-    lengths = (extents["length"] >> np.uint64(PAGE_SHIFT)).astype(np.int64)
-    which = np.repeat(np.arange(len(extents)), lengths)
-    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    index = (np.arange(len(which)) - first).astype(np.uint64)
-    pages = np.zeros(len(which), dtype=PAGE_DTYPE)
-    offset = index << np.uint64(PAGE_SHIFT)
-    pages["vaddr"] = extents["vaddr"][which] + offset
-    pages["paddr"] = extents["paddr"][which] + offset
-    # A huge swap entry counts on in its offset, as pagemap has it.
-    pages["swap"] = extents["swap"][which] + (index << np.uint64(SWAP_TYPE_BITS))
-    for name in ("entry", "kind", "page_shift"):
-        pages[name] = extents[name][which]
-    return pages
+    steady = ~_differ(look.before, look.after)  # of the others nothing can be said
+    settled = np.zeros(len(vaddrs), dtype=bool)
+
+    def settle(verdict: Verdict, which: Mask) -> None:
+        which = which & steady & ~settled
+        settled[which] = True
+        result.add(verdict, int(which.sum()), vaddrs[which][:MAX_EXAMPLES].tolist())
+
+    entries, walked, kinds = look.after, look.walked, look.kinds
+    present, swap = (entries & np.uint64(bit) != 0 for bit in (PM_PRESENT, PM_SWAP))
+    here, there = (walked & np.uint64(bit) != 0 for bit in (PM_PRESENT, PM_SWAP))
+    nothing = ~present & ~swap
+    hidden = entries & np.uint64(PM_PFRAME_MASK) == 0
+    guard = entries & np.uint64(PM_GUARD_REGION) != 0
+    same = ~_differ(entries, walked)
+    settled |= steady & nothing & (kinds == PageKind.NONE)  # it is gone, and no page any more
+    settle(Verdict.SAME_FRAME, same & present)
+    settle(Verdict.SAME_MARKER, (same | guard) & swap & (kinds == PageKind.MARKER))
+    for kind, verdict in _SAME_KINDS.items():
+        settle(verdict, same & swap & (kinds == kind))
+    settle(Verdict.HIDDEN, present & here & hidden)
+    settle(Verdict.SWAP_HIDDEN, swap & there & hidden)
+    settle(Verdict.DEVICE, _in_device(memory, vaddrs, nothing & here))
+    return ~settled
+
+
+# In the order of the sieve.
+_AGREED = (Verdict.SAME_FRAME, Verdict.ZERO_PAGE, Verdict.SAME_SWAP)
+_SAME_KINDS = {
+    PageKind.SWAP: Verdict.SAME_SWAP,
+    PageKind.MIGRATION: Verdict.MIGRATION,
+    PageKind.HWPOISON: Verdict.POISONED,
+    PageKind.DEVICE: Verdict.DEVICE_MEMORY,
+}
+
+
+def _differ(one: Addresses, other: Addresses) -> Mask:
+    """Where entries differ in what both witnesses know."""
+    import numpy as np
+
+    differ: Mask = (one ^ other) & np.uint64(_COMMON) != 0
+    return differ
+
+
+def _in_device(memory: MemoryMap, vaddrs: Addresses, which: Mask) -> Mask:
+    """Which of some pages lie in device mappings. Every mapping is asked about once."""
+    import numpy as np
+
+    result = np.zeros(len(vaddrs), dtype=bool)
+    answers: dict[Vma, bool] = {}
+    for index in np.flatnonzero(which).tolist():
+        vma = memory.find(int(vaddrs[index]))
+        if vma is not None:
+            if vma not in answers:
+                answers[vma] = memory.is_pfnmap(vma)
+            result[index] = answers[vma]
+    return result

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         comparer = Comparer(proc)
         try:
-            with _progress() as progress:
+            with _progress(proc) as progress:
                 comparison = comparer.compare(progress)
         finally:
             comparer.close()
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
+def _progress(proc: ProcDir) -> Iterator[Callable[[int], None] | None]:
     """Show on a terminal how far it is."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield None
@@ -62,6 +62,8 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
     from rich.console import Console
     from rich.progress import Progress
 
+    # What is resident is nearly all; swap and the like come on top.
+    nr_resident = int(proc.read("statm").split()[1])
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("comparing mappings", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task("comparing pages", total=nr_resident)
+        yield lambda nr_pages: bar.update(task, completed=nr_pages)

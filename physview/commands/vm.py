@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING
 
 from physview.commands import _common
-from physview.errors import UsageError
+from physview.errors import Unsupported, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,11 +101,15 @@ def _find_kernel(wanted: str | None) -> Kernel:
         return kernels.Kernel(image.name, image, image.parent / "no-modules", None)
     if wanted:
         return kernels.find_kernel(wanted, _common.say)
-    kernel = kernels.running_kernel()
-    why = vm.why_unbootable(kernel) if kernel else "its image and modules cannot be read"
-    if kernel and not why:
+    kernel, why = None, "its image and modules cannot be read"
+    try:
+        kernel = kernels.running_kernel() or kernels.fetch_own_image(_common.say)
+    except Unsupported as error:
+        why = str(error)
+    if kernel and not (why := vm.why_unbootable(kernel)):
         return kernel
-    _common.say(f"not the running kernel {os.uname().release}: {why}; Debian's {FALLBACK_KERNEL}")
+    release = os.uname().release
+    _common.say(f"not the running kernel {release}: {why}; trying Debian's {FALLBACK_KERNEL}")
     return kernels.find_kernel(FALLBACK_KERNEL, _common.say)
 
 

@@ -3,14 +3,17 @@
 
 from physview.kernels.build import BuildFailed, build_module
 from physview.kernels.cache import Kernel, cache_dir, running_kernel
-from physview.kernels.fetch import SERIES, find_kernel
+from physview.kernels.fetch import ARCHITECTURES, SERIES, find_kernel
+from physview.kernels.own_image import fetch_own_image
 
 __all__ = [
+    "ARCHITECTURES",
     "SERIES",
     "BuildFailed",
     "Kernel",
     "build_module",
     "cache_dir",
+    "fetch_own_image",
     "find_kernel",
     "running_kernel",
 ]

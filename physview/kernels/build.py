@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from physview.analysis.packages import install_line
 from physview.errors import PhysviewError, Unsupported
@@ -33,8 +34,25 @@ _OWN_COMPILER = (
     "CONFIG_CC_HAS_MULTIDIMENSIONAL_NONSTRING",
     "CONFIG_CC_HAS_SANE_FUNCTION_ALIGNMENT",
 )
+# By Kbuild's name for an architecture: what uname calls it, the GNU triplet of its tools.
+_ARCHITECTURES = {"x86": ("x86_64", "x86_64-linux-gnu"), "arm64": ("aarch64", "aarch64-linux-gnu")}
+
 # BTF of a module takes pahole and is of no use here; a pahole that is not used need not fit.
 _NO_BTF = ("CONFIG_DEBUG_INFO_BTF_MODULES=", "PAHOLE_VERSION=$(CONFIG_PAHOLE_VERSION)")
+
+
+class _Tools(NamedTuple):
+    """What builds for a kernel.
+
+    Args:
+        compiler: Its name.
+        options: For make: where another architecture's tools are.
+        off: The kernel's options that are to be off with this compiler.
+    """
+
+    compiler: str
+    options: tuple[str, ...]
+    off: tuple[str, ...]
 
 
 class BuildFailed(PhysviewError):
@@ -57,10 +75,10 @@ def build_module(kernel: Kernel, source: Path) -> Path:
         PhysviewError: The cache cannot be written.
     """
     headers = _usable_headers(kernel)
-    compiler, off = _compiler(headers)
+    tools = _tools(headers)
     files = dict(_source_files(source))
     folder = cache_dir() / "modules" / kernel.release
-    target = folder / _digest(files, compiler, *off)
+    target = folder / _digest(files, tools.compiler, *tools.off)
     with locked(folder, target.name):
         if module := next(target.glob("*.ko"), None):
             return module
@@ -68,9 +86,10 @@ def build_module(kernel: Kernel, source: Path) -> Path:
         with tempfile.TemporaryDirectory(prefix="physview-") as work:
             build = Path(work, "module")
             _write(build, files)
-            _write(Path(work, "include"), {"generated/autoconf.h": _without(off)})
+            _write(Path(work, "include"), {"generated/autoconf.h": _without(tools.off)})
             # The compiler's first folder of headers: it comes before the kernel's own.
-            log = _make(headers, build, f"CC={compiler} -I{work}/include", *(f"{o}=" for o in off))
+            compiler = f"CC={tools.compiler} -I{work}/include"
+            log = _make(headers, build, compiler, *tools.options, *(f"{o}=" for o in tools.off))
             module = next(build.glob("*.ko"), None)
             if module is None:
                 raise _failed(kernel, log, folder / f"{target.name}.log")
@@ -82,9 +101,10 @@ def _usable_headers(kernel: Kernel) -> Path:
     if kernel.headers is None:
         why, remedy = "its headers are missing", install_line("headers", release=kernel.release)
         raise Unsupported(what, why, remedy)
-    for program in ("make", _compiler(kernel.headers)[0]):
+    compiler = _tools(kernel.headers).compiler
+    for program in ("make", compiler):
         if shutil.which(program) is None:
-            remedy = f"install {program}, as with: sudo apt-get install gcc make"
+            remedy = f"install {program}, as with: sudo apt-get install make {_package(compiler)}"
             raise Unsupported(what, f"this machine has no {program}", remedy)
     if re.search(r"[\s:]", str(kernel.headers)):
         why = f"make cannot work in {kernel.headers}"
@@ -107,16 +127,34 @@ def _digest(files: dict[str, bytes], *options: str) -> str:
     return state.hexdigest()[:16]
 
 
-def _compiler(headers: Path) -> tuple[str, tuple[str, ...]]:
-    """The compiler to use, and the options of the kernel that are to be off with it."""
+def _tools(headers: Path) -> _Tools:
     try:
         config = (headers / ".config").read_text(errors="replace")
     except OSError:
         config = ""
+    prefix, options = _cross(config)
     match = re.search(r'^CONFIG_CC_VERSION_TEXT="(\S+)', config, re.MULTILINE)
-    if match and shutil.which(match[1]):
-        return match[1], ()
-    return "gcc", tuple(option for option in _OWN_COMPILER if f"{option}=y" in config)
+    # The kernel may have been built where it runs, and so by a compiler without the prefix.
+    if match and shutil.which(own := prefix + match[1].removeprefix(prefix)):
+        return _Tools(own, options, ())
+    off = tuple(option for option in _OWN_COMPILER if f"{option}=y" in config)
+    return _Tools(f"{prefix}gcc", options, off)
+
+
+def _cross(config: str) -> tuple[str, tuple[str, ...]]:
+    """The prefix of the tools' names, and make's options, for another machine's kernel."""
+    # The third line, by scripts/kconfig/confdata.c.
+    match = re.search(r"^# Linux/(\w+) ", config, re.MULTILINE)
+    machine, triplet = _ARCHITECTURES.get(match[1] if match else "", ("", ""))
+    if not match or machine in ("", os.uname().machine):
+        return "", ()
+    return f"{triplet}-", (f"ARCH={match[1]}", f"CROSS_COMPILE={triplet}-")
+
+
+def _package(compiler: str) -> str:
+    """Debian's package of a compiler: gcc-aarch64-linux-gnu has aarch64-linux-gnu-gcc."""
+    triplet, dash, name = compiler.rpartition("-gcc")
+    return f"gcc{name}-{triplet}" if dash else "gcc"
 
 
 def _without(options: Iterable[str]) -> bytes:

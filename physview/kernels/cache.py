@@ -62,20 +62,21 @@ def age_key(release: str) -> tuple[list[int], int, list[int]]:
     >>> sorted(["6.12.9+deb13-amd64", "6.12.90+deb12-amd64", "6.12.90+deb13-amd64"], key=age_key)
     ['6.12.9+deb13-amd64', '6.12.90+deb13-amd64', '6.12.90+deb12-amd64']
     """
-    version, _, debian = release.removesuffix("-amd64").partition("+")
+    version, _, debian = release.rpartition("-")[0].partition("+")
     numbers = [int(number) for number in re.findall(r"\d+", debian)]
     return [int(number) for number in re.findall(r"\d+", version)], -sum(numbers[:1]), numbers[1:]
 
 
-def cached_kernel(wanted: str) -> Kernel | None:
+def cached_kernel(wanted: str, architecture: str) -> Kernel | None:
     """The newest kernel of a version in the cache, or None."""
     folder = cache_dir() / "kernels"
     try:
-        names = [name for name in os.listdir(folder) if matches(name, wanted)]
+        all_names = [name for name in os.listdir(folder) if name.endswith(f"-{architecture}")]
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _unusable(folder, error) from None
+    names = [name for name in all_names if matches(name, wanted)]
     return unpacked_kernel(folder / max(names, key=age_key)) if names else None
 
 
@@ -83,7 +84,7 @@ def unpacked_kernel(folder: Path) -> Kernel:
     """The kernel whose packages were unpacked in a folder with its release's name."""
     release = folder.name
     modules = folder / "lib/modules" / release
-    image = next(filter(Path.exists, _places(folder, release)))
+    image = next(filter(Path.exists, image_places(folder, release)))
     return Kernel(release, image, modules, folder / f"usr/src/linux-headers-{release}")
 
 
@@ -95,14 +96,14 @@ def running_kernel(root: Path = Path("/")) -> Kernel | None:
     """
     release = os.uname().release
     modules = root / "lib/modules" / release
-    for image in _places(root, release):
+    for image in image_places(root, release):
         if os.access(image, os.R_OK) and os.access(modules, os.R_OK | os.X_OK):
             headers = modules / "build"
             return Kernel(release, image, modules, headers if headers.is_dir() else None)
     return None
 
 
-def _places(root: Path, release: str) -> tuple[Path, Path]:
+def image_places(root: Path, release: str) -> tuple[Path, Path]:
     """Where a kernel's image may lie: since Debian 14, and in Arch and Fedora, by the modules."""
     return root / f"boot/vmlinuz-{release}", root / f"lib/modules/{release}/vmlinuz"
 

@@ -31,7 +31,7 @@ _CONFIG = """\
 #clear APT::Update::Post-Invoke-Success;
 #clear APT::Architectures;
 APT::Architecture "amd64";
-APT::Architectures {{ "amd64"; }};
+APT::Architectures {{ {architectures} }};
 // the user _apt has no way into a cache in root's home
 APT::Sandbox::User "root";
 // a snapshot of Debian is past its date
@@ -58,12 +58,14 @@ class PrivateApt:
     Args:
         root: The folder, made anew.
         suites: As "bookworm" and "bookworm-security".
+        foreign: Architectures beside amd64. Their packages are known, too; of a name that several
+            have it is amd64's, so that tools can run here.
 
     Raises:
         Unsupported: There is no apt here, or it has no Debian mirror or no keys of Debian's.
     """
 
-    def __init__(self, root: Path, suites: Iterable[str]) -> None:
+    def __init__(self, root: Path, suites: Iterable[str], foreign: Iterable[str] = ()) -> None:
         for program in ("apt-get", "apt-cache", "dpkg-deb"):
             if shutil.which(program) is None:
                 raise Unsupported(
@@ -72,11 +74,13 @@ class PrivateApt:
                     "use Debian, also in a container, or this machine's own kernel",
                 )
         self._root = root
-        sources = list(_source_lines(suites))
+        architectures = ["amd64", *foreign]
+        sources = list(_source_lines(suites, architectures))
         for folder in ("state/lists/partial", "cache/archives/partial"):
             (root / folder).mkdir(parents=True)
         (root / "status").touch()
-        (root / "apt.conf").write_text(_CONFIG.format(root=root))
+        quoted = " ".join(f'"{architecture}";' for architecture in architectures)
+        (root / "apt.conf").write_text(_CONFIG.format(root=root, architectures=quoted))
         (root / "sources.list").write_text("\n".join(sources) + "\n")
         # A suite that a mirror lacks is no error: what counts is what is found in the others.
         self._update = self._run("apt-get", "update")
@@ -84,7 +88,7 @@ class PrivateApt:
     @property
     def complaints(self) -> str:
         """What apt could not fetch of the suites' indexes, in one line."""
-        return _complaints(self._update)
+        return complaints_of(self._update)
 
     def names(self, prefix: str) -> list[str]:
         """All packages whose names begin with `prefix`."""
@@ -117,13 +121,13 @@ class PrivateApt:
         debs.mkdir()
         fetched = self._run("apt-get", "download", *names, cwd=debs)
         if fetched.returncode:
-            raise cannot_fetch(_complaints(fetched))
+            raise cannot_fetch(complaints_of(fetched))
         for deb in sorted(debs.iterdir()):
             unpacked = self._run("dpkg-deb", "-x", str(deb), str(target))
             if unpacked.returncode:
                 raise PhysviewError(
                     f"cannot unpack {deb.name}",
-                    _complaints(unpacked) or "dpkg-deb failed",
+                    complaints_of(unpacked) or "dpkg-deb failed",
                     "is the disk full?",
                     path=str(target),
                 )
@@ -135,7 +139,7 @@ class PrivateApt:
         options = ["-q", "-c", f"{self._root}/apt.conf"] if program.startswith("apt") else []
         command = [program, *options, *args]
         return subprocess.run(
-            command, cwd=cwd, env=_environment(), capture_output=True, text=True, check=False
+            command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False
         )
 
 
@@ -176,18 +180,18 @@ def parse_sites(targets: str) -> tuple[list[str], list[str]]:
     return list(plain), list(security) or [f"{site}-security" for site in plain]
 
 
-def _source_lines(suites: Iterable[str]) -> Iterator[str]:
+def _source_lines(suites: Iterable[str], architectures: Iterable[str]) -> Iterator[str]:
     # Without the release files' contents it answers also where no index was fetched yet, as in a
     # fresh container.
     listed = subprocess.run(
         ["apt-get", "indextargets", "--no-release-info", "--format", "$(SITE) $(RELEASE)"],
-        env=_environment(), capture_output=True, text=True, check=False,
+        env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     plain, security = parse_sites(listed.stdout)
     if not plain:
         raise Unsupported(
             "cannot fetch Debian's kernels",
-            _complaints(listed) or "apt has no Debian mirror",
+            complaints_of(listed) or "apt has no Debian mirror",
             "add one to /etc/apt/sources.list.d, or use this machine's own kernel",
         )
     keyring = next(filter(Path.exists, (_KEYRINGS_DIR / name for name in _KEYRINGS)), None)
@@ -197,16 +201,18 @@ def _source_lines(suites: Iterable[str]) -> Iterator[str]:
             f"their signatures cannot be checked without {_KEYRINGS_DIR / _KEYRINGS[0]}",
             "sudo apt-get install debian-archive-keyring",
         )
+    options = f"arch={','.join(architectures)} target=Packages signed-by={keyring}"
     for suite in suites:
         for site in security if suite.endswith("-security") else plain:
-            yield f"deb [arch=amd64 target=Packages signed-by={keyring}] {site} {suite} main"
+            yield f"deb [{options}] {site} {suite} main"
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """What apt is run with: what it says is read."""
     return os.environ | {"LC_ALL": "C"}
 
 
-def _complaints(result: subprocess.CompletedProcess[str]) -> str:
+def complaints_of(result: subprocess.CompletedProcess[str]) -> str:
     """apt's errors, or its first warning where there are none, without the lines' marks."""
     lines = result.stderr.splitlines()
     errors = [line[3:] for line in lines if line.startswith("E: ")]

@@ -32,15 +32,23 @@ SERIES = {
     "7.3": ("sid", "trixie-backports"),
 }
 
-# linux-image-RELEASE of the flavour amd64: the cloud's has no 9p, rt is another kernel. Names with
-# fewer numbers are of packages without content, which depend on the newest.
-_IMAGE = re.compile(r"linux-image-(\d+\.\d+\.\d+(-\d+)?(\+deb[\d.]+)?-amd64)$")
+# Debian's names: those to run here, and those whose modules can be built here.
+ARCHITECTURES = ("amd64", "arm64")
+
+# linux-image-RELEASE of the flavour amd64 or arm64: the cloud's has no 9p, rt is another kernel.
+# Names with fewer numbers are of packages without content, which depend on the newest.
+_IMAGE = re.compile(
+    r"linux-image-(?P<release>\d+\.\d+\.\d+(-\d+)?(\+deb[\d.]+)?"
+    rf"-(?P<architecture>{'|'.join(ARCHITECTURES)}))$"
+)
 # Parts of a kernel; not compilers, nor linux-base, which is scripts for installing.
 _PART = re.compile(r"linux-(base-\d|binary-|headers-|kbuild-|modules-)")
 _LIBRARY = re.compile(r"(lib(?!ssl)|zlib)")
 
 
-def find_kernel(wanted: str, tell: Callable[[str], object] | None = None) -> Kernel:
+def find_kernel(
+    wanted: str, tell: Callable[[str], object] | None = None, *, architecture: str = "amd64"
+) -> Kernel:
     """A kernel of Debian's with its modules and headers, fetched unless it is in the cache.
 
     Nothing is installed, and root is not needed. Two that fetch the same at once get the same.
@@ -48,6 +56,7 @@ def find_kernel(wanted: str, tell: Callable[[str], object] | None = None) -> Ker
     Args:
         wanted: One of SERIES, or more of a release: "6.1", "6.1.0-56", "6.1.0-56-amd64".
         tell: Called with a line of text before something that takes long.
+        architecture: One of ARCHITECTURES. The headers' tools are of amd64 in any case.
 
     Raises:
         UsageError: No such version is known.
@@ -58,32 +67,33 @@ def find_kernel(wanted: str, tell: Callable[[str], object] | None = None) -> Ker
     if series is None:
         remedy = f"choose one of {', '.join(SERIES)}"
         raise UsageError(f"no kernel {wanted}", "Debian's that physview knows are others", remedy)
-    kernel = cached_kernel(wanted)
+    kernel = cached_kernel(wanted, architecture)
     if kernel is None:
         folder = cache_dir() / "kernels"
         # Of the series: "6.1" and "6.1.0-56" may be the same kernel.
-        with locked(folder, series):
+        name = f"{series}-{architecture}"
+        with locked(folder, name):
             # Another may have fetched it while this one waited for the lock.
-            kernel = cached_kernel(wanted)
+            kernel = cached_kernel(wanted, architecture)
             if kernel is None:
                 if tell:
-                    tell(f"fetching Debian's kernel {wanted} into {folder}")
-                kernel = _fetch(folder / f".{series}.new", wanted, SERIES[series])
+                    tell(f"fetching Debian's kernel {wanted} for {architecture} into {folder}")
+                kernel = _fetch(folder / f".{name}.new", wanted, SERIES[series], architecture)
     _index_modules(kernel)
     return kernel
 
 
-def _fetch(staging: Path, wanted: str, suites: tuple[str, ...]) -> Kernel:
+def _fetch(staging: Path, wanted: str, suites: tuple[str, ...], architecture: str) -> Kernel:
     if (machine := os.uname().machine) != "x86_64":
         why, remedy = f"they are for x86_64, and this is {machine}", "use a machine of that kind"
-        raise Unsupported("cannot run Debian's amd64 kernels", why, remedy)
+        raise Unsupported("cannot use Debian's amd64 packages", why, remedy)
     folder = staging.parent
     # What one that was killed left behind: under the lock it is nobody's.
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir()
-        apt = PrivateApt(staging / "apt", suites)
-        release = _newest(apt, wanted)
+        apt = PrivateApt(staging / "apt", suites, {architecture} - {"amd64"})
+        release = _newest(apt, wanted, architecture)
         root = staging / release
         root.mkdir()
         first = [f"linux-image-{release}", f"linux-headers-{release}"]
@@ -105,11 +115,13 @@ def _fetch(staging: Path, wanted: str, suites: tuple[str, ...]) -> Kernel:
     return unpacked_kernel(folder / release)
 
 
-def _newest(apt: PrivateApt, wanted: str) -> str:
-    found = [match[1] for name in apt.names("linux-image-") if (match := _IMAGE.match(name))]
-    releases = [release for release in found if matches(release, wanted)]
+def _newest(apt: PrivateApt, wanted: str, architecture: str) -> str:
+    found = [match for name in apt.names("linux-image-") if (match := _IMAGE.match(name))]
+    its_own = [match["release"] for match in found if match["architecture"] == architecture]
+    releases = [release for release in its_own if matches(release, wanted)]
     if not releases:
-        raise cannot_fetch(apt.complaints or f"this machine's mirror has no kernel {wanted}")
+        what = f"kernel {wanted} for {architecture}"
+        raise cannot_fetch(apt.complaints or f"this machine's mirror has no {what}")
     return max(releases, key=age_key)
 
 

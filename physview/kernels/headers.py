@@ -42,7 +42,7 @@ def relocate(root: Path, release: str) -> None:
     if not (root / "lib").exists():
         (root / "lib").symlink_to("usr/lib")
     modules = (root / "lib/modules" / release).resolve()
-    common = headers.with_name(headers.name.removesuffix("amd64") + "common")
+    common = headers.with_name(headers.name.rpartition("-")[0] + "-common")
     for name, target in (("build", headers), ("source", common)):
         link = modules / name
         link.unlink(missing_ok=True)

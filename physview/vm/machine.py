@@ -64,7 +64,7 @@ class Machine(NamedTuple):
         options = f"{_KERNEL_OPTIONS} {_KERNEL_OPTIONS_OF[accelerator]} {self.append}"
         return [
             *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-            *("-machine", f"q35,accel={accelerator}", "-cpu", f"max,la57={la57}"),
+            *("-machine", f"q35,accel={accelerator}", "-cpu", f"max,la57={la57},erms=off"),
             *("-smp", str(self.nr_cpus), "-m", str(self.memory_mib)),
             *("-kernel", str(self.image), "-initrd", f"/dev/fd/{initramfs_fd}"),
             *("-append", " ".join(options.split())),

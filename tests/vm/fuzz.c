@@ -136,12 +136,13 @@ static void fill(uint64_t *state, unsigned long command, uint64_t words[64])
 	switch (command) {
 	case PHYSICALVIEW_WALK:
 		walk->pid = some_pid(state);
-		walk->page.vaddr = some_address(state);
+		walk->vaddr = some_address(state);
 		walk->reserved = next(state) % 8 == 0;
 		break;
 	case PHYSICALVIEW_BATCH:
 		batch->pid = some_pid(state);
 		batch->nr = next(state) % 600;
+		batch->vaddrs = some_address(state);
 		batch->pages = some_address(state);
 		batch->reserved = next(state) % 8 == 0;
 		break;

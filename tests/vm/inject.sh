@@ -5,10 +5,11 @@
 set -eu
 for what in failslab fail_usercopy; do
 	folder=/sys/kernel/debug/$what
-	echo 20 >$folder/probability
-	echo -1 >$folder/times
-	echo 0 >$folder/verbose
+	# The filter first: until it is set, everybody's calls fail.
 	echo Y >$folder/task-filter
+	echo 0 >$folder/verbose
+	echo -1 >$folder/times
+	echo 20 >$folder/probability
 done
 echo N >/sys/kernel/debug/failslab/ignore-gfp-wait
 (

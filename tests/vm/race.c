@@ -2,9 +2,10 @@
 /*
  * Walkers against mutators. Two threads walk an arena through the module, by
  * range and address by address, while others unmap and map it, protect it, fork
- * (which write-protects it), let huge pages collapse and split, and swap it
- * out. No walk may meet an entry that makes no sense, and none may find what
- * was never there: a page that nobody disturbs stays what it is.
+ * (which write-protects it), let huge pages collapse and split, swap it out,
+ * and compact the machine's memory. No walk may meet an entry that makes no
+ * sense, and none may find what was never there: a page that nobody disturbs
+ * stays what it is.
  *
  * Usage: race SECONDS; prints how many walks there were.
  */
@@ -93,6 +94,21 @@ static void *mutate(void *part)
 	return NULL;
 }
 
+/* Compaction moves pages that are at rest, too. */
+static void *compact(void *arg)
+{
+	int fd = open("/proc/sys/vm/compact_memory", O_WRONLY);
+
+	(void)arg;
+	while (!stop && fd >= 0) {
+		if (write(fd, "1", 1) < 0)
+			break;
+		usleep(50000);
+	}
+	close(fd);
+	return NULL;
+}
+
 static void check_kind(uint32_t kind)
 {
 	__atomic_fetch_add(&nr_walked, 1, __ATOMIC_RELAXED);
@@ -134,7 +150,7 @@ static void walk_one(int fd, uint32_t *state)
 {
 	struct physicalview_walk walk = { 0 };
 
-	walk.page.vaddr = (uintptr_t)arena + next(state) % ARENA_SIZE;
+	walk.vaddr = (uintptr_t)arena + next(state) % ARENA_SIZE;
 	if (ioctl(fd, PHYSICALVIEW_WALK, &walk) == 0)
 		check_kind(walk.page.kind);
 }
@@ -162,7 +178,7 @@ int main(int argc, char **argv)
 	unsigned int seconds = argc > 1 ? (unsigned int)atoi(argv[1]) : 60;
 	char *raw = mmap(NULL, ARENA_SIZE + HUGE_SIZE, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	pthread_t threads[4];
+	pthread_t threads[5];
 
 	arena = (char *)(((uintptr_t)raw + HUGE_SIZE - 1) & ~(HUGE_SIZE - 1));
 	for (uintptr_t i = 0; i < 2; i++) {
@@ -170,9 +186,10 @@ int main(int argc, char **argv)
 		pthread_create(&threads[2 + i], NULL, mutate,
 			       arena + i * ARENA_SIZE / 2);
 	}
+	pthread_create(&threads[4], NULL, compact, NULL);
 	sleep(seconds);
 	stop = 1;
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 5; i++)
 		pthread_join(threads[i], NULL);
 	printf("%llu walked, %llu bad\n", (unsigned long long)nr_walked,
 	       (unsigned long long)nr_bad);

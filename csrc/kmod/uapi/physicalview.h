@@ -61,14 +61,13 @@ struct physicalview_info {
 	__u64 reserved;
 };
 
-/* One address and what was found there; for BATCH. */
+/* What was found at an address. */
 struct physicalview_page {
-	__u64 vaddr; /* in */
-	__u64 paddr; /* out: physical address, or 0 unless kind has a page */
-	__u64 entry; /* out: the last entry that was read, as in memory */
-	__u64 swap;  /* out: SWAP to MARKER: type in bits 0-4, offset above */
-	__u32 kind;  /* out: enum physicalview_kind */
-	__u32 page_shift; /* out: of the page; of the entry's reach if none */
+	__u64 paddr;	  /* physical address, or 0 unless kind has a page */
+	__u64 entry;	  /* the last entry that was read, as in memory */
+	__u64 swap;	  /* SWAP to MARKER: type in bits 0-4, offset above */
+	__u32 kind;	  /* enum physicalview_kind */
+	__u32 page_shift; /* of the page; of the entry's reach if none */
 };
 
 /* Levels, from the root down, as they are numbered below. */
@@ -95,16 +94,18 @@ struct physicalview_level {
 struct physicalview_walk {
 	__s32 pid;	 /* in */
 	__u32 nr_levels; /* out: how many of levels were reached */
-	struct physicalview_page page; /* in: vaddr; out: the rest */
+	__u64 vaddr;	 /* in */
+	struct physicalview_page page;				  /* out */
 	struct physicalview_level levels[PHYSICALVIEW_NR_LEVELS]; /* out */
 	__u64 reserved;
 };
 
 /* BATCH: many addresses in one call. */
 struct physicalview_batch {
-	__s32 pid;   /* in */
-	__u32 nr;    /* in: how many pages, at most max_batch */
-	__u64 pages; /* in: pointer to struct physicalview_page [nr] */
+	__s32 pid;    /* in */
+	__u32 nr;     /* in: how many addresses, at most max_batch */
+	__u64 vaddrs; /* in: pointer to __u64 [nr] */
+	__u64 pages;  /* in: pointer to struct physicalview_page [nr] */
 	__u64 reserved;
 };
 

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One witness against the other, for whole processes. Runs where the module is loaded."""
+
+import contextlib
+import json
+import mmap
+import os
+import signal
+
+import pytest
+from conftest import one_line
+from memory import PAGE, Region, pfnmap_ranges
+from witnesses import wait_for
+
+from physview import ProcessGone
+from physview.analysis.compare import Comparer, Verdict
+from physview.kmod import Kmod
+from physview.procfs import ProcDir
+
+pytestmark = pytest.mark.needs("root", "pfn", "kmod")
+
+MADV_PAGEOUT = 21
+
+
+@contextlib.contextmanager
+def comparer_of(pid=None):
+    with contextlib.closing(ProcDir(pid)) as proc, contextlib.closing(Comparer(proc)) as comparer:
+        yield comparer
+
+
+def compare(pid=None):
+    with comparer_of(pid) as comparer:
+        return comparer.compare()
+
+
+def test_every_kind_of_page_is_counted_by_its_verdict(python):
+    """A process that is still; its kinds of page, more of each than an interpreter has."""
+    child = python(
+        "import mmap, os, memory\n"
+        "frames = memory.Region(5000).touch(*range(0, 5000, 2))\n"
+        "zero = memory.Region(4000)\n"
+        "[zero.read(i) for i in range(4000)]\n"
+        "kept = memory.Region(1000).touch()\n"
+        "kept.mprotect(0)\n"
+    )
+    comparison = compare(child.pid)
+    assert comparison.nr_unexplained == 0, comparison.examples
+    counts = comparison.counts
+    assert 4000 <= counts[Verdict.ZERO_PAGE] < 4500
+    assert 3500 <= counts[Verdict.SAME_FRAME] < 15000
+    assert comparison.nr_pages == sum(counts.values())
+    device = counts.get(Verdict.DEVICE, 0)
+    assert device == 0 if not pfnmap_ranges() else device > 0
+    assert set(counts) <= {Verdict.ZERO_PAGE, Verdict.SAME_FRAME, Verdict.DEVICE}
+    for verdict, first in comparison.examples.items():
+        assert len(first) == min(4, counts[verdict])
+        assert first == sorted(first)
+
+
+@pytest.mark.needs("guard")
+def test_guards_are_counted():
+    region = Region(300).touch()
+    region.madvise(Region.MADV_GUARD_INSTALL)
+    comparison = compare()
+    assert comparison.nr_unexplained == 0, comparison.examples
+    assert comparison.counts[Verdict.SAME_MARKER] >= 300
+    assert region.size
+
+
+@pytest.mark.needs("swap")
+def test_swap_entries_are_counted():
+    region = Region(2000).touch()
+    region.madvise(MADV_PAGEOUT)
+    comparison = compare()
+    assert comparison.nr_unexplained == 0, comparison.examples
+    assert comparison.counts[Verdict.SAME_SWAP] > 1000, "MADV_PAGEOUT swapped nothing out"
+
+
+def test_a_real_difference_is_found_and_is_no_movement():
+    """pagemap of one process against the walk of its fork, which wrote to some of the pages."""
+    region = Region(100).touch()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        region.touch(*range(10, 17), value=2)
+        os.write(writer, b"x")
+        signal.pause()
+    os.read(reader, 1)
+    other = ProcDir(pid)
+    try:
+        with comparer_of() as comparer:
+            comparer._kmod.close()
+            comparer._kmod = Kmod(other)
+            comparison = comparer.compare()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        other.close()
+        os.close(reader)
+        os.close(writer)
+    # What Python itself wrote on either side since the fork differs, too, and stands still.
+    assert comparison.counts[Verdict.UNEXPLAINED] >= 7
+    assert comparison.nr_unexplained < 5000
+    assert comparison.counts[Verdict.SAME_FRAME] > 93
+
+
+def test_a_process_that_never_rests_has_no_difference_that_stays(python):
+    child = python(
+        "import threading, memory\n"
+        "def churn():\n"
+        "    while True:\n"
+        "        memory.Region(300).touch()\n"
+        "for _ in range(2): threading.Thread(target=churn, daemon=True).start()",
+        wait="import time; time.sleep(600)",
+    )
+    for _ in range(5):
+        comparison = compare(child.pid)
+        assert comparison.nr_unexplained == 0, (comparison.counts, comparison.examples)
+        assert comparison.counts[Verdict.SAME_FRAME] > 1000
+        assert comparison.counts.get(Verdict.MOVED, 0) < 1000
+
+
+def test_a_process_that_goes_or_runs_another_program(python):
+    child = python(wait="import os; input(); os.execvp('sleep', ['sleep', '600'])")
+    with comparer_of(child.pid) as comparer:
+        comparer.compare()
+        child.stdin.write("\n")
+        child.stdin.flush()
+        wait_for(lambda: "sleep" in os.readlink(f"/proc/{child.pid}/exe"), "it runs sleep")
+        with pytest.raises(ProcessGone, match="exec"):
+            comparer.compare()
+    with comparer_of(child.pid) as comparer:
+        child.kill()
+        child.wait()
+        with pytest.raises(ProcessGone, match="ended"):
+            comparer.compare()
+
+
+SHARED_PAGES = 180_000
+
+
+def test_a_million_pages_of_processes_that_live(python):
+    """Six at once, which share, swap, churn and sleep; and all that was running here before."""
+    fd = os.memfd_create("shared")
+    os.ftruncate(fd, SHARED_PAGES * PAGE)
+    with mmap.mmap(fd, SHARED_PAGES * PAGE) as memory:
+        memory[:: 16 * PAGE] = b"x" * (SHARED_PAGES // 16)  # the rest comes as it is read
+    share = (
+        "import mmap, os, memory\n"
+        f"shared = mmap.mmap(os.open('/proc/{os.getpid()}/fd/{fd}', os.O_RDWR), 0)\n"
+        "sum(shared[::mmap.PAGESIZE])\n"
+    )
+    churn = (
+        "import threading\n"
+        "def churn():\n"
+        "    while True:\n"
+        "        memory.Region(200).touch()\n"
+        "threading.Thread(target=churn, daemon=True).start()\n"
+    )
+    out = f"swapped = memory.Region(3000).touch(); swapped.madvise({MADV_PAGEOUT}, check=False)\n"
+    children = [python(share + more) for more in ("", out, "", out)]
+    children += [python(share + more, wait="import time; time.sleep(600)") for more in (churn, "")]
+    nr_pages = 0
+    for pid in (1, os.getpid(), *(child.pid for child in children)):
+        comparison = compare(pid)
+        assert comparison.nr_unexplained == 0, (comparison.counts, comparison.examples)
+        assert comparison.counts.get(Verdict.MOVED, 0) < 1000
+        nr_pages += comparison.nr_pages
+    os.close(fd)
+    print(f"{nr_pages} pages compared, none unexplained")
+    assert nr_pages > 1_000_000
+
+
+def test_the_command(physview, sleeper):
+    result = physview("compare", "self")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.endswith("0 unexplained\n")
+    result = physview("compare", str(sleeper.pid), "--json")
+    document = json.loads(result.stdout)
+    assert document["nr_unexplained"] == 0
+    by_name = {verdict["verdict"]: verdict for verdict in document["verdicts"]}
+    assert by_name["same_frame"]["nr_pages"] > 1000
+    assert sum(verdict["nr_pages"] for verdict in by_name.values()) == document["nr_pages"]
+    assert "kernel thread" in one_line(physview("compare", "2"), 1)
+
+
+def test_memview_and_walk(physview):
+    result = physview("memview", "--source", "kmod")
+    assert (result.returncode, len(result.stdout.splitlines())) == (0, 41), result
+    assert "UNKNOWN" not in result.stdout
+    result = physview("walk", "self", "0")
+    assert result.returncode == 1
+    assert "UNKNOWN  no entry" in result.stdout
+    assert "nothing is mapped" not in one_line(physview("walk", "2", "0"), 1)

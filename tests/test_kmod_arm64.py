@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The module on arm64: built for Debian's kernels, and held against pagemap in a VM of its own."""
+
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+from physview import kernels, module
+from physview.vm import initramfs
+
+# One with 4 levels of page tables, and one that finds out at boot whether there are 5.
+VERSIONS = ("6.1", "7.3")
+
+# Processors that know addresses of 48 bits, and of 52 (LPA2).
+MACHINES = [("6.1", "cortex-a57", 4), ("7.3", "cortex-a57", 4), ("7.3", "max", 5)]
+
+NR_CHECKS = 24
+
+
+def built(version):
+    kernel = kernels.find_kernel(version, architecture="arm64")
+    return kernel, kernels.build_module(kernel, module.source_dir())
+
+
+@pytest.mark.needs("arm64")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_it_builds_without_a_warning(version):
+    kernel, path = built(version)
+    content = path.read_bytes()
+    assert content[:20].endswith(b"\xb7\0")  # EM_AARCH64
+    assert f"vermagic={kernel.release} ".encode() in content
+    log = (path.parent / "build.log").read_text()
+    assert "CC [M]" in log
+    assert "warning" not in log.lower()
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """The first process of the VM."""
+    path = tmp_path_factory.mktemp("arm64") / "init"
+    source = ROOT / "tests/vm/arm64.c"
+    compiler = ["aarch64-linux-gnu-gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-static"]
+    subprocess.run([*compiler, "-o", path, source], check=True)
+    return path.read_bytes()
+
+
+@pytest.mark.needs("arm64", "arm64-vm")
+@pytest.mark.parametrize(("version", "cpu", "nr_levels"), MACHINES)
+def test_it_agrees_with_pagemap(program, tmp_path, version, cpu, nr_levels):
+    kernel, path = built(version)
+    modules = [content for _, content in initramfs.load_order(kernel.modules, ["zram"])]
+    files = {f"{i}.ko": content for i, content in enumerate([*modules, path.read_bytes()])}
+    archive = tmp_path / "initramfs"
+    archive.write_bytes(initramfs.cpio([], {"init": program, **files}))
+    result = subprocess.run(
+        [
+            *("qemu-system-aarch64", "-nodefaults", "-display", "none", "-no-reboot"),
+            *("-machine", "virt", "-accel", "tcg", "-cpu", cpu, "-smp", "2", "-m", "768"),
+            *("-kernel", kernel.image, "-initrd", archive, "-serial", "stdio"),
+            *("-append", "console=ttyAMA0 loglevel=4 oops=panic panic=-1 hugepages=4"),
+        ],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    lines = result.stdout.splitlines()
+    assert "all agree" in lines, result
+    assert any(f": {nr_levels} levels, " in line for line in lines), result.stdout
+    assert sum(line.startswith("ok ") for line in lines) >= NR_CHECKS, result.stdout
+    assert any(line.startswith("ok swapped") for line in lines), result.stdout

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Both witnesses to the same address, and the module's calls as they are."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from memory import libc
+
+from physview import Process
+from physview import kmod as abi
+from physview.kmod import Kmod
+from physview.model import NO_PADDR, PageKind, Walk
+from physview.procfs import ProcDir
+
+NOBODY = 65534
+SYS_FINIT_MODULE = 313  # on x86-64, as all that the VM runs
+
+
+@contextlib.contextmanager
+def open_kmod(pid: int | None = None) -> Iterator[Kmod]:
+    """The module's walk of a process, by default of this one."""
+    proc = ProcDir(pid)
+    try:
+        with contextlib.closing(Kmod(proc)) as kmod:
+            yield kmod
+    finally:
+        proc.close()
+
+
+def agree(kmod: Kmod, vaddr: int, pid: int | str = "self") -> Walk:
+    """Both witnesses' answer to one address, which has to be the same."""
+    with Process(pid) as process:
+        said = process.translate(vaddr)
+        walk = kmod.walk(vaddr)
+        with Process(pid, source="kmod") as walker:
+            walked = walker.translate(vaddr)
+    assert walk.paddr == walked.paddr == said.paddr, (said, walk)
+    return walk
+
+
+def agree_on_all(kmod: Kmod, vaddrs: Iterable[int], pid: int | str = "self") -> Any:
+    """Both witnesses' answers to many addresses, which have to be the same; the module's pages."""
+    column = np.fromiter(vaddrs, dtype=np.uint64)
+    with Process(pid) as process:
+        said = process.translate_array(column)
+    pages = kmod.pages(column)
+    has_page = said.paddrs != NO_PADDR
+    assert (np.isin(pages["kind"], (PageKind.PRESENT, PageKind.PROT_NONE)) == has_page).all()
+    assert (pages["paddr"][has_page] == said.paddrs[has_page]).all()
+    return pages
+
+
+def call(request: int, buffer: bytearray) -> int:
+    """The errno of an ioctl, or 0."""
+    with open(abi.DEVICE, "rb", buffering=0) as device:
+        return call_on(device.fileno(), request, buffer)
+
+
+def call_on(fd: int, request: int, buffer: bytearray) -> int:
+    """The errno of an ioctl on a descriptor, or 0."""
+    try:
+        fcntl.ioctl(fd, request, buffer)
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def walk_errno(fd: int, pid: int, vaddr: int) -> int:
+    """The errno of WALK, or 0; EIO where it finds no page."""
+    buffer = bytearray(abi.WALK.pack(pid, 0, vaddr, *[0] * 25, 0))
+    code = call_on(fd, abi.IOCTL_WALK, buffer)
+    return code if code or abi.WALK.unpack(buffer)[3] else errno.EIO
+
+
+def in_child(function: Callable[[], Any], *, uid: int | None = None) -> Any:
+    """What a function returns, JSON's types, when a forked child runs it, as another user."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if uid is not None:
+                os.setgroups([])
+                os.setresgid(uid, uid, uid)
+                os.setresuid(uid, uid, uid)
+            os.write(writer, json.dumps(function()).encode())
+        except BaseException as error:
+            os.write(writer, json.dumps(f"{type(error).__name__}: {error}").encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as answers:
+        answer = answers.read()
+    os.waitpid(pid, 0)
+    return json.loads(answer)
+
+
+def insert_module(path: str, parameters: str = "") -> None:
+    """Load a module."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        result = libc.syscall(SYS_FINIT_MODULE, fd, parameters.encode(), 0)
+    finally:
+        os.close(fd)
+    assert result == 0, path
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not in {seconds} seconds"
+        time.sleep(0.005)
