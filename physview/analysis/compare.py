@@ -77,12 +77,13 @@ class Verdict(Enum):
 
 
 class Comparison:
-    """What came of it: how many pages have each verdict, and the first few of each."""
+    """What came of it: how many pages have each verdict, the first few of each, and how long."""
 
     def __init__(self) -> None:
         self.counts: dict[Verdict, int] = {}
         self.examples: dict[Verdict, list[int]] = {}
         self.nr_retried = 0
+        self.seconds = 0.0
 
     @property
     def nr_pages(self) -> int:
@@ -161,6 +162,7 @@ class Comparer:
         memory = MemoryMap(self._proc)
         sieve = Sieve(self._proc, self._pagemap, self._kmod)
         result = Comparison()
+        start_time = time.monotonic()  # with NumPy there, which the first use loads
         nr_done, nr_left = 0, 0
         left = []
         for start, end in memory.areas(self._kmod.info.user_end):
@@ -175,6 +177,7 @@ class Comparer:
         self._settle(memory, left, result)
         for verdict, (nr_pages, first) in zip(_AGREED, sieve.agreed(), strict=True):
             result.add(verdict, nr_pages, first)
+        result.seconds = time.monotonic() - start_time
         return result
 
     def _settle(self, memory: MemoryMap, left: list[Addresses], result: Comparison) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -33,7 +32,6 @@ def run(args: argparse.Namespace) -> int:
     from physview.analysis.compare import Comparer
 
     proc = ProcDir(find_pid(args.process))
-    start = time.monotonic()
     try:
         comparer = Comparer(proc)
         try:
@@ -43,13 +41,12 @@ def run(args: argparse.Namespace) -> int:
             comparer.close()
     finally:
         proc.close()
-    seconds = time.monotonic() - start
     if args.json:
-        documents.write(documents.comparison(proc.pid, comparison, seconds))
+        documents.write(documents.comparison(proc.pid, comparison))
     else:
         from physview.reporters import tables
 
-        tables.print_comparison(proc.pid, comparison, seconds)
+        tables.print_comparison(proc.pid, comparison)
     return int(comparison.nr_unexplained > 0)
 
 

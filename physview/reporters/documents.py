@@ -119,14 +119,14 @@ def walk(pid: int, walked: Walk, bit_names: BitNames) -> dict[str, Any]:
     }
 
 
-def comparison(pid: int, compared: Comparison, seconds: float) -> dict[str, Any]:
+def comparison(pid: int, compared: Comparison) -> dict[str, Any]:
     """The document of a comparison."""
     return {
         "pid": pid,
         "nr_pages": compared.nr_pages,
         "nr_retried": compared.nr_retried,
         "nr_unexplained": compared.nr_unexplained,
-        "seconds": round(seconds, 3),
+        "seconds": round(compared.seconds, 3),
         "verdicts": [
             {
                 "verdict": verdict.value,

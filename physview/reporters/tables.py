@@ -63,12 +63,11 @@ def _stability(word: str, nr_different: int) -> Text:
     return Text(word + count, style=STABILITY_STYLES[word])
 
 
-def print_comparison(pid: int, comparison: Comparison, seconds: float) -> None:
+def print_comparison(pid: int, comparison: Comparison) -> None:
     """compare's table: how many pages have each verdict, and the first few of each."""
-    pages = (
-        f"{comparison.nr_pages} pages in {seconds:.2f} s, {comparison.nr_retried} looked at again"
-    )
-    table = Table(title=f"process {pid}: {pages}", box=None, title_justify="left")
+    done = f"{comparison.nr_pages} pages in {comparison.seconds:.2f} s"
+    title = f"process {pid}: {done}, {comparison.nr_retried} looked at again"
+    table = Table(title=title, box=None, title_justify="left")
     table.add_column("pages", justify="right", no_wrap=True)
     table.add_column("verdict")
     table.add_column("the first of them")
