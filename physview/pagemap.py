@@ -92,7 +92,7 @@ class Pagemap:
     def __init__(self, proc: ProcDir) -> None:
         self._ffi, self._lib = _ffi.load()
         self._path = f"{proc.path}/pagemap"
-        self._fd = proc.open("pagemap")
+        self._fd = proc.open_pagemap()
 
     def close(self) -> None:
         """Close the pagemap. Closing twice is harmless."""

@@ -10,7 +10,7 @@ import bisect
 import errno
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from physview.errors import AccessDenied, NoUserMemory, PhysviewError, ProcessGone, Unsupported
@@ -26,6 +26,11 @@ DEVICE_PATHS = ("[vvar", "/dev/", "/sys/", "/proc/", "anon_inode:")
 SHARED_MEMORY_PATHS = ("/dev/zero", "/dev/shm/")
 # The kernel's own, with the same flags in every process.
 KERNELS_PATH = "[vvar"
+
+
+SMAPS_HUGE = frozenset(
+    ["AnonHugePages", "ShmemPmdMapped", "FilePmdMapped", "Shared_Hugetlb", "Private_Hugetlb"]
+)
 
 
 class Stat(NamedTuple):
@@ -98,6 +103,25 @@ def parse_vm_flags(smaps: bytes) -> dict[int, frozenset[str]]:
     return flags
 
 
+def parse_smaps_sizes(smaps: Iterable[bytes], names: frozenset[str]) -> dict[int, dict[str, int]]:
+    r"""Sizes in /proc/PID/smaps that are not 0, in bytes, by the start address of the mapping.
+
+    >>> parse_smaps_sizes([b"1000-2000 r--p 0 00:00 0\n", b"Rss: 4 kB\n"], frozenset(["Rss"]))
+    {4096: {'Rss': 4096}}
+    """
+    sizes: dict[int, dict[str, int]] = {}
+    start = 0
+    for line in smaps:
+        first, _, rest = line.partition(b" ")
+        if not first.endswith(b":"):
+            start = int(first.split(b"-")[0], 16)
+        elif first[:-1].decode() in names:
+            value = int(rest.split()[0]) * 1024
+            if value:
+                sizes.setdefault(start, {})[first[:-1].decode()] = value
+    return sizes
+
+
 class ProcDir:
     """/proc/PID held open, so that another process with a reused pid is never taken for it.
 
@@ -144,6 +168,25 @@ class ProcDir:
         except OSError as error:
             raise self.error(error, name) from None
 
+    def open_pagemap(self) -> int:
+        """Open the pagemap and return its descriptor.
+
+        Raises:
+            PhysviewError: As `open()`; also where there is no memory, of which kernels before 6.14
+                open an empty pagemap.
+        """
+        fd = self.open("pagemap")
+        if self.path == "/proc/self":
+            return fd
+        stat = self.stat()
+        path = f"{self.path}/pagemap"
+        about = {"pid": self.pid, "path": path}
+        error = self._without_memory(stat, f"cannot read {path}", about) if stat else self.gone()
+        if error:
+            os.close(fd)
+            raise error
+        return fd
+
     def read(self, name: str) -> bytes:
         """Read a whole file of the process. Raises as `open()` does."""
         return b"".join(self.iter_lines(name))
@@ -179,11 +222,9 @@ class ProcDir:
         if stat is None:
             return self.gone()
         # To users who are not root the kernel says EACCES of these, too.
-        if stat.flags & PF_KTHREAD:
-            why = f"{self.pid} is a kernel thread, which has no user memory"
-            return NoUserMemory(what, why, "choose a user process", **about)
-        if stat.has_ended:
-            return self._ended(what, about)
+        without = self._without_memory(stat, what, about)
+        if without:
+            return without
         if error.errno in (errno.EACCES, errno.EPERM):
             why = f"process {self.pid} is not yours to look into"
             return AccessDenied(what, why, "run as root", **about)
@@ -192,8 +233,13 @@ class ProcDir:
             return Unsupported(what, "this kernel was built without it", remedy, **about)
         return self.gone()
 
-    def _ended(self, what: str, about: dict[str, Any]) -> NoUserMemory:
-        """The error for a process, or the first thread of one, that is a zombie."""
+    def _without_memory(self, stat: Stat, what: str, about: dict[str, Any]) -> NoUserMemory | None:
+        """The error for a kernel thread and for a zombie; None for what has memory."""
+        if stat.flags & PF_KTHREAD:
+            why = f"{self.pid} is a kernel thread, which has no user memory"
+            return NoUserMemory(what, why, "choose a user process", **about)
+        if not stat.has_ended:
+            return None
         try:
             threads = set(os.listdir(f"{self.path}/task")) - {str(self.pid)}
         except OSError:
@@ -237,6 +283,21 @@ def _kernels_mappings_are_pfnmap() -> bool:
         proc.close()
 
 
+def _in_order(vmas: Iterable[Vma]) -> Iterator[Vma]:
+    """Cut off what a mapping has in common with the one before.
+
+    The kernel hands maps out in pieces. A mapping that grows downwards or is merged between two of
+    them is told of again, and lies over what was told before.
+    """
+    end = 0
+    for vma in vmas:
+        if vma.start >= end:
+            yield vma
+        elif vma.end > end:
+            yield vma._replace(start=end)
+        end = max(end, vma.end)
+
+
 class MemoryMap:
     """The mappings of a process at one moment, to look addresses up in.
 
@@ -249,11 +310,12 @@ class MemoryMap:
 
     def __init__(self, proc: ProcDir) -> None:
         self._proc = proc
-        self.vmas = list(proc.iter_vmas())
+        self.vmas = list(_in_order(proc.iter_vmas()))
         if not self.vmas:  # no living process is without a mapping
             raise proc.error(ProcessLookupError(errno.ESRCH, ""), "maps")
         self._ends = [vma.end for vma in self.vmas]
         self._flags: dict[int, frozenset[str]] | None = None
+        self._sizes: dict[int, dict[str, int]] | None = None
 
     def areas(self, end: int) -> list[tuple[int, int]]:
         """The mapped address space below `end`: mappings that touch are one (start, end)."""
@@ -292,6 +354,12 @@ class MemoryMap:
         if self._flags is None:
             self._flags = parse_vm_flags(self._proc.read("smaps"))
         return flag in self._flags.get(vma.start, ())
+
+    def huge_sizes(self, vma: Vma) -> dict[str, int]:
+        """What smaps says of a mapping's huge pages, in bytes. The first call reads smaps."""
+        if self._sizes is None:
+            self._sizes = parse_smaps_sizes(self._proc.iter_lines("smaps"), SMAPS_HUGE)
+        return self._sizes.get(vma.start, {})
 
     def cause(self, vaddr: int, entry: PagemapEntry) -> Cause | None:
         """Why the page has no frame number, as far as its entry and its mapping tell."""

@@ -38,7 +38,7 @@ class ReferencePagemap:
 
     def __init__(self, proc: ProcDir) -> None:
         self._path = f"{proc.path}/pagemap"
-        self._fd = proc.open("pagemap")
+        self._fd = proc.open_pagemap()
 
     def close(self) -> None:
         """Close the pagemap. Closing twice is harmless."""

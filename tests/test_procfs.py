@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from physview import NoUserMemory, Process, ProcessGone, Vma
-from physview.procfs import MemoryMap, ProcDir, Stat, parse_maps_line, parse_stat, parse_vm_flags
+from physview.procfs import (
+    MemoryMap,
+    ProcDir,
+    Stat,
+    _in_order,
+    parse_maps_line,
+    parse_stat,
+    parse_vm_flags,
+)
 
 names = st.binary(min_size=1, max_size=15).filter(lambda name: b"\0" not in name)
 
@@ -144,3 +152,10 @@ def test_descriptors_are_not_leaked():
         with pytest.raises(ProcessGone):
             Process(4194305)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_mappings_that_are_told_of_twice_do_not_overlap():
+    """As when two of them were merged while maps was read."""
+    lines = [b"1000-3000 r--p 0 0:0 0", b"2000-5000 r--p 0 0:0 0", b"2000-4000 r--p 0 0:0 0"]
+    vmas = _in_order(map(parse_maps_line, [*lines, b"6000-7000 rw-p 0 0:0 0"]))
+    assert [vma[:2] for vma in vmas] == [(0x1000, 0x3000), (0x3000, 0x5000), (0x6000, 0x7000)]
