@@ -7,7 +7,17 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 # setuptools wants them relative to setup.py
-SOURCES = ["csrc/compare.c", "csrc/pagemap.c", "csrc/probes.c"]
+NAMES = (
+    "account",
+    "compare",
+    "filecache",
+    "kpage",
+    "pagemap",
+    "probes",
+    "process",
+    "scan",
+)
+SOURCES = [f"csrc/{name}.c" for name in NAMES]
 HEADERS = ["csrc/cdef.h", "csrc/physview.h", "csrc/kmod/uapi/physicalview.h"]
 
 ffibuilder = FFI()

@@ -26,6 +26,126 @@ int64_t pv_translate(int fd, unsigned int page_shift, const uint64_t *vaddrs,
 void pv_decode(unsigned int page_shift, const uint64_t *vaddrs, uint64_t nr,
 	       const uint64_t *entries, uint64_t *paddrs);
 
+/* scan.c */
+
+/*
+ * Pages in a row whose entries go on in a row: frame after frame, swap slot
+ * after swap slot, or all alike where an entry names neither, and where it is
+ * the zero page.
+ */
+struct pv_extent {
+	uint64_t vaddr;
+	uint64_t entry; /* pagemap's, of the first page */
+	uint64_t nr_pages;
+};
+
+int64_t pv_scan_extents(int fd, unsigned int page_shift, int use_scan,
+			uint64_t *at, uint64_t end, const uint64_t *cuts,
+			uint64_t nr_cuts, uint64_t zero_pfn,
+			struct pv_extent *extents, uint64_t room);
+
+/* kpage.c */
+
+/* Frames in a row. */
+struct pv_frames {
+	uint64_t pfn;
+	uint64_t nr;
+};
+
+/* How many frames have a value. */
+struct pv_count {
+	uint64_t value;
+	uint64_t nr;
+};
+
+/* Frames in a row with one value, within a run. */
+struct pv_piece {
+	uint64_t run; /* the index of the run */
+	uint64_t pfn;
+	uint64_t nr;
+	uint64_t value;
+};
+
+int64_t pv_count_values(int fd, const struct pv_frames *runs, uint64_t nr_runs,
+			struct pv_count *counts, uint64_t room);
+int64_t pv_split_by_value(int fd, const struct pv_frames *runs,
+			  uint64_t nr_runs, uint64_t *at, uint64_t *pfn,
+			  struct pv_piece *pieces, uint64_t room);
+
+int64_t pv_read_values(int fd, const struct pv_frames *runs, uint64_t nr_runs,
+		       const uint64_t *places, uint64_t *values);
+
+/* account.c */
+enum { PV_NR_ORDERS = 20, PV_ACCOUNT_PAGES = 8192 };
+enum { PV_ANON, PV_FILE, PV_NR_KINDS };
+
+/* What a mapping has of pages; all but largest_* in base pages. */
+struct pv_sums {
+	uint64_t nr_present;   /* all of them, also zero pages and hugetlb */
+	uint64_t nr_hidden;    /* present, frame not told */
+	uint64_t nr_exclusive; /* certainly mapped once */
+	uint64_t nr_zero;
+	uint64_t nr_hugetlb; /* found in the flags */
+	uint64_t nr_swapped;
+	uint64_t nr_swap_hidden; /* a swap entry of whatever kind */
+	uint64_t nr_special;	 /* guards, markers, migration and the like */
+	uint64_t nr_extents;	 /* frames in a row, whatever their flags */
+	uint64_t largest;
+	uint64_t largest_vaddr;
+	uint64_t largest_pfn;
+	/* in aligned blocks of 2^i pages, in a row in both spaces */
+	uint64_t contiguous[20];
+	/* the same, each block within one large folio */
+	uint64_t in_folio[2][20];
+	/* in large folios of 2^i pages, mapped whole and in a row */
+	uint64_t aligned[2][20];
+	uint64_t unaligned[2][20];
+	uint64_t partial[2]; /* in large folios that are mapped otherwise */
+	uint64_t nodes[64];
+};
+
+/* Pages in a row that may go on in the next extent. */
+struct pv_run {
+	uint64_t vpn;
+	uint64_t pfn;
+	uint64_t nr; /* 0: none */
+};
+
+struct pv_account {
+	/* in: */
+	unsigned int page_shift;
+	int flags_fd; /* of kpageflags; -1: without folios */
+	uint64_t zero_pfn;
+	const uint8_t *node_of_block; /* or NULL */
+	uint64_t nr_blocks;
+	unsigned int block_shift; /* frames in a block of memory, as a shift */
+	/* out: */
+	struct pv_sums sums;
+	/* within: */
+	struct pv_run run;
+	struct pv_run folio; /* of the same large folio */
+	int has_head;
+	int kind;
+	uint64_t values[8192];
+	struct pv_frames runs[8192];
+	uint64_t places[8192];
+};
+
+int64_t pv_account(struct pv_account *account, const struct pv_extent *extents,
+		   uint64_t nr, uint64_t end);
+int64_t pv_account_end(struct pv_account *account);
+uint64_t pv_frames_of(const struct pv_extent *extents, uint64_t nr,
+		      uint64_t zero_pfn, struct pv_frames *frames);
+
+/* filecache.c */
+int64_t pv_cached_pages(int fd, int pagemap_fd, unsigned int page_shift,
+			uint64_t offset, uint64_t nr_pages, uint8_t *resident,
+			uint64_t *entries, uint64_t *nr_read);
+int pv_cachestat(int fd, uint64_t *counts);
+
+/* process.c */
+int pv_same_mm(int one, int other);
+
 /* compare.c */
 enum { PV_AGREED_FRAME, PV_AGREED_ZERO, PV_AGREED_SWAP, PV_NR_AGREED };
 enum { PV_NR_FIRST = 4 };

@@ -8,6 +8,8 @@
 True
 """
 
+from typing import TYPE_CHECKING, Any
+
 from physview.columns import Translations
 from physview.errors import (
     AccessDenied,
@@ -33,6 +35,13 @@ from physview.model import (
 from physview.probes import visit_probes
 from physview.process import Process
 
+if TYPE_CHECKING:
+    from physview.filecache import PageCache
+    from physview.flags import FlagFilter
+    from physview.frames import read_machine
+    from physview.owners import find_owners
+    from physview.snapshot import Snapshot
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -43,17 +52,40 @@ __all__ = [
     "AccessDenied",
     "Cause",
     "CoreUnavailable",
+    "FlagFilter",
     "Gap",
     "NoUserMemory",
+    "PageCache",
     "PagemapEntry",
     "PhysviewError",
     "Probe",
     "Process",
     "ProcessGone",
+    "Snapshot",
     "Translation",
     "Translations",
     "Unsupported",
     "UsageError",
     "Vma",
+    "find_owners",
+    "read_machine",
     "visit_probes",
 ]
+
+
+# What is imported only when it is used: start-up time is a feature.
+_LAZY = {
+    "FlagFilter": "flags",
+    "PageCache": "filecache",
+    "Snapshot": "snapshot",
+    "find_owners": "owners",
+    "read_machine": "frames",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'physview' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(f"physview.{_LAZY[name]}"), name)

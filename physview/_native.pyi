@@ -20,6 +20,39 @@ class _Lib:
     def pv_decode(
         self, page_shift: int, vaddrs: Any, nr: int, entries: Any, paddrs: Any
     ) -> None: ...
+    def pv_scan_extents(
+        self,
+        fd: int,
+        page_shift: int,
+        use_scan: bool,
+        at: Any,
+        end: int,
+        cuts: Any,
+        nr_cuts: int,
+        zero_pfn: int,
+        extents: Any,
+        room: int,
+    ) -> int: ...
+    def pv_count_values(self, fd: int, runs: Any, nr_runs: int, counts: Any, room: int) -> int: ...
+    def pv_split_by_value(
+        self, fd: int, runs: Any, nr_runs: int, at: Any, pfn: Any, pieces: Any, room: int
+    ) -> int: ...
+    def pv_cached_pages(
+        self,
+        fd: int,
+        pagemap_fd: int,
+        page_shift: int,
+        offset: int,
+        nr_pages: int,
+        resident: Any,
+        entries: Any,
+        nr_read: Any,
+    ) -> int: ...
+    def pv_cachestat(self, fd: int, counts: Any) -> int: ...
+    def pv_same_mm(self, one: int, other: int) -> int: ...
+    def pv_account(self, account: Any, extents: Any, nr: int, end: int) -> int: ...
+    def pv_account_end(self, account: Any) -> int: ...
+    def pv_frames_of(self, extents: Any, nr: int, zero_pfn: int, frames: Any) -> int: ...
     def pv_agree(
         self,
         page_shift: int,

@@ -18,6 +18,16 @@ PAGE_SHIFT: int = PAGE_SIZE.bit_length() - 1
 NO_ENTRY = NO_PADDR = (1 << 64) - 1
 """What stands in a uint64 column where no entry could be read, or there is no address."""
 
+
+def printable(name: str) -> str:
+    r"""The name of a file or a process as it fits into a line, whatever bytes are in it.
+
+    >>> print(printable("a b"), printable("a\nb"), printable("\udcff"))
+    a b 'a\nb' '\udcff'
+    """
+    return name if name.isprintable() else repr(name)
+
+
 # One entry of /proc/PID/pagemap.
 # Source: fs/proc/task_mmu.c, Documentation/admin-guide/mm/pagemap.rst
 PM_PFRAME_MASK = (1 << 55) - 1

@@ -19,6 +19,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+PEERS = """\
+With --whole, page-types and thpmaps are peers where they are on PATH. They are in the kernel's own
+source, which Debian has as a package; in an empty folder, outside of this checkout:
+  apt-get download linux-source-6.12 && dpkg-deb -x linux-source-6.12_*.deb .
+  tar -xf usr/src/linux-source-6.12.tar.xz
+  make -C linux-source-6.12/tools/mm page-types
+  PATH=$PWD/linux-source-6.12/tools/mm:$PATH    # thpmaps needs Python with NumPy
+"""
+
 HERE = Path(__file__).parent
 PAGE = os.sysconf("SC_PAGESIZE")
 GIB = 1 << 30
@@ -253,13 +262,30 @@ def bench_in_vm(kernel: str, nr: int) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=PEERS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("-n", type=int, default=31, metavar="PAIRS", help="pairs to run (31)")
+    parser.add_argument(
+        "--whole", action="store_true", help="whole processes: maps, pages, extents"
+    )
+    parser.add_argument("--gib", type=int, default=8, metavar="N", help="how large a process (8)")
+    parser.add_argument("--machine", action="store_true", help="the machine: frames, owners")
     parser.add_argument("--module", action="store_true", help="what needs the kernel module")
     parser.add_argument("--vm", metavar="KERNEL", help="the same, in a VM with this kernel")
     args = parser.parse_args()
     if args.vm:
         return bench_in_vm(args.vm, args.n)
+    if args.whole:
+        import bench_whole
+
+        return int(not bench_whole.run(args.n, args.gib * GIB))
+    if args.machine:
+        import bench_machine
+
+        return int(not bench_machine.run(args.n))
     if args.module:
         kept = [bench_batch(args.n), bench_range(args.n)]
     else:

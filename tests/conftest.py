@@ -82,6 +82,14 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: checkup.look_at_kpage_files().state == checkup.YES,
         "/proc/kpage* cannot be read: run sudo ./scripts/test",
     ),
+    "page-types": (
+        lambda: shutil.which("page-types") is not None,
+        "no page-types on PATH: scripts/bench --help tells how to build it",
+    ),
+    "thpmaps": (
+        lambda: shutil.which("thpmaps") is not None,
+        "no thpmaps on PATH: scripts/bench --help tells how to get it",
+    ),
     "guard": (_has_guard_regions, "no MADV_GUARD_INSTALL: Linux 6.13 or later has it"),
     "thp": (_has_thp, "no huge page could be had: see physview doctor"),
     "kmod": (
@@ -162,6 +170,8 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: _succeeds("unshare", "-Ur", "true"),
         "no user namespaces of one's own, as in a chroot or where sysctl forbids them",
     ),
+    "fincore": (lambda: shutil.which("fincore") is not None, "no fincore: util-linux-extra has it"),
+    "vmtouch": (lambda: shutil.which("vmtouch") is not None, "no vmtouch: apt-get install vmtouch"),
     "cc": (lambda: shutil.which("cc") is not None, "no C compiler: apt-get install gcc"),
     "index": (
         lambda: _succeeds(sys.executable, "-m", "pip", "index", "versions", "-q", "cffi"),

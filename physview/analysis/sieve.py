@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from physview import _ffi
+from physview.extents import find_zero_pfn
 from physview.kmod import EXTENT_DTYPE, Kmod
-from physview.model import PAGE_SHIFT, PAGE_SIZE, PM_PFRAME_MASK
+from physview.model import PAGE_SHIFT, PAGE_SIZE
 from physview.pagemap import Pagemap
 from physview.procfs import ProcDir
 
@@ -41,7 +42,7 @@ class Sieve:
         self._left_buffer = ffi.from_buffer("uint64_t[]", self._left, require_writable=True)
         self._extents_buffer = ffi.cast("struct physicalview_extent *", self._extents.ctypes.data)
         self._agreed = ffi.new("struct pv_agreed[]", self._lib.PV_NR_AGREED)
-        self._zero_pfn = _find_zero_pfn()
+        self._zero_pfn = find_zero_pfn()
 
     @property
     def nr_agreed(self) -> int:
@@ -94,22 +95,3 @@ class Sieve:
                     self._kmod.next_populated(stop, end),
                 )
             start = stop
-
-
-def _find_zero_pfn() -> int:
-    """The zero page's frame number: a page that was read but never written. 0 if it is hidden."""
-    import mmap
-
-    import numpy as np
-
-    proc = ProcDir()
-    pagemap = Pagemap(proc)
-    with mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
-        page[0]  # maps it
-        column = np.frombuffer(page, dtype=np.uint8)
-        entry = np.zeros(1, dtype=np.uint64)
-        pagemap.read(column.ctypes.data, entry)
-        del column
-    pagemap.close()
-    proc.close()
-    return int(entry[0]) & PM_PFRAME_MASK

@@ -13,10 +13,37 @@ import sys
 from typing import Any, NoReturn
 
 from physview import __version__
-from physview.commands import _common, compare, doctor, memview, module, translate, vm, walk
+from physview.commands import (
+    _common,
+    compare,
+    doctor,
+    file,
+    frames,
+    maps,
+    memview,
+    module,
+    owners,
+    pages,
+    translate,
+    vm,
+    walk,
+)
 from physview.errors import PhysviewError
 
-COMMANDS = (memview, translate, walk, compare, module, vm, doctor)
+COMMANDS = (
+    memview,
+    translate,
+    maps,
+    pages,
+    walk,
+    compare,
+    frames,
+    owners,
+    file,
+    module,
+    vm,
+    doctor,
+)
 """Modules with NAME, HELP, `prepare_parser(parser)` and `run(args) -> exit code`."""
 
 

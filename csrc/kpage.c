@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * What the kernel says of frames: /proc/kpageflags, kpagecount and kpagecgroup
+ * have one u64 for each frame number.
+ * Format: Documentation/admin-guide/mm/pagemap.rst, fs/proc/page.c.
+ */
+#include <stddef.h>
+#include <string.h>
+
+#include "physview.h"
+
+/* Values in one read: the kernel makes each by looking at the frame. */
+#define CHUNK 4096
+
+/* A frame more costs a fifth of a system call more. */
+#define SHORT_GAP 4
+
+/* Slots of the table of values that were counted: a power of two. */
+#define NR_SLOTS 4096
+
+/*
+ * Values of frames in runs; runs that are close together are read at once.
+ * They are sorted, and none reaches into the next.
+ */
+struct reader {
+	int fd;
+	const struct pv_frames *runs;
+	uint64_t nr_runs;
+	uint64_t chunk_first, chunk_nr; /* the frames in chunk */
+	uint64_t chunk[CHUNK];
+};
+
+/*
+ * The values of frame pfn, in run at, and of as many after it as are read
+ * already: *nr of them, none past the run. NULL with *nr as 0 or -errno: past
+ * the last frame that there is, or an error.
+ */
+static const uint64_t *values_of(struct reader *reader, uint64_t at,
+				 uint64_t pfn, int64_t *nr)
+{
+	uint64_t end = reader->runs[at].pfn + reader->runs[at].nr;
+	uint64_t offset = pfn - reader->chunk_first;
+
+	if (offset >= reader->chunk_nr) {
+		uint64_t stop = end;
+		int64_t got;
+
+		while (at + 1 < reader->nr_runs && stop - pfn < CHUNK &&
+		       reader->runs[at + 1].pfn - stop <= SHORT_GAP) {
+			at++;
+			stop = reader->runs[at].pfn + reader->runs[at].nr;
+		}
+		if (stop - pfn > CHUNK)
+			stop = pfn + CHUNK;
+		got = pv_pagemap_read(reader->fd, pfn, stop - pfn,
+				      reader->chunk);
+		reader->chunk_first = pfn;
+		reader->chunk_nr = got > 0 ? (uint64_t)got : 0;
+		offset = 0;
+		if (got <= 0) {
+			*nr = got;
+			return NULL;
+		}
+	}
+	*nr = (int64_t)(reader->chunk_nr - offset);
+	if ((uint64_t)*nr > end - pfn)
+		*nr = (int64_t)(end - pfn);
+	return reader->chunk + offset;
+}
+
+/* Find a value's slot, or the empty one where it belongs. */
+static struct pv_count *slot_of(struct pv_count *slots, uint64_t value)
+{
+	uint64_t i = (value * UINT64_C(0x9e3779b97f4a7c15)) >> 52;
+
+	while (slots[i].nr && slots[i].value != value)
+		i = (i + 1) & (NR_SLOTS - 1);
+	return &slots[i];
+}
+
+/*
+ * Count the frames of runs by their value. Frames past the last there is count
+ * as PV_NO_ENTRY. Returns how many values there are, at most room, or -errno;
+ * frames of values for which there was no room count as PV_NO_ENTRY as well.
+ */
+int64_t pv_count_values(int fd, const struct pv_frames *runs, uint64_t nr_runs,
+			struct pv_count *counts, uint64_t room)
+{
+	struct reader reader = { .fd = fd, .runs = runs, .nr_runs = nr_runs };
+	struct pv_count slots[NR_SLOTS] = { 0 };
+	struct pv_count *last = &slots[0];
+	uint64_t nr_other = 0, nr_used = 0, nr_out = 0;
+
+	for (uint64_t at = 0; at < nr_runs; at++) {
+		uint64_t pfn = runs[at].pfn, end = pfn + runs[at].nr;
+
+		while (pfn < end) {
+			int64_t nr;
+			const uint64_t *values =
+				values_of(&reader, at, pfn, &nr);
+
+			if (nr < 0)
+				return nr;
+			if (!values) {
+				nr_other += end - pfn;
+				break;
+			}
+			for (int64_t i = 0; i < nr; i++) {
+				if (!last->nr || last->value != values[i])
+					last = slot_of(slots, values[i]);
+				if (!last->nr) {
+					if (nr_used == NR_SLOTS / 2) {
+						nr_other++;
+						continue;
+					}
+					nr_used++;
+					last->value = values[i];
+				}
+				last->nr++;
+			}
+			pfn += (uint64_t)nr;
+		}
+	}
+	for (uint64_t i = 0; i < NR_SLOTS; i++) {
+		if (slots[i].nr && nr_out < room)
+			counts[nr_out++] = slots[i];
+		else
+			nr_other += slots[i].nr;
+	}
+	if (nr_other && nr_out < room)
+		counts[nr_out++] = (struct pv_count){ PV_NO_ENTRY, nr_other };
+	return (int64_t)nr_out;
+}
+
+/*
+ * Split runs where the value changes: frames in a row with one value, in the
+ * order of the runs. *at and *pfn say where to begin and are left where to go
+ * on; all is done when *at is nr_runs. Frames past the last there is have
+ * PV_NO_ENTRY. Returns how many pieces there are, or -errno.
+ */
+int64_t pv_split_by_value(int fd, const struct pv_frames *runs,
+			  uint64_t nr_runs, uint64_t *at, uint64_t *pfn,
+			  struct pv_piece *pieces, uint64_t room)
+{
+	struct reader reader = { .fd = fd, .runs = runs, .nr_runs = nr_runs };
+	uint64_t nr_out = 0;
+
+	for (; *at < nr_runs; ++*at, *pfn = 0) {
+		uint64_t end = runs[*at].pfn + runs[*at].nr;
+		struct pv_piece *piece = NULL; /* of this run, that may go on */
+
+		if (*pfn < runs[*at].pfn)
+			*pfn = runs[*at].pfn;
+		while (*pfn < end) {
+			static const uint64_t none = PV_NO_ENTRY;
+			int64_t nr;
+			const uint64_t *values =
+				values_of(&reader, *at, *pfn, &nr);
+			uint64_t each = 1;
+
+			if (nr < 0)
+				return nr;
+			if (!values) {
+				values = &none;
+				nr = 1;
+				each = end - *pfn;
+			}
+			for (int64_t i = 0; i < nr; i++, *pfn += each) {
+				if (piece && piece->value == values[i]) {
+					piece->nr += each;
+					continue;
+				}
+				if (nr_out == room)
+					return (int64_t)nr_out;
+				piece = &pieces[nr_out++];
+				*piece = (struct pv_piece){ *at, *pfn, each,
+							    values[i] };
+			}
+		}
+	}
+	return (int64_t)nr_out;
+}
+
+/*
+ * The value of each frame of runs, those of run i from values[places[i]] on;
+ * PV_NO_ENTRY past the last frame there is. Returns 0 or -errno.
+ */
+int64_t pv_read_values(int fd, const struct pv_frames *runs, uint64_t nr_runs,
+		       const uint64_t *places, uint64_t *values)
+{
+	struct reader reader = { .fd = fd, .runs = runs, .nr_runs = nr_runs };
+
+	for (uint64_t at = 0; at < nr_runs; at++) {
+		uint64_t pfn = runs[at].pfn, end = pfn + runs[at].nr;
+		uint64_t *to = values + places[at];
+
+		while (pfn < end) {
+			int64_t nr;
+			const uint64_t *from = values_of(&reader, at, pfn, &nr);
+
+			if (nr < 0)
+				return nr;
+			if (!from) {
+				for (; pfn < end; pfn++)
+					*to++ = PV_NO_ENTRY;
+				break;
+			}
+			memcpy(to, from, (size_t)nr * sizeof(*to));
+			to += nr;
+			pfn += (uint64_t)nr;
+		}
+	}
+	return 0;
+}

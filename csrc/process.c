@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* What processes are to each other. */
+#include <errno.h>
+#include <linux/kcmp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "physview.h"
+
+/*
+ * Whether two processes have one address space: after vfork() or clone() with
+ * CLONE_VM. Returns 1, 0 or -errno: -ENOSYS without CONFIG_KCMP.
+ */
+int pv_same_mm(int one, int other)
+{
+	long order = syscall(SYS_kcmp, one, other, KCMP_VM, 0, 0);
+
+	return order < 0 ? -errno : order == 0;
+}

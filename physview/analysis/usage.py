@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What each mapping of a process has of physical memory, and how far that is in a row.
+
+Large folios are counted as tools/mm/thpmaps counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from physview import _ffi
+from physview.analysis.flag_counts import new_account
+from physview.errors import AccessDenied
+from physview.extents import USER_END
+from physview.kpage import KpageFile
+from physview.model import PAGE_SIZE, Vma
+from physview.pagemap import PAGE_IS, scan
+from physview.snapshot import Snapshot
+from physview.topology import node_map
+
+THP_SIZE_PATH = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
+KINDS = ("anon", "file")
+Sizes = dict[int, int]
+
+
+class Folios:
+    """Pages of one kind in large folios, in bytes by the folio's size; as thpmaps has it.
+
+    Args:
+        pmd: Mapped by one entry of a PMD.
+        aligned: Mapped whole, in a row, at a virtual address that the folio's size divides.
+        unaligned: The same, at another address.
+        partial_bytes: In folios of which not all is mapped here, or not in a row.
+        contiguous: By size of a block: in aligned blocks, in a row and within one folio each,
+            without what is mapped by PMD.
+    """
+
+    def __init__(
+        self,
+        pmd_bytes: int = 0,
+        aligned: Sizes | None = None,
+        unaligned: Sizes | None = None,
+        partial_bytes: int = 0,
+        contiguous: Sizes | None = None,
+    ) -> None:
+        self.pmd_bytes = pmd_bytes
+        self.aligned = aligned or {}
+        self.unaligned = unaligned or {}
+        self.partial_bytes = partial_bytes
+        self.contiguous = contiguous or {}
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        pte = sum(self.aligned.values()) + sum(self.unaligned.values()) + self.partial_bytes
+        return self.pmd_bytes + pte
+
+    def add(self, other: Folios) -> None:
+        """Add what another mapping has."""
+        self.pmd_bytes += other.pmd_bytes
+        self.partial_bytes += other.partial_bytes
+        for name in ("aligned", "unaligned", "contiguous"):
+            _add_sizes(getattr(self, name), getattr(other, name))
+
+
+class Usage:
+    """What a mapping, or several together, have of physical memory.
+
+    Sizes are in bytes. What needs frame numbers or flags is None where these are hidden.
+
+    Args:
+        vma: The mapping; None of a total.
+        nr_vmas: How many mappings.
+        size_bytes: Virtual size.
+        resident_bytes: Present in memory, without zero pages and hugetlb: Rss of smaps.
+        swapped_bytes: In swap entries. Shared memory that is swapped out has none.
+        special_bytes: Guards, markers, pages in migration.
+        exclusive_bytes: Resident, and certainly mapped here only.
+        zero_bytes: The zero page, mapped however often.
+        hugetlb_bytes: Pages of hugetlbfs.
+        huge_bytes: Mapped by PMD, as huge pages.
+        anon_huge_bytes: Of these anonymous memory: AnonHugePages of smaps.
+        nr_extents: Frames in a row, whatever their flags.
+        largest_bytes: The largest of them.
+        largest_vaddr: Where that begins.
+        alignment_bytes: The largest power of two by which its virtual and physical addresses are
+            apart, but at most the size of a huge page.
+        contiguous: By size of a block: bytes in blocks in a row in both spaces, aligned to their
+            size in both.
+        folios: By kind, "anon" and "file": bytes in large folios.
+        nodes: By NUMA node.
+    """
+
+    # A dataclass would do, but to import that takes longer than to read a small process.
+    nr_vmas: int = 0
+    size_bytes: int = 0
+    resident_bytes: int = 0
+    swapped_bytes: int = 0
+    special_bytes: int = 0
+    exclusive_bytes: int = 0
+    zero_bytes: int = 0
+    hugetlb_bytes: int = 0
+    huge_bytes: int = 0
+    anon_huge_bytes: int = 0
+    nr_extents: int | None = None
+    largest_bytes: int | None = None
+    largest_vaddr: int | None = None
+    alignment_bytes: int | None = None
+    contiguous: Sizes | None = None
+    folios: dict[str, Folios] | None = None
+    nodes: Sizes | None = None
+
+    def __init__(self, vma: Vma | None = None) -> None:
+        self.vma = vma
+        if vma is not None:
+            self.nr_vmas = 1
+            self.size_bytes = vma.end - vma.start
+
+    @property
+    def shared_bytes(self) -> int:
+        """Resident, and perhaps mapped elsewhere, too."""
+        return max(0, self.resident_bytes + self.hugetlb_bytes - self.exclusive_bytes)
+
+    @property
+    def mean_bytes(self) -> int | None:
+        """The mean extent."""
+        if not self.nr_extents:
+            return None
+        return (self.resident_bytes + self.hugetlb_bytes) // self.nr_extents
+
+    @property
+    def thp_bytes(self) -> int | None:
+        """In large folios."""
+        if self.folios is None:
+            return None
+        return sum(folios.total_bytes for folios in self.folios.values())
+
+    def add(self, other: Usage) -> None:
+        """Add what another mapping has; what one of both does not know is None."""
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        first = self.nr_vmas == other.nr_vmas
+        if (other.largest_bytes or 0) > (self.largest_bytes or 0):
+            self.largest_bytes, self.largest_vaddr = other.largest_bytes, other.largest_vaddr
+            self.alignment_bytes = other.alignment_bytes
+        if other.nr_extents is None or (self.nr_extents is None and not first):
+            self.nr_extents = self.largest_bytes = self.largest_vaddr = None
+            self.alignment_bytes = None
+        else:
+            self.nr_extents = (self.nr_extents or 0) + other.nr_extents
+            self.largest_bytes = self.largest_bytes or 0
+        for name in ("contiguous", "nodes"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if theirs is None or (mine is None and not first):
+                setattr(self, name, None)
+            else:
+                setattr(self, name, _add_sizes(mine or {}, theirs))
+        if other.folios is None or (self.folios is None and not first):
+            self.folios = None
+        else:
+            self.folios = self.folios or {kind: Folios() for kind in KINDS}
+            for kind in KINDS:
+                self.folios[kind].add(other.folios[kind])
+
+
+_SUMS = (
+    "nr_vmas",
+    "size_bytes",
+    "resident_bytes",
+    "swapped_bytes",
+    "special_bytes",
+    "exclusive_bytes",
+    "zero_bytes",
+    "hugetlb_bytes",
+    "huge_bytes",
+    "anon_huge_bytes",
+)
+
+
+def _add_sizes(to: Sizes, more: Sizes) -> Sizes:
+    for key, value in more.items():
+        to[key] = to.get(key, 0) + value
+    return to
+
+
+def huge_page_size() -> int:
+    """Bytes in a huge page of a PMD. Source: /sys/kernel/mm/transparent_hugepage"""
+    try:
+        with open(THP_SIZE_PATH, "rb") as file:
+            return int(file.read())
+    except OSError:
+        return PAGE_SIZE * PAGE_SIZE // 8  # a page of entries
+
+
+class UsageReader:
+    """Reads what mappings use; what is opened once serves several processes. A context manager.
+
+    Args:
+        with_flags: Whether to read /proc/kpageflags, if we may: without it there are no folios.
+    """
+
+    def __init__(self, *, with_flags: bool = True) -> None:
+        self._ffi, self._lib = _ffi.load()
+        self._flags: KpageFile | None = None
+        self.why_no_flags: AccessDenied | None = None
+        if with_flags:
+            try:
+                self._flags = KpageFile("kpageflags")
+            except AccessDenied as error:
+                self.why_no_flags = error
+        self._nodes = node_map()
+        self._table = self._ffi.from_buffer("uint8_t[]", self._nodes.node_of_block)
+        self._huge = huge_page_size()
+
+    def close(self) -> None:
+        """Close the file. Closing twice is harmless."""
+        if self._flags:
+            self._flags.close()
+
+    def __enter__(self) -> UsageReader:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def iter_usage(self, snapshot: Snapshot) -> Iterator[Usage]:
+        """Read what each mapping uses, in address order and in constant memory.
+
+        Raises:
+            ProcessGone: The process ended or ran another program meanwhile.
+
+        Source: /proc/PID/pagemap, PAGEMAP_SCAN, /proc/kpageflags
+        """
+        knows_frames = snapshot.knows_frames
+        flags_fd = self._flags.fd if self._flags and knows_frames else -1
+        account = new_account(flags_fd=flags_fd, zero_pfn=snapshot.reader.zero_pfn)
+        if knows_frames and len(self._nodes.nodes) > 1:
+            account.node_of_block = self._table
+            account.nr_blocks = len(self._nodes.node_of_block)
+            account.block_shift = self._nodes.block_shift
+        empty = bytes(self._ffi.sizeof("struct pv_sums"))
+        sums_buffer = self._ffi.buffer(self._ffi.addressof(account, "sums"))
+        vmas = [vma for vma in snapshot.vmas if vma.start < USER_END]
+        at = 0
+
+        def finish() -> Usage:
+            _ffi.check(self._lib.pv_account_end(account), "/proc/kpageflags")
+            usage = self._usage(snapshot, vmas[at], account.sums, flags_fd >= 0)
+            sums_buffer[:] = empty
+            return usage
+
+        for extents, nr in snapshot.reader.iter_batches():
+            done = 0
+            while done < nr:
+                if at == len(vmas) or extents[done].vaddr < vmas[at].start:
+                    done += 1  # mapped since the mappings were read
+                    continue
+                got = self._lib.pv_account(account, extents + done, nr - done, vmas[at].end)
+                done += _ffi.check(got, "/proc/kpageflags")
+                if done < nr:
+                    yield finish()
+                    at += 1
+        while at < len(vmas):
+            yield finish()
+            at += 1
+
+    def _usage(self, snapshot: Snapshot, vma: Vma, sums: Any, has_flags: bool) -> Usage:
+        pages = {name: int(getattr(sums, name)) * PAGE_SIZE for name in _COUNTED}
+        usage = Usage(vma)
+        usage.swapped_bytes = pages["nr_swapped"] + pages["nr_swap_hidden"]
+        usage.special_bytes = pages["nr_special"]
+        usage.exclusive_bytes = pages["nr_exclusive"]
+        usage.zero_bytes = pages["nr_zero"]
+        usage.hugetlb_bytes = pages["nr_hugetlb"]
+        contiguous = _by_size(sums.contiguous)
+        if sums.nr_hidden or (sums.nr_present and contiguous.get(self._huge)) or not has_flags:
+            self._find_huge(snapshot, vma, usage, hidden=bool(sums.nr_hidden) or not has_flags)
+        without = usage.zero_bytes + usage.hugetlb_bytes
+        usage.resident_bytes = max(0, pages["nr_present"] - without)
+        if sums.nr_hidden or not snapshot.knows_frames:
+            return usage
+        usage.nr_extents = int(sums.nr_extents)
+        usage.largest_bytes = int(sums.largest) * PAGE_SIZE
+        if sums.largest:
+            usage.largest_vaddr = int(sums.largest_vaddr)
+            apart = usage.largest_vaddr ^ int(sums.largest_pfn) * PAGE_SIZE
+            usage.alignment_bytes = min(apart & -apart or self._huge, self._huge)
+        usage.contiguous = contiguous
+        if len(self._nodes.nodes) > 1:
+            nodes = ((node, int(sums.nodes[node]) * PAGE_SIZE) for node in self._nodes.nodes)
+            usage.nodes = {node: size for node, size in nodes if size}
+        elif pages["nr_present"]:
+            usage.nodes = {self._nodes.nodes[0]: pages["nr_present"] - pages["nr_zero"]}
+        else:
+            usage.nodes = {}
+        if has_flags:
+            usage.folios = self._folios(sums, usage)
+        return usage
+
+    def _folios(self, sums: Any, usage: Usage) -> dict[str, Folios]:
+        file_huge = 0 if usage.hugetlb_bytes else usage.huge_bytes - usage.anon_huge_bytes
+        folios = {}
+        by_kind = zip(KINDS, (usage.anon_huge_bytes, file_huge), strict=True)
+        for at, (kind, pmd) in enumerate(by_kind):
+            found = Folios(
+                pmd,
+                _by_size(sums.aligned[at]),
+                _by_size(sums.unaligned[at]),
+                int(sums.partial[at]) * PAGE_SIZE,
+                _by_size(sums.in_folio[at]),
+            )
+            # What is mapped by PMD was counted with the rest.
+            _take(found.aligned, self._huge, pmd)
+            for size in list(found.contiguous):
+                if size <= self._huge:
+                    _take(found.contiguous, size, pmd)
+            folios[kind] = found
+        return folios
+
+    def _find_huge(self, snapshot: Snapshot, vma: Vma, usage: Usage, *, hidden: bool) -> None:
+        """What is mapped by PMD; where flags are hidden also zero pages and hugetlb."""
+        if not snapshot.reader.use_scan:
+            self._find_huge_in_smaps(snapshot, vma, usage)
+            return
+        at, anyof = vma.start, PAGE_IS["huge"] | (PAGE_IS["pfnzero"] if hidden else 0)
+        returned = PAGE_IS["huge"] | PAGE_IS["pfnzero"] | PAGE_IS["file"]
+        zero = file_huge = 0
+        while at < vma.end:
+            at, regions = scan(snapshot.reader.fd, at, vma.end, anyof, returned=returned)
+            for start, end, categories in regions:
+                if categories & PAGE_IS["pfnzero"]:
+                    zero += end - start
+                elif categories & PAGE_IS["file"]:
+                    file_huge += end - start
+                else:
+                    usage.anon_huge_bytes += end - start
+        usage.huge_bytes = usage.anon_huge_bytes + file_huge
+        if hidden:
+            usage.zero_bytes = zero
+            # hugetlb always has a file. To ask for a flag may take a reading of smaps.
+            named = usage.huge_bytes and vma.path.startswith("/")
+            if named and snapshot.reader.memory.has_flag(vma, "ht"):
+                usage.hugetlb_bytes = usage.huge_bytes
+        if usage.hugetlb_bytes:
+            usage.anon_huge_bytes = 0
+
+    def _find_huge_in_smaps(self, snapshot: Snapshot, vma: Vma, usage: Usage) -> None:
+        fields = snapshot.reader.memory.huge_sizes(vma)
+        usage.anon_huge_bytes = fields.get("AnonHugePages", 0)
+        other = fields.get("ShmemPmdMapped", 0) + fields.get("FilePmdMapped", 0)
+        hugetlb = fields.get("Shared_Hugetlb", 0) + fields.get("Private_Hugetlb", 0)
+        usage.hugetlb_bytes = usage.hugetlb_bytes or hugetlb
+        usage.huge_bytes = usage.anon_huge_bytes + other + hugetlb
+
+
+_COUNTED = (
+    "nr_present",
+    "nr_exclusive",
+    "nr_zero",
+    "nr_hugetlb",
+    "nr_swapped",
+    "nr_swap_hidden",
+    "nr_special",
+)
+
+
+def _by_size(orders: Any) -> Sizes:
+    pairs = ((PAGE_SIZE << order, int(nr) * PAGE_SIZE) for order, nr in enumerate(orders))
+    return {size: nr_bytes for size, nr_bytes in pairs if nr_bytes}
+
+
+def _take(sizes: Sizes, size: int, nr_bytes: int) -> None:
+    """The two were read one after the other, and the process ran on: never below none."""
+    left = max(0, sizes.pop(size, 0) - nr_bytes)
+    if left:
+        sizes[size] = left

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Say how much of files is in the page cache, in what state, and in which frames.
+
+Folders are gone through. Nothing is read into the cache for it. As root with everything; else
+counts only, of files that are yours or that you may write to. Mapped is what some process has in
+its page tables, active what the kernel finds to be used often; runs are runs of frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from physview.commands import _common
+from physview.errors import PhysviewError
+from physview.model import printable
+
+if TYPE_CHECKING:
+    from physview.filecache import CachedFile, OpenFile, PageCache
+
+NAME = "file"
+HELP = "which pages of files are in the page cache, and in which frames"
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="a file or a folder")
+    parser.add_argument(
+        "--each", action="store_true", help="a line for each file below a folder, not one for all"
+    )
+    parser.add_argument(
+        "--frames", action="store_true", help="the frames of each file, run by run; needs root"
+    )
+    _common.add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what is cached."""
+    from physview.filecache import PageCache
+
+    with PageCache(with_frames=True if args.frames else None) as cache:
+        report = _Report(cache, args)
+        if args.json:
+            report.write_document()
+        else:
+            report.write_table()
+        report.say_what_else()
+    return int(report.nr_failed > 0)
+
+
+class _Report:
+    def __init__(self, cache: PageCache, args: argparse.Namespace) -> None:
+        self._cache = cache
+        self._args = args
+        self._seen: set[tuple[int, int]] = set()
+        self.nr_failed = 0
+        self._nr_read = 0
+
+    def _fail(self, error: PhysviewError) -> None:
+        """Say what is wrong with one file; the others are looked at."""
+        sys.stdout.flush()
+        _common.say(str(error))
+        self.nr_failed += 1
+
+    def _iter_open(self, path: str) -> Iterator[OpenFile]:
+        """The files at a path. One with several names is looked at once."""
+        from physview.filecache import iter_files
+
+        for name in iter_files(path, self._fail):
+            try:
+                file = self._cache.open(name)
+            except PhysviewError as error:
+                self._fail(error)
+                continue
+            with file:
+                if file.identity not in self._seen:
+                    self._seen.add(file.identity)
+                    yield file
+
+    def _look_at(
+        self, file: OpenFile, visit: Callable[[Any], None] | None = None
+    ) -> CachedFile | None:
+        try:
+            found = file.summary(visit)
+        except PhysviewError as error:
+            self._fail(error)
+            return None
+        self._nr_read += found.nr_read
+        return found
+
+    def write_table(self) -> None:
+        """A line for each path, or for each file, as they come."""
+        from physview.commands._progress import progress_bar
+        from physview.reporters import cache_tables
+
+        write = sys.stdout.write
+        write(cache_tables.header() + "\n")
+        is_each = self._args.each or self._args.frames
+        total = cache_tables.Total("")
+        for path in self._args.paths:
+            of_path = cache_tables.Total(path)
+            with nullcontext() if is_each else progress_bar("files looked at") as progress:
+                for file in self._iter_open(path):
+                    if self._args.frames:
+                        write(f"{printable(file.path)}\n")
+                    visit = cache_tables.write_runs if self._args.frames else None
+                    found = self._look_at(file, visit)
+                    if found:
+                        of_path.add(found)
+                        total.add(found)
+                        if is_each:
+                            write(cache_tables.line(found) + "\n")
+                    if progress:
+                        progress(of_path.nr_files, None)
+            if of_path.nr_files and not is_each:
+                write(cache_tables.line(of_path.file, of_path.name) + "\n")
+            elif not of_path.nr_files and os.path.isdir(path):
+                _common.say(
+                    f"{printable(path)}: no file below it could be looked at, or there is none"
+                )
+        if total.nr_files > 1 and (is_each or len(self._args.paths) > 1):
+            write(cache_tables.line(total.file, f"({total.nr_files} files)") + "\n")
+
+    def write_document(self) -> None:
+        """The same as a document, as it comes: frames can be millions."""
+        from physview.reporters import cache_tables
+
+        document = cache_tables.Document(with_runs=self._args.frames)
+        for path in self._args.paths:
+            for file in self._iter_open(path):
+                document.begin()
+                found = self._look_at(file, document.visit)
+                document.end(found)
+        document.close()
+
+    def say_what_else(self) -> None:
+        """What a reader of the report has to know."""
+        if self._cache.why_no_frames:
+            _common.say(f"counts only: {self._cache.why_no_frames}")
+        if self._nr_read:
+            _common.say(
+                f"{self._nr_read} pages were evicted while they were looked at, and were read back"
+                " in by that"
+            )

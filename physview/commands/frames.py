@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Show what the frames of the machine are used for.
+
+What they are used for, told by their flags; zones and nodes; free blocks by size; and how many
+frames have which flags. Mapped is what processes have in their page tables. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from physview.commands import _common
+
+NAME = "frames"
+HELP = "the machine: frames by use, zone, node and flags, and free blocks by size"
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument(
+        "--flags", action="store_true", help="every combination of flags, not the first few"
+    )
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="keep apart what differs only in flags that are the kernel's own (bit 32 and up), or"
+        " in being the head or the tail of a compound page",
+    )
+    _common.add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tables."""
+    from physview.commands import _progress
+    from physview.frames import read_machine
+    from physview.reporters import documents, frame_tables
+
+    with _progress.progress_bar("counting frames") as progress:
+        machine = read_machine(progress=progress)
+    if args.json:
+        documents.write(frame_tables.machine_document(machine))
+    else:
+        frame_tables.print_machine(machine, all_flags=args.flags, raw=args.raw)
+    return 0

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Show what each mapping of a process has of physical memory, and how far it is in a row.
+
+A line a mapping: resident, swapped, shared, in large folios, in how many extents; and totals, with
+how much is in blocks that are contiguous and aligned. A wide terminal shows more columns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from physview.commands import _common
+from physview.errors import AccessDenied, NoUserMemory, PhysviewError, ProcessGone, UsageError
+from physview.lookup import find_pid
+
+if TYPE_CHECKING:
+    from physview.analysis.usage import Usage, UsageReader
+    from physview.reporters.memory_documents import MapsDocument
+    from physview.reporters.memory_tables import MapsTable
+
+    Report = MapsTable | MapsDocument
+
+NAME = "maps"
+HELP = "a process's mappings: resident, shared, swapped, how far in a row, in huge pages"
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument(
+        "processes", metavar="PID", nargs="*", help="a pid, self, or the name of one process"
+    )
+    parser.add_argument("--cgroup", metavar="PATH", help="the processes of a cgroup, and below it")
+    parser.add_argument("--all", action="store_true", help="all processes that you may look into")
+    parser.add_argument("--rollup", action="store_true", help="a line a process, not a mapping")
+    _common.add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the mappings."""
+    from physview.analysis.usage import Usage, UsageReader
+    from physview.reporters import memory_documents, memory_tables
+
+    pids = _pids(args)
+    given = bool(args.processes)
+    report: Report
+    with UsageReader() as reader:
+        if args.json:
+            report = memory_documents.MapsDocument(rollup=args.rollup)
+        else:
+            report = memory_tables.MapsTable(rollup=args.rollup, several=len(pids) > 1)
+        nr_refused = nr_read = 0
+        hidden = False
+        total = Usage()
+        for pid in pids:
+            try:
+                hidden |= _report_process(pid, reader, report, total, given)
+                nr_read += 1
+            except (ProcessGone, NoUserMemory, AccessDenied) as error:
+                if given:
+                    raise
+                nr_refused += isinstance(error, AccessDenied)
+        if not nr_read:
+            _fail_on_none(args, nr_refused)
+        report.end(total)
+        _say_what_is_missing(hidden, nr_refused, reader.why_no_flags)
+    return 0
+
+
+def _report_process(
+    pid: int | None, reader: UsageReader, report: Report, total: Usage, given: bool
+) -> bool:
+    """Report a process; return whether its frames are hidden."""
+    from physview.analysis.usage import Usage
+    from physview.snapshot import Snapshot
+
+    with Snapshot("self" if pid is None else pid) as snapshot:
+        usages = reader.iter_usage(snapshot)
+        own = Usage()
+        report.begin_process(snapshot.pid, _comm(snapshot.proc.read("comm")))
+        try:
+            for usage in usages:
+                own.add(usage)
+                report.add_mapping(usage)
+        except ProcessGone:
+            if given:
+                raise
+            report.end_process(None)  # one of many: the others stay
+            return False
+        report.end_process(own)
+        total.add(own)
+        return not snapshot.knows_frames
+
+
+def _comm(data: bytes) -> str:
+    return os.fsdecode(data.rstrip(b"\n"))
+
+
+def _pids(args: argparse.Namespace) -> list[int | None]:
+    chosen = sum([bool(args.processes), args.cgroup is not None, args.all])
+    if chosen != 1:
+        why = "say one of PID…, --cgroup PATH and --all"
+        raise UsageError("which processes?", why)
+    if args.processes:
+        return list(dict.fromkeys(find_pid(word) for word in args.processes))
+    if args.all:
+        return [*sorted(int(name) for name in os.listdir("/proc") if name.isdigit())]
+    from physview.topology import cgroup_pids
+
+    try:
+        return [*cgroup_pids(args.cgroup)]
+    except OSError as error:
+        why = "it has no cgroup.procs" if os.path.isdir(args.cgroup) else error.strerror or ""
+        raise UsageError(
+            f"'{args.cgroup}' is no cgroup", why, "give a folder under /sys/fs/cgroup"
+        ) from None
+
+
+def _fail_on_none(args: argparse.Namespace, nr_refused: int) -> None:
+    what = f"cgroup '{args.cgroup}'" if args.cgroup else "this machine"
+    if nr_refused:
+        why = f"its {nr_refused} processes are not yours to look into"
+        raise AccessDenied(f"nothing to show of {what}", why, _common.root_remedy())
+    raise PhysviewError(f"nothing to show of {what}", "it has no process with user memory")
+
+
+def _say_what_is_missing(hidden: bool, nr_refused: int, why_no_flags: AccessDenied | None) -> None:
+    if hidden:
+        _common.say(
+            "frame numbers are hidden, so extents, contiguity, large folios and nodes are not"
+            f" known; {_common.root_remedy()}"
+        )
+    elif why_no_flags:
+        _common.say(f"large folios are not known: {why_no_flags}")
+    if nr_refused:
+        remedy = "" if os.geteuid() == 0 else f"; {_common.root_remedy()}"
+        processes = "1 process is" if nr_refused == 1 else f"{nr_refused} processes are"
+        _common.say(f"{processes} not yours to look into and left out{remedy}")

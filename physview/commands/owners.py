@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Say which processes map frames, where, and what a frame is when none does.
+
+A decimal number is a frame number; one with 0x is a physical address, which may point anywhere
+into its page, as translate prints them. The pagemaps of all processes are read for it, once.
+Needs root. Exits with 1 if no process maps one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from physview.commands import _common
+from physview.errors import UsageError
+from physview.lookup import find_pid
+from physview.model import PAGE_SHIFT, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from physview.reporters.owner_lines import Asked
+
+NAME = "owners"
+HELP = "which processes map a frame, and what it is when none does"
+
+# All that is found is kept until it is printed.
+MAX_FRAMES = 1 << 20
+MAX_PFN = 1 << (64 - PAGE_SHIFT)
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument(
+        "frames",
+        metavar="PFN|0xPADDR",
+        nargs="+",
+        help="a frame number in decimal, or a physical address as 0x…; START-END for a range of"
+        " either, END excluded",
+    )
+    parser.add_argument(
+        "--pid",
+        action="append",
+        metavar="PID",
+        help="look at this process only: a pid, self, or the name of one; may be repeated",
+    )
+    _common.add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print who maps what was asked for."""
+    asked = [_parse(word) for word in args.frames]
+    if sum(one.end - one.first for one in asked) > MAX_FRAMES:
+        raise UsageError("too many frames", f"more than {MAX_FRAMES}", "ask about parts of them")
+    pids = _find_pids(args.pid) if args.pid else None
+
+    from physview.commands import _progress
+    from physview.machine import read_resources
+    from physview.owners import find_owners
+    from physview.reporters import documents, owner_lines
+
+    with _progress.progress_bar("looking at processes") as progress:
+        ownership = find_owners([(one.first, one.end) for one in asked], pids, progress=progress)
+    resources = read_resources()
+    if args.json:
+        documents.write(owner_lines.document(asked, ownership, resources))
+    else:
+        for one in asked:
+            groups = ownership.groups(one.first, one.end)
+            for line in owner_lines.iter_lines(one, groups, resources, only_some=bool(pids)):
+                sys.stdout.write(line + "\n")
+    _say_who_was_missed(ownership.nr_gone, ownership.nr_denied)
+    found = (group for one in asked for group in ownership.groups(one.first, one.end))
+    return int(any(group.nr_owned < group.nr_frames for group in found))
+
+
+def _find_pids(words: list[str]) -> list[int]:
+    import os
+
+    found = (find_pid(word) for word in words)
+    return sorted({os.getpid() if pid is None else pid for pid in found})
+
+
+def _say_who_was_missed(nr_gone: int, nr_denied: int) -> None:
+    if nr_gone:
+        _common.say(f"{nr_gone} {_processes(nr_gone)} ended meanwhile and could not be looked at")
+    if nr_denied:
+        _common.say(
+            f"{nr_denied} {_processes(nr_denied)} could not be looked at: not this user's to look"
+            " into, even as root"
+        )
+
+
+def _processes(nr: int) -> str:
+    return "process" if nr == 1 else "processes"
+
+
+def _parse(word: str) -> Asked:
+    """Read PFN, 0xPADDR or a range of either.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    from physview.reporters.owner_lines import Asked
+
+    start, dash, stop = word.partition("-")
+    if not start or (dash and not stop):
+        raise _no_frame(word)
+    first, offset = _parse_one(start, word)
+    if not dash:
+        if first == MAX_PFN:
+            raise _no_frame(word, "its address would have more than 64 bits")
+        return Asked(first, first + 1, offset)
+    if start[:2].lower() != stop[:2].lower() and "0x" in (start[:2].lower(), stop[:2].lower()):
+        raise _no_frame(word, "one end is a frame number, the other an address")
+    end, end_offset = _parse_one(stop, word)
+    if end_offset:
+        end += 1
+    if (first, offset) >= (end, 0):
+        raise _no_frame(word, "it ends before it starts, or is empty")
+    return Asked(first, end, 0)
+
+
+def _parse_one(text: str, word: str) -> tuple[int, int]:
+    """The frame number, and the offset in its page."""
+    if re.fullmatch("0[xX][0-9a-fA-F]+", text):
+        pfn, offset = divmod(int(text, 16), PAGE_SIZE)
+    elif re.fullmatch("[0-9]+", text):
+        pfn, offset = int(text), 0
+    elif re.fullmatch("[0-9a-fA-F]+", text):
+        raise _no_frame(word, "hexadecimal needs 0x, and is an address", f"write 0x{text}")
+    else:
+        raise _no_frame(word)
+    if pfn > MAX_PFN:
+        raise _no_frame(word, "its address would have more than 64 bits")
+    return pfn, offset
+
+
+def _no_frame(
+    word: str, why: str = "", remedy: str = "write a frame number, or a physical address as 0x…"
+) -> UsageError:
+    return UsageError(f"'{word}' is no frame", why, remedy)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Show the pages of a process: where they are, and what the kernel says of their frames.
+
+A line an extent: pages alike, in a row in both spaces. With --each a line a page, with --summary
+only how many pages have which flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from physview.commands import _common
+from physview.errors import AccessDenied, UsageError
+from physview.lookup import find_pid
+from physview.model import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from physview.flags import FlagFilter
+    from physview.snapshot import Snapshot
+
+NAME = "pages"
+HELP = "a process's pages: frames, flags, map counts, cgroups, nodes; or counts by flags"
+
+COLUMNS = ("flags", "mapcount", "cgroup", "node")
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("process", metavar="PID", help="a pid, self, or the name of one process")
+    parser.add_argument("range", metavar="START-END", nargs="?", help="only these addresses")
+    parser.add_argument("--each", action="store_true", help="a line a page, not an extent")
+    parser.add_argument(
+        "--summary", action="store_true", help="count the pages by their flags, as page-types does"
+    )
+    parser.add_argument(
+        "--flags", metavar="FLAGS", help="only frames with these flags, as in anon,!thp"
+    )
+    parser.add_argument("--raw", action="store_true", help="all flags, also the kernel's own")
+    parser.add_argument(
+        "--columns",
+        metavar="NAMES",
+        default="flags,node",
+        help=f"what to look up of frames: of {','.join(COLUMNS)} (flags,node)",
+    )
+    parser.add_argument("--format", choices=("csv", "jsonl"), help="a record an extent")
+    _common.add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the pages."""
+    from physview.flags import FlagFilter
+
+    _check(args)
+    start, end = _range(args.range)
+    where = None if args.flags is None else FlagFilter.parse(args.flags)
+    args.raw |= where is not None and where.names_internal
+    columns = _columns(args.columns)
+    pid = find_pid(args.process)
+
+    from physview.snapshot import Snapshot
+
+    with Snapshot("self" if pid is None else pid) as snapshot:
+        if args.summary:
+            _summarize(args, snapshot, start, end, where)
+            return 0
+        if not snapshot.knows_frames:
+            if where is not None:
+                raise AccessDenied(
+                    "cannot choose by flags", "frame numbers are hidden", _common.root_remedy()
+                )
+            columns = []
+            _common.say(
+                f"frame numbers are hidden, and all that hangs on them; {_common.root_remedy()}"
+            )
+        batches = snapshot.iter_extents(start, end, columns=columns, where=where, raw=args.raw)
+        if args.each:
+            batches = _iter_each(batches)
+        _report(args, snapshot, batches, columns)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.summary and (args.each or args.format):
+        other = "--each" if args.each else "--format"
+        raise UsageError(f"--summary and {other} exclude each other", "", "leave out one")
+    if args.json and args.format:
+        raise UsageError("--json and --format exclude each other", "", "leave out one")
+
+
+def _range(text: str | None) -> tuple[int, int | None]:
+    if text is None:
+        return 0, None
+    found = _common.parse_range(text)
+    if found is None:
+        raise UsageError(f"'{text}' is no range", "", "write START-END")
+    start, end = found
+    return start - start % PAGE_SIZE, end + -end % PAGE_SIZE
+
+
+def _columns(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in COLUMNS:
+            raise UsageError(f"no column '{name}'", "", f"choose of {', '.join(COLUMNS)}")
+    return names
+
+
+def _summarize(
+    args: argparse.Namespace,
+    snapshot: Snapshot,
+    start: int,
+    end: int | None,
+    where: FlagFilter | None,
+) -> None:
+    from physview.analysis.flag_counts import count_flags
+
+    if not snapshot.knows_frames:
+        raise AccessDenied(
+            "cannot count by flags", "frame numbers are hidden", _common.root_remedy()
+        )
+    counts = count_flags(snapshot, start, end, where=where, raw=args.raw)
+    if args.json:
+        from physview.reporters import page_documents
+
+        page_documents.write_summary(snapshot.pid, counts)
+    else:
+        from physview.reporters import page_tables
+
+        page_tables.print_summary(counts)
+
+
+def _iter_each(batches: Iterator[Any]) -> Iterator[Any]:
+    """A row for each page, in batches of constant size."""
+    from physview.snapshot import iter_each
+
+    for batch in batches:
+        yield from iter_each(batch)
+
+
+def _report(
+    args: argparse.Namespace, snapshot: Snapshot, batches: Iterator[Any], columns: list[str]
+) -> None:
+    from physview.reporters import page_documents, page_tables
+    from physview.reporters.page_records import PageRecords
+    from physview.topology import cgroup_paths
+
+    cgroups = cgroup_paths() if "cgroup" in columns else {}
+    records = PageRecords(snapshot.vmas, columns, cgroups, each=args.each)
+    if args.json:
+        page_documents.write_pages(snapshot.pid, records, batches)
+    elif args.format == "csv":
+        page_documents.write_csv(records, batches)
+    elif args.format == "jsonl":
+        page_documents.write_lines(records, batches)
+    else:
+        page_tables.print_pages(records, batches)

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the kernel says of frames: /proc/kpageflags, kpagecount and kpagecgroup, read by the core.
+
+Source: fs/proc/page.c, include/uapi/linux/kernel-page-flags.h, tools/mm/page-types.c
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from physview import _ffi
+from physview.errors import AccessDenied, Unsupported
+from physview.model import NO_ENTRY, PM_PFRAME_MASK, PM_PRESENT
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+FRAMES_DTYPE = [("pfn", "u8"), ("nr", "u8")]
+"""Frames in a row: the first frame number, and how many."""
+
+PIECE_DTYPE = [("run", "u8"), ("pfn", "u8"), ("nr", "u8"), ("value", "u8")]
+"""Frames in a row with one value: index of the run they are in, first frame, how many, value."""
+
+MAX_VALUES = 4096
+PIECES = 1 << 14
+
+# Bits 0 to 27 are ABI; those from 32 on are the kernel's own and have moved between versions.
+FLAG_NAMES: dict[int, str] = {
+    0: "locked",
+    1: "error",
+    2: "referenced",
+    3: "uptodate",
+    4: "dirty",
+    5: "lru",
+    6: "active",
+    7: "slab",
+    8: "writeback",
+    9: "reclaim",
+    10: "buddy",
+    11: "mmap",
+    12: "anon",
+    13: "swapcache",
+    14: "swapbacked",
+    15: "compound_head",
+    16: "compound_tail",
+    17: "huge",
+    18: "unevictable",
+    19: "hwpoison",
+    20: "nopage",
+    21: "ksm",
+    22: "thp",
+    23: "offline",
+    24: "zero_page",
+    25: "idle",
+    26: "pgtable",
+    32: "reserved",
+    33: "mlocked",
+    35: "private",
+    36: "private_2",
+    37: "owner_private",
+    38: "arch",
+    39: "uncached",
+    40: "softdirty",
+    41: "arch_2",
+}
+"""Flags in /proc/kpageflags by bit, in lower case. A bit that is not here is shown as bit_N."""
+
+FLAG_BITS = {name: bit for bit, name in FLAG_NAMES.items()}
+
+
+def flag_names(value: int) -> list[str]:
+    """Names of the set bits, lowest first.
+
+    >>> flag_names(1 << 5 | 1 << 12 | 1 << 50)
+    ['lru', 'anon', 'bit_50']
+    """
+    if value == NO_ENTRY:
+        return ["no_frame"]
+    bits = (bit for bit in range(64) if value >> bit & 1)
+    return [FLAG_NAMES.get(bit, f"bit_{bit}") for bit in bits]
+
+
+class KpageFile:
+    """One of the files that have a u64 for each frame of the machine.
+
+    Args:
+        name: "kpageflags", "kpagecount" or "kpagecgroup".
+
+    Raises:
+        AccessDenied: They are root's.
+        Unsupported: This kernel was built without it.
+        CoreUnavailable: The core is not built.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._ffi, self._lib = _ffi.load()
+        self._path = f"/proc/{name}"
+        try:
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            what = f"cannot read {self._path}"
+            if error.errno in (errno.EACCES, errno.EPERM):
+                why = "what the kernel knows of frames is told to root only"
+                raise AccessDenied(what, why, "run as root", path=self._path) from None
+            if error.errno != errno.ENOENT:
+                raise
+            remedy = "it takes one with CONFIG_PROC_PAGE_MONITOR=y"
+            if name == "kpagecgroup":
+                remedy = "it takes one with CONFIG_PROC_PAGE_MONITOR=y and CONFIG_MEMCG=y"
+            why = "this kernel was built without it"
+            raise Unsupported(what, why, remedy, path=self._path) from None
+
+    def close(self) -> None:
+        """Close the file. Closing twice is harmless."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @property
+    def fd(self) -> int:
+        """The file's descriptor."""
+        return self._fd
+
+    def count(self, runs: npt.NDArray[Any]) -> dict[int, int]:
+        """Count frames by their value.
+
+        Args:
+            runs: Structured array of FRAMES_DTYPE, sorted by pfn. Frames in two runs count twice.
+
+        Returns:
+            How many frames have each value; NO_ENTRY is the value of frames that there are none.
+
+        Raises:
+            OSError: The kernel's.
+        """
+        return self._count(self._runs(runs), len(runs))
+
+    def count_range(self, first: int, nr_frames: int) -> dict[int, int]:
+        """As `count()`, of frames in a row; does without NumPy.
+
+        Args:
+            first: The first frame number.
+            nr_frames: How many.
+        """
+        return self._count(self._ffi.new("struct pv_frames *", (first, nr_frames)), 1)
+
+    def _count(self, runs: Any, nr_runs: int) -> dict[int, int]:
+        counts = self._ffi.new("struct pv_count[]", MAX_VALUES)
+        nr = self._lib.pv_count_values(self._fd, runs, nr_runs, counts, len(counts))
+        _ffi.check(nr, self._path)
+        return {counts[i].value: counts[i].nr for i in range(nr)}
+
+    def iter_pieces(self, runs: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+        """Split runs of frames where the value changes.
+
+        Args:
+            runs: Structured array of FRAMES_DTYPE; sorted by pfn it is read the fastest.
+
+        Yields:
+            Structured arrays of PIECE_DTYPE, in the order of the runs; the next call writes over
+            the last.
+
+        Raises:
+            OSError: The kernel's.
+        """
+        import numpy as np
+
+        pieces = np.empty(PIECES, dtype=PIECE_DTYPE)
+        buffer = self._ffi.cast("struct pv_piece *", pieces.ctypes.data)
+        at, pfn = self._ffi.new("uint64_t *"), self._ffi.new("uint64_t *")
+        runs_buffer = self._runs(runs)
+        while at[0] < len(runs):
+            nr = self._lib.pv_split_by_value(
+                self._fd, runs_buffer, len(runs), at, pfn, buffer, len(pieces)
+            )
+            _ffi.check(nr, self._path)
+            yield pieces[:nr]
+
+    def _runs(self, runs: npt.NDArray[Any]) -> Any:
+        assert runs.dtype == FRAMES_DTYPE
+        assert runs.flags.c_contiguous
+        return self._ffi.cast("struct pv_frames *", runs.ctypes.data)
+
+
+def frames_of(extents: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """The frames of extents, sorted by frame number.
+
+    Args:
+        extents: Structured array of extents.EXTENT_DTYPE.
+
+    Returns:
+        Structured array of FRAMES_DTYPE with the extents that have known frames, and the index in
+        `extents` of each.
+    """
+    import numpy as np
+
+    pfns = extents["entry"] & np.uint64(PM_PFRAME_MASK)
+    known = np.flatnonzero((extents["entry"] & np.uint64(PM_PRESENT) != 0) & (pfns != 0))
+    order = known[np.argsort(pfns[known], kind="stable")]
+    runs = np.empty(len(order), dtype=FRAMES_DTYPE)
+    runs["pfn"] = pfns[order]
+    runs["nr"] = extents["nr_pages"][order]
+    return runs, order

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The rows of scripts/bench about the machine: frames and owners. Need root."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench import GIB, HERE, paired, report, start_target, timed
+
+
+def bench_frames(nr: int) -> bool:
+    """All frames by flag, the command against page-types."""
+    peer = shutil.which("page-types")
+    what = "the machine by flag: physview frames / page-types"
+    if not peer:
+        print(f"skip  {what}: page-types is not on PATH; --help says how to build it")
+        return True
+    ours = timed(str(Path(sys.executable).with_name("physview")), "frames", "--flags")
+    ratio, detail = paired(ours, timed(peer), nr)
+    return report(what, ratio, 1 / 1.3, detail)
+
+
+def bench_owners(nr: int, size: int = 2 * GIB) -> bool:
+    """The owners of one frame, with a dense process among all the others."""
+    from physview.owners import find_owners
+
+    target, _ = start_target(size, "write")
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/readall"
+        subprocess.run(["cc", "-O2", "-o", program, HERE / "peers" / "readall.c"], check=True)
+        loop = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+        def peer() -> float:
+            assert loop.stdin
+            assert loop.stdout
+            loop.stdin.write("\n")
+            loop.stdin.flush()
+            return int(loop.stdout.readline()) / 1e9
+
+        def ours() -> float:
+            begin = time.perf_counter()
+            find_owners([(1 << 20, (1 << 20) + 1)])
+            return time.perf_counter() - begin
+
+        ratio, detail = paired(ours, peer, nr)
+        loop.communicate()
+    target.kill()
+    target.communicate()
+    return report("owners of a frame / reading every pagemap once", ratio, 2, detail)
+
+
+def run(nr: int) -> bool:
+    """All of them; whether all limits are kept."""
+    kept = [bench_frames(nr), bench_owners(nr)]
+    return all(kept)

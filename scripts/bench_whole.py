@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whole processes: extents, maps and pages against the plainest loop and the kernel's own tools."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench import paired, readloop, report, start_target, timed
+
+# Reserves a tebibyte, and touches a thousand pages of it.
+SPARSE = """
+import ctypes, mmap, random
+memory = mmap.mmap(-1, 1 << 40, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+memory.madvise(15)  # MADV_NOHUGEPAGE
+for page in random.Random(1).sample(range((1 << 40) // mmap.PAGESIZE), 1000):
+    memory[page * mmap.PAGESIZE] = 1
+print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
+input()
+"""
+
+PHYSVIEW = str(Path(sys.executable).with_name("physview"))
+
+
+@contextlib.contextmanager
+def reader(pid: int) -> Iterator[Callable[[int, int, int], Callable[[], float]]]:
+    """Makes functions that read the extents of a range in some threads and return the seconds."""
+    from physview.extents import ExtentReader
+    from physview.procfs import ProcDir
+
+    proc = ProcDir(pid)
+    extents = ExtentReader(proc)
+
+    def make(start: int, size: int, nr_threads: int) -> Callable[[], float]:
+        def read() -> float:
+            begin = time.perf_counter()
+            for _ in extents.iter_batches(start, start + size, nr_threads=nr_threads):
+                pass
+            return time.perf_counter() - begin
+
+        return read
+
+    yield make
+    extents.close()
+    proc.close()
+
+
+def peak_kib(*command: str) -> int:
+    """The most memory that a command takes. An own process waits for it, so that it is the only."""
+    code = (
+        "import os, sys\n"
+        "pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ,"
+        " file_actions=[(os.POSIX_SPAWN_OPEN, 1, '/dev/null', os.O_WRONLY, 0)])\n"
+        "print(os.wait4(pid, 0)[2].ru_maxrss)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", code, *command], capture_output=True, text=True, check=True
+    )
+    return int(found.stdout)
+
+
+def skip(what: str, why: str) -> None:
+    print(f"skip  {what:<58} {why}", flush=True)
+
+
+def bench_extents(nr: int, pid: int, start: int, size: int) -> bool:
+    name = f"dense {size >> 30} GiB"
+    with reader(pid) as make, readloop(pid, start, size) as peer:
+        ratio, detail = paired(make(start, size, 1), peer, nr)
+        kept = report(f"{name}: extents, one thread / C loop of preads", ratio, 1.15, detail)
+        if len(os.sched_getaffinity(0)) < 2:
+            skip(f"{name}: extents, two threads / the same", "one processor")
+            return kept
+        ratio, detail = paired(make(start, size, 2), peer, nr)
+        return kept & report(f"{name}: extents, two threads / the same", ratio, 1 / 1.6, detail)
+
+
+def bench_sparse(nr: int) -> bool:
+    from physview.pagemap import PAGE_IS, scan
+
+    target = subprocess.Popen(
+        [sys.executable, "-c", SPARSE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert target.stdout
+    start, size = int(target.stdout.readline()), 1 << 40
+    with (
+        reader(target.pid) as make,
+        readloop(target.pid, start, size) as loop,
+        open(f"/proc/{target.pid}/pagemap", "rb") as pagemap,
+    ):
+        anyof = PAGE_IS["present"] | PAGE_IS["swapped"]
+
+        def bare() -> float:
+            """From one end to the other; it takes some calls, for it returns 512 regions in one."""
+            begin, at = time.perf_counter(), start
+            while at < start + size:
+                at, _ = scan(pagemap.fileno(), at, start + size, anyof)
+            return time.perf_counter() - begin
+
+        ratio, detail = paired(make(start, size, 1), bare, nr)
+        kept = report("1 TiB, 1,000 pages: extents / a bare PAGEMAP_SCAN", ratio, 2, detail)
+        ratio, detail = paired(make(start, size, 1), loop, max(3, nr // 10))
+        kept &= report("1 TiB, 1,000 pages: extents / reading it all", ratio, 1 / 50, detail)
+    target.kill()
+    target.communicate()
+    return kept
+
+
+def bench_page_types(nr: int, pid: int) -> bool:
+    what = "pages --summary / page-types -p"
+    if not shutil.which("page-types"):
+        skip(what, "no page-types on PATH: see --help")
+        return True
+    ours = (PHYSVIEW, "pages", str(pid), "--summary")
+    ratio, detail = paired(timed(*ours), timed("page-types", "-p", str(pid)), nr)
+    kept = report(what, ratio, 1 / 4, detail)
+    # What the flags alone cost cannot be had for less: the kernel makes each by itself.
+    peak = peak_kib(*ours)
+    return kept & report("pages --summary: peak memory / 150 MB", peak / 150_000, 1, f"{peak} KiB")
+
+
+def bench_thpmaps(nr: int, pid: int) -> bool:
+    what = "maps --rollup / thpmaps --rollup --cont 64K"
+    if not shutil.which("thpmaps"):
+        skip(what, "no thpmaps on PATH: see --help")
+        return True
+    ours = (PHYSVIEW, "maps", str(pid), "--rollup")
+    peer = ("thpmaps", "--pid", str(pid), "--rollup", "--cont", "64K")
+    ratio, detail = paired(timed(*ours), timed(*peer), nr)
+    kept = report(what, ratio, 1 / 4, detail)
+    mine, theirs = peak_kib(*ours), peak_kib(*peer)
+    detail = f"{mine} and {theirs} KiB"
+    return kept & report(f"{what}: peak memory", mine / theirs, 1 / 2, detail)
+
+
+def run(nr: int, size: int) -> bool:
+    """Run all of them; return whether all limits are kept."""
+    target, start = start_target(size, "write")
+    try:
+        kept = [
+            bench_extents(nr, target.pid, start, size),
+            bench_page_types(max(3, nr // 3), target.pid),
+            bench_thpmaps(max(3, nr // 3), target.pid),
+        ]
+    finally:
+        target.kill()
+        target.communicate()
+    return all([*kept, bench_sparse(nr)])

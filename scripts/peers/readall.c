@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * What scripts/bench measures owners against: the pagemaps of all processes,
+ * read once where something is mapped, by big preads into one buffer, and
+ * nothing done with them. For each line on stdin it does so once and prints
+ * the nanoseconds.
+ */
+#include <ctype.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+static uint64_t buffer[65536];
+
+static int64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+static void read_range(int fd, uint64_t page, uint64_t nr_pages)
+{
+	while (nr_pages) {
+		size_t size = sizeof(buffer);
+		ssize_t got;
+
+		if (nr_pages * sizeof(*buffer) < size)
+			size = nr_pages * sizeof(*buffer);
+		got = pread(fd, buffer, size, (off_t)(page * sizeof(*buffer)));
+		if (got <= 0)
+			return;
+		page += (uint64_t)got / sizeof(*buffer);
+		nr_pages -= (uint64_t)got / sizeof(*buffer);
+	}
+}
+
+static void read_process(const char *pid, long page_size)
+{
+	char path[64], *line = NULL;
+	uint64_t start, end;
+	size_t room = 0;
+	FILE *maps;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%.20s/pagemap", pid);
+	fd = open(path, O_RDONLY);
+	snprintf(path, sizeof(path), "/proc/%.20s/maps", pid);
+	maps = fd < 0 ? NULL : fopen(path, "r");
+	while (maps && getline(&line, &room, maps) > 0) {
+		if (sscanf(line, "%" SCNx64 "-%" SCNx64, &start, &end) != 2)
+			continue;
+		read_range(fd, start / page_size, (end - start) / page_size);
+	}
+	free(line);
+	if (maps)
+		fclose(maps);
+	if (fd >= 0)
+		close(fd);
+}
+
+int main(void)
+{
+	long page_size = sysconf(_SC_PAGESIZE);
+	int c;
+
+	while ((c = getchar()) != EOF) {
+		int64_t start = now_ns();
+		struct dirent *entry;
+		DIR *proc;
+
+		if (c != '\n')
+			continue;
+		proc = opendir("/proc");
+		while (proc && (entry = readdir(proc))) {
+			if (isdigit((unsigned char)entry->d_name[0]))
+				read_process(entry->d_name, page_size);
+		}
+		if (proc)
+			closedir(proc);
+		printf("%" PRId64 "\n", now_ns() - start);
+		fflush(stdout);
+	}
+	return 0;
+}

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Extents against what plain reads of the same pagemap give, page by page."""
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from memory import HUGE, PAGE, Region
+
+from physview.errors import ProcessGone
+from physview.extents import ExtentReader, find_zero_pfn, step_of
+from physview.model import PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PagemapEntry
+from physview.procfs import ProcDir
+
+WAIT = "import signal; signal.pause()"
+
+# A piece of memory of every kind. Where the kernel has none of a kind, it is left out.
+KINDS = """
+import mmap, os, random, tempfile
+from memory import HUGE, NORESERVE, PAGE, PRIVATE, Region, SHARED, libc
+dense = Region(3000).touch()
+fragmented = Region(3000).touch(*range(0, 3000, 2))
+sparse = Region(1 << 21, flags=PRIVATE | NORESERVE)
+sparse.touch(*random.Random(5).sample(range(1 << 21), 1000))
+outer = Region.huge(2)
+huge = outer.__enter__()
+huge.madvise(Region.MADV_HUGEPAGE, check=False)
+huge.touch()
+libc.mprotect(huge.start + 100 * PAGE, 50 * PAGE, mmap.PROT_READ)  # borders within a folio
+shared = Region(500, flags=SHARED).touch()
+file = tempfile.TemporaryFile()
+file.truncate(300 * PAGE)
+mapped = Region(300, flags=mmap.MAP_SHARED, fd=file.fileno()).touch(*range(0, 300, 3))
+private = Region(300, flags=mmap.MAP_PRIVATE, fd=file.fileno()).touch(1, 2, 3)
+[private.read(i) for i in range(100, 200)]
+zero = Region(700)
+[zero.read(i) for i in range(700)]
+guard = Region(50).touch()
+guard.madvise(Region.MADV_GUARD_INSTALL, check=False)
+locked = Region(200).touch()
+locked.mprotect(0)
+"""
+
+
+def plain_entries(pid):
+    """What pagemap says of every page of every mapping, read as plainly as can be."""
+    entries, starts = {}, set()
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/pagemap", "rb") as pagemap:
+        for line in maps:
+            start, end = (int(word, 16) for word in line.split()[0].split("-"))
+            if end >= 1 << 63:
+                continue
+            starts.add(start)
+            pagemap.seek(start // PAGE * 8)
+            column = np.frombuffer(pagemap.read((end - start) // PAGE * 8), dtype=np.uint64)
+            for at in np.flatnonzero(column & np.uint64(PM_PRESENT | PM_SWAP)):
+                entries[start + int(at) * PAGE] = int(column[at])
+    return entries, starts
+
+
+def plain_extents(entries, starts):
+    """The same as extents, by the definition."""
+    zero_pfn, extents = find_zero_pfn(), []
+    before = None  # the last page's address and entry
+    for vaddr, entry in sorted(entries.items()):
+        kind = PagemapEntry(before[1]) if before else None
+        if kind is None:
+            step = None
+        elif kind.present:
+            step = 1 if kind.pfn not in (None, zero_pfn) else 0
+        else:
+            step = 32 if kind.swap and kind.cause.value not in ("guard", "marker") else 0
+        goes_on = step is not None and before == (vaddr - PAGE, entry - step)
+        if goes_on and vaddr not in starts:
+            extents[-1][2] += 1
+        else:
+            extents.append([vaddr, entry, 1])
+        before = (vaddr, entry)
+    return [tuple(extent) for extent in extents]
+
+
+def extents_of(pid, start=0, end=None, *, nr_threads=1, **options):
+    proc = ProcDir(pid)
+    reader = ExtentReader(proc, **options)
+    try:
+        batches = list(reader.iter_extents(start, end, nr_threads=nr_threads))
+        return [item for batch in batches for item in batch.tolist()]
+    finally:
+        reader.close()
+        proc.close()
+
+
+def while_nothing_changes(plain, ours):
+    """What both give. Pages of libraries change also in a stopped process, as others end."""
+    for _ in range(50):
+        before, found = plain(), ours()
+        if before == plain():
+            return before, found
+    raise AssertionError("this machine is too busy: the pages of libraries never stood still")
+
+
+@pytest.fixture
+def stopped(python):
+    child = python(KINDS, wait=WAIT)
+    os.kill(child.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+    return child
+
+
+@pytest.mark.needs("pfn")
+def test_every_way_gives_what_plain_reads_give(stopped):
+    for use_scan in (None, False):
+        for nr_threads in (1, 2):
+            for batch in (1 << 14, 5):
+                options = {"use_scan": use_scan, "nr_threads": nr_threads, "batch": batch}
+                expected, found = while_nothing_changes(
+                    lambda: plain_extents(*plain_entries(stopped.pid)),
+                    lambda options=options: extents_of(stopped.pid, **options),
+                )
+                assert found == expected, options
+                assert len(expected) > 2500
+                assert max(nr for _, _, nr in expected) >= 512  # a huge page, or zero pages
+
+
+def test_nobodys_extents_are_right_too(stopped):
+    """Whether frames are shown or not: the entries are the kernel's, and every page is there."""
+    (entries, _), found = while_nothing_changes(
+        lambda: plain_entries(stopped.pid), lambda: extents_of(stopped.pid)
+    )
+    pages = {
+        vaddr + i * PAGE: entry + i * step_of(entry, find_zero_pfn())
+        for vaddr, entry, nr in found
+        for i in range(nr)
+    }
+    assert pages == entries
+
+
+@pytest.mark.needs("pfn", "thp")
+def test_no_extent_crosses_the_border_of_a_mapping():
+    with Region.huge(1) as region:
+        region.touch()
+        region.madvise(Region.MADV_NOHUGEPAGE)
+        middle = Region.__new__(Region)
+        middle.start, middle.size = region.start + 64 * PAGE, 64 * PAGE
+        middle.mprotect(1)
+        found = extents_of(None, region.start, region.end)
+        assert [(vaddr - region.start) // PAGE for vaddr, _, _ in found] == [0, 64, 128]
+        assert [nr for _, _, nr in found] == [64, 64, HUGE // PAGE - 128]
+        pfns = [entry & PM_PFRAME_MASK for _, entry, _ in found]
+        assert pfns == [pfns[0], pfns[0] + 64, pfns[0] + 128]
+        middle.size = 0
+
+
+def test_a_part_of_a_range(stopped):
+    entries, _ = plain_entries(stopped.pid)
+    vaddrs = sorted(entries)
+    start, end = vaddrs[100], vaddrs[-100]
+    for use_scan in (None, False):
+        found = extents_of(stopped.pid, start, end, use_scan=use_scan)
+        assert found[0][0] == start
+        assert sum(nr for _, _, nr in found) == sum(start <= vaddr < end for vaddr in vaddrs)
+
+
+@pytest.mark.needs("pfn")
+def test_the_zero_page_is_one_extent_however_often_it_is_mapped():
+    region = Region(1000)
+    for index in range(1000):
+        region.read(index)
+    ((vaddr, entry, nr),) = extents_of(None, region.start, region.end)
+    assert (vaddr, nr) == (region.start, 1000)
+    assert entry & (PM_PRESENT | PM_PFRAME_MASK) == PM_PRESENT | find_zero_pfn()
+
+
+@pytest.mark.needs("scan")
+def test_a_terabyte_with_a_thousand_pages(python):
+    child = python(
+        "import random; from memory import NORESERVE, PRIVATE, Region\n"
+        "region = Region(1 << 28, flags=PRIVATE | NORESERVE)\n"
+        "region.touch(*random.Random(6).sample(range(1 << 28), 1000))",
+        wait=WAIT,
+    )
+    lines = Path(f"/proc/{child.pid}/maps").read_text().splitlines()
+    vmas = [line.split()[0].split("-") for line in lines]
+    start = next(int(a, 16) for a, b in vmas if int(b, 16) - int(a, 16) >= 1 << 40)
+    touched = random.Random(6).sample(range(1 << 28), 1000)
+    expected = sorted(start + index * PAGE for index in touched)
+    for nr_threads in (1, 2):
+        found = extents_of(child.pid, start, start + (1 << 40), nr_threads=nr_threads)
+        pages = [vaddr + i * PAGE for vaddr, _, nr in found for i in range(nr)]
+        # In an area that touched pages make dense the kernel may put large folios: none is lost.
+        assert set(expected) <= set(pages)
+        assert len(pages) < 1100
+
+
+@pytest.mark.parametrize("use_scan", [None, False])
+@pytest.mark.parametrize("how", ["ends", "execs"])
+def test_a_process_that_goes_in_the_middle(python, use_scan, how):
+    wait = "input(); import os; os.execlp('sleep', 'sleep', '60')"
+    child = python(KINDS, wait=wait)
+    proc = ProcDir(child.pid)
+    reader = ExtentReader(proc, use_scan=use_scan, batch=10)
+    extents = reader.iter_extents(nr_threads=1)
+    next(extents)
+    if how == "ends":
+        child.kill()
+        child.wait()
+    else:
+        child.stdin.write("\n")
+        child.stdin.flush()
+        while proc.read("comm") != b"sleep\n":
+            pass
+    with pytest.raises(ProcessGone, match="it ended" if how == "ends" else "exec"):
+        list(extents)
+    reader.close()
+    proc.close()
+
+
+@pytest.mark.parametrize("use_scan", [None, False])
+def test_a_process_that_is_gone_before_anything_is_read(python, use_scan):
+    """To the scan an address space that has ended looks empty."""
+    child = python(wait=WAIT)
+    proc = ProcDir(child.pid)
+    reader = ExtentReader(proc, use_scan=use_scan)
+    child.kill()
+    child.wait()
+    with pytest.raises(ProcessGone):
+        list(reader.iter_extents(nr_threads=1))
+    with pytest.raises(ProcessGone):
+        list(reader.iter_extents(nr_threads=2))
+    reader.close()
+    proc.close()
+
+
+@pytest.mark.parametrize("use_scan", [None, False])
+def test_a_process_that_maps_and_unmaps_meanwhile(python, use_scan):
+    child = python(
+        "from memory import Region; stay = Region(2000).touch()",
+        wait="while True:\n r = [Region(100).touch() for _ in range(50)]\n del r[::2]",
+    )
+    for _ in range(30):
+        found = extents_of(child.pid, use_scan=use_scan, batch=64)
+        ends = [vaddr + nr * PAGE for vaddr, _, nr in found]
+        assert all(end <= after[0] for end, after in zip(ends, found[1:], strict=False))
+        assert all(entry & (PM_PRESENT | PM_SWAP) for _, entry, _ in found)
+        assert sum(nr for _, _, nr in found) > 2000
+    assert child.poll() is None
+
+
+def test_as_many_mappings_as_the_kernel_allows(python):
+    with open("/proc/sys/vm/max_map_count") as file:
+        nr = min(70_000, int(file.read()) - 500)
+    child = python(
+        "from memory import PAGE, Region, libc\n"
+        f"region = Region({nr}).touch()\n"
+        f"for at in range(1, {nr}, 2): libc.mprotect(region.start + at * PAGE, PAGE, 1)",
+        wait=WAIT,
+    )
+    proc = ProcDir(child.pid)
+    starts = {vma.start for vma in proc.iter_vmas()}
+    proc.close()
+    assert len(starts) >= nr
+    for nr_threads in (1, 2):
+        found = extents_of(child.pid, nr_threads=nr_threads)
+        in_region = [nr for vaddr, _, nr in found if vaddr in starts]
+        assert len(in_region) >= nr
+        assert len(found) < nr + 20_000
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.tuples(st.integers(1, 70), st.sampled_from("wr-")), min_size=1, max_size=30),
+    st.integers(1, 9),
+)
+def test_any_pattern_of_pages(runs, batch):
+    """Written, only read, untouched: in runs of any length, with batches of any size."""
+    nr_pages = sum(nr for nr, _ in runs)
+    region = Region(nr_pages)
+    at = 0
+    for nr, kind in runs:
+        for index in range(at, at + nr):
+            if kind == "w":
+                region.touch(index)
+            elif kind == "r":
+                region.read(index)
+        at += nr
+    entries, _ = plain_entries("self")
+    mine = {vaddr: entry for vaddr, entry in entries.items() if vaddr in region.pages}
+    expected = plain_extents(mine, {region.start})
+    for use_scan in (None, False):
+        found = extents_of(None, region.start, region.end, use_scan=use_scan, batch=batch)
+        assert found == expected

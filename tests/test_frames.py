@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The machine's frames: the library and physview frames."""
+
+import json
+import mmap
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import AS_NOBODY, one_line
+from memory import PAGE, Region, raw_entry
+
+from physview import AccessDenied, frames, machine
+from physview.flags import well_known
+from physview.frames import Use, by_use, use_of
+from physview.kpage import FLAG_BITS
+from physview.machine import Resource, Zone
+
+IOMEM = b"""\
+00000000-00000fff : Reserved
+00001000-0009fbff : System RAM
+0009fc00-000fffff : Reserved
+00100000-bfffffff : System RAM
+  01000000-02209987 : Kernel code
+100000000-13fffffff : PCI Bus 0000:00
+  100000000-13fffffff : virtio0
+    108000000-10fffffff : System RAM (virtio_mem)
+"""
+
+
+def test_ram_is_whole_frames_also_where_it_was_plugged_in():
+    resources = machine.parse_iomem(IOMEM)
+    ram = [(low * PAGE, high * PAGE) for low, high in machine.ram_ranges(resources)]
+    assert ram == [
+        (-(-0x1000 // PAGE) * PAGE, 0x9FC00 // PAGE * PAGE),
+        (0x100000, 0xC0000000),
+        (0x108000000, 0x110000000),
+    ]
+    inner = machine.resource_at(resources, 0x108000000)
+    assert inner == Resource(0x108000000, 0x110000000, "System RAM (virtio_mem)", 2)
+    assert machine.resource_at(resources, 1 << 50) is None
+
+
+def test_a_machine_without_ram_is_not_taken_for_an_empty_one():
+    with pytest.raises(OSError, match="has no 'System RAM'"):
+        machine.ram_ranges(machine.parse_iomem(b"0-fff : Reserved\n"))
+
+
+def test_frames_belong_to_the_zone_they_are_in_and_to_one_only():
+    dma, normal = Zone(0, "DMA", 1, 99, 99, 99, 0), Zone(0, "Normal", 100, 900, 900, 900, 0)
+    other = Zone(1, "Normal", 500, 1500, 1500, 1500, 0)
+    parts = frames._split([(0, 300), (400, 3000)], [dma, normal, other])
+    assert parts == [
+        (None, (0, 1)),
+        (dma, (1, 100)),
+        (normal, (100, 300)),
+        (normal, (400, 500)),
+        (other, (500, 1000)),
+        (other, (1000, 2000)),
+        (None, (2000, 3000)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "use"),
+    [
+        ("", Use.OTHER),
+        ("compound_tail", Use.OTHER),
+        ("nopage", Use.NO_FRAME),
+        ("buddy uptodate", Use.FREE),
+        ("slab anon ksm", Use.SLAB),  # seen: the same bits mean something else in a slab
+        ("reserved zero_page", Use.ZERO_PAGE),
+        ("reserved mmap", Use.RESERVED),
+        ("anon ksm mmap", Use.KSM),
+        ("anon swapbacked swapcache", Use.ANON),
+        ("swapbacked lru", Use.SHMEM),
+        ("huge mmap compound_head", Use.HUGETLB),
+        ("lru uptodate", Use.PAGE_CACHE),
+        ("hwpoison anon", Use.POISONED),
+        ("offline", Use.OFFLINE),
+        ("pgtable", Use.PAGE_TABLES),
+    ],
+)
+def test_the_first_rule_that_fits_tells_the_use(names, use):
+    flags = sum(1 << FLAG_BITS[name] for name in names.split())
+    assert use_of(flags) is use
+    assert use_of((1 << 64) - 1) is Use.NO_FRAME
+
+
+@pytest.fixture
+def our_frames():
+    """Frames of ours of some kinds, held while a test runs."""
+    anon = Region(3).touch()
+    shared = Region(3, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS).touch()
+    with open(__file__, "rb") as file:
+        region = Region(1, flags=mmap.MAP_SHARED, fd=file.fileno(), prot=mmap.PROT_READ)
+    region.read()
+    return {Use.ANON: anon, Use.SHMEM: shared, Use.PAGE_CACHE: region}
+
+
+@pytest.mark.needs("kpage", "pfn")
+def test_real_frames_are_what_they_are_used_for(our_frames):
+    with open("/proc/kpageflags", "rb", buffering=0) as file:
+        for use, region in our_frames.items():
+            file.seek((raw_entry(region.start) & ((1 << 55) - 1)) * 8)
+            flags = int.from_bytes(file.read(8), "little")
+            assert use_of(flags) is use
+            assert flags & frames.MAPPED
+
+
+@pytest.mark.needs("kpage")
+def test_every_frame_of_ram_is_counted_once():
+    progress = []
+    found = frames.read_machine(progress=lambda *numbers: progress.append(numbers))
+    assert found.nr_frames == sum(found.counts.values())
+    assert progress[-1] == (found.nr_frames, found.nr_frames)
+    assert [number for number, _ in progress] == sorted(number for number, _ in progress)
+    uses = by_use(found.counts)
+    assert sum(nr for nr, _ in uses.values()) == found.nr_frames
+    assert all(0 <= mapped <= nr for nr, mapped in uses.values())
+    # Against the kernel's own counters, within what a machine does in between.
+    meminfo = dict(re.findall(r"^(\w+): +(\d+) kB", Path("/proc/meminfo").read_text(), re.M))
+    anon = uses[Use.ANON][0] * PAGE // 1024
+    assert anon == pytest.approx(int(meminfo["AnonPages"]), rel=0.2, abs=200_000)
+    free = sum(zone.zone.nr_free for zone in found.zones if zone.zone)
+    in_blocks = sum(
+        nr << order for zone in found.zones for order, nr in enumerate(zone.free_blocks)
+    )
+    assert in_blocks == pytest.approx(free, rel=0.2, abs=50_000)
+    assert uses[Use.FREE][0] == pytest.approx(in_blocks, rel=0.2, abs=50_000)
+
+
+@pytest.mark.needs("kpage")
+def test_threads_count_as_one_does():
+    one = frames.read_machine(nr_threads=1)
+    more = frames.read_machine(nr_threads=3)
+    assert one.ram == more.ram
+    assert one.counts.total() == more.counts.total()
+    steady = [Use.RESERVED, Use.ZERO_PAGE]
+    assert [by_use(one.counts)[use] for use in steady] == [
+        by_use(more.counts)[use] for use in steady
+    ]
+
+
+@pytest.mark.needs("kpage", "pfn")
+def test_memory_that_a_process_takes_is_seen():
+    before = by_use(frames.read_machine().counts)[Use.ANON][0]
+    region = Region(100_000).touch()
+    after = by_use(frames.read_machine().counts)[Use.ANON][0]
+    assert after - before == pytest.approx(100_000, abs=60_000)
+    del region
+
+
+@pytest.mark.needs("kpage", "page-types")
+def test_page_types_counts_the_same(physview):
+    # One of theirs between two of ours: what did not change between these must be the same.
+    command = ["frames", "--json"]
+    first = json.loads(physview(*command).stdout)
+    theirs = subprocess.run(["page-types"], capture_output=True, text=True, check=True).stdout
+    second = json.loads(physview(*command).stdout)
+
+    def folded(document):
+        counts = {}
+        for entry in document["flags"]:
+            value = well_known(int(entry["value"], 16))
+            counts[value] = counts.get(value, 0) + entry["nr_frames"]
+        return counts
+
+    one, other = folded(first), folded(second)
+    counted = {
+        int(line.split()[0], 16): int(line.split()[1])
+        for line in theirs.splitlines()
+        if line.startswith("0x")
+    }
+    steady = [value for value in one if value and one[value] == other.get(value)]
+    assert len(steady) > 5
+    wrong = {
+        value: (one[value], counted.get(value))
+        for value in steady
+        if one[value] != counted.get(value)
+    }
+    assert len(wrong) <= len(steady) // 5, wrong  # what changed to and fro
+
+
+@pytest.mark.needs("kpage")
+def test_the_report_and_its_document(physview):
+    result = physview("frames")
+    assert (result.returncode, result.stderr) == (0, "")
+    for word in ("used for", "page_cache", "Normal" if PAGE == 4096 else "zone", "free blocks"):
+        assert word in result.stdout
+    assert "combinations more: --flags shows all" in result.stdout
+    everything = physview("frames", "--flags").stdout
+    raw = physview("frames", "--flags", "--raw").stdout
+    assert len(result.stdout.splitlines()) < len(everything.splitlines()) < len(raw.splitlines())
+    document = json.loads(physview("frames", "--json").stdout)
+    assert sum(entry["nr_frames"] for entry in document["flags"]) == document["nr_frames"]
+    assert sum(zone["nr_frames"] for zone in document["zones"]) == document["nr_frames"]
+    assert {use["use"] for use in document["uses"]} <= {use.value for use in Use}
+
+
+@pytest.mark.needs("nobody")
+def test_nobody_is_told_what_it_takes(physview):
+    line = one_line(physview("frames", prefix=AS_NOBODY), 1)
+    assert "cannot read /proc/kpageflags" in line
+    assert "run as root" in line
+
+
+@pytest.mark.needs("nobody")
+def test_addresses_that_the_kernel_hides_are_not_taken_for_none():
+    program = "from physview import machine; machine.read_resources()"
+    result = subprocess.run(
+        [*AS_NOBODY, sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert AccessDenied.__name__ in result.stderr
+
+
+@pytest.mark.needs("mountns")
+def test_a_kernel_without_kpageflags(physview):
+    hide = 'mount -t tmpfs t /mnt && mkdir /mnt/proc && mount --bind /mnt/proc /proc && exec "$@"'
+    line = one_line(physview("frames", prefix=["unshare", "-m", "sh", "-c", hide, "sh"]), 1)
+    assert "built without it" in line
+
+
+@pytest.mark.needs("mountns", "kpage")
+def test_a_kpageflags_that_is_too_short(physview, tmp_path):
+    (tmp_path / "short").write_bytes((1 << 10).to_bytes(8, "little") * 2000)
+    cut = f'mount --bind {tmp_path}/short /proc/kpageflags && exec "$@"'
+    prefix = ["unshare", "-m", "sh", "-c", cut, "sh"]
+    document = json.loads(physview("frames", "--json", prefix=prefix).stdout)
+    uses = {use["use"]: use["nr_frames"] for use in document["uses"]}
+    assert set(uses) == {"free", "no_frame"}
+    assert 0 < uses["free"] <= 2000
+    assert sum(uses.values()) == document["nr_frames"]
+    result = physview("frames", prefix=prefix)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "no_frame" in result.stdout

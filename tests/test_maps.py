@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""physview maps, against smaps, and against tools/mm/thpmaps where that is on PATH."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from conftest import AS_NOBODY, one_line
+from memory import HUGE, PAGE, Region
+from test_extents import KINDS, WAIT
+
+from physview.analysis.usage import Usage, UsageReader
+from physview.errors import ProcessGone
+from physview.snapshot import Snapshot
+
+KIB = 1024
+
+
+@pytest.fixture
+def stopped(python):
+    child = python(KINDS, wait=WAIT)
+    os.kill(child.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+    return child
+
+
+def smaps(pid):
+    """The fields of each mapping in bytes, by its start."""
+    found, fields = {}, {}
+    with open(f"/proc/{pid}/smaps") as file:
+        for line in file:
+            words = line.split()
+            if not words[0].endswith(":"):
+                fields = found[int(words[0].split("-")[0], 16)] = {}
+            elif words[-1] == "kB":
+                fields[words[0].rstrip(":")] = int(words[1]) * KIB
+    return found
+
+
+def usages(pid="self", **options):
+    with Snapshot(pid, **options) as snapshot, UsageReader() as reader:
+        return list(reader.iter_usage(snapshot))
+
+
+@pytest.mark.parametrize("use_scan", [None, False])
+def test_rss_swap_and_huge_pages_are_those_of_smaps(stopped, use_scan):
+    expected = smaps(stopped.pid)
+    found = {usage.vma.start: usage for usage in usages(stopped.pid, use_scan=use_scan)}
+    assert set(expected) - set(found) <= {0xFFFFFFFFFF600000}  # [vsyscall]
+    for start, usage in found.items():
+        fields = expected[start]
+        names = ("Size", "Rss", "AnonHugePages")
+        ours = (usage.size_bytes, usage.resident_bytes, usage.anon_huge_bytes)
+        assert ours == tuple(fields[name] for name in names), usage.vma
+        if not usage.vma.perms.endswith("s"):  # of shared memory smaps asks the file system
+            assert usage.swapped_bytes == fields["Swap"]
+    assert sum(usage.zero_bytes for usage in found.values()) >= 700 * PAGE
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_a_total_is_the_sum(stopped):
+    found = usages(stopped.pid)
+    total = Usage()
+    for usage in found:
+        total.add(usage)
+    assert total.nr_vmas == len(found)
+    for name in ("size_bytes", "resident_bytes", "nr_extents", "exclusive_bytes", "shared_bytes"):
+        assert getattr(total, name) == sum(getattr(usage, name) for usage in found)
+    assert total.largest_bytes == max(usage.largest_bytes for usage in found)
+    assert total.thp_bytes == sum(usage.thp_bytes for usage in found)
+    assert sum(total.nodes.values()) == total.resident_bytes + total.hugetlb_bytes
+    sizes = sorted(total.contiguous)
+    assert all(total.contiguous[a] >= total.contiguous[b] for a, b in pairwise(sizes))
+
+
+def of(region, found):
+    (usage,) = [usage for usage in found if usage.vma.start <= region.start < usage.vma.end]
+    return usage
+
+
+@pytest.mark.needs("pfn", "kpage", "thp")
+def test_a_huge_page_and_then_a_part_of_it():
+    with Region.huge(2) as region:
+        region.touch()
+        usage = of(region, usages())
+        assert usage.folios["anon"].pmd_bytes == usage.anon_huge_bytes == 2 * HUGE
+        assert usage.huge_bytes == 2 * HUGE
+        assert usage.contiguous[HUGE] == 2 * HUGE
+        assert usage.alignment_bytes == HUGE
+        assert usage.largest_bytes >= HUGE
+        assert usage.shared_bytes == 0
+        assert not usage.folios["anon"].contiguous
+        hole = Region.__new__(Region)
+        hole.start, hole.size = region.start + 16 * PAGE, PAGE
+        hole.madvise(Region.MADV_DONTNEED)
+        usage = of(region, usages())
+        anon = usage.folios["anon"]
+        assert (anon.pmd_bytes, anon.partial_bytes) == (HUGE, HUGE - PAGE)
+        assert anon.contiguous[16 * PAGE] == HUGE - 16 * PAGE
+        assert usage.contiguous[HUGE] == HUGE
+        hole.size = 0
+
+
+@pytest.mark.needs("pfn", "kpage", "thp")
+def test_memory_after_fork_is_shared(python):
+    child = python(
+        "import os; from memory import Region; region = Region(256).touch()\n"
+        "pid = os.fork()\nif not pid: import signal; signal.pause()",
+        wait=WAIT,
+    )
+    try:
+        (found,) = [
+            usage
+            for usage in usages(child.pid)
+            if usage.size_bytes == 256 * PAGE and usage.resident_bytes == 256 * PAGE
+        ]
+        assert (found.shared_bytes, found.exclusive_bytes) == (256 * PAGE, 0)
+    finally:
+        for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+
+
+@pytest.mark.needs("pfn", "kpage", "thpmaps")
+def test_large_folios_are_those_of_thpmaps(stopped):
+    # PROT_NONE is left out by thpmaps and so here.
+    theirs = {}
+    command = ["thpmaps", "--pid", str(stopped.pid), "--rollup", "--inc-empty"]
+    command += ["--cont", "16K", "--cont", "64K", "--cont", "2M"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for name, size in re.findall(r"^(\S+): +(\d+) kB", output, re.MULTILINE):
+        theirs[name] = int(size) * KIB
+    total = Usage()
+    for usage in usages(stopped.pid):
+        if usage.vma.perms[:3] != "---":
+            total.add(usage)
+    assert compare_with_thpmaps(total, theirs) > 20
+    assert any(theirs.values())
+
+
+def compare_with_thpmaps(total, theirs):
+    """Compare all that thpmaps gave, and return how much that was."""
+    nr = 0
+    for name, expected in theirs.items():
+        kind, what, how, *rest = name.split("-")
+        folios = total.folios[kind]
+        size = int(rest[-1].removesuffix("kB")) * KIB if name.endswith("kB") else 0
+        if how == "pmd":
+            found = folios.pmd_bytes
+        elif what == "cont":
+            found = folios.contiguous.get(size, 0)
+        elif rest[0] == "partial":
+            found = folios.partial_bytes
+        else:
+            found = getattr(folios, rest[0]).get(size, 0)
+        assert found == expected, name
+        nr += 1
+    return nr
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_the_document(physview, stopped):
+    document = json.loads(physview("maps", str(stopped.pid), "--json").stdout)
+    (process,) = document["processes"]
+    assert process["pid"] == stopped.pid
+    with open(f"/proc/{stopped.pid}/maps") as file:
+        nr = sum("vsyscall" not in line for line in file)
+    assert len(process["mappings"]) == nr
+    rss = sum(fields["Rss"] for fields in smaps(stopped.pid).values())
+    assert document["total"]["resident_bytes"] == process["total"]["resident_bytes"] == rss
+    assert sum(item["resident_bytes"] for item in process["mappings"]) == rss
+    rollup = json.loads(physview("maps", str(stopped.pid), "self", "--rollup", "--json").stdout)
+    assert [item["mappings"] for item in rollup["processes"]] == [None, None]
+    for name in ("resident_bytes", "nr_extents", "contiguous", "folios"):
+        assert rollup["processes"][0]["total"][name] == process["total"][name]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 160])
+def test_every_line_fits_the_terminal(physview, stopped, columns):
+    environment = os.environ | {"COLUMNS": str(columns)}
+    for options in ([], ["--rollup"]):
+        lines = physview("maps", str(stopped.pid), *options, env=environment).stdout.splitlines()
+        assert max(map(len, lines)) <= max(columns, 80)
+        assert " rss " in lines[0]
+        assert (" excl " in lines[0]) == (columns >= 120)
+    assert len(lines) >= 2
+
+
+def test_all_processes_and_a_cgroup(physview, sleeper):
+    lines = physview("maps", "--all", "--rollup").stdout.splitlines()
+    assert any(line.split()[0] == str(sleeper.pid) for line in lines[1:] if line)
+    with open("/proc/self/mountinfo") as file:
+        mounts = [line.split()[4] for line in file if " - cgroup" in line]
+    mounts = [mount for mount in mounts if os.path.exists(f"{mount}/cgroup.procs")]
+    if mounts:
+        document = json.loads(physview("maps", "--cgroup", mounts[0], "--rollup", "--json").stdout)
+        assert sleeper.pid in [process["pid"] for process in document["processes"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ([], "which processes?"),
+        (["self", "--all"], "say one of"),
+        (["--cgroup", "/nowhere"], "'/nowhere' is no cgroup: No such file"),
+        (["--cgroup", "/tmp"], "it has no cgroup.procs"),
+        (["+5"], "is no pid"),
+    ],
+)
+def test_wrong_use(physview, words, why):
+    assert why in one_line(physview("maps", *words), 2)
+
+
+def test_no_such_process_and_a_zombie(physview):
+    assert "no process" in one_line(physview("maps", "4194305"), 1)
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert "zombie" in one_line(physview("maps", str(child.pid)), 1)
+    child.wait()
+
+
+@pytest.mark.needs("kthread")
+def test_a_kernel_thread(physview):
+    assert "kernel thread" in one_line(physview("maps", "2"), 1)
+
+
+@pytest.mark.needs("nobody")
+def test_nobody_gets_sizes_and_hears_what_is_missing(physview):
+    result = physview("maps", "self", "--json", prefix=AS_NOBODY)
+    assert result.returncode == 0
+    assert result.stderr.count("\n") == 1
+    assert "frame numbers are hidden" in result.stderr
+    total = json.loads(result.stdout)["total"]
+    assert total["resident_bytes"] > 1 << 20
+    assert (total["nr_extents"], total["contiguous"], total["folios"]) == (None, None, None)
+    code = (
+        "import test_maps\n"
+        "from memory import Region\n"
+        "region = Region(300, prot=1); [region.read(i) for i in range(200)]\n"
+        "usage = test_maps.of(region, test_maps.usages())\n"
+        "expected = test_maps.smaps('self')[usage.vma.start]\n"
+        "print(usage.resident_bytes - expected['Rss'], usage.zero_bytes)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+    command = [*AS_NOBODY, sys.executable, "-c", code]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    difference, zero = map(int, found.stdout.split())
+    assert difference == 0
+    if os.path.exists("/sys/kernel/mm/transparent_hugepage"):
+        assert zero in (0, 200 * PAGE)  # 0 before 6.7, where nothing tells
+
+
+def test_a_process_that_ends_while_it_is_read(python):
+    child = python("from memory import Region; r = Region(1000).touch()")
+    with Snapshot(child.pid) as snapshot, UsageReader() as reader:
+        usages = reader.iter_usage(snapshot)
+        child.kill()
+        child.wait()
+        with pytest.raises(ProcessGone):
+            list(usages)
+
+
+@pytest.mark.needs("scan")
+def test_memory_stays_small_and_numpy_is_not_needed(python):
+    child = python("from memory import Region; r = Region(400_000).touch(*range(0, 400_000, 2))")
+    code = (
+        "import re, sys\n"
+        "from physview.commands import main\n"
+        f"assert main(['maps', '{child.pid}', '--rollup']) == 0\n"
+        "assert 'numpy' not in sys.modules and 'rich' not in sys.modules\n"
+        # ru_maxrss would be that of the tests, from before the exec
+        "print(re.search('VmHWM:(.*) kB', open('/proc/self/status').read()).group(1))"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(result.stdout.split()[-1]) < 60_000

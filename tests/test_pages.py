@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""physview pages, against plain reads, and against tools/mm/page-types where that is on PATH."""
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from conftest import AS_NOBODY, one_line
+from memory import PAGE
+from test_extents import KINDS, WAIT, plain_entries
+
+from physview.analysis.flag_counts import count_flags
+from physview.flags import FlagFilter
+from physview.kpage import FLAG_BITS
+from physview.model import NO_ENTRY, PM_PFRAME_MASK, PM_PRESENT
+from physview.snapshot import Snapshot
+
+IDLE = 1 << FLAG_BITS["idle"]
+ALL = "flags,mapcount,cgroup,node"
+
+pytestmark = pytest.mark.needs("pfn", "kpage")
+
+
+@pytest.fixture
+def stopped(python):
+    child = python(KINDS, wait=WAIT)
+    os.kill(child.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+    return child
+
+
+def expand(records):
+    """The frame, or the cause, of each page."""
+    zero = [item["pfn"] for item in records if item["flags"] and "zero_page" in item["flags"]]
+    pages = {}
+    for item in records:
+        step = item["pfn"] is not None and item["pfn"] not in zero
+        for i in range(item["nr_pages"]):
+            where = item["cause"] or item["pfn"] + i * step
+            pages[int(item["vaddr"], 16) + i * PAGE] = where
+    return pages
+
+
+def test_every_format_has_every_page(physview, stopped):
+    entries, _ = plain_entries(stopped.pid)
+    expected = {
+        vaddr: entry & PM_PFRAME_MASK for vaddr, entry in entries.items() if entry & PM_PRESENT
+    }
+    document = json.loads(physview("pages", str(stopped.pid), "--json", "--columns", ALL).stdout)
+    found = expand(document["extents"])
+    assert set(found) == set(entries)
+    assert {vaddr: pfn for vaddr, pfn in found.items() if isinstance(pfn, int)} == expected
+    assert set(found.values()) - set(expected.values()) <= {"guard", "marker", "swapped"}
+    for item in document["extents"]:
+        vma = document["mappings"][item["mapping"]]
+        assert int(vma["start"], 16) <= int(item["vaddr"], 16) < int(vma["end"], 16)
+        if item["pfn"] is not None:
+            assert int(item["paddr"], 16) == item["pfn"] * PAGE
+            assert item["mapcount"] is not None
+            assert item["node"] is not None
+
+    lines = physview("pages", str(stopped.pid), "--format", "jsonl").stdout.splitlines()
+    assert expand([json.loads(line) for line in lines]) == found
+
+    text = physview("pages", str(stopped.pid), "--format", "csv").stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    as_numbers = [
+        {
+            "vaddr": row["vaddr"],
+            "nr_pages": int(row["nr_pages"]),
+            "pfn": int(row["pfn"]) if row["pfn"] else None,
+            "cause": row["cause"],
+            "flags": row["flags"].split("|"),
+        }
+        for row in rows
+    ]
+    assert expand(as_numbers) == found
+
+    lines = physview("pages", str(stopped.pid), "--each").stdout.splitlines()
+    pages = [line.split() for line in lines[1:] if line.startswith("  ")]
+    assert {int(vaddr, 16): pfn for vaddr, pfn, *_ in pages} == {
+        vaddr: "-" if isinstance(pfn, str) else f"{pfn:x}" for vaddr, pfn in found.items()
+    }
+
+
+def test_a_range_in_80_columns(physview, stopped):
+    entries, _ = plain_entries(stopped.pid)
+    start = min(entries)
+    environment = os.environ | {"COLUMNS": "80"}
+    where = f"{start + 1:#x}-{start + PAGE - 1:#x}"  # all of the page they lie in
+    result = physview("pages", str(stopped.pid), where, env=environment)
+    head, mapping, page = result.stdout.splitlines()
+    assert head.split() == ["vaddr", "pages", "pfn", "node", "flags"]
+    assert mapping.startswith(f"{start:012x}-")
+    words = page.split()
+    assert words[:3] == [f"{start:012x}", "1", f"{entries[start] & PM_PFRAME_MASK:x}"]
+    assert "uptodate" in words[4]
+    lines = physview("pages", str(stopped.pid), env=environment).stdout.splitlines()
+    pages = [line for line in lines if line.startswith("  ")]
+    assert max(map(len, pages)) <= 80
+
+
+def plain_counts(pid):
+    """Pages by flags, read one by one."""
+    counts = Counter()
+    with open("/proc/kpageflags", "rb", buffering=0) as file:
+        for entry in plain_entries(pid)[0].values():
+            pfn = entry & PM_PFRAME_MASK
+            if entry & PM_PRESENT and pfn:
+                found = os.pread(file.fileno(), 8, pfn * 8)
+                counts[int.from_bytes(found, "little") if found else NO_ENTRY] += 1
+    return counts
+
+
+def without(counts, bits):
+    merged = Counter()
+    for flags, nr in counts.items():
+        merged[flags & ~bits] += nr
+    return merged
+
+
+# These the kernel changes by itself: aging, and what other processes do to shared pages.
+AGING = sum(1 << FLAG_BITS[name] for name in ("referenced", "active", "idle", "lru"))
+
+
+@pytest.mark.parametrize("nr_threads", [1, 2])
+def test_counts_are_those_of_plain_reads(stopped, nr_threads):
+    with Snapshot(stopped.pid) as snapshot:
+        found = count_flags(snapshot, raw=True, nr_threads=nr_threads)
+        anon = count_flags(snapshot, raw=True, where=FlagFilter.parse("anon,!thp"))
+    expected = plain_counts(stopped.pid)
+    assert without(found.by_flags, AGING) == without(expected, AGING)
+    assert sum(found.by_flags.values()) == sum(expected.values())
+    nr_anon = sum(nr for flags, nr in expected.items() if flags >> 12 & 1 and not flags >> 22 & 1)
+    assert sum(anon.by_flags.values()) == nr_anon > 1000
+
+
+@pytest.mark.needs("page-types")
+def test_counts_are_those_of_page_types(stopped):
+    with Snapshot(stopped.pid) as snapshot:
+        found = count_flags(snapshot)
+    command = ["page-types", "-p", str(stopped.pid)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    theirs = {
+        int(flags, 16): int(nr) for flags, nr in re.findall(r"^(0x\w+)\s+(\d+)", output, re.M)
+    }
+    # It counts guards and swap entries as pages without flags.
+    ours = Counter(found.by_flags)
+    ours[0] += found.nr_swapped + found.nr_special
+    assert without(ours, AGING) == without(theirs, AGING)
+    assert sum(theirs.values()) > 5000
+
+
+def test_the_summary(physview, stopped):
+    lines = physview("pages", str(stopped.pid), "--summary").stdout.splitlines()
+    assert lines[0].split() == ["flags", "pages", "size", "names"]
+    numbers = [int(line.split()[1]) for line in lines[1:]]
+    assert numbers[-1] == sum(numbers[:-1]) == len(plain_entries(stopped.pid)[0])
+    document = json.loads(physview("pages", str(stopped.pid), "--summary", "--json").stdout)
+    assert document["nr_pages"] == sum(item["nr_pages"] for item in document["counts"])
+    anon = physview("pages", str(stopped.pid), "--summary", "--flags", "anon").stdout
+    assert all("anon" in line for line in anon.splitlines()[1:-1])
+
+
+def test_filters(physview, stopped):
+    def flags_of(*options):
+        words = ["pages", str(stopped.pid), "--format", "jsonl", *options]
+        return [json.loads(line)["flags"] for line in physview(*words).stdout.splitlines()]
+
+    assert all("anon" in flags and "thp" not in flags for flags in flags_of("--flags", "anon,!thp"))
+    assert flags_of("--flags", "zero_page") == [["zero_page"]]
+    heads = flags_of("--flags", "compound_head")
+    assert all("compound_head" in flags for flags in heads)
+    assert heads
+    plain = [flags for flags in flags_of() if flags and "huge" not in flags]
+    assert not any("compound_head" in flags for flags in plain)
+    assert flags_of("--flags", "slab") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--flags", "colour"], "no flag 'colour'; choose of locked, error, "),
+        (["--flags", "anon,~anon"], "asked for and forbidden"),
+        (["--columns", "colour"], "no column 'colour'; choose of flags, mapcount, cgroup, node"),
+        (["hello"], "'hello' is no range"),
+        (["0x2000-0x1000"], "ends before it starts"),
+        (["--summary", "--each"], "exclude each other"),
+        (["--summary", "--format", "csv"], "exclude each other"),
+        (["--json", "--format", "csv"], "exclude each other"),
+    ],
+)
+def test_wrong_use(physview, words, why):
+    assert why in one_line(physview("pages", "self", *words), 2)
+
+
+def test_no_such_process(physview):
+    assert "no process" in one_line(physview("pages", "4194305"), 1)
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert "zombie" in one_line(physview("pages", str(child.pid)), 1)
+    child.wait()
+
+
+@pytest.mark.needs("nobody")
+def test_nobody_gets_the_extents_and_hears_what_is_missing(physview):
+    result = physview("pages", "self", prefix=AS_NOBODY)
+    assert result.returncode == 0
+    assert result.stderr.count("\n") == 1
+    assert "frame numbers are hidden" in result.stderr
+    pages = [line.split() for line in result.stdout.splitlines()[1:] if line.startswith("  ")]
+    assert sum(int(words[1]) for words in pages) > 500
+    assert {words[2] for words in pages} == {"-"}
+    for option in (["--summary"], ["--flags", "anon"]):
+        line = one_line(physview("pages", "self", *option, prefix=AS_NOBODY), 1)
+        assert "frame numbers are hidden; run as root: sudo" in line
+
+
+def test_a_process_that_ends_while_it_is_written(python):
+    child = python("from memory import Region; r = Region(100_000).touch(*range(0, 100_000, 2))")
+    command = [sys.executable, "-m", "physview", "pages", str(child.pid)]
+    reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(5):
+        reader.stdout.readline()
+    child.kill()  # the reader is held up by its full pipe
+    child.wait()
+    _, stderr = reader.communicate()
+    assert reader.returncode == 1
+    assert stderr == (
+        f"physview: process {child.pid} is gone: it ended while it was read; start again with a"
+        " living process\n"
+    )
+
+
+@pytest.mark.parametrize("options", [["--each"], ["--format", "jsonl"], ["--summary"]])
+def test_memory_stays_small(python, options):
+    child = python("from memory import Region; r = Region(300_000).touch(*range(0, 300_000, 2))")
+    code = (
+        "import re, sys\n"
+        "from physview.commands import main\n"
+        f"assert main(['pages', '{child.pid}', *{options!r}]) == 0\n"
+        "status = open('/proc/self/status').read()\n"
+        "print(re.search('VmHWM:(.*) kB', status).group(1), 'numpy' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak, with_numpy = result.stdout.split()[-2:]
+    assert int(peak) < 120_000
+    assert (with_numpy == "True") == (options != ["--summary"])

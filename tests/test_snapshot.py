@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Columns against plain reads of the files they come from."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from conftest import AS_NOBODY
+from memory import PAGE, Region
+from test_extents import KINDS, WAIT, plain_entries
+from test_kpage import plain_values
+
+from physview import snapshot as module
+from physview.errors import UsageError
+from physview.flags import FlagFilter, well_known
+from physview.model import NO_ENTRY, PM_PFRAME_MASK, PM_PRESENT
+from physview.snapshot import COLUMNS, Snapshot, iter_each
+from physview.topology import NO_NODE, cgroup_paths, cgroup_pids, node_map
+
+IDLE = 1 << 25
+
+
+@pytest.fixture
+def stopped(python):
+    child = python(KINDS, wait=WAIT)
+    os.kill(child.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+    return child
+
+
+def pages_of(snapshot, **options):
+    """Rows of single pages by address."""
+    return {
+        int(page["vaddr"]): page
+        for rows in snapshot.iter_extents(**options)
+        for pages in iter_each(rows)
+        for page in pages
+    }
+
+
+@pytest.mark.needs("pfn", "kpage")
+@pytest.mark.parametrize("chunk_pages", [1 << 16, 100])
+def test_every_page_has_what_plain_reads_give(stopped, monkeypatch, chunk_pages):
+    monkeypatch.setattr(module, "CHUNK_PAGES", chunk_pages)
+    entries, _ = plain_entries(stopped.pid)
+    with Snapshot(stopped.pid) as snapshot:
+        pages = pages_of(snapshot, columns=COLUMNS, raw=True)
+        vmas = snapshot.vmas
+    assert sorted(pages) == sorted(entries)
+    nodes = node_map()
+    nr_wrong_flags = 0
+    for vaddr, entry in entries.items():
+        page = pages[vaddr]
+        assert int(page["entry"]) == entry
+        assert vaddr in vmas[page["vma"]]
+        pfn = entry & PM_PFRAME_MASK
+        if entry & PM_PRESENT and pfn:
+            assert int(page["pfn"]) == pfn
+            assert int(page["swap"]) == NO_ENTRY
+            assert int(page["cgroup"]) == plain_values("kpagecgroup", pfn, 1)[0]
+            if vmas[page["vma"]].path == "":  # others map a library's pages, and come and go
+                assert int(page["mapcount"]) == plain_values("kpagecount", pfn, 1)[0]
+            assert page["node"] == nodes.node_of_block[pfn >> nodes.block_shift] != NO_NODE
+            known = plain_values("kpageflags", pfn, 1)[0]
+            nr_wrong_flags += int(page["flags"]) & ~IDLE != known & ~IDLE
+        else:
+            assert int(page["pfn"]) == int(page["flags"]) == NO_ENTRY
+            assert page["node"] == -1
+    assert nr_wrong_flags < len(entries) / 50  # referenced and active change by themselves
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_extents_are_alike_within_and_different_from_the_next(stopped):
+    with Snapshot(stopped.pid) as snapshot:
+        rows = np.concatenate(list(snapshot.iter_extents(columns=("flags", "mapcount"))))
+    for one, other in pairwise(rows):
+        end = int(one["vaddr"]) + int(one["nr_pages"]) * PAGE
+        assert end <= int(other["vaddr"])
+        if end == int(other["vaddr"]) and one["vma"] == other["vma"]:
+            alike = all(one[name] == other[name] for name in ("flags", "mapcount"))
+            in_a_row = int(one["entry"]) + int(one["nr_pages"]) == int(other["entry"])
+            assert not (alike and in_a_row and int(one["pfn"]) != NO_ENTRY)
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_chosen_by_flags(stopped):
+    where = FlagFilter.parse("anon,!thp")
+    with Snapshot(stopped.pid) as snapshot:
+        every = pages_of(snapshot, columns=["flags"])
+        chosen = pages_of(snapshot, where=where)
+    expected = {
+        vaddr
+        for vaddr, page in every.items()
+        if int(page["flags"]) != NO_ENTRY and where.matches(well_known(int(page["flags"])))
+    }
+    assert len(expected ^ set(chosen)) < len(expected) / 50
+    assert 1000 < len(chosen) < len(every)
+
+
+@pytest.mark.needs("pfn")
+def test_a_batch_has_a_constant_size():
+    region = Region(300_000)
+    for index in range(300_000):
+        region.read(index)
+    with Snapshot() as snapshot:
+        (rows,) = snapshot.iter_extents(region.start, region.end)
+        assert rows["nr_pages"].tolist() == [300_000]
+        sizes = [len(pages) for pages in iter_each(rows)]
+    assert sum(sizes) == 300_000
+    assert max(sizes) <= module.CHUNK_PAGES
+
+
+def test_an_unknown_column():
+    with Snapshot() as snapshot, pytest.raises(UsageError, match="choose of flags, mapcount"):
+        list(snapshot.iter_extents(columns=["colour"]))
+    with pytest.raises(UsageError, match="is no process"):
+        Snapshot("selfie")
+
+
+@pytest.mark.needs("nobody")
+def test_nobody_gets_extents_but_no_flags():
+    code = """
+import physview
+from physview.snapshot import Snapshot
+with Snapshot() as snapshot:
+    assert not snapshot.knows_frames
+    assert sum(int(rows["nr_pages"].sum()) for rows in snapshot.iter_extents()) > 500
+    try:
+        list(snapshot.iter_extents(columns=["flags"]))
+    except physview.AccessDenied as error:
+        print(error)
+"""
+    command = [*AS_NOBODY, sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "/proc/kpageflags" in result.stdout
+
+
+def test_nodes_cover_all_memory():
+    nodes = node_map()
+    with open("/proc/meminfo") as file:
+        total = int(re.search(r"MemTotal: +(\d+)", file.read()).group(1)) * 1024
+    covered = sum(node != NO_NODE for node in nodes.node_of_block) << nodes.block_shift
+    assert covered * PAGE >= total
+    assert set(nodes.nodes) == set(nodes.node_of_block) - {NO_NODE}
+
+
+@pytest.mark.needs("kpage")
+def test_our_own_cgroup_is_found_by_its_inode():
+    with open("/proc/self/cgroup") as file:
+        mine = dict(line.rstrip("\n").split(":", 2)[1:] for line in file)
+    region = Region(1).touch()
+    with Snapshot() as snapshot:
+        (rows,) = snapshot.iter_extents(region.start, region.end, columns=["cgroup"])
+    inode = int(rows["cgroup"][0])
+    if inode not in (0, NO_ENTRY):
+        assert cgroup_paths()[inode] in (mine.get("memory"), mine.get(""))
+
+
+def test_the_processes_of_a_cgroup(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "cgroup.procs").write_text("3\n1\n")
+    (tmp_path / "below" / "cgroup.procs").write_text("2\n0\n")
+    assert cgroup_pids(str(tmp_path)) == [1, 2, 3]
+    with pytest.raises(FileNotFoundError):
+        cgroup_pids(str(tmp_path / "nowhere"))
