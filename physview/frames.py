@@ -45,7 +45,7 @@ class Use(Enum):
     KSM = ("ksm", "ksm", "anonymous memory that was found alike and is shared (KSM)")
     ANON = ("anon", "anon", "anonymous memory: heaps, stacks, private copies")
     SHMEM = ("shmem", "swapbacked, not anon", "shared memory and tmpfs")
-    PAGE_CACHE = ("page_cache", "lru or thp, not swapbacked", "files in the page cache")
+    PAGE_CACHE = ("page_cache", "lru, thp or uptodate", "files in the page cache")
     OTHER = ("other", "none of these", "kernel memory without a flag, or held back from use")
 
     rule: str
@@ -63,7 +63,8 @@ _USES_BY_FLAG = [(1 << FLAG_BITS[use.rule], use) for use in Use if use.rule in F
 _NOPAGE = 1 << FLAG_BITS["nopage"]
 _SWAPBACKED = 1 << FLAG_BITS["swapbacked"]
 # Kernels before 6.9 show of the tails of a large folio in the page cache no more than thp.
-_CACHED = 1 << FLAG_BITS["lru"] | 1 << FLAG_BITS["thp"]
+# A page that is just being moved to another list is in no lru: uptodate it remains.
+_CACHED = 1 << FLAG_BITS["lru"] | 1 << FLAG_BITS["thp"] | 1 << FLAG_BITS["uptodate"]
 
 
 def use_of(flags: int) -> Use:

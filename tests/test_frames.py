@@ -78,6 +78,7 @@ def test_frames_belong_to_the_zone_they_are_in_and_to_one_only():
         ("swapbacked lru", Use.SHMEM),
         ("huge mmap compound_head", Use.HUGETLB),
         ("lru uptodate", Use.PAGE_CACHE),
+        ("uptodate active mmap", Use.PAGE_CACHE),
         ("hwpoison anon", Use.POISONED),
         ("offline", Use.OFFLINE),
         ("pgtable", Use.PAGE_TABLES),
