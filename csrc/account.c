@@ -10,11 +10,6 @@
 
 #include "physview.h"
 
-#define PM_PRESENT (UINT64_C(1) << 63)
-#define PM_MMAP_EXCLUSIVE (UINT64_C(1) << 56)
-#define PM_GUARD (UINT64_C(1) << 58)
-#define PM_PFRAME_MASK ((UINT64_C(1) << 55) - 1)
-#define SWAP_TYPE_MASK 31
 /* Below this a type is a swap area: see model.py. */
 #define MIN_SPECIAL_SWAP_TYPE 22
 

@@ -7,11 +7,6 @@
 
 #include "kmod/uapi/physicalview.h"
 
-#define PM_PRESENT (UINT64_C(1) << 63)
-#define PM_SWAP (UINT64_C(1) << 62)
-#define PM_PFRAME_MASK ((UINT64_C(1) << 55) - 1)
-#define SWAP_TYPE_BITS 5
-
 /* What both know of a page; the rest of an entry is pagemap's own business. */
 #define COMMON (PM_PRESENT | PM_SWAP | PM_PFRAME_MASK)
 

@@ -16,8 +16,6 @@
 
 #include "physview.h"
 
-#define PM_PRESENT (UINT64_C(1) << 63)
-
 /* The kernel maps cached neighbours too, so many pages (fault_around_bytes). */
 #define NR_AROUND 16
 

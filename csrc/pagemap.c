@@ -8,9 +8,6 @@
 
 #include "physview.h"
 
-#define PM_PFRAME_MASK ((UINT64_C(1) << 55) - 1)
-#define PM_PRESENT_BIT 63
-
 /*
  * Entries in one pread(). The kernel copies out 512 at a time, so that more
  * saves only system calls; with this many, those are few, and the entries are

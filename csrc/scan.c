@@ -14,12 +14,6 @@
 
 #include "physview.h"
 
-#define PM_PRESENT (UINT64_C(1) << 63)
-#define PM_SWAP (UINT64_C(1) << 62)
-#define PM_GUARD (UINT64_C(1) << 58)
-#define PM_PFRAME_MASK ((UINT64_C(1) << 55) - 1)
-#define SWAP_TYPE_BITS 5
-#define SWAP_TYPE_MASK ((UINT64_C(1) << SWAP_TYPE_BITS) - 1)
 #define PTE_MARKER_SWAP_TYPE 31
 
 /* Entries in one read: see pagemap.c. */

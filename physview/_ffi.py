@@ -11,6 +11,8 @@ from physview.errors import CoreUnavailable
 if TYPE_CHECKING:
     from physview._native import _Lib
 
+MAX_THREADS = 4
+
 try:
     from physview import _native
 except ImportError as error:
@@ -36,6 +38,11 @@ def load() -> tuple[Any, _Lib]:
             "the compiled core is not there", _why_not, "build it with ./scripts/run"
         )
     return _native.ffi, _native.lib
+
+
+def nr_threads() -> int:
+    """How many threads are worth having in the core at once."""
+    return min(MAX_THREADS, len(os.sched_getaffinity(0)))
 
 
 def why_unavailable() -> str:

@@ -50,7 +50,6 @@ SLICE_BYTES = 1 << 29
 MAX_SLICES = 512
 MAX_BATCHES_AHEAD = 8
 MIN_PAGES_FOR_THREADS = 1 << 17
-MAX_THREADS = 4
 
 
 class Batch(NamedTuple):
@@ -89,8 +88,8 @@ class ExtentReader:
         self._allocate = self._ffi.new_allocator(should_clear_after_alloc=False)
         self._proc = proc
         self._batch = batch
-        self._fd = proc.open_pagemap()
         self.zero_pfn = find_zero_pfn()
+        self._fd = proc.open_pagemap()
         try:
             self.use_scan = self._has_scan() if use_scan is None else use_scan
             self.memory = MemoryMap(proc)
@@ -184,7 +183,7 @@ class ExtentReader:
         nr_resident = int(self._proc.read("statm").split()[1])
         if nr_resident < MIN_PAGES_FOR_THREADS:
             return 1
-        return min(MAX_THREADS, len(os.sched_getaffinity(0)))
+        return _ffi.nr_threads()
 
     def _read(self, start: int, end: int) -> Iterator[Batch]:
         at = self._ffi.new("uint64_t *", start)

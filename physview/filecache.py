@@ -278,18 +278,15 @@ class OpenFile:
         means by others."""
         import numpy as np
 
-        runs = runs[np.argsort(runs["pfn"], kind="stable")]
         known = runs[runs["pfn"] != 0]
         frames = np.empty(len(known), dtype=FRAMES_DTYPE)
         frames["pfn"], frames["nr"] = known["pfn"], known["nr"]
-        parts = [runs[runs["pfn"] == 0]]
-        for pieces in kpage.iter_pieces(frames):
-            part = np.empty(len(pieces), dtype=CACHED_DTYPE)
-            of = known[pieces["run"]]
-            part["page"] = of["page"] + (pieces["pfn"] - of["pfn"])
-            part["pfn"], part["nr"], part["flags"] = pieces["pfn"], pieces["nr"], pieces["value"]
-            parts.append(part)
-        split = np.concatenate(parts)
+        pieces = kpage.split(frames)
+        of = known[pieces["run"].astype(np.intp)]
+        split = np.empty(len(pieces), dtype=CACHED_DTYPE)
+        split["page"] = of["page"] + (pieces["pfn"] - of["pfn"])
+        split["pfn"], split["nr"], split["flags"] = pieces["pfn"], pieces["nr"], pieces["value"]
+        split = np.concatenate([runs[runs["pfn"] == 0], split])
         return split[np.argsort(split["page"], kind="stable")]
 
     def summary(self, visit: Callable[[npt.NDArray[Any]], None] | None = None) -> CachedFile:

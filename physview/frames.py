@@ -6,7 +6,6 @@ Source: /proc/kpageflags (fs/proc/page.c), /proc/iomem, /proc/zoneinfo, /proc/bu
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -14,14 +13,13 @@ from enum import Enum
 from itertools import pairwise
 from typing import NamedTuple
 
-from physview import machine
+from physview import _ffi, machine
 from physview.kpage import FLAG_BITS, KpageFile
 from physview.machine import Zone
 from physview.model import NO_ENTRY
 
 # Frames that one thread counts at a time: 20 ms or so of the kernel's work.
 SLICE = 1 << 18
-MAX_THREADS = 4
 
 MAPPED = 1 << FLAG_BITS["mmap"]
 
@@ -152,7 +150,7 @@ def read_machine(
     """Count all frames of RAM by their flags.
 
     Args:
-        nr_threads: How many read at once; None is one for each processor, up to MAX_THREADS.
+        nr_threads: How many read at once; None is one for each processor, up to four.
         progress: Called with how many frames were counted, and how many there are.
 
     Raises:
@@ -160,8 +158,6 @@ def read_machine(
         Unsupported: The kernel was built without kpageflags.
         CoreUnavailable: The core is not built.
     """
-    if nr_threads is None:
-        nr_threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
     file = KpageFile("kpageflags")
     try:
         ram = machine.ram_ranges(machine.read_resources())
@@ -170,7 +166,7 @@ def read_machine(
         with open("/proc/buddyinfo", "rb") as buddyinfo:
             blocks = machine.parse_buddyinfo(buddyinfo.read())
         parts = _split(ram, zones)
-        counts = _count(file, parts, nr_threads, progress)
+        counts = _count(file, parts, nr_threads or _ffi.nr_threads(), progress)
     finally:
         file.close()
     found = []

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from physview import _ffi
 from physview.errors import AccessDenied, Unsupported
-from physview.model import NO_ENTRY, PM_PFRAME_MASK, PM_PRESENT
+from physview.model import NO_ENTRY
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
 FRAMES_DTYPE = [("pfn", "u8"), ("nr", "u8")]
@@ -180,28 +179,27 @@ class KpageFile:
             _ffi.check(nr, self._path)
             yield pieces[:nr]
 
+    def split(self, frames: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """As `iter_pieces()`, all at once, of frames in any order; they are read in theirs.
+
+        Args:
+            frames: Structured array of FRAMES_DTYPE.
+
+        Returns:
+            Structured array of PIECE_DTYPE, sorted by pfn; run is the index in `frames`.
+
+        Raises:
+            OSError: The kernel's.
+        """
+        import numpy as np
+
+        order = np.argsort(frames["pfn"], kind="stable")
+        none = np.empty(0, dtype=PIECE_DTYPE)
+        pieces = np.concatenate([none, *(p.copy() for p in self.iter_pieces(frames[order]))])
+        pieces["run"] = order[pieces["run"].astype(np.intp)]
+        return pieces
+
     def _runs(self, runs: npt.NDArray[Any]) -> Any:
         assert runs.dtype == FRAMES_DTYPE
         assert runs.flags.c_contiguous
         return self._ffi.cast("struct pv_frames *", runs.ctypes.data)
-
-
-def frames_of(extents: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """The frames of extents, sorted by frame number.
-
-    Args:
-        extents: Structured array of extents.EXTENT_DTYPE.
-
-    Returns:
-        Structured array of FRAMES_DTYPE with the extents that have known frames, and the index in
-        `extents` of each.
-    """
-    import numpy as np
-
-    pfns = extents["entry"] & np.uint64(PM_PFRAME_MASK)
-    known = np.flatnonzero((extents["entry"] & np.uint64(PM_PRESENT) != 0) & (pfns != 0))
-    order = known[np.argsort(pfns[known], kind="stable")]
-    runs = np.empty(len(order), dtype=FRAMES_DTYPE)
-    runs["pfn"] = pfns[order]
-    runs["nr"] = extents["nr_pages"][order]
-    return runs, order

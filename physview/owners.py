@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 OWNED_DTYPE = [("pfn", "u8"), ("nr", "u8"), ("vaddr", "u8"), ("nr_pages", "u8")]
 """Frames in a row that pages in a row show: first frame number, how many, first address, pages."""
 
-MAX_THREADS = 4
 # One that runs another program while it is read is read again, as what it then is.
 TRIES = 3
 
@@ -259,8 +258,7 @@ class _Index:
 
     def search(self, progress: Callable[[int, int], None] | None) -> list[_Found]:
         found = []
-        nr_threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
-        with ThreadPoolExecutor(nr_threads) as pool:
+        with ThreadPoolExecutor(_ffi.nr_threads()) as pool:
             try:
                 for nr, one in enumerate(pool.map(self._try, self._pids), 1):
                     if isinstance(one, _Found):

@@ -323,14 +323,12 @@ class _Looker:
         known = np.flatnonzero(rows["pfn"] != np.uint64(NO_ENTRY))
         if not len(known):
             return rows
-        order = known[np.argsort(rows["pfn"][known], kind="stable")]
-        runs = np.empty(len(order), dtype=FRAMES_DTYPE)
-        runs["pfn"] = rows["pfn"][order]
-        is_zero = runs["pfn"] == self._zero_pfn
-        runs["nr"] = np.where(is_zero, 1, rows["nr_pages"][order])
-        pieces = np.concatenate([piece.copy() for piece in file.iter_pieces(runs)])
-        origin = order[pieces["run"].astype(np.intp)]
-        split = rows[origin]
+        frames = np.empty(len(known), dtype=FRAMES_DTYPE)
+        frames["pfn"] = rows["pfn"][known]
+        is_zero = frames["pfn"] == self._zero_pfn
+        frames["nr"] = np.where(is_zero, 1, rows["nr_pages"][known])
+        pieces = file.split(frames)
+        split = rows[known[pieces["run"].astype(np.intp)]]
         offset = pieces["pfn"] - split["pfn"]
         split["vaddr"] += offset * np.uint64(PAGE_SIZE)
         split["entry"] += offset

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from physview.machine import Zone, parse_zoneinfo
 from physview.model import PAGE_SHIFT
 
 NODES = "/sys/devices/system/node"
@@ -29,34 +30,6 @@ class NodeMap(NamedTuple):
     node_of_block: bytes
     block_shift: int
     nodes: tuple[int, ...]
-
-
-class Zone(NamedTuple):
-    """A zone's frames. `nr_spanned` counts holes, too."""
-
-    node: int
-    name: str
-    start_pfn: int
-    nr_spanned: int
-
-
-def parse_zoneinfo(data: bytes) -> list[Zone]:
-    r"""Read /proc/zoneinfo. Source: zoneinfo_show_print() in mm/vmstat.c
-
-    >>> parse_zoneinfo(b"Node 1, zone DMA32\n spanned  8\n  start_pfn:   4096\n")
-    [Zone(node=1, name='DMA32', start_pfn=4096, nr_spanned=8)]
-    """
-    zones = []
-    node, name, nr_spanned = 0, "", 0
-    for line in data.decode().splitlines():
-        words = line.split()
-        if words[:1] == ["Node"]:
-            node, name, nr_spanned = int(words[1].rstrip(",")), words[-1], 0
-        elif words[:1] == ["spanned"]:
-            nr_spanned = int(words[1])
-        elif words[:1] == ["start_pfn:"] and nr_spanned:
-            zones.append(Zone(node, name, int(words[1]), nr_spanned))
-    return zones
 
 
 def node_map() -> NodeMap:
@@ -85,7 +58,7 @@ def node_map() -> NodeMap:
 
 
 def _map_of_zones(zones: list[Zone]) -> NodeMap:
-    edges = [pfn for zone in zones for pfn in (zone.start_pfn, zone.start_pfn + zone.nr_spanned)]
+    edges = [pfn for zone in zones for pfn in (zone.start_pfn, zone.end_pfn)]
     block_shift = min(((pfn & -pfn).bit_length() - 1 for pfn in edges if pfn), default=0)
     table = bytearray([NO_NODE]) * (max(edges, default=0) >> block_shift)
     for zone in sorted(zones, key=lambda zone: -zone.nr_spanned):

@@ -110,28 +110,31 @@ def start_target(size: int, how: str) -> tuple[subprocess.Popen[str], int]:
 
 
 @contextlib.contextmanager
-def readloop(pid: int, start: int, size: int) -> Iterator[Callable[[], float]]:
-    """A function that has the C program read a range of a pagemap once, and returns its seconds."""
+def c_peer(name: str, *arguments: str) -> Iterator[Callable[[], float]]:
+    """A function that has one of our C programs do its work once, and returns its seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        program = f"{folder}/readloop"
-        source = HERE / "peers" / "readloop.c"
-        subprocess.run(["cc", "-O2", "-o", program, source], check=True)
+        program = f"{folder}/{name}"
+        subprocess.run(["cc", "-O2", "-o", program, HERE / "peers" / f"{name}.c"], check=True)
         loop = subprocess.Popen(
-            [program, f"/proc/{pid}/pagemap", str(start // PAGE), str(size // PAGE)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            [program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-        def read_once() -> float:
+        def run_once() -> float:
             assert loop.stdin
             assert loop.stdout
             loop.stdin.write("\n")
             loop.stdin.flush()
             return int(loop.stdout.readline()) / 1e9
 
-        yield read_once
+        yield run_once
         loop.communicate()
+
+
+def readloop(
+    pid: int, start: int, size: int
+) -> contextlib.AbstractContextManager[Callable[[], float]]:
+    """The C program that reads a range of a pagemap."""
+    return c_peer("readloop", f"/proc/{pid}/pagemap", str(start // PAGE), str(size // PAGE))
 
 
 def bench_dense(nr: int) -> bool:

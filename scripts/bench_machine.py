@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from bench import GIB, HERE, paired, report, start_target, timed
+from bench import GIB, c_peer, paired, report, start_target, timed
 
 
 def bench_frames(nr: int) -> bool:
@@ -30,17 +28,7 @@ def bench_owners(nr: int, size: int = 2 * GIB) -> bool:
     from physview.owners import find_owners
 
     target, _ = start_target(size, "write")
-    with tempfile.TemporaryDirectory() as folder:
-        program = f"{folder}/readall"
-        subprocess.run(["cc", "-O2", "-o", program, HERE / "peers" / "readall.c"], check=True)
-        loop = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-        def peer() -> float:
-            assert loop.stdin
-            assert loop.stdout
-            loop.stdin.write("\n")
-            loop.stdin.flush()
-            return int(loop.stdout.readline()) / 1e9
+    with c_peer("readall") as peer:
 
         def ours() -> float:
             begin = time.perf_counter()
@@ -48,7 +36,6 @@ def bench_owners(nr: int, size: int = 2 * GIB) -> bool:
             return time.perf_counter() - begin
 
         ratio, detail = paired(ours, peer, nr)
-        loop.communicate()
     target.kill()
     target.communicate()
     return report("owners of a frame / reading every pagemap once", ratio, 2, detail)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from memory import Region, pfnmap_ranges
+from memory import KINDS, WAIT, Region, pfnmap_ranges
 from witnesses import open_kmod
 
 from physview.analysis import checkup
@@ -193,6 +194,23 @@ def one_line(result, code):
     return result.stderr
 
 
+def ends_while_written(child: subprocess.Popen[str], nr_lines: int, *args: str) -> None:
+    """Run physview on a process that ends when so many lines are written, and hear what it says."""
+    command = [sys.executable, "-m", "physview", *args]
+    reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert reader.stdout
+    for _ in range(nr_lines):
+        reader.stdout.readline()
+    child.kill()  # the reader is held up by its full pipe
+    child.wait()
+    _, stderr = reader.communicate()
+    assert reader.returncode == 1
+    assert stderr == (
+        f"physview: process {child.pid} is gone: it ended while it was read; start again with a"
+        " living process\n"
+    )
+
+
 @functools.cache
 def missing(capability: str) -> str:
     """Why a capability is missing here; empty when it is there."""
@@ -275,6 +293,24 @@ def python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def sleeper(python: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
     """Another process of ours, which waits."""
     return python()
+
+
+@pytest.fixture
+def stopped(python: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    """A process with a piece of memory of every kind, which stands still."""
+    child = python(KINDS, wait=WAIT)
+    os.kill(child.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+    return child
+
+
+@pytest.fixture
+def zombie() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has ended, and for which nobody has waited."""
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    yield child
+    child.wait()
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,37 @@ SHARED = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
 NORESERVE = 0x4000
 MREMAP_MAYMOVE = 1
 
+# How a process waits, and can be stopped.
+WAIT = "import signal; signal.pause()"
+
+# What a process runs to have a piece of memory of every kind. Where the kernel has none of a kind,
+# it is left out.
+KINDS = """
+import mmap, os, random, tempfile
+from memory import HUGE, NORESERVE, PAGE, PRIVATE, Region, SHARED, libc
+dense = Region(3000).touch()
+fragmented = Region(3000).touch(*range(0, 3000, 2))
+sparse = Region(1 << 21, flags=PRIVATE | NORESERVE)
+sparse.touch(*random.Random(5).sample(range(1 << 21), 1000))
+outer = Region.huge(2)
+huge = outer.__enter__()
+huge.madvise(Region.MADV_HUGEPAGE, check=False)
+huge.touch()
+libc.mprotect(huge.start + 100 * PAGE, 50 * PAGE, mmap.PROT_READ)  # borders within a folio
+shared = Region(500, flags=SHARED).touch()
+file = tempfile.TemporaryFile()
+file.truncate(300 * PAGE)
+mapped = Region(300, flags=mmap.MAP_SHARED, fd=file.fileno()).touch(*range(0, 300, 3))
+private = Region(300, flags=mmap.MAP_PRIVATE, fd=file.fileno()).touch(1, 2, 3)
+[private.read(i) for i in range(100, 200)]
+zero = Region(700)
+[zero.read(i) for i in range(700)]
+guard = Region(50).touch()
+guard.madvise(Region.MADV_GUARD_INSTALL, check=False)
+locked = Region(200).touch()
+locked.mprotect(0)
+"""
+
 
 def _check(result: int | None) -> int:
     if result in (None, -1, ctypes.c_void_p(-1).value):

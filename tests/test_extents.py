@@ -1,50 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Extents against what plain reads of the same pagemap give, page by page."""
 
-import os
 import random
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from memory import HUGE, PAGE, Region
+from memory import HUGE, KINDS, PAGE, WAIT, Region
 
 from physview.errors import ProcessGone
 from physview.extents import ExtentReader, find_zero_pfn, step_of
 from physview.model import PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PagemapEntry
 from physview.procfs import ProcDir
-
-WAIT = "import signal; signal.pause()"
-
-# A piece of memory of every kind. Where the kernel has none of a kind, it is left out.
-KINDS = """
-import mmap, os, random, tempfile
-from memory import HUGE, NORESERVE, PAGE, PRIVATE, Region, SHARED, libc
-dense = Region(3000).touch()
-fragmented = Region(3000).touch(*range(0, 3000, 2))
-sparse = Region(1 << 21, flags=PRIVATE | NORESERVE)
-sparse.touch(*random.Random(5).sample(range(1 << 21), 1000))
-outer = Region.huge(2)
-huge = outer.__enter__()
-huge.madvise(Region.MADV_HUGEPAGE, check=False)
-huge.touch()
-libc.mprotect(huge.start + 100 * PAGE, 50 * PAGE, mmap.PROT_READ)  # borders within a folio
-shared = Region(500, flags=SHARED).touch()
-file = tempfile.TemporaryFile()
-file.truncate(300 * PAGE)
-mapped = Region(300, flags=mmap.MAP_SHARED, fd=file.fileno()).touch(*range(0, 300, 3))
-private = Region(300, flags=mmap.MAP_PRIVATE, fd=file.fileno()).touch(1, 2, 3)
-[private.read(i) for i in range(100, 200)]
-zero = Region(700)
-[zero.read(i) for i in range(700)]
-guard = Region(50).touch()
-guard.madvise(Region.MADV_GUARD_INSTALL, check=False)
-locked = Region(200).touch()
-locked.mprotect(0)
-"""
 
 
 def plain_entries(pid):
@@ -102,14 +71,6 @@ def while_nothing_changes(plain, ours):
         if before == plain():
             return before, found
     raise AssertionError("this machine is too busy: the pages of libraries never stood still")
-
-
-@pytest.fixture
-def stopped(python):
-    child = python(KINDS, wait=WAIT)
-    os.kill(child.pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
-    return child
 
 
 @pytest.mark.needs("pfn")

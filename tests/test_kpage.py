@@ -20,7 +20,6 @@ from physview.kpage import (
     NO_ENTRY,
     KpageFile,
     flag_names,
-    frames_of,
 )
 from physview.model import PM_PFRAME_MASK
 
@@ -147,7 +146,7 @@ def test_the_flags_of_our_own_page():
 
 
 @pytest.mark.needs("pfn")
-def test_frames_of_extents_are_sorted_and_know_where_they_come_from(memory):
+def test_pieces_of_frames_in_any_order_are_sorted_and_know_where_they_come_from(memory):
     from physview.extents import ExtentReader
     from physview.procfs import ProcDir
 
@@ -156,10 +155,15 @@ def test_frames_of_extents_are_sorted_and_know_where_they_come_from(memory):
     extents = np.concatenate(list(reader.iter_extents(memory.start, memory.end)))
     reader.close()
     proc.close()
-    runs, order = frames_of(extents)
-    assert (np.diff(runs["pfn"].astype(np.int64)) > 0).all()
-    assert (extents["entry"][order] & np.uint64(PM_PFRAME_MASK) == runs["pfn"]).all()
-    assert int(runs["nr"].sum()) == 1000
+    frames = np.empty(len(extents), dtype=FRAMES_DTYPE)
+    frames["pfn"], frames["nr"] = extents["entry"] & np.uint64(PM_PFRAME_MASK), extents["nr_pages"]
+    file = KpageFile("kpageflags")
+    pieces = file.split(frames)
+    file.close()
+    assert (np.diff(pieces["pfn"].astype(np.int64)) > 0).all()
+    firsts = pieces["pfn"][np.unique(pieces["run"], return_index=True)[1]]
+    assert (firsts == frames["pfn"]).all()
+    assert int(pieces["nr"].sum()) == 1000
     assert memory.size // PAGE == 3000
 
 

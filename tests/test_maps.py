@@ -12,22 +12,13 @@ from pathlib import Path
 
 import pytest
 from conftest import AS_NOBODY, one_line
-from memory import HUGE, PAGE, Region
-from test_extents import KINDS, WAIT
+from memory import HUGE, PAGE, WAIT, Region
 
 from physview.analysis.usage import Usage, UsageReader
 from physview.errors import ProcessGone
 from physview.snapshot import Snapshot
 
 KIB = 1024
-
-
-@pytest.fixture
-def stopped(python):
-    child = python(KINDS, wait=WAIT)
-    os.kill(child.pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
-    return child
 
 
 def smaps(pid):
@@ -216,12 +207,9 @@ def test_wrong_use(physview, words, why):
     assert why in one_line(physview("maps", *words), 2)
 
 
-def test_no_such_process_and_a_zombie(physview):
+def test_no_such_process_and_a_zombie(physview, zombie):
     assert "no process" in one_line(physview("maps", "4194305"), 1)
-    child = subprocess.Popen(["true"])
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert "zombie" in one_line(physview("maps", str(child.pid)), 1)
-    child.wait()
+    assert "zombie" in one_line(physview("maps", str(zombie.pid)), 1)
 
 
 @pytest.mark.needs("kthread")

@@ -6,15 +6,14 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections import Counter
 
 import pytest
-from conftest import AS_NOBODY, one_line
+from conftest import AS_NOBODY, ends_while_written, one_line
 from memory import PAGE
-from test_extents import KINDS, WAIT, plain_entries
+from test_extents import plain_entries
 
 from physview.analysis.flag_counts import count_flags
 from physview.flags import FlagFilter
@@ -26,14 +25,6 @@ IDLE = 1 << FLAG_BITS["idle"]
 ALL = "flags,mapcount,cgroup,node"
 
 pytestmark = pytest.mark.needs("pfn", "kpage")
-
-
-@pytest.fixture
-def stopped(python):
-    child = python(KINDS, wait=WAIT)
-    os.kill(child.pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
-    return child
 
 
 def expand(records):
@@ -201,12 +192,9 @@ def test_wrong_use(physview, words, why):
     assert why in one_line(physview("pages", "self", *words), 2)
 
 
-def test_no_such_process(physview):
+def test_no_such_process(physview, zombie):
     assert "no process" in one_line(physview("pages", "4194305"), 1)
-    child = subprocess.Popen(["true"])
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert "zombie" in one_line(physview("pages", str(child.pid)), 1)
-    child.wait()
+    assert "zombie" in one_line(physview("pages", str(zombie.pid)), 1)
 
 
 @pytest.mark.needs("nobody")
@@ -225,18 +213,7 @@ def test_nobody_gets_the_extents_and_hears_what_is_missing(physview):
 
 def test_a_process_that_ends_while_it_is_written(python):
     child = python("from memory import Region; r = Region(100_000).touch(*range(0, 100_000, 2))")
-    command = [sys.executable, "-m", "physview", "pages", str(child.pid)]
-    reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(5):
-        reader.stdout.readline()
-    child.kill()  # the reader is held up by its full pipe
-    child.wait()
-    _, stderr = reader.communicate()
-    assert reader.returncode == 1
-    assert stderr == (
-        f"physview: process {child.pid} is gone: it ended while it was read; start again with a"
-        " living process\n"
-    )
+    ends_while_written(child, 5, "pages", str(child.pid))
 
 
 @pytest.mark.parametrize("options", [["--each"], ["--format", "jsonl"], ["--summary"]])

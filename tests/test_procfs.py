@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 import os
 import signal
-import subprocess
 import time
 
 import pytest
@@ -114,14 +113,9 @@ def test_a_process_that_runs_another_program_while_it_is_read(python):
             process.translate(vma.start)
 
 
-def test_a_zombie_has_no_memory():
-    child = subprocess.Popen(["true"])
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    try:
-        with pytest.raises(NoUserMemory, match="zombie"):
-            Process(child.pid)
-    finally:
-        child.wait()
+def test_a_zombie_has_no_memory(zombie):
+    with pytest.raises(NoUserMemory, match="zombie"):
+        Process(zombie.pid)
 
 
 @pytest.mark.needs("kthread")

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Columns against plain reads of the files they come from."""
 
-import os
 import re
-import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import AS_NOBODY
 from memory import PAGE, Region
-from test_extents import KINDS, WAIT, plain_entries
+from test_extents import plain_entries
 from test_kpage import plain_values
 
 from physview import snapshot as module
@@ -23,14 +21,6 @@ from physview.snapshot import COLUMNS, Snapshot, iter_each
 from physview.topology import NO_NODE, cgroup_paths, cgroup_pids, node_map
 
 IDLE = 1 << 25
-
-
-@pytest.fixture
-def stopped(python):
-    child = python(KINDS, wait=WAIT)
-    os.kill(child.pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
-    return child
 
 
 def pages_of(snapshot, **options):

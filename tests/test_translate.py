@@ -7,12 +7,11 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, one_line
+from conftest import AS_NOBODY, ends_while_written, one_line
 from memory import PAGE, pfnmap_ranges
 
 
@@ -183,18 +182,7 @@ def test_a_kernel_thread(physview):
 
 def test_a_process_that_ends_while_its_range_is_read(python):
     child = python("import memory; r = memory.Region(200000).touch()")
-    command = [sys.executable, "-m", "physview", "translate", str(child.pid), f"0-{1 << 47:#x}"]
-    reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(50):
-        reader.stdout.readline()
-    child.kill()  # the reader is held up by its full pipe
-    child.wait()
-    _, stderr = reader.communicate()
-    assert reader.returncode == 1
-    assert stderr == (
-        f"physview: process {child.pid} is gone: it ended while it was read; start again with a"
-        " living process\n"
-    )
+    ends_while_written(child, 50, "translate", str(child.pid), f"0-{1 << 47:#x}")
 
 
 @pytest.mark.needs("nobody")

@@ -10,35 +10,8 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
-#include <unistd.h>
 
-static uint64_t buffer[65536];
-
-static int64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
-}
-
-static int read_range(int fd, uint64_t page, uint64_t nr_pages)
-{
-	while (nr_pages) {
-		size_t size = sizeof(buffer);
-		ssize_t got;
-
-		if (nr_pages * sizeof(*buffer) < size)
-			size = nr_pages * sizeof(*buffer);
-		got = pread(fd, buffer, size, (off_t)(page * sizeof(*buffer)));
-		if (got <= 0)
-			return -1;
-		page += (uint64_t)got / sizeof(*buffer);
-		nr_pages -= (uint64_t)got / sizeof(*buffer);
-	}
-	return 0;
-}
+#include "read_range.h"
 
 int main(int argc, char **argv)
 {
