@@ -20,41 +20,16 @@ from physview.model import (
     PM_PFRAME_MASK,
     PM_PRESENT,
     PM_SWAP,
-    PTE_MARKER_SWAP_TYPE,
-    SWAP_TYPE_BITS,
     Vma,
 )
 from physview.procfs import ProcDir
+from physview.rows import BASE_DTYPE, COLUMNS, iter_chunks, join
 from physview.topology import NO_NODE, node_map
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Rows = npt.NDArray[np.void]
-
-BASE_DTYPE = [
-    ("vaddr", "u8"),
-    ("nr_pages", "u8"),
-    ("entry", "u8"),
-    ("pfn", "u8"),
-    ("swap", "u8"),
-    ("vma", "u4"),
-]
-"""What every row has.
-
-vaddr: of the first page. nr_pages: base pages in the row. entry: pagemap's of the first page.
-pfn: the first page's frame; NO_ENTRY where there is none or it is hidden. swap: type in bits 0 to
-4, offset above; NO_ENTRY where it is no swap entry. vma: index in `Snapshot.vmas`.
-"""
-
-COLUMNS = {"flags": "u8", "mapcount": "u8", "cgroup": "u8", "node": "i4"}
-"""What can be asked for besides, the same for all pages of a row; NO_ENTRY, and node -1, where
-there is no frame. cgroup is an inode number, see `topology.cgroup_paths()`."""
+    from physview.rows import Rows
 
 KPAGE_FILES = {"flags": "kpageflags", "mapcount": "kpagecount", "cgroup": "kpagecgroup"}
-# How many pages are looked up at once: what this takes of memory is the most that a batch takes.
-CHUNK_PAGES = 1 << 16
 
 
 class Snapshot:
@@ -166,14 +141,14 @@ class Snapshot:
         spans = np.array([vma[:2] for vma in self.vmas], dtype=np.uint64)
         held = None
         try:
-            for chunk in _iter_chunks(extents):
+            for chunk in iter_chunks(extents, self.reader.zero_pfn):
                 rows = looker.look_up(self._base_rows(chunk, spans, looker.dtype))
                 if where is not None:
                     chosen = where.matches(rows["flags"]) & (rows["flags"] != np.uint64(NO_ENTRY))
                     rows = rows[chosen]
                 if held is not None:
                     rows = np.concatenate([held, rows])
-                rows = _join(rows, self.reader.zero_pfn)
+                rows = join(rows, self.reader.zero_pfn)
                 held = rows[-1:]
                 if len(rows) > 1:
                     yield rows[:-1]
@@ -203,79 +178,6 @@ class Snapshot:
         return rows
 
 
-def _iter_chunks(batches: Iterable[Any]) -> Iterator[Any]:
-    """Split batches of extents so that none has more pages than CHUNK_PAGES."""
-    import numpy as np
-
-    for batch in batches:
-        if int(batch["nr_pages"].sum()) <= CHUNK_PAGES:
-            yield batch
-            continue
-        pages = batch["nr_pages"].astype(np.int64)
-        ends = np.cumsum(pages)
-        at, first = 0, 0  # the extent, and its first page that is not yet given
-        while at < len(batch):
-            done = int(ends[at] - pages[at]) + first
-            last = int(np.searchsorted(ends, done + CHUNK_PAGES))
-            piece = batch[at : last + 1].copy()
-            if last < len(batch):
-                over = int(ends[last]) - done - CHUNK_PAGES
-                piece["nr_pages"][-1] -= np.uint64(over)
-            _skip(piece[:1], first)
-            nr_last = int(piece["nr_pages"][-1])
-            first, at = (nr_last + (first if last == at else 0), last)
-            if at < len(batch) and first == pages[at]:
-                at, first = at + 1, 0
-            yield piece
-
-
-def _skip(row: Any, nr_pages: int) -> None:
-    """Take pages away from the front of the one extent in `row`."""
-    import numpy as np
-
-    from physview.extents import find_zero_pfn, step_of
-
-    if nr_pages:
-        step = np.uint64(nr_pages * step_of(int(row["entry"][0]), find_zero_pfn()))
-        row["vaddr"] += np.uint64(nr_pages * PAGE_SIZE)
-        row["entry"] += step
-        for name in {"pfn", "swap"} & set(row.dtype.names):
-            if row[name][0] != np.uint64(NO_ENTRY):
-                row[name] += step
-        row["nr_pages"] -= np.uint64(nr_pages)
-
-
-def _steps(rows: Rows, zero_pfn: int) -> npt.NDArray[np.uint64]:
-    """As `extents.step_of()`, of each row."""
-    import numpy as np
-
-    value = rows["entry"] & np.uint64(PM_PFRAME_MASK)
-    present = rows["entry"] & np.uint64(PM_PRESENT) != 0
-    guard = rows["entry"] & np.uint64(PM_GUARD_REGION) != 0
-    marker = value & np.uint64((1 << SWAP_TYPE_BITS) - 1) == PTE_MARKER_SWAP_TYPE
-    alike = (value == 0) | np.where(present, value == zero_pfn, guard | marker)
-    return np.where(alike, 0, np.where(present, 1, 1 << SWAP_TYPE_BITS)).astype(np.uint64)
-
-
-def _join(rows: Rows, zero_pfn: int) -> Rows:
-    """Make one of rows that go on in each other."""
-    import numpy as np
-
-    if len(rows) < 2:
-        return rows
-    nr_pages = rows["nr_pages"]
-    goes_on = rows["vaddr"][1:] == (rows["vaddr"] + nr_pages * np.uint64(PAGE_SIZE))[:-1]
-    goes_on &= rows["entry"][1:] == (rows["entry"] + nr_pages * _steps(rows, zero_pfn))[:-1]
-    for name in {"vma", *COLUMNS} & set(rows.dtype.names or ()):
-        goes_on &= rows[name][1:] == rows[name][:-1]
-    if not goes_on.any():
-        return rows
-    firsts = np.flatnonzero(np.concatenate([[True], ~goes_on]))
-    joined = rows[firsts]
-    joined["nr_pages"] = np.add.reduceat(nr_pages, firsts)
-    return joined
-
-
 class _Looker:
     """Adds columns to rows."""
 
@@ -302,7 +204,7 @@ class _Looker:
             rows = self._split(rows, name, file)
             if name == "flags" and not self._raw:
                 self._hide_internal(rows)
-            rows = _join(rows, self._zero_pfn)
+            rows = join(rows, self._zero_pfn)
         if self._nodes:
             rows = self._split_by_node(rows)
         return rows
@@ -365,32 +267,4 @@ class _Looker:
         node = table[np.minimum(block, np.uint64(len(table) - 1)).astype(np.intp)].astype(np.int32)
         split["node"] = np.where(has_frame & (node != NO_NODE), node, -1)
         split["pfn"] = np.where(has_frame, split["pfn"] + begin, split["pfn"])
-        return _join(split, self._zero_pfn)
-
-
-def iter_each(rows: Rows) -> Iterator[Rows]:
-    """Expand extents to pages.
-
-    Args:
-        rows: What `Snapshot.iter_extents()` yields.
-
-    Yields:
-        Arrays of the same type with nr_pages 1, of up to CHUNK_PAGES.
-    """
-    import numpy as np
-
-    from physview.extents import find_zero_pfn
-
-    for chunk in _iter_chunks([rows]):
-        nr_pages = chunk["nr_pages"].astype(np.int64)
-        pages = np.repeat(chunk, nr_pages)
-        ends = np.cumsum(nr_pages)
-        number = (np.arange(len(pages)) - np.repeat(ends - nr_pages, nr_pages)).astype(np.uint64)
-        steps = number * _steps(pages, find_zero_pfn())
-        none = np.uint64(NO_ENTRY)
-        pages["vaddr"] += number * np.uint64(PAGE_SIZE)
-        pages["entry"] += steps
-        for name in ("pfn", "swap"):
-            pages[name] = np.where(pages[name] == none, none, pages[name] + steps)
-        pages["nr_pages"] = 1
-        yield pages
+        return join(split, self._zero_pfn)

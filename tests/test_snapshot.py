@@ -13,11 +13,12 @@ from memory import PAGE, Region
 from test_extents import plain_entries
 from test_kpage import plain_values
 
-from physview import snapshot as module
+from physview import rows as module
 from physview.errors import UsageError
 from physview.flags import FlagFilter, well_known
 from physview.model import NO_ENTRY, PM_PFRAME_MASK, PM_PRESENT
-from physview.snapshot import COLUMNS, Snapshot, iter_each
+from physview.rows import COLUMNS, iter_each
+from physview.snapshot import Snapshot
 from physview.topology import NO_NODE, cgroup_paths, cgroup_pids, node_map
 
 IDLE = 1 << 25

@@ -133,7 +133,7 @@ def _summarize(
 
 def _iter_each(batches: Iterator[Any]) -> Iterator[Any]:
     """A row for each page, in batches of constant size."""
-    from physview.snapshot import iter_each
+    from physview.rows import iter_each
 
     for batch in batches:
         yield from iter_each(batch)

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Extents as rows of a structured NumPy array: advanced, cut, joined and expanded to pages.
+
+Nothing here reads a process: rows may come of one that lives, or of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from physview.model import (
+    NO_ENTRY,
+    PAGE_SIZE,
+    PM_GUARD_REGION,
+    PM_PFRAME_MASK,
+    PM_PRESENT,
+    PTE_MARKER_SWAP_TYPE,
+    SWAP_TYPE_BITS,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Rows = npt.NDArray[np.void]
+
+BASE_DTYPE = [
+    ("vaddr", "u8"),
+    ("nr_pages", "u8"),
+    ("entry", "u8"),
+    ("pfn", "u8"),
+    ("swap", "u8"),
+    ("vma", "u4"),
+]
+"""What every row has.
+
+vaddr: of the first page. nr_pages: base pages in the row. entry: pagemap's of the first page.
+pfn: the first page's frame; NO_ENTRY where there is none or it is hidden. swap: type in bits 0 to
+4, offset above; NO_ENTRY where it is no swap entry. vma: index in the mappings.
+"""
+
+COLUMNS = {"flags": "u8", "mapcount": "u8", "cgroup": "u8", "node": "i4"}
+"""What can be asked for besides, the same for all pages of a row; NO_ENTRY, and node -1, where
+there is no frame. cgroup is an inode number, see `topology.cgroup_paths()`."""
+
+# How many pages are looked up at once: what this takes of memory is the most that a batch takes.
+CHUNK_PAGES = 1 << 16
+
+
+def ends(rows: Rows) -> npt.NDArray[np.uint64]:
+    """The first address after each row."""
+    import numpy as np
+
+    after: npt.NDArray[np.uint64] = rows["vaddr"] + rows["nr_pages"] * np.uint64(PAGE_SIZE)
+    return after
+
+
+def steps(rows: Rows, zero_pfn: int) -> npt.NDArray[np.uint64]:
+    """How the entry changes from one page of each row to the next: `extents.step_of()`.
+
+    Args:
+        rows: Rows.
+        zero_pfn: The zero page's frame number where the rows were read.
+    """
+    import numpy as np
+
+    value = rows["entry"] & np.uint64(PM_PFRAME_MASK)
+    present = rows["entry"] & np.uint64(PM_PRESENT) != 0
+    guard = rows["entry"] & np.uint64(PM_GUARD_REGION) != 0
+    marker = value & np.uint64((1 << SWAP_TYPE_BITS) - 1) == PTE_MARKER_SWAP_TYPE
+    alike = (value == 0) | np.where(present, value == zero_pfn, guard | marker)
+    return np.where(alike, 0, np.where(present, 1, 1 << SWAP_TYPE_BITS)).astype(np.uint64)
+
+
+def advance(rows: Rows, nr_pages: npt.NDArray[np.uint64], zero_pfn: int) -> None:
+    """Take pages away from the front of each row, in place.
+
+    Args:
+        rows: Rows.
+        nr_pages: uint64 array, shape of rows: how many, fewer than the row has.
+        zero_pfn: As in `steps()`.
+    """
+    import numpy as np
+
+    none = np.uint64(NO_ENTRY)
+    change = nr_pages * steps(rows, zero_pfn)
+    rows["vaddr"] += nr_pages * np.uint64(PAGE_SIZE)
+    rows["entry"] += change
+    for name in {"pfn", "swap"} & set(rows.dtype.names or ()):
+        rows[name] = np.where(rows[name] == none, none, rows[name] + change)
+    rows["nr_pages"] -= nr_pages
+
+
+def cut(rows: Rows, vaddr: int, zero_pfn: int) -> tuple[Rows, Rows]:
+    """What of rows lies below an address, and the rest; a row across it is in both, in part.
+
+    Args:
+        rows: Rows in address order.
+        vaddr: Where to cut, page-aligned.
+        zero_pfn: As in `steps()`.
+    """
+    import numpy as np
+
+    at = int(np.searchsorted(rows["vaddr"], np.uint64(vaddr)))
+    if at == 0 or int(ends(rows[at - 1 : at])[0]) <= vaddr:
+        return rows[:at], rows[at:]
+    below, above = rows[:at].copy(), rows[at - 1 :].copy()
+    nr_below = np.uint64((vaddr - int(below["vaddr"][-1])) // PAGE_SIZE)
+    below["nr_pages"][-1] = nr_below
+    advance(above[:1], np.array([nr_below], dtype=np.uint64), zero_pfn)
+    return below, above
+
+
+def join(rows: Rows, zero_pfn: int) -> Rows:
+    """Make one of rows that go on in each other."""
+    import numpy as np
+
+    if len(rows) < 2:
+        return rows
+    goes_on = rows["vaddr"][1:] == ends(rows)[:-1]
+    goes_on &= rows["entry"][1:] == (rows["entry"] + rows["nr_pages"] * steps(rows, zero_pfn))[:-1]
+    for name in {"vma", *COLUMNS} & set(rows.dtype.names or ()):
+        goes_on &= rows[name][1:] == rows[name][:-1]
+    if not goes_on.any():
+        return rows
+    firsts = np.flatnonzero(np.concatenate([[True], ~goes_on]))
+    joined = rows[firsts]
+    joined["nr_pages"] = np.add.reduceat(rows["nr_pages"], firsts)
+    return joined
+
+
+def iter_chunks(batches: Iterable[Rows], zero_pfn: int) -> Iterator[Any]:
+    """Split batches of rows so that none has more pages than CHUNK_PAGES."""
+    import numpy as np
+
+    for batch in batches:
+        left = batch
+        while len(left):
+            done = np.cumsum(left["nr_pages"].astype(np.int64))
+            if done[-1] <= CHUNK_PAGES:
+                yield left
+                break
+            last = int(np.searchsorted(done, CHUNK_PAGES))
+            over = int(done[last]) - CHUNK_PAGES
+            chunk, left = cut(
+                left, int(ends(left[last : last + 1])[0]) - over * PAGE_SIZE, zero_pfn
+            )
+            yield chunk
+
+
+def iter_each(rows: Rows, zero_pfn: int | None = None) -> Iterator[Rows]:
+    """Expand extents to pages.
+
+    Args:
+        rows: What `Snapshot.iter_extents()` yields.
+        zero_pfn: As in `steps()`; by default this machine's.
+
+    Yields:
+        Arrays of the same type with nr_pages 1, of up to CHUNK_PAGES.
+    """
+    import numpy as np
+
+    if zero_pfn is None:
+        from physview.extents import find_zero_pfn
+
+        zero_pfn = find_zero_pfn()
+    for chunk in iter_chunks([rows], zero_pfn):
+        nr_pages = chunk["nr_pages"].astype(np.int64)
+        pages = np.repeat(chunk, nr_pages)
+        firsts = np.repeat(np.cumsum(nr_pages) - nr_pages, nr_pages)
+        advance(pages, (np.arange(len(pages)) - firsts).astype(np.uint64), zero_pfn)
+        pages["nr_pages"] = 1
+        yield pages
