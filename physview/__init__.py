@@ -36,11 +36,13 @@ from physview.probes import visit_probes
 from physview.process import Process
 
 if TYPE_CHECKING:
+    from physview.analysis.changes import diff
     from physview.filecache import PageCache
     from physview.flags import FlagFilter
     from physview.frames import read_machine
     from physview.owners import find_owners
     from physview.snapshot import Snapshot
+    from physview.snapshot_file import SnapshotFile, write_snapshot
 
 __version__ = "0.1.0"
 
@@ -62,14 +64,17 @@ __all__ = [
     "Process",
     "ProcessGone",
     "Snapshot",
+    "SnapshotFile",
     "Translation",
     "Translations",
     "Unsupported",
     "UsageError",
     "Vma",
+    "diff",
     "find_owners",
     "read_machine",
     "visit_probes",
+    "write_snapshot",
 ]
 
 
@@ -78,8 +83,11 @@ _LAZY = {
     "FlagFilter": "flags",
     "PageCache": "filecache",
     "Snapshot": "snapshot",
+    "SnapshotFile": "snapshot_file",
+    "diff": "analysis.changes",
     "find_owners": "owners",
     "read_machine": "frames",
+    "write_snapshot": "snapshot_file",
 }
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,21 @@ for page in random.Random(1).sample(range((1 << 40) // mmap.PAGESIZE), 1000):
     memory[page * mmap.PAGESIZE] = 1
 print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
 input()
+"""
+
+# Each page in another place; at a sign from us half of them are given back.
+SHUFFLED = """
+import ctypes, mmap, random
+size, page = 2 << 30, mmap.PAGESIZE
+memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+for at in random.sample(range(0, size, page), size // page):
+    memory[at] = 1
+while True:
+    print("ready", flush=True)
+    input()
+    for at in range(0, size, 2 * page):
+        memory.madvise(mmap.MADV_DONTNEED, at, page)
 """
 
 PHYSVIEW = str(Path(sys.executable).with_name("physview"))
@@ -139,6 +155,32 @@ def bench_thpmaps(nr: int, pid: int) -> bool:
     return kept & report(f"{what}: peak memory", mine / theirs, 1 / 2, detail)
 
 
+def bench_files() -> bool:
+    """What snapshots take of memory where nearly each page is an extent of its own."""
+    target = subprocess.Popen(
+        [sys.executable, "-c", SHUFFLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert target.stdin
+    assert target.stdout
+    target.stdout.readline()
+    kept = True
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/{i}.parquet" for i in (0, 1)]
+        for path in paths:
+            peak = peak_kib(PHYSVIEW, "snapshot", str(target.pid), "-o", path)
+            target.stdin.write("\n")
+            target.stdin.flush()
+            target.stdout.readline()
+        what = "2 GiB of single pages: snapshot: peak memory / 150 MB"
+        kept &= report(what, peak / 150_000, 1, f"{peak} KiB")
+        peak = peak_kib(PHYSVIEW, "diff", *paths)
+        what = "2 GiB of single pages: diff: peak memory / 150 MB"
+        kept &= report(what, peak / 150_000, 1, f"{peak} KiB")
+    target.kill()
+    target.communicate()
+    return kept
+
+
 def run(nr: int, size: int) -> bool:
     """Run all of them; return whether all limits are kept."""
     target, start = start_target(size, "write")
@@ -151,4 +193,4 @@ def run(nr: int, size: int) -> bool:
     finally:
         target.kill()
         target.communicate()
-    return all([*kept, bench_sparse(nr)])
+    return all([*kept, bench_sparse(nr), bench_files()])

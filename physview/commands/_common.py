@@ -9,11 +9,16 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from physview import _ffi
 from physview.errors import UsageError
 from physview.model import Cause, Translation
 
+if TYPE_CHECKING:
+    from physview.snapshot_file import Written
+
+COLUMNS = ("flags", "mapcount", "cgroup", "node")
 NEEDS_ROOT = (Cause.HIDDEN, Cause.SWAP_HIDDEN)
 SOURCES = ("auto", "pagemap", "kmod", "reference")
 
@@ -32,6 +37,47 @@ def add_source_option(parser: argparse.ArgumentParser) -> None:
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """Add --json."""
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def add_columns_option(parser: argparse.ArgumentParser) -> None:
+    """Add --columns."""
+    parser.add_argument(
+        "--columns",
+        metavar="NAMES",
+        default="flags,node",
+        help=f"what to look up of frames: of {','.join(COLUMNS)} (flags,node)",
+    )
+
+
+def parse_columns(text: str) -> list[str]:
+    """Read --columns.
+
+    Raises:
+        UsageError: There is no such column.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in COLUMNS:
+            raise UsageError(f"no column '{name}'", "", f"choose of {', '.join(COLUMNS)}")
+    return names
+
+
+def add_force_option(parser: argparse.ArgumentParser) -> None:
+    """Add --force."""
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+
+
+def save_memory() -> None:
+    """Have Arrow use malloc(): its own allocator keeps more of what was given back to it."""
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+
+
+def print_written(written: Written) -> None:
+    """Say what was written."""
+    print(
+        f"{written.path}: {written.nr_pages} pages in {written.nr_extents} extents,"
+        f" {written.size_bytes} bytes"
+    )
 
 
 def parse_address(text: str) -> int:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 NAME = "pages"
 HELP = "a process's pages: frames, flags, map counts, cgroups, nodes; or counts by flags"
 
-COLUMNS = ("flags", "mapcount", "cgroup", "node")
-
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
@@ -38,13 +36,10 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "--flags", metavar="FLAGS", help="only frames with these flags, as in anon,!thp"
     )
     parser.add_argument("--raw", action="store_true", help="all flags, also the kernel's own")
-    parser.add_argument(
-        "--columns",
-        metavar="NAMES",
-        default="flags,node",
-        help=f"what to look up of frames: of {','.join(COLUMNS)} (flags,node)",
-    )
-    parser.add_argument("--format", choices=("csv", "jsonl"), help="a record an extent")
+    _common.add_columns_option(parser)
+    parser.add_argument("--format", choices=("csv", "jsonl", "parquet"), help="a record an extent")
+    parser.add_argument("-o", "--output", metavar="FILE", help="where to write Parquet")
+    _common.add_force_option(parser)
     _common.add_json_option(parser)
 
 
@@ -56,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     start, end = _range(args.range)
     where = None if args.flags is None else FlagFilter.parse(args.flags)
     args.raw |= where is not None and where.names_internal
-    columns = _columns(args.columns)
+    columns = _common.parse_columns(args.columns)
     pid = find_pid(args.process)
 
     from physview.snapshot import Snapshot
@@ -77,7 +72,16 @@ def run(args: argparse.Namespace) -> int:
         batches = snapshot.iter_extents(start, end, columns=columns, where=where, raw=args.raw)
         if args.each:
             batches = _iter_each(batches)
-        _report(args, snapshot, batches, columns)
+        if args.format == "parquet":
+            from physview.snapshot_file import write_rows
+
+            _common.save_memory()
+            written = write_rows(
+                snapshot, batches, args.output, columns=columns, overwrite=args.force
+            )
+            _common.print_written(written)
+        else:
+            _report(args, snapshot, batches, columns)
     return 0
 
 
@@ -87,6 +91,11 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--summary and {other} exclude each other", "", "leave out one")
     if args.json and args.format:
         raise UsageError("--json and --format exclude each other", "", "leave out one")
+    if args.format == "parquet" and args.output is None:
+        raise UsageError("Parquet is written to a file", "", "name it with -o FILE")
+    if args.format != "parquet" and (args.output is not None or args.force):
+        option = "--force" if args.output is None else "--output"
+        raise UsageError(f"{option} is for --format parquet", "", "add that, or leave it out")
 
 
 def _range(text: str | None) -> tuple[int, int | None]:
@@ -97,14 +106,6 @@ def _range(text: str | None) -> tuple[int, int | None]:
         raise UsageError(f"'{text}' is no range", "", "write START-END")
     start, end = found
     return start - start % PAGE_SIZE, end + -end % PAGE_SIZE
-
-
-def _columns(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in COLUMNS:
-            raise UsageError(f"no column '{name}'", "", f"choose of {', '.join(COLUMNS)}")
-    return names
 
 
 def _summarize(

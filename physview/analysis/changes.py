@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What became of a process's pages between two snapshots of it, in constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from physview.errors import PhysviewError
+from physview.kpage import FLAG_BITS
+from physview.model import (
+    MIN_SPECIAL_SWAP_TYPE,
+    NO_ENTRY,
+    PAGE_SIZE,
+    PM_PFRAME_MASK,
+    PM_PRESENT,
+    PM_SWAP,
+    SWAP_TYPE_BITS,
+    Vma,
+)
+from physview.rows import advance, cut, ends
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from physview.rows import Rows
+    from physview.snapshot_file import SnapshotFile
+
+    Changes = npt.NDArray[np.void]
+
+
+class Change(Enum):
+    """What became of a page; `text` says it, `same` is whether that is nothing at all."""
+
+    STAYED = "stayed", "in the same frame", True
+    MOVED = "moved", "in another frame: migrated, or brought back", False
+    COPIED = "copied", "now its own: was a file's or the zero page", False
+    SPLIT = "split", "in the same frame, whose large folio was split", False
+    COLLAPSED = "collapsed", "in a large folio now, which it was not in", False
+    REPLACED = "replaced", "in another frame: something else is mapped there", False
+    SWAPPED_OUT = "swapped_out", "was in memory, and is now a swap entry", False
+    SWAPPED_IN = "swapped_in", "was a swap entry, and is now in memory", False
+    STILL_SWAPPED = "still_swapped", "in the same slot of swap", True
+    RESWAPPED = "reswapped", "in another slot of swap", False
+    APPEARED = "appeared", "touched since, in a mapping that there was", False
+    MAPPED = "mapped", "in a mapping that is new", False
+    WENT = "went", "given back or evicted; its mapping is there", False
+    UNMAPPED = "unmapped", "its mapping is no longer there", False
+    STILL_SPECIAL = "still_special", "a guard or marker, or hidden, as before", True
+    SPECIAL = "special", "a guard, marker or migration came or went", False
+    UNTOLD = "untold", "in memory both times; frame numbers are hidden", True
+
+    text: str
+    same: bool
+
+    def __new__(cls, slug: str, text: str, same: bool) -> Change:
+        member = object.__new__(cls)
+        member._value_ = slug
+        member.text = text
+        member.same = same
+        return member
+
+
+CHANGES = tuple(Change)
+CHANGE_DTYPE = [
+    ("vaddr", "u8"),
+    ("nr_pages", "u8"),
+    ("change", "u1"),
+    ("before", "u8"),
+    ("after", "u8"),
+    ("vma_before", "i4"),
+    ("vma_after", "i4"),
+]
+"""A run of pages of which the same became.
+
+vaddr, nr_pages: the first page, and how many. change: index in CHANGES. before, after: the first
+page's frame, or the slot of its swap entry as in `rows.BASE_DTYPE`; NO_ENTRY without either.
+vma_before, vma_after: index of the mapping; -1 where nothing is mapped.
+"""
+
+_INDEX = {change: at for at, change in enumerate(CHANGES)}
+# What is at an address. A frame whose number is hidden is one, too.
+_ABSENT, _FRAME, _SWAP, _SPECIAL = range(4)
+
+
+class Diff(NamedTuple):
+    """Two snapshots, one against the other.
+
+    Args:
+        counts: How many pages each change became of.
+        by_vma: The same for each mapping in which anything changed: of the later snapshot, or of
+            the earlier where it is no longer there, with whether that is so.
+        nr_vmas_new: Mappings of the later snapshot at whose addresses nothing was mapped.
+        nr_vmas_gone: The other way round.
+    """
+
+    counts: dict[Change, int]
+    by_vma: list[tuple[Vma, bool, dict[Change, int]]]
+    nr_vmas_new: int
+    nr_vmas_gone: int
+
+    @property
+    def nr_changed(self) -> int:
+        """Pages that are not as they were."""
+        return sum(nr for change, nr in self.counts.items() if not change.same)
+
+
+def check_comparable(before: SnapshotFile, after: SnapshotFile) -> None:
+    """Refuse two snapshots whose frames have nothing to do with each other.
+
+    Raises:
+        PhysviewError: They are of two boots, or not whole.
+    """
+    what = f"cannot compare {before.path} and {after.path}"
+    for file in (before, after):
+        if not file.about["complete"]:
+            why = f"{file.path} has only some of the pages"
+            raise PhysviewError(what, why, "physview snapshot PID -o FILE takes all")
+    if before.about["boot_id"] != after.about["boot_id"]:
+        hosts = [f"{file.about['host']}, boot {file.about['boot_id']}" for file in (before, after)]
+        why = f"they are of two boots, which have no frames in common ({hosts[0]}; {hosts[1]})"
+        raise PhysviewError(what, why, "take both in one")
+
+
+def diff(before: SnapshotFile, after: SnapshotFile) -> Diff:
+    """Count what became of the pages.
+
+    Raises:
+        PhysviewError: They cannot be compared, or a file is damaged.
+    """
+    import numpy as np
+
+    counts = np.zeros(len(CHANGES), dtype=np.int64)
+    nr_before, nr_after = len(before.vmas), len(after.vmas)
+    # Mappings of the later, then those of the earlier where the later has none.
+    by_vma = np.zeros((nr_after + nr_before, len(CHANGES)), dtype=np.int64)
+    for changes in iter_changes(before, after):
+        kind = changes["change"].astype(np.intp)
+        pages = changes["nr_pages"].astype(np.int64)
+        np.add.at(counts, kind, pages)
+        gone = changes["vma_after"] < 0
+        vma = np.where(gone, nr_after + changes["vma_before"], changes["vma_after"])
+        np.add.at(by_vma, (vma, kind), pages)
+    same = np.array([change.same for change in CHANGES])
+    mappings = [(vma, False) for vma in after.vmas] + [(vma, True) for vma in before.vmas]
+    changed = np.flatnonzero(by_vma[:, ~same].any(axis=1)).tolist()
+    rows = [(*mappings[at], _counted(by_vma[at])) for at in changed]
+    rows.sort(key=lambda row: row[0].start)
+    return Diff(
+        _counted(counts),
+        rows,
+        _nr_elsewhere(after.vmas, before.vmas),
+        _nr_elsewhere(before.vmas, after.vmas),
+    )
+
+
+def _counted(counts: Any) -> dict[Change, int]:
+    return {change: int(nr) for change, nr in zip(CHANGES, counts, strict=True) if nr}
+
+
+def _nr_elsewhere(vmas: Sequence[Vma], others: Sequence[Vma]) -> int:
+    """How many mappings lie where the others have none."""
+    import numpy as np
+
+    starts, stops = _spans(others)
+    found = np.searchsorted(stops, np.array([vma.start for vma in vmas], np.uint64), side="right")
+    inside = np.minimum(found, len(others) - 1)
+    stop = np.array([vma.end for vma in vmas], np.uint64)
+    return int(((found == len(others)) | (starts[inside] >= stop)).sum())
+
+
+def _spans(vmas: Sequence[Vma]) -> tuple[Any, Any]:
+    import numpy as np
+
+    spans = np.array([vma[:2] for vma in vmas], dtype=np.uint64)
+    return spans[:, 0], spans[:, 1]
+
+
+def iter_changes(before: SnapshotFile, after: SnapshotFile) -> Iterator[Changes]:
+    """Yield what became of the pages that either snapshot knows of.
+
+    Args:
+        before: The earlier snapshot.
+        after: The later one.
+
+    Yields:
+        Structured arrays of CHANGE_DTYPE, in address order. A run may end with one array and go
+        on in the next.
+
+    Raises:
+        PhysviewError: They cannot be compared, or a file is damaged.
+    """
+    check_comparable(before, after)
+    one, other = _Side(before), _Side(after)
+    judge = _Judge(one, other)
+    while one.fill() and other.fill():
+        limit = min(one.known_to, other.known_to)
+        changes = judge.changes(one.take(limit), other.take(limit))
+        if len(changes):
+            yield changes
+    for side in (one, other):
+        while side.fill():
+            rows = side.take(side.known_to)
+            none = rows[:0]
+            pair = (rows, none) if side is one else (none, rows)
+            yield judge.changes(*pair)
+
+
+class _Side:
+    """One of both snapshots, read as far as is needed."""
+
+    def __init__(self, file: SnapshotFile) -> None:
+        self.vmas = file.vmas
+        self.zero_pfn: int = file.about["zero_pfn"]
+        self.starts, self.stops = _spans(file.vmas)
+        self._batches = file.iter_extents()
+        self._rows: Any = None
+
+    def fill(self) -> bool:
+        """See to it that there are rows; False if there are no more."""
+        while self._rows is None or not len(self._rows):
+            self._rows = next(self._batches, None)
+            if self._rows is None:
+                return False
+        return True
+
+    @property
+    def known_to(self) -> int:
+        """Up to where nothing is left to be read."""
+        return int(ends(self._rows[-1:])[0])
+
+    def take(self, limit: int) -> Rows:
+        """What lies below `limit`; it is not given again."""
+        below, self._rows = cut(self._rows, limit, self.zero_pfn)
+        return below
+
+    def vma_at(self, vaddrs: Any) -> Any:
+        """Index of the mapping that each address lies in; -1 for none."""
+        import numpy as np
+
+        at = np.searchsorted(self.starts, vaddrs, side="right") - 1
+        return np.where((at >= 0) & (vaddrs < self.stops[at]), at, -1)
+
+    def rows_at(self, rows: Rows, vaddrs: Any, nr_pages: Any) -> tuple[Rows, Any]:
+        """Pieces of rows, and what is there; what is ABSENT has no meaning."""
+        import numpy as np
+
+        if not len(rows):
+            return np.zeros(len(vaddrs), dtype=rows.dtype), np.full(len(vaddrs), _ABSENT)
+        at = np.searchsorted(rows["vaddr"], vaddrs, side="right") - 1
+        covered = (at >= 0) & (vaddrs < ends(rows)[at])
+        pieces = rows[np.maximum(at, 0)]
+        offset = np.where(covered, (vaddrs - pieces["vaddr"]) // np.uint64(PAGE_SIZE), 0)
+        advance(pieces, offset.astype(np.uint64), self.zero_pfn)
+        pieces["nr_pages"] = nr_pages
+        return pieces, np.where(covered, _what(pieces), _ABSENT)
+
+
+def _what(rows: Rows) -> Any:
+    import numpy as np
+
+    present = rows["entry"] & np.uint64(PM_PRESENT) != 0
+    swap_type = rows["swap"] & np.uint64((1 << SWAP_TYPE_BITS) - 1)
+    in_area = (rows["swap"] != np.uint64(NO_ENTRY)) & (swap_type < MIN_SPECIAL_SWAP_TYPE)
+    # A swap entry that is hidden has no slot.
+    hidden = rows["entry"] & np.uint64(PM_SWAP | PM_PFRAME_MASK) == PM_SWAP
+    return np.where(present, _FRAME, np.where(in_area | hidden, _SWAP, _SPECIAL))
+
+
+class _Judge:
+    """Says what became of pages."""
+
+    def __init__(self, before: _Side, after: _Side) -> None:
+        self._before = before
+        self._after = after
+        self._names = [_names(side.vmas) for side in (before, after)]
+
+    def changes(self, one: Rows, other: Rows) -> Changes:
+        """Judge rows of both, which end at one address."""
+        import numpy as np
+
+        borders = [one["vaddr"], ends(one), other["vaddr"], ends(other)]
+        low, high = min(b[0] for b in borders if len(b)), max(b[-1] for b in borders if len(b))
+        for side in (self._before, self._after):
+            for of_vmas in (side.starts, side.stops):
+                borders.append(of_vmas[(of_vmas > low) & (of_vmas < high)])
+        cuts = np.unique(np.concatenate(borders))
+        vaddrs = cuts[:-1]
+        nr_pages = (cuts[1:] - vaddrs) // np.uint64(PAGE_SIZE)
+        pieces, whats = zip(
+            self._before.rows_at(one, vaddrs, nr_pages),
+            self._after.rows_at(other, vaddrs, nr_pages),
+            strict=True,
+        )
+        known = (whats[0] != _ABSENT) | (whats[1] != _ABSENT)
+        found = np.empty(int(known.sum()), dtype=CHANGE_DTYPE)
+        found["vaddr"], found["nr_pages"] = vaddrs[known], nr_pages[known]
+        found["vma_before"] = self._before.vma_at(found["vaddr"])
+        found["vma_after"] = self._after.vma_at(found["vaddr"])
+        rows = [piece[known] for piece in pieces]
+        was, is_now = (what[known] for what in whats)
+        for name, row, what in zip(("before", "after"), rows, (was, is_now), strict=True):
+            value = np.where(what == _FRAME, row["pfn"], row["swap"])
+            found[name] = np.where(what == _ABSENT, np.uint64(NO_ENTRY), value)
+        found["change"] = self._judge(rows[0], was, rows[1], is_now, found)
+        return self._join(found, was, is_now)
+
+    def _judge(self, one: Rows, was: Any, other: Rows, is_now: Any, found: Changes) -> Any:
+        import numpy as np
+
+        # The first that fits counts.
+        gone = found["vma_after"] < 0
+        new = found["vma_before"] < 0
+        special = (was == _SPECIAL) | (is_now == _SPECIAL)
+        same_place = found["before"] == found["after"]
+        untold = (found["before"] == np.uint64(NO_ENTRY)) | (found["after"] == np.uint64(NO_ENTRY))
+        swap_then, swap_now = was == _SWAP, is_now == _SWAP
+        rules = [
+            ((is_now == _ABSENT) & gone, Change.UNMAPPED),
+            ((was == _ABSENT) & new, Change.MAPPED),
+            (special & (was == is_now) & (one["entry"] == other["entry"]), Change.STILL_SPECIAL),
+            (special, Change.SPECIAL),
+            (is_now == _ABSENT, Change.WENT),
+            (was == _ABSENT, Change.APPEARED),
+            (swap_then & swap_now & untold, Change.STILL_SPECIAL),
+            (swap_then & swap_now & same_place, Change.STILL_SWAPPED),
+            (swap_then & swap_now, Change.RESWAPPED),
+            (swap_then, Change.SWAPPED_IN),
+            (swap_now, Change.SWAPPED_OUT),
+            (untold, Change.UNTOLD),
+            *self._frame_rules(one, other, found, same_place),
+            (same_place, Change.STAYED),
+        ]
+        conditions, changes = zip(*rules, strict=True)
+        return np.select(conditions, [_INDEX[c] for c in changes], _INDEX[Change.MOVED])
+
+    def _frame_rules(
+        self, one: Rows, other: Rows, found: Changes, same_place: Any
+    ) -> list[tuple[Any, Change]]:
+        """Of pages that were and are in memory: what the mapping and the flags tell."""
+        import numpy as np
+
+        names = [
+            names[np.maximum(found[vma], 0)]
+            for names, vma in zip(self._names, ("vma_before", "vma_after"), strict=True)
+        ]
+        rules = [(~same_place & (names[0] != names[1]), Change.REPLACED)]
+        if "flags" not in (one.dtype.names or ()) or "flags" not in (other.dtype.names or ()):
+            return rules
+
+        def flag(rows: Rows, name: str) -> Any:
+            known = rows["flags"] != np.uint64(NO_ENTRY)
+            return known & (rows["flags"] & np.uint64(1 << FLAG_BITS[name]) != 0)
+
+        was_own = flag(one, "anon") & ~flag(one, "zero_page")
+        is_own = flag(other, "anon") & ~flag(other, "zero_page")
+        was_large, is_large = flag(one, "thp"), flag(other, "thp")
+        return [
+            *rules,
+            (~same_place & ~was_own & is_own, Change.COPIED),
+            (same_place & was_large & ~is_large, Change.SPLIT),
+            (was_own & is_own & ~was_large & is_large, Change.COLLAPSED),
+        ]
+
+    def _join(self, found: Changes, was: Any, is_now: Any) -> Changes:
+        """Make one of runs that go on in each other."""
+        import numpy as np
+
+        if len(found) < 2:
+            return found
+        pages = found["nr_pages"]
+        goes_on = found["vaddr"][1:] == (found["vaddr"] + pages * np.uint64(PAGE_SIZE))[:-1]
+        for name in ("change", "vma_before", "vma_after"):
+            goes_on &= found[name][1:] == found[name][:-1]
+        sides = (("before", was, self._before), ("after", is_now, self._after))
+        for name, what, side in sides:
+            step = np.select(
+                [found[name] == np.uint64(NO_ENTRY), what == _FRAME, what == _SWAP],
+                [0, (found[name] != side.zero_pfn).astype(np.int64), 1 << SWAP_TYPE_BITS],
+                0,
+            ).astype(np.uint64)
+            goes_on &= found[name][1:] == (found[name] + pages * step)[:-1]
+            goes_on &= what[1:] == what[:-1]
+        firsts = np.flatnonzero(np.concatenate([[True], ~goes_on]))
+        joined = found[firsts]
+        joined["nr_pages"] = np.add.reduceat(pages, firsts)
+        return joined
+
+
+def _names(vmas: Sequence[Vma]) -> Any:
+    """What is mapped, as a number that is the same for the same."""
+    import numpy as np
+
+    return np.array([hash((vma.device, vma.inode, vma.path)) for vma in vmas], dtype=np.int64)

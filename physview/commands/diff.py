@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Say what became of a process's pages between two snapshots of it.
+
+Which stayed in their frames, moved, appeared, went, were swapped out or in, were copied, and whose
+large folios were split or collapsed. Exits with 1 if anything changed, as diff does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from physview.commands import _common
+from physview.errors import UsageError
+
+if TYPE_CHECKING:
+    from physview.analysis.changes import Change
+    from physview.snapshot_file import SnapshotFile
+
+NAME = "diff"
+HELP = "what became of a process's pages between two snapshots"
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("before", metavar="BEFORE", help="a file of physview snapshot")
+    parser.add_argument("after", metavar="AFTER", help="a later one")
+    parser.add_argument(
+        "--extents", action="store_true", help="every run of pages, and its frames before and after"
+    )
+    parser.add_argument("--only", metavar="NAMES", help="with --extents, only these: moved,went")
+    _common.add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what changed."""
+    _common.save_memory()
+    from physview.analysis import changes
+    from physview.reporters import change_documents, change_tables
+    from physview.snapshot_file import SnapshotFile
+
+    only = _parse_names(args)
+    with SnapshotFile(args.before) as before, SnapshotFile(args.after) as after:
+        _say_what_is_odd(before, after)
+        found = changes.diff(before, after)
+        runs = changes.iter_changes(before, after) if args.extents else None
+        report = change_documents if args.json else change_tables
+        report.print_diff(before, after, found, runs, only)
+    return 1 if found.nr_changed else 0
+
+
+def _parse_names(args: argparse.Namespace) -> frozenset[Change]:
+    from physview.analysis.changes import Change
+
+    if args.only is None:
+        return frozenset(Change)
+    if not args.extents:
+        raise UsageError("--only is for --extents", "", "add that")
+    known = {change.value: change for change in Change}
+    names = [name.strip() for name in args.only.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"no change '{name}'", "", f"choose of {', '.join(known)}")
+    return frozenset(known[name] for name in names)
+
+
+def _say_what_is_odd(before: SnapshotFile, after: SnapshotFile) -> None:
+    if before.time > after.time:
+        _common.say(f"{before.path} is the later of both: what is told goes back in time")
+    if any(before.about[name] != after.about[name] for name in ("pid", "start_time_ticks")):
+        names = (f"{file.about['comm']} ({file.about['pid']})" for file in (before, after))
+        _common.say(f"two processes, {' and '.join(names)}: page by page at the same addresses")
+    if not (before.knows_frames and after.knows_frames):
+        _common.say("frame numbers were hidden from who took it, so that what moved is not known")
+    elif not all("flags" in file.columns for file in (before, after)):
+        _common.say("without the flags it is not known what was copied, split or collapsed")

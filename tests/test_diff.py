@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two snapshots, one against the other: real changes, judged page by page in plain Python, too."""
+
+import json
+import os
+import re
+import time
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import one_line
+from memory import KINDS, PAGE, kpageflags
+from test_extents import plain_entries
+
+from physview import snapshot_file
+from physview.analysis.changes import CHANGES, Change, diff, iter_changes
+from physview.extents import find_zero_pfn
+from physview.model import MIN_SPECIAL_SWAP_TYPE, NO_ENTRY, PagemapEntry
+from physview.snapshot import Snapshot
+from physview.snapshot_file import SnapshotFile, write_snapshot
+
+# A process that does what it is told on its standard input, line by line.
+OBEY = """
+import sys
+for line in sys.stdin:
+    exec(line)
+    print("done", flush=True)
+"""
+THP = 1 << 22
+ANON = 1 << 12
+
+pytestmark = pytest.mark.needs("pfn", "kpage")
+
+
+class Actor:
+    """A process that does as it is told, and what it was before and after."""
+
+    def __init__(self, child, folder):
+        self.child = child
+        self.folder = folder
+        self.paths = []
+        self.seen = []
+
+    def do(self, line):
+        self.child.stdin.write(line + "\n")
+        self.child.stdin.flush()
+        assert self.child.stdout.readline() == "done\n"
+
+    def keep(self, **options):
+        """Take a snapshot, and look at every page in the plainest way."""
+        path = str(self.folder / f"{len(self.paths)}.parquet")
+        with Snapshot(self.child.pid) as snapshot:
+            write_snapshot(snapshot, path, **options)
+        self.paths.append(path)
+        entries, _ = plain_entries(self.child.pid)
+        frames = {entry & (1 << 55) - 1 for entry in entries.values() if entry >> 63}
+        with open(f"/proc/{self.child.pid}/maps") as maps:
+            vmas = [(*span(line), tuple(line.split()[3:])) for line in maps]
+        self.seen.append((entries, {pfn: kpageflags(pfn) for pfn in frames}, vmas))
+        return path
+
+    def changes(self):
+        """What physview says of each page."""
+        with SnapshotFile(self.paths[0]) as before, SnapshotFile(self.paths[1]) as after:
+            found, counted = {}, Counter()
+            for changes in iter_changes(before, after):
+                for vaddr, nr_pages, kind, *_ in changes.tolist():
+                    for i in range(nr_pages):
+                        assert vaddr + i * PAGE not in found
+                        found[vaddr + i * PAGE] = CHANGES[kind]
+                    counted[CHANGES[kind]] += nr_pages
+            counts = diff(before, after)
+            assert counts.counts == counted
+            return found, counts
+
+    def expected(self):
+        """The same, judged one by one."""
+        pages = set(self.seen[0][0]) | set(self.seen[1][0])
+        return {vaddr: self._judge(vaddr) for vaddr in pages}
+
+    def _judge(self, vaddr):
+        names = [[vma[2] for vma in seen[2] if vma[0] <= vaddr < vma[1]] for seen in self.seen]
+        entries = [PagemapEntry(seen[0].get(vaddr, 0)) for seen in self.seen]
+        kinds = [kind_of(entry) for entry in entries]
+        if kinds[1] == "absent":
+            return Change.WENT if names[1] else Change.UNMAPPED
+        if kinds[0] == "absent":
+            return Change.APPEARED if names[0] else Change.MAPPED
+        if "special" in kinds:
+            return Change.STILL_SPECIAL if entries[0] == entries[1] else Change.SPECIAL
+        if kinds == ["swap", "swap"]:
+            same = entries[0].swap == entries[1].swap
+            return Change.STILL_SWAPPED if same else Change.RESWAPPED
+        if "swap" in kinds:
+            return Change.SWAPPED_OUT if kinds[1] == "swap" else Change.SWAPPED_IN
+        same = entries[0].pfn == entries[1].pfn
+        flags = [seen[1][entry.pfn] for seen, entry in zip(self.seen, entries, strict=True)]
+        own = [flags[i] & ANON and entries[i].pfn != find_zero_pfn() for i in (0, 1)]
+        if not same and names[0] != names[1]:
+            return Change.REPLACED
+        if not same and own[1] and not own[0]:
+            return Change.COPIED
+        if same and flags[0] & THP and not flags[1] & THP:
+            return Change.SPLIT
+        if all(own) and flags[1] & THP and not flags[0] & THP:
+            return Change.COLLAPSED
+        return Change.STAYED if same else Change.MOVED
+
+
+def span(line):
+    return tuple(int(word, 16) for word in line.split()[0].split("-"))
+
+
+def kind_of(entry):
+    if entry.present:
+        return "frame"
+    if entry.raw == 0:
+        return "absent"
+    if entry.swap and entry.swap[0] < MIN_SPECIAL_SWAP_TYPE and not entry.raw >> 58 & 1:
+        return "swap"
+    return "special"
+
+
+@pytest.fixture
+def actor(python, tmp_path):
+    return Actor(python(KINDS, wait=OBEY), tmp_path)
+
+
+EVENTS = {
+    Change.WENT: "fragmented.madvise(4)",
+    Change.APPEARED: "private.touch(50, 51, 52)",
+    Change.COPIED: "zero.touch(5, 6, 7); private.touch(110, 111)",
+    Change.MAPPED: "new = Region(60).touch()",
+    Change.UNMAPPED: "del sparse",
+    Change.SPECIAL: "guard.madvise(103, check=False); guard.touch()",
+    Change.REPLACED: (
+        "import ctypes; libc.mmap(shared.start, 20 * PAGE, 3, mmap.MAP_PRIVATE | 0x10,"
+        " file.fileno(), 0); ctypes.memset(shared.start, 1, 20 * PAGE)"
+    ),
+    Change.MOVED: "dense.madvise(4); dense.touch()",
+}
+
+
+@pytest.mark.needs("guard")
+@pytest.mark.parametrize("rows_in_group", [1 << 17, 50])
+def test_everything_at_once_is_told_page_by_page(actor, monkeypatch, rows_in_group):
+    monkeypatch.setattr(snapshot_file, "ROWS_IN_GROUP", rows_in_group)
+    actor.do("pass")
+    actor.keep()
+    for line in EVENTS.values():
+        actor.do(line)
+    actor.keep()
+    found, counts = actor.changes()
+    assert found == actor.expected()
+    assert set(EVENTS) <= set(counts.counts)
+    assert counts.counts[Change.STAYED] > 1000
+    assert counts.nr_vmas_new >= 0
+    by_vma = Counter()
+    for _, _, more in counts.by_vma:
+        by_vma.update(more)
+    assert all(by_vma[change] == nr for change, nr in counts.counts.items() if not change.same)
+
+
+@pytest.mark.needs("thp")
+def test_a_huge_page_is_split_and_another_collapsed(actor):
+    actor.do("other = Region.huge(1); o = other.__enter__(); o.madvise(15, check=False); o.touch()")
+    actor.keep()
+    # MADV_COLD of a part splits the folio: madvise_cold_or_pageout_pte_range(), Linux 5.4.
+    actor.do("libc.madvise(huge.start, PAGE, 20)")
+    actor.do("o.madvise(14); o.madvise(25)")  # MADV_COLLAPSE, Linux 6.1
+    actor.keep()
+    found, counts = actor.changes()
+    assert found == actor.expected()
+    assert counts.counts[Change.COLLAPSED] >= 512
+    assert counts.counts[Change.SPLIT] >= 512
+
+
+@pytest.mark.needs("compaction")
+def test_compaction_moves_pages_and_they_are_named(actor):
+    actor.do("holes = Region(1 << 15).touch()")
+    actor.do("[libc.madvise(v, PAGE, 4) for v in holes.pages if v // PAGE % 3]")
+    actor.keep()
+    deadline = time.monotonic() + 60
+    while True:
+        with open("/proc/sys/vm/compact_memory", "w") as file:
+            file.write("1")
+        if actor.seen[0][0] != plain_entries(actor.child.pid)[0]:
+            break
+        assert time.monotonic() < deadline, "compaction has moved nothing"
+    actor.keep()
+    found, _ = actor.changes()
+    expected = actor.expected()
+    moved = {vaddr for vaddr, change in expected.items() if change is Change.MOVED}
+    assert moved
+    assert {vaddr for vaddr, change in found.items() if change is Change.MOVED} == moved
+    assert found == expected
+    with SnapshotFile(actor.paths[0]) as before, SnapshotFile(actor.paths[1]) as after:
+        for changes in iter_changes(before, after):
+            for vaddr, nr_pages, kind, was, is_now, *_ in changes.tolist():
+                if CHANGES[kind] is Change.MOVED:
+                    for i in range(nr_pages):
+                        pair = [seen[0][vaddr + i * PAGE] & (1 << 55) - 1 for seen in actor.seen]
+                        assert pair == [was + i, is_now + i]
+
+
+@pytest.mark.needs("swap")
+def test_what_is_swapped_out_and_in(actor):
+    actor.do("pass")
+    actor.do("dense.madvise(21)")  # MADV_PAGEOUT
+    actor.keep()
+    actor.do("fragmented.madvise(21); [dense.read(i) for i in range(0, 3000, 3)]")
+    actor.keep()
+    found, counts = actor.changes()
+    assert found == actor.expected()
+    for change in (Change.SWAPPED_OUT, Change.SWAPPED_IN, Change.STILL_SWAPPED):
+        assert counts.counts.get(change, 0) > 100, change
+
+
+def test_a_fork_shares_all_until_it_writes(physview, python, tmp_path):
+    fork = (
+        "import os, signal\nregion = __import__('memory').Region(1000).touch()\n"
+        "start, end = os.pipe()\nchild = os.fork()\n"
+        "if not child: os.close(start); region.touch(*range(10)); os.write(end, b'x')"
+        "; signal.pause()\nos.read(start, 1)\nprint(child, hex(region.start), flush=True)"
+    )
+    program = python(wait=f"exec({fork!r})\ninput()")
+    child, start = program.stdout.readline().split()
+    paths = [str(tmp_path / name) for name in ("parent.parquet", "child.parquet")]
+    try:
+        for pid, path in zip((program.pid, child), paths, strict=True):
+            assert physview("snapshot", str(pid), "-o", path).returncode == 0
+        result = physview("diff", *paths, "--extents", "--json")
+    finally:
+        os.kill(int(child), 9)
+    assert result.returncode == 1
+    assert "two processes, python" in result.stderr
+    runs = json.loads(result.stdout)["runs"]
+    region = range(int(start, 16), int(start, 16) + 1000 * PAGE)
+    nr = Counter()
+    for run in runs:
+        if int(run["vaddr"], 16) in region:
+            nr[run["change"]] += run["nr_pages"]
+    assert nr["stayed"] >= 990
+    assert nr["moved"] == 10
+
+
+def test_nothing_happened(physview, stopped, tmp_path):
+    paths = [str(tmp_path / f"{i}.parquet") for i in (0, 1)]
+    for path in paths:
+        assert physview("snapshot", str(stopped.pid), "-o", path).returncode == 0
+    result = physview("diff", *paths)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.search(r"[0-9]+ +[0-9.]+M  stayed +in the same frame\n", result.stdout)
+    assert "where" not in result.stdout
+    backwards = physview("diff", *reversed(paths))
+    assert "is the later of both" in one_line(backwards, 0)
+
+
+def test_said_for_people_and_in_json(physview, actor):
+    actor.keep()
+    actor.do(EVENTS[Change.COPIED])
+    actor.do(EVENTS[Change.UNMAPPED])
+    actor.keep()
+    found, counts = actor.changes()
+    result = physview("diff", *actor.paths)
+    assert (result.returncode, result.stderr) == (1, "")
+    for change, nr in counts.counts.items():
+        assert re.search(
+            rf"^ +{nr} +\S+  {change.value} +{re.escape(change.text)}$", result.stdout, re.MULTILINE
+        )
+    assert re.search(r"\[anonymous\] \(gone\): [0-9]+ unmapped", result.stdout)
+    only = physview("diff", *actor.paths, "--extents", "--only", "copied").stdout
+    lines = re.findall(
+        r"^  ([0-9a-f]{12}) +([0-9]+) +([0-9a-f]+) -> ([0-9a-f]+) +copied$", only, re.MULTILINE
+    )
+    assert sum(int(line[1]) for line in lines) == counts.counts[Change.COPIED]
+    document = json.loads(physview("diff", *actor.paths, "--json", "--extents").stdout)
+    assert document["counts"] == {change.value: nr for change, nr in counts.counts.items()}
+    pages = {
+        int(run["vaddr"], 16) + i * PAGE: run["change"]
+        for run in document["runs"]
+        for i in range(run["nr_pages"])
+    }
+    assert pages == {vaddr: change.value for vaddr, change in found.items()}
+    assert json.loads(physview("diff", *actor.paths, "--json").stdout)["runs"] is None
+    assert "add that" in one_line(physview("diff", *actor.paths, "--only", "moved"), 2)
+    wrong = physview("diff", *actor.paths, "--extents", "--only", "vanished")
+    assert "no change 'vanished'; choose of stayed, moved, " in one_line(wrong, 2)
+
+
+def test_hidden_frames_are_not_taken_for_moved(physview, actor, tmp_path):
+    """As somebody without CAP_SYS_ADMIN has it: made of a real snapshot, by taking them away."""
+    actor.keep()
+    actor.do(EVENTS[Change.WENT])
+    actor.keep(columns=[])
+    hidden = str(tmp_path / "hidden.parquet")
+    table = pq.read_table(actor.paths[0])
+    about = json.loads(table.schema.metadata[b"physview"]) | {"shows_frames": False}
+    table = table.drop_columns(["flags", "flag_names", "node"])
+    entries = table["entry"].to_numpy()
+    present = entries >> np.uint64(63) == 1
+    entries = np.where(present, entries & ~np.uint64((1 << 55) - 1), entries)
+    table = table.set_column(table.schema.names.index("entry"), "entry", [entries])
+    nothing = np.full(len(table), NO_ENTRY, dtype=np.uint64)
+    table = table.set_column(table.schema.names.index("pfn"), "pfn", [nothing])
+    table = table.replace_schema_metadata({b"physview": json.dumps(about)})
+    pq.write_table(table, hidden)
+    result = physview("diff", hidden, actor.paths[1], "--json")
+    assert "frame numbers were hidden" in result.stderr
+    counts = json.loads(result.stdout)["counts"]
+    assert counts["untold"] > 1000
+    assert counts["went"] >= 1500
+    assert not {"moved", "stayed", "copied"} & set(counts)
+
+
+def test_two_boots_are_not_compared(physview, stopped, tmp_path):
+    path, other = (str(tmp_path / f"{i}.parquet") for i in (0, 1))
+    with Snapshot(stopped.pid) as snapshot:
+        write_snapshot(snapshot, path)
+    table = pq.read_table(path)
+    about = json.loads(table.schema.metadata[b"physview"]) | {"boot_id": "another"}
+    pq.write_table(table.replace_schema_metadata({b"physview": json.dumps(about)}), other)
+    assert "they are of two boots" in one_line(physview("diff", path, other), 1)
