@@ -5,12 +5,39 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 from physview.errors import Unsupported
 
-EXTRAS = {"pyarrow": "parquet"}
-"""The package, and the extra of physview's that names it."""
+
+class Extra(NamedTuple):
+    """A package that physview can do without.
+
+    Args:
+        module: What is imported of it.
+        package: Its name where packages are had.
+        name: The extra of physview's that brings it.
+        commands: What needs it.
+    """
+
+    module: str
+    package: str
+    name: str
+    commands: str
+
+
+EXTRAS = (Extra("pyarrow", "pyarrow", "parquet", "snapshot and diff"),)
+
+
+def missing() -> list[Extra]:
+    """Those that are not installed; none is imported."""
+    return [extra for extra in EXTRAS if find_spec(extra.module) is None]
+
+
+def install_line(extra: Extra) -> str:
+    """The command that installs one for this interpreter."""
+    return f"{sys.executable} -m pip install {extra.package}"
 
 
 def need(name: str, what: str) -> Any:
@@ -26,9 +53,8 @@ def need(name: str, what: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        package = name.partition(".")[0]
-        why = f"the Python package {package} (extra '{EXTRAS[package]}') is missing"
-        if error.name != package:
-            why = f"the Python package {package} does not load: {error}"
-        remedy = f"{sys.executable} -m pip install {package}"
-        raise Unsupported(what, why, remedy) from None
+        (extra,) = (extra for extra in EXTRAS if extra.module == name.partition(".")[0])
+        why = f"the Python package {extra.package} (extra '{extra.name}') is missing"
+        if error.name != extra.module:
+            why = f"the Python package {extra.package} does not load: {error}"
+        raise Unsupported(what, why, install_line(extra)) from None

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from physview.analysis import checkup
 from physview.analysis.packages import install_line
@@ -75,3 +76,20 @@ def test_qemu_is_looked_for_on_path(tmp_path, monkeypatch):
 )
 def test_packages_are_named_as_the_distribution_does(os_release, line):
     assert install_line("headers", os_release, release="6.1") == line
+
+
+def test_a_missing_package_is_named_with_what_needs_it():
+    program = (
+        "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p];"
+        "from physview.analysis import checkup; f = checkup.look_at_extras();"
+        "print(f.state, f.value, f.remedy, sep='\\n')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.splitlines() == [
+        "part",
+        "no pyarrow, for snapshot and diff",
+        f"{sys.executable} -m pip install pyarrow",
+    ]
+    assert checkup.look_at_extras().state == checkup.YES

@@ -38,4 +38,4 @@ def test_doctor_names_what_gets_the_rest(physview):
     for finding in findings:
         assert finding["state"] in ("yes", "part", "no")
         assert finding["value"]
-    assert len({finding["name"] for finding in findings}) == len(findings) == 14
+    assert len({finding["name"] for finding in findings}) == len(findings) == 15

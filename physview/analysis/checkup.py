@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from physview import _ffi
+from physview import _ffi, extras
 from physview.analysis import packages
 from physview.errors import PhysviewError
 from physview.model import PAGE_SIZE, PM_PRESENT, PM_SOFT_DIRTY, PagemapEntry
@@ -349,6 +349,17 @@ def look_at_qemu() -> Finding:
     return Finding("QEMU", YES, f"{path}; {speed}", details={"path": path, "kvm": kvm})
 
 
+def look_at_extras() -> Finding:
+    """What only some commands need of Python packages."""
+    missing = extras.missing()
+    details = {"missing": [extra.package for extra in missing]}
+    if not missing:
+        value = ", ".join(extra.package for extra in extras.EXTRAS)
+        return Finding("packages", YES, value, details=details)
+    value = "; ".join(f"no {extra.package}, for {extra.commands}" for extra in missing)
+    return Finding("packages", PART, value, extras.install_line(missing[0]), details=details)
+
+
 def _read(path: str) -> bytes:
     """A small file's contents, or nothing where it cannot be read."""
     try:
@@ -373,4 +384,5 @@ LOOKS: tuple[Callable[[], Finding], ...] = (
     look_at_headers,
     look_at_tracefs,
     look_at_qemu,
+    look_at_extras,
 )
