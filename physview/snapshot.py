@@ -79,6 +79,11 @@ class Snapshot:
         """Whether frame numbers are shown to us: that takes CAP_SYS_ADMIN."""
         return self.reader.zero_pfn != 0
 
+    @property
+    def nr_resident(self) -> int:
+        """Pages in memory, about: the kernel's own count at this moment."""
+        return int(self.proc.read("statm").split()[1])
+
     def close(self) -> None:
         """Close the process's files. Closing twice is harmless."""
         self.reader.close()

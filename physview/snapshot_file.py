@@ -10,7 +10,7 @@ import datetime
 import functools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview.errors import PhysviewError
@@ -84,6 +84,7 @@ def write_snapshot(
     *,
     columns: Sequence[str] = ("flags", "node"),
     overwrite: bool = False,
+    on_progress: Callable[[int, int | None], None] | None = None,
 ) -> Written:
     """Keep a process's memory in a file, written whole or not at all, readable to its owner only.
 
@@ -93,6 +94,7 @@ def write_snapshot(
         columns: Names of COLUMNS; each costs a reading of every frame. None is read where frame
             numbers are hidden.
         overwrite: Whether to replace a file of this name.
+        on_progress: Told how many pages are written, and how many there are about.
 
     Raises:
         PhysviewError: The file is there already, or cannot be written.
@@ -101,7 +103,15 @@ def write_snapshot(
     """
     columns = list(dict.fromkeys(columns)) if snapshot.knows_frames else []
     batches = snapshot.iter_extents(columns=columns)
-    return write_rows(snapshot, batches, path, columns=columns, overwrite=overwrite, complete=True)
+    return write_rows(
+        snapshot,
+        batches,
+        path,
+        columns=columns,
+        overwrite=overwrite,
+        complete=True,
+        on_progress=on_progress,
+    )
 
 
 def write_rows(
@@ -112,6 +122,7 @@ def write_rows(
     columns: Sequence[str],
     overwrite: bool = False,
     complete: bool = False,
+    on_progress: Callable[[int, int | None], None] | None = None,
 ) -> Written:
     """As `write_snapshot()`, of rows that were read before.
 
@@ -122,6 +133,7 @@ def write_rows(
         columns: What the rows have besides the base.
         overwrite: Whether to replace a file of this name.
         complete: Whether the rows are all there are: only then can the file be compared.
+        on_progress: As there.
     """
     what = f"cannot write {path}"
     arrow, parquet = need("pyarrow", what), need("pyarrow.parquet", what)
@@ -140,6 +152,8 @@ def write_rows(
                 arrow.default_memory_pool().release_unused()
                 nr_extents += len(rows)
                 nr_pages += int(rows["nr_pages"].sum())
+                if on_progress:
+                    on_progress(nr_pages, snapshot.nr_resident)
         file.flush()
         size = os.fstat(file.fileno()).st_size
     return Written(path, nr_extents, nr_pages, size)
@@ -365,6 +379,11 @@ class SnapshotFile:
     def knows_frames(self) -> bool:
         """Whether frame numbers were shown to who took it."""
         return bool(self.about["shows_frames"])
+
+    @property
+    def nr_extents(self) -> int:
+        """How many rows there are."""
+        return int(self._file.metadata.num_rows)
 
     @functools.cached_property
     def time(self) -> datetime.datetime:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -124,8 +124,18 @@ def check_comparable(before: SnapshotFile, after: SnapshotFile) -> None:
         raise PhysviewError(what, why, "take both in one")
 
 
-def diff(before: SnapshotFile, after: SnapshotFile) -> Diff:
+def diff(
+    before: SnapshotFile,
+    after: SnapshotFile,
+    *,
+    on_progress: Callable[[int, int | None], None] | None = None,
+) -> Diff:
     """Count what became of the pages.
+
+    Args:
+        before: The earlier snapshot.
+        after: The later one.
+        on_progress: Told how many extents of the earlier are done, and how many it has.
 
     Raises:
         PhysviewError: They cannot be compared, or a file is damaged.
@@ -136,6 +146,7 @@ def diff(before: SnapshotFile, after: SnapshotFile) -> Diff:
     nr_before, nr_after = len(before.vmas), len(after.vmas)
     # Mappings of the later, then those of the earlier where the later has none.
     by_vma = np.zeros((nr_after + nr_before, len(CHANGES)), dtype=np.int64)
+    nr_done = 0
     for changes in iter_changes(before, after):
         kind = changes["change"].astype(np.intp)
         pages = changes["nr_pages"].astype(np.int64)
@@ -143,6 +154,9 @@ def diff(before: SnapshotFile, after: SnapshotFile) -> Diff:
         gone = changes["vma_after"] < 0
         vma = np.where(gone, nr_after + changes["vma_before"], changes["vma_after"])
         np.add.at(by_vma, (vma, kind), pages)
+        if on_progress:
+            nr_done += int((changes["before"] != np.uint64(NO_ENTRY)).sum())
+            on_progress(min(nr_done, before.nr_extents), before.nr_extents)
     same = np.array([change.same for change in CHANGES])
     mappings = [(vma, False) for vma in after.vmas] + [(vma, True) for vma in before.vmas]
     changed = np.flatnonzero(by_vma[:, ~same].any(axis=1)).tolist()

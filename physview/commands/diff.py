@@ -36,13 +36,15 @@ def run(args: argparse.Namespace) -> int:
     """Print what changed."""
     _common.save_memory()
     from physview.analysis import changes
+    from physview.commands._progress import progress_bar
     from physview.reporters import change_documents, change_tables
     from physview.snapshot_file import SnapshotFile
 
     only = _parse_names(args)
     with SnapshotFile(args.before) as before, SnapshotFile(args.after) as after:
         _say_what_is_odd(before, after)
-        found = changes.diff(before, after)
+        with progress_bar("comparing") as show:
+            found = changes.diff(before, after, on_progress=show)
         runs = changes.iter_changes(before, after) if args.extents else None
         report = change_documents if args.json else change_tables
         report.print_diff(before, after, found, runs, only)

@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     columns = _common.parse_columns(args.columns)
     pid = find_pid(args.process)
 
+    from physview.commands._progress import progress_bar
     from physview.snapshot import Snapshot
     from physview.snapshot_file import write_snapshot
 
@@ -41,7 +42,10 @@ def run(args: argparse.Namespace) -> int:
                 "frame numbers are hidden, and all that hangs on them; the file tells only which"
                 f" pages are there; {_common.root_remedy()}"
             )
-        written = write_snapshot(snapshot, args.output, columns=columns, overwrite=args.force)
+        with progress_bar("reading pages") as show:
+            written = write_snapshot(
+                snapshot, args.output, columns=columns, overwrite=args.force, on_progress=show
+            )
     if args.json:
         sys.stdout.write(json.dumps(written._asdict()) + "\n")
     else:
