@@ -75,11 +75,11 @@ int64_t pv_split_by_value(int fd, const struct pv_frames *runs,
 int64_t pv_read_values(int fd, const struct pv_frames *runs, uint64_t nr_runs,
 		       const uint64_t *places, uint64_t *values);
 
-/* account.c */
-enum { PV_NR_ORDERS = 20, PV_ACCOUNT_PAGES = 8192 };
+/* account.c, runs.c */
+enum { PV_NR_ORDERS = 20, PV_NR_NODES = 64, PV_ACCOUNT_PAGES = 8192 };
 enum { PV_ANON, PV_FILE, PV_NR_KINDS };
 
-/* What a mapping has of pages; all but largest_* in base pages. */
+/* What a mapping has of pages, in base pages. Only uint64_t: they are added. */
 struct pv_sums {
 	uint64_t nr_present;   /* all of them, also zero pages and hugetlb */
 	uint64_t nr_hidden;    /* present, frame not told */
@@ -90,9 +90,6 @@ struct pv_sums {
 	uint64_t nr_swap_hidden; /* a swap entry of whatever kind */
 	uint64_t nr_special;	 /* guards, markers, migration and the like */
 	uint64_t nr_extents;	 /* frames in a row, whatever their flags */
-	uint64_t largest;
-	uint64_t largest_vaddr;
-	uint64_t largest_pfn;
 	/* in aligned blocks of 2^i pages, in a row in both spaces */
 	uint64_t contiguous[20];
 	/* the same, each block within one large folio */
@@ -111,28 +108,39 @@ struct pv_run {
 	uint64_t nr; /* 0: none */
 };
 
+/* Pages in a row within one large folio. */
+struct pv_folio {
+	struct pv_run run;
+	int has_head; /* the first of them is the folio's */
+	int kind;
+	int whole; /* the last of them is the folio's */
+};
+
 struct pv_account {
 	/* in: */
 	unsigned int page_shift;
 	int flags_fd; /* of kpageflags; -1: without folios */
 	uint64_t zero_pfn;
+	/* large folios of anonymous memory have at least 2^n pages; 0: unknown
+	 */
+	unsigned int anon_shift;
+	int is_part;		      /* to be joined with what comes before */
 	const uint8_t *node_of_block; /* or NULL */
 	uint64_t nr_blocks;
 	unsigned int block_shift; /* frames in a block of memory, as a shift */
 	/* out: */
 	struct pv_sums sums;
-	/* within: */
-	struct pv_run run;
-	struct pv_run folio; /* of the same large folio */
-	int has_head;
-	int kind;
-	uint64_t values[8192];
-	struct pv_frames runs[8192];
-	uint64_t places[8192];
+	struct pv_run largest;
+	/* within: what may go on, and of a part what may have begun before it
+	 */
+	struct pv_run run, first_run;
+	struct pv_folio folio, first_folio;
 };
 
 int64_t pv_account(struct pv_account *account, const struct pv_extent *extents,
 		   uint64_t nr, uint64_t end);
+int64_t pv_account_join(struct pv_account *account,
+			const struct pv_account *part);
 int64_t pv_account_end(struct pv_account *account);
 uint64_t pv_frames_of(const struct pv_extent *extents, uint64_t nr,
 		      uint64_t zero_pfn, struct pv_frames *frames);

@@ -21,6 +21,7 @@
 #define PM_PFRAME_MASK ((UINT64_C(1) << 55) - 1)
 #define PM_MMAP_EXCLUSIVE (UINT64_C(1) << 56)
 #define PM_GUARD (UINT64_C(1) << 58)
+#define PM_FILE (UINT64_C(1) << 61)
 #define PM_SWAP (UINT64_C(1) << 62)
 #define PM_PRESENT_BIT 63
 #define PM_PRESENT (UINT64_C(1) << PM_PRESENT_BIT)

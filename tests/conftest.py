@@ -93,6 +93,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "guard": (_has_guard_regions, "no MADV_GUARD_INSTALL: Linux 6.13 or later has it"),
     "thp": (_has_thp, "no huge page could be had: see physview doctor"),
+    "mthp": (
+        lambda: 64 in checkup.look_at_thp().details.get("mthp_kib", ()),
+        "no folios of 64 KiB: the VM may make them, with Linux 6.12 or later",
+    ),
     "kmod": (
         lambda: os.path.exists("/dev/3000physicalview"),
         "the kernel module is not loaded: these tests run in a VM, see scripts/test",

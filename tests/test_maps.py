@@ -14,8 +14,10 @@ import pytest
 from conftest import AS_NOBODY, one_line
 from memory import HUGE, PAGE, WAIT, Region
 
+from physview.analysis.folio_sizes import smallest_anon_order
 from physview.analysis.usage import Usage, UsageReader
 from physview.errors import ProcessGone
+from physview.extents import BATCH, ExtentReader
 from physview.snapshot import Snapshot
 
 KIB = 1024
@@ -152,6 +154,104 @@ def compare_with_thpmaps(total, theirs):
         assert found == expected, name
         nr += 1
     return nr
+
+
+# Folios of every kind, mapped whole, cut, and out of place, with ordinary pages between them.
+FOLIOS = """
+from memory import HUGE, PAGE, Region, SHARED, libc
+outer = Region.huge(6)
+huge = outer.__enter__()
+huge.touch()
+libc.mprotect(huge.start + HUGE + 100 * PAGE, 50 * PAGE, 1)
+for first, nr in ((700, 1), (1024, 30), (1500, 200)):
+    libc.munmap(huge.start + first * PAGE, nr * PAGE)
+libc.madvise(huge.start + 2100 * PAGE, 3 * PAGE, Region.MADV_DONTNEED)
+small = Region(5000).touch()
+between = [Region(64) for _ in range(40)]
+for region in between:
+    region.madvise(Region.MADV_HUGEPAGE, check=False)
+    region.touch()
+shared = Region(700, flags=SHARED).touch()
+"""
+
+
+def plain(usage):
+    """A usage as what can be compared."""
+    return vars(usage) | {"folios": {kind: vars(has) for kind, has in usage.folios.items()}}
+
+
+@pytest.mark.needs("pfn", "kpage", "thp")
+def test_parts_make_the_same_whole(python, monkeypatch):
+    child = python(FOLIOS, wait=WAIT)
+    os.kill(child.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def read(nr_threads, batch=BATCH, *, every_flag=False):
+        with Snapshot(child.pid) as snapshot, UsageReader(every_flag=every_flag) as reader:
+            snapshot.reader.close()
+            snapshot.reader = ExtentReader(snapshot.proc, batch=batch)
+            found = reader.iter_usage(snapshot, nr_threads=nr_threads)
+            return [plain(usage) for usage in found]
+
+    def agree(*args, **options):
+        """The kernel may move a page meanwhile; then it is read once more."""
+        return any(read(*args, **options) == read(1, every_flag=True) for _ in range(5))
+
+    folios = [usage["folios"]["anon"] for usage in read(1, every_flag=True)]
+    assert sum(item["pmd_bytes"] for item in folios) >= 2 * HUGE
+    assert any(item["partial_bytes"] for item in folios)
+    assert agree(1)
+    # Batches of a few extents and slices of no round size: folios and runs cross the borders.
+    for slice_pages, batch in ((BATCH, 3), (20, BATCH), (77, 2)):
+        monkeypatch.setattr("physview.extents.SLICE_BYTES", slice_pages * PAGE)
+        for every_flag in (False, True):
+            assert agree(1, batch, every_flag=every_flag)
+            assert agree(4, batch, every_flag=every_flag)
+
+
+@pytest.mark.needs("pfn", "kpage", "mthp")
+def test_folios_smaller_than_huge_pages():
+    """Memory that may be in folios of 64 KiB: the kernel's count of these says so."""
+    with Region.huge(1) as region:
+        region.size = HUGE - 16 * PAGE  # too little for a huge page
+        region.madvise(Region.MADV_NOHUGEPAGE)
+        small = Region(16).touch()
+        region.madvise(Region.MADV_HUGEPAGE)
+        region.touch()
+        assert smallest_anon_order() == 4
+        usage = of(region, usages())
+        assert usage.folios["anon"].aligned == {64 * KIB: HUGE - 64 * KIB}
+        assert usage.folios["anon"].contiguous[64 * KIB] == HUGE - 64 * KIB
+        assert of(small, usages()).thp_bytes == 0
+        region.size = HUGE
+
+
+def test_the_smallest_folio_is_what_the_kernel_counts_or_may_make(tmp_path):
+    def make(kib, nr_anon, enabled):
+        folder = tmp_path / f"thp/hugepages-{kib}kB"
+        (folder / "stats").mkdir(parents=True, exist_ok=True)
+        (folder / "stats/nr_anon").write_text(f"{nr_anon}\n")
+        (folder / "enabled").write_text(
+            "always inherit madvise never\n".replace(enabled, f"[{enabled}]")
+        )
+
+    def order():
+        return smallest_anon_order(f"{tmp_path}/thp", f"{tmp_path}/hugetlb")
+
+    assert order() == 0
+    (tmp_path / "thp/hugepages-8kB/stats").mkdir(parents=True)
+    (tmp_path / "hugetlb/hugepages-1048576kB").mkdir(parents=True)
+    assert order() == 0  # nobody counts
+    make(2048, 0, "inherit")
+    make(64, 0, "never")
+    make(16, 0, "never")
+    assert order() == (2048 * KIB // PAGE).bit_length() - 1
+    make(64, 0, "madvise")
+    assert order() == (64 * KIB // PAGE).bit_length() - 1
+    make(64, 3, "never")
+    assert order() == (64 * KIB // PAGE).bit_length() - 1
+    make(16, 1, "never")
+    assert order() == 0  # not worth it
 
 
 @pytest.mark.needs("pfn", "kpage")

@@ -6,20 +6,21 @@ Large folios are counted as tools/mm/thpmaps counts them.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 from typing import Any
 
 from physview import _ffi
 from physview.analysis.flag_counts import new_account
+from physview.analysis.folio_sizes import huge_page_size, smallest_anon_order
 from physview.errors import AccessDenied
-from physview.extents import USER_END
+from physview.extents import USER_END, Batch
 from physview.kpage import KpageFile
 from physview.model import PAGE_SIZE, Vma
 from physview.pagemap import PAGE_IS, scan
 from physview.snapshot import Snapshot
 from physview.topology import node_map
 
-THP_SIZE_PATH = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
 KINDS = ("anon", "file")
 Sizes = dict[int, int]
 
@@ -184,23 +185,15 @@ def _add_sizes(to: Sizes, more: Sizes) -> Sizes:
     return to
 
 
-def huge_page_size() -> int:
-    """Bytes in a huge page of a PMD. Source: /sys/kernel/mm/transparent_hugepage"""
-    try:
-        with open(THP_SIZE_PATH, "rb") as file:
-            return int(file.read())
-    except OSError:
-        return PAGE_SIZE * PAGE_SIZE // 8  # a page of entries
-
-
 class UsageReader:
     """Reads what mappings use; what is opened once serves several processes. A context manager.
 
     Args:
         with_flags: Whether to read /proc/kpageflags, if we may: without it there are no folios.
+        every_flag: Read it of each page, also where one page tells of many.
     """
 
-    def __init__(self, *, with_flags: bool = True) -> None:
+    def __init__(self, *, with_flags: bool = True, every_flag: bool = False) -> None:
         self._ffi, self._lib = _ffi.load()
         self._flags: KpageFile | None = None
         self.why_no_flags: AccessDenied | None = None
@@ -212,6 +205,7 @@ class UsageReader:
         self._nodes = node_map()
         self._table = self._ffi.from_buffer("uint8_t[]", self._nodes.node_of_block)
         self._huge = huge_page_size()
+        self._anon_order = 0 if every_flag or not self._flags else smallest_anon_order()
 
     def close(self) -> None:
         """Close the file. Closing twice is harmless."""
@@ -224,48 +218,65 @@ class UsageReader:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def iter_usage(self, snapshot: Snapshot) -> Iterator[Usage]:
+    def iter_usage(self, snapshot: Snapshot, *, nr_threads: int | None = None) -> Iterator[Usage]:
         """Read what each mapping uses, in address order and in constant memory.
+
+        Args:
+            snapshot: The process.
+            nr_threads: How many read at once; None chooses by how much is resident.
 
         Raises:
             ProcessGone: The process ended or ran another program meanwhile.
 
         Source: /proc/PID/pagemap, PAGEMAP_SCAN, /proc/kpageflags
         """
-        knows_frames = snapshot.knows_frames
-        flags_fd = self._flags.fd if self._flags and knows_frames else -1
-        account = new_account(flags_fd=flags_fd, zero_pfn=snapshot.reader.zero_pfn)
-        if knows_frames and len(self._nodes.nodes) > 1:
-            account.node_of_block = self._table
-            account.nr_blocks = len(self._nodes.node_of_block)
-            account.block_shift = self._nodes.block_shift
-        empty = bytes(self._ffi.sizeof("struct pv_sums"))
-        sums_buffer = self._ffi.buffer(self._ffi.addressof(account, "sums"))
         vmas = [vma for vma in snapshot.vmas if vma.start < USER_END]
-        at = 0
+        starts = [vma.start for vma in vmas]
+
+        def parts_of(batch: Batch) -> list[tuple[int, Any]]:
+            """The accounts of those mappings that the batch has extents of, by index."""
+            parts = []
+            extents, done = batch.extents, 0
+            while done < batch.nr:
+                at = bisect.bisect_right(starts, extents[done].vaddr) - 1
+                if at < 0 or extents[done].vaddr >= vmas[at].end:
+                    done += 1  # mapped since the mappings were read
+                    continue
+                part = self._account(snapshot, is_part=True)
+                got = self._lib.pv_account(part, extents + done, batch.nr - done, vmas[at].end)
+                done += _ffi.check(got, "/proc/kpageflags")
+                parts.append((at, part))
+            return parts
+
+        at, account = 0, self._account(snapshot)
 
         def finish() -> Usage:
             _ffi.check(self._lib.pv_account_end(account), "/proc/kpageflags")
-            usage = self._usage(snapshot, vmas[at], account.sums, flags_fd >= 0)
-            sums_buffer[:] = empty
-            return usage
+            return self._usage(snapshot, vmas[at], account)
 
-        for extents, nr in snapshot.reader.iter_batches():
-            done = 0
-            while done < nr:
-                if at == len(vmas) or extents[done].vaddr < vmas[at].start:
-                    done += 1  # mapped since the mappings were read
-                    continue
-                got = self._lib.pv_account(account, extents + done, nr - done, vmas[at].end)
-                done += _ffi.check(got, "/proc/kpageflags")
-                if done < nr:
+        for parts in snapshot.reader.map_batches(parts_of, nr_threads=nr_threads):
+            for of, part in parts:
+                while at < of:
                     yield finish()
-                    at += 1
+                    at, account = at + 1, self._account(snapshot)
+                _ffi.check(self._lib.pv_account_join(account, part), "/proc/kpageflags")
         while at < len(vmas):
             yield finish()
-            at += 1
+            at, account = at + 1, self._account(snapshot)
 
-    def _usage(self, snapshot: Snapshot, vma: Vma, sums: Any, has_flags: bool) -> Usage:
+    def _account(self, snapshot: Snapshot, *, is_part: bool = False) -> Any:
+        flags_fd = self._flags.fd if self._flags and snapshot.knows_frames else -1
+        account = new_account(flags_fd=flags_fd, zero_pfn=snapshot.reader.zero_pfn)
+        account.anon_shift = self._anon_order
+        account.is_part = is_part
+        if snapshot.knows_frames and len(self._nodes.nodes) > 1:
+            account.node_of_block = self._table
+            account.nr_blocks = len(self._nodes.node_of_block)
+            account.block_shift = self._nodes.block_shift
+        return account
+
+    def _usage(self, snapshot: Snapshot, vma: Vma, account: Any) -> Usage:
+        sums, largest, has_flags = account.sums, account.largest, account.flags_fd >= 0
         pages = {name: int(getattr(sums, name)) * PAGE_SIZE for name in _COUNTED}
         usage = Usage(vma)
         usage.swapped_bytes = pages["nr_swapped"] + pages["nr_swap_hidden"]
@@ -281,10 +292,10 @@ class UsageReader:
         if sums.nr_hidden or not snapshot.knows_frames:
             return usage
         usage.nr_extents = int(sums.nr_extents)
-        usage.largest_bytes = int(sums.largest) * PAGE_SIZE
-        if sums.largest:
-            usage.largest_vaddr = int(sums.largest_vaddr)
-            apart = usage.largest_vaddr ^ int(sums.largest_pfn) * PAGE_SIZE
+        usage.largest_bytes = int(largest.nr) * PAGE_SIZE
+        if largest.nr:
+            usage.largest_vaddr = int(largest.vpn) * PAGE_SIZE
+            apart = usage.largest_vaddr ^ int(largest.pfn) * PAGE_SIZE
             usage.alignment_bytes = min(apart & -apart or self._huge, self._huge)
         usage.contiguous = contiguous
         if len(self._nodes.nodes) > 1:

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs in the VM: swap in memory, then what is to be run, then a look at the kernel's log, which
-# has to be free of complaints, and for leaks where the kernel looks for them.
+# Runs in the VM: swap in memory, folios smaller than huge pages, then what is to be run, then a look
+# at the kernel's log, which has to be free of complaints, and for leaks where the kernel looks for
+# them.
 # Exits as the command does, or with 99 if the log is not clean.
 set -u
 if [ -e /sys/block/zram0 ]; then
@@ -8,6 +9,8 @@ if [ -e /sys/block/zram0 ]; then
 	mkswap /dev/zram0 >/dev/null
 	swapon /dev/zram0
 fi
+small_folios=/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled
+[ ! -e $small_folios ] || echo madvise >$small_folios
 
 "$@"
 code=$?

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What csrc/account.c needs of csrc/runs.c, and Python does not. */
+#ifndef RUNS_H
+#define RUNS_H
+
+#include "physview.h"
+
+/* include/uapi/linux/kernel-page-flags.h */
+#define KPF_ANON (UINT64_C(1) << 12)
+#define KPF_COMPOUND_HEAD (UINT64_C(1) << 15)
+#define KPF_COMPOUND_TAIL (UINT64_C(1) << 16)
+#define KPF_HUGE (UINT64_C(1) << 17)
+#define KPF_THP (UINT64_C(1) << 22)
+#define KPF_ZERO_PAGE (UINT64_C(1) << 24)
+
+void pv_add_frames(struct pv_account *account, uint64_t vpn, uint64_t pfn,
+		   uint64_t nr);
+int64_t pv_add_flags(struct pv_account *account, uint64_t vpn, uint64_t pfn,
+		     uint64_t nr, const uint64_t *values);
+
+#endif
