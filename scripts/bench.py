@@ -20,12 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PEERS = """\
-With --whole, page-types and thpmaps are peers where they are on PATH. They are in the kernel's own
-source, which Debian has as a package; in an empty folder, outside of this checkout:
-  apt-get download linux-source-6.12 && dpkg-deb -x linux-source-6.12_*.deb .
-  tar -xf usr/src/linux-source-6.12.tar.xz
-  make -C linux-source-6.12/tools/mm page-types
-  PATH=$PWD/linux-source-6.12/tools/mm:$PATH    # thpmaps needs Python with NumPy
+With --whole and --machine, page-types and thpmaps are peers where they are on PATH, or where
+sudo ./scripts/fetch-peers has built them.
 """
 
 HERE = Path(__file__).parent
@@ -279,6 +275,9 @@ def main() -> int:
     parser.add_argument("--module", action="store_true", help="what needs the kernel module")
     parser.add_argument("--vm", metavar="KERNEL", help="the same, in a VM with this kernel")
     args = parser.parse_args()
+    from physview.kernels import cache_dir
+
+    os.environ["PATH"] += f":{cache_dir()}/peers"
     if args.vm:
         return bench_in_vm(args.vm, args.n)
     if args.whole:

@@ -16,7 +16,7 @@ def bench_frames(nr: int) -> bool:
     peer = shutil.which("page-types")
     what = "the machine by flag: physview frames / page-types"
     if not peer:
-        print(f"skip  {what}: page-types is not on PATH; --help says how to build it")
+        print(f"skip  {what}: page-types is not on PATH: see --help")
         return True
     ours = timed(str(Path(sys.executable).with_name("physview")), "frames", "--flags")
     ratio, detail = paired(ours, timed(peer), nr)

@@ -143,11 +143,12 @@ def bench_page_types(nr: int, pid: int) -> bool:
 
 def bench_thpmaps(nr: int, pid: int) -> bool:
     what = "maps --rollup / thpmaps --rollup --cont 64K"
-    if not shutil.which("thpmaps"):
+    thpmaps = shutil.which("thpmaps")
+    if not thpmaps:
         skip(what, "no thpmaps on PATH: see --help")
         return True
     ours = (PHYSVIEW, "maps", str(pid), "--rollup")
-    peer = ("thpmaps", "--pid", str(pid), "--rollup", "--cont", "64K")
+    peer = (sys.executable, thpmaps, "--pid", str(pid), "--rollup", "--cont", "64K")
     ratio, detail = paired(timed(*ours), timed(*peer), nr)
     kept = report(what, ratio, 1 / 4, detail)
     mine, theirs = peak_kib(*ours), peak_kib(*peer)

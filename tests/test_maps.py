@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,7 +124,14 @@ def test_memory_after_fork_is_shared(python):
 def test_large_folios_are_those_of_thpmaps(stopped):
     # PROT_NONE is left out by thpmaps and so here.
     theirs = {}
-    command = ["thpmaps", "--pid", str(stopped.pid), "--rollup", "--inc-empty"]
+    command = [
+        sys.executable,
+        shutil.which("thpmaps"),
+        "--pid",
+        str(stopped.pid),
+        "--rollup",
+        "--inc-empty",
+    ]
     command += ["--cont", "16K", "--cont", "64K", "--cont", "2M"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for name, size in re.findall(r"^(\S+): +(\d+) kB", output, re.MULTILINE):
