@@ -153,6 +153,15 @@ def test_the_machine_is_as_asked_for():
     assert "max,la57=on" in line
     assert words[words.index("-append") + 1].endswith(" hugepages=2")
     assert "readonly=on" in line
+    assert "-numa" not in words
+
+
+def test_memory_and_cpus_are_dealt_out_to_nodes():
+    words = machine.Machine(Path("/k"), 1025, 3, nr_nodes=2).command("tcg", 5, 6, 7)
+    line = " ".join(words)
+    assert "-m 1025 -object memory-backend-ram,id=node0,size=513M" in line
+    assert "-numa node,nodeid=0,memdev=node0,cpus=0,cpus=2 -object" in line
+    assert "size=512M -numa node,nodeid=1,memdev=node1,cpus=1 -kernel" in line
 
 
 def test_an_accelerator_that_is_none_is_refused(monkeypatch):
@@ -206,7 +215,7 @@ def run_command(monkeypatch):
 
 
 def test_the_command_passes_its_options_on(run_command):
-    line = "--kernel 6.1 --la57 on --memory 2048 --cpus 4 --timeout 9 -- a --json -- b"
+    line = "--kernel 6.1 --la57 on --memory 2048 --cpus 4 --nodes 2 --timeout 9 -- a --json -- b"
     code, asked = run_command(*line.split())
     assert code == 3
     assert asked["command"] == ["a", "--json", "--", "b"]
@@ -216,6 +225,7 @@ def test_the_command_passes_its_options_on(run_command):
         4,
         9,
     )
+    assert asked["nodes"] == 2
     assert asked["modules"] == [Path("/built.ko")]
 
 

@@ -47,6 +47,13 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cpus", type=_count, metavar="N", default=2, help="its CPUs (default: 2)")
     parser.add_argument(
+        "--nodes",
+        type=_count,
+        metavar="N",
+        default=1,
+        help="its NUMA nodes, among which memory and CPUs are dealt out (default: 1)",
+    )
+    parser.add_argument(
         "--module",
         metavar="FILE",
         help="load this .ko; none: load nothing (default: build physview's own and load that)",
@@ -83,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         la57=args.la57 == "on",
         memory_mib=args.memory,
         cpus=args.cpus,
+        nodes=args.nodes,
         timeout=args.timeout,
         append=args.append,
         console=sys.stderr.buffer if args.console else None,

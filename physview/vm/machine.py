@@ -33,6 +33,7 @@ class Machine(NamedTuple):
         image: The kernel, a bzImage.
         memory_mib: RAM.
         nr_cpus: CPUs.
+        nr_nodes: NUMA nodes, among which memory and CPUs are dealt out.
         la57: Whether its page tables have five levels, not four.
         append: Further words for the kernel's command line.
     """
@@ -42,6 +43,7 @@ class Machine(NamedTuple):
     nr_cpus: int = 2
     la57: bool = False
     append: str = ""
+    nr_nodes: int = 1
 
     def command(
         self, accelerator: str, initramfs_fd: int, console_fd: int, port_fd: int
@@ -66,6 +68,7 @@ class Machine(NamedTuple):
             *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-machine", f"q35,accel={accelerator}", "-cpu", f"max,la57={la57},erms=off"),
             *("-smp", str(self.nr_cpus), "-m", str(self.memory_mib)),
+            *self._node_options(),
             *("-kernel", str(self.image), "-initrd", f"/dev/fd/{initramfs_fd}"),
             *("-append", " ".join(options.split())),
             *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
@@ -74,6 +77,17 @@ class Machine(NamedTuple):
             *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
             *("-device", f"virtio-9p-pci,fsdev=root,mount_tag={initramfs.ROOT_TAG}"),
         ]
+
+    def _node_options(self) -> Iterator[str]:
+        if self.nr_nodes == 1:
+            return
+        for node in range(self.nr_nodes):
+            # What cannot be divided is the first one's.
+            rest = self.memory_mib % self.nr_nodes if node == 0 else 0
+            size = self.memory_mib // self.nr_nodes + rest
+            cpus = (f",cpus={cpu}" for cpu in range(node, self.nr_cpus, self.nr_nodes))
+            yield from ("-object", f"memory-backend-ram,id=node{node},size={size}M")
+            yield from ("-numa", f"node,nodeid={node},memdev=node{node}{''.join(cpus)}")
 
     def accelerators(self) -> Iterator[str]:
         """Yield what to try, in order: the last one comes twice, as a lost VM is tried again.

@@ -58,6 +58,7 @@ def run(
     la57: bool = False,
     memory_mib: int = 1024,
     cpus: int = 2,
+    nodes: int = 1,
     timeout: float | None = None,
     boot_timeout: float | None = None,
     append: str = "",
@@ -80,6 +81,7 @@ def run(
         la57: Page tables with five levels, not four.
         memory_mib: The VM's RAM.
         cpus: The VM's CPUs.
+        nodes: Its NUMA nodes, among which memory and CPUs are dealt out.
         timeout: Seconds that the command may take; None for any time.
         boot_timeout: Seconds until it must be there; BOOT_TIMEOUTS by default.
         append: Further words for the kernel's command line, as "hugepages=8".
@@ -97,7 +99,7 @@ def run(
         VmUnusable: QEMU is missing, or a module or the folder cannot be had in the guest.
         Unsupported: The kernel lacks a driver that is needed.
     """
-    vm = machine.Machine(Path(kernel.image), memory_mib, cpus, la57, append)
+    vm = machine.Machine(Path(kernel.image), memory_mib, cpus, la57, append, nodes)
     first = [sys.executable, "-I", "-S", os.path.abspath(guest.__file__)]
     archive = initramfs.make(Path(kernel.modules), first)
     request = {
