@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from physview.owners import find_owners
     from physview.snapshot import Snapshot
     from physview.snapshot_file import SnapshotFile, write_snapshot
+    from physview.tracing import Tracer
 
 __version__ = "0.1.0"
 
@@ -65,6 +66,7 @@ __all__ = [
     "ProcessGone",
     "Snapshot",
     "SnapshotFile",
+    "Tracer",
     "Translation",
     "Translations",
     "Unsupported",
@@ -84,6 +86,7 @@ _LAZY = {
     "PageCache": "filecache",
     "Snapshot": "snapshot",
     "SnapshotFile": "snapshot_file",
+    "Tracer": "tracing",
     "diff": "analysis.changes",
     "find_owners": "owners",
     "read_machine": "frames",

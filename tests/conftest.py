@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from memory import KINDS, WAIT, Region, pfnmap_ranges
+from memory import KINDS, WAIT, Region, libc, pfnmap_ranges
 from witnesses import open_kmod
 
 from physview.analysis import checkup
@@ -69,6 +69,12 @@ def _has_kernel(architecture: str = "amd64") -> bool:
     except Unsupported:
         return False
     return shutil.which("make") is not None
+
+
+def _has_tracefs(file: str = "instances") -> bool:
+    """Whether it can be mounted, and has a file: where it is mounted already does not matter."""
+    mount = f"mount -t tracefs t /mnt && test -e /mnt/{file}"
+    return os.geteuid() == 0 and _succeeds("unshare", "-m", "sh", "-c", mount)
 
 
 def _has_vm() -> bool:
@@ -131,6 +137,15 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     "kmods": (
         lambda: "PHYSVIEW_KMOD" in os.environ and "PHYSVIEW_COURSE_KMOD" in os.environ,
         "not told which modules to load by turns: tests/test_matrix.py does, in a VM",
+    ),
+    "tracefs": (_has_tracefs, "no tracefs, or not root: run sudo ./scripts/test"),
+    "kprobes": (
+        lambda: _has_tracefs("kprobe_events"),
+        "no kprobes: Debian's kernels have them, see scripts/test",
+    ),
+    "kcore": (
+        lambda: os.access("/proc/kcore", os.R_OK),
+        "no /proc/kcore: a kernel with CONFIG_PROC_KCORE=y has it",
     ),
     "vm": (_has_vm, "no VM can be had here: see physview doctor"),
     "kernels": (
@@ -294,6 +309,18 @@ def python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="session")
+def tracefs() -> str:
+    """Where tracefs is: mounted, where it is not, for this process only and those it starts."""
+    where = "/sys/kernel/tracing"
+    if not os.path.exists(f"{where}/instances"):
+        clone_newns, ms_rec, ms_slave = 0x20000, 0x4000, 0x80000
+        assert libc.unshare(clone_newns) == 0
+        assert libc.mount(b"none", b"/", None, ms_rec | ms_slave, None) == 0
+        assert libc.mount(b"t", where.encode(), b"tracefs", 0, None) == 0
+    return where
 
 
 @pytest.fixture

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Trace the kernel: each time something happens, what it was and which functions led to it.
+
+EVENT is copy_to_user, copy_from_user, put_user, kmalloc, mm_page_alloc, any tracepoint as
+SUBSYSTEM:EVENT, or any function of the kernel. PID is the process to trace, a command after -- is
+started and traced from its first instruction; without either the whole machine is. It ends after
+so many events, or with the process, or with Ctrl-C. Exits with 1 if nothing happened. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from physview.commands import _common
+from physview.errors import PhysviewError, UsageError
+from physview.lookup import find_pid
+
+if TYPE_CHECKING:
+    from physview.analysis.tracing import KernelMap, Trace
+    from physview.model import Vma
+    from physview.owners import Ownership
+    from physview.tracing import Tracer
+    from physview.tracing.launch import Launched
+
+NAME = "trace"
+HELP = "kernel stacks of copy_to_user, kmalloc, mm_page_alloc, or any other event or function"
+
+MAX_EVENTS = 1_000_000
+MAX_BUFFER_KIB = 1 << 20
+# How often the mappings of the process are looked at, in seconds.
+MEMORY_EVERY = 0.5
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.usage = f"physview {NAME} EVENT [OPTIONS] [PID | -- CMD…]"
+    parser.add_argument("event", metavar="EVENT", help="what to trace")
+    parser.add_argument(
+        "process", metavar="PID", nargs="?", help="a pid, self, or the name of one process"
+    )
+    parser.add_argument("--pid", metavar="PID", help="the same as PID")
+    parser.add_argument(
+        "-n",
+        "--number",
+        type=_count(MAX_EVENTS),
+        metavar="N",
+        default=100,
+        help="end after N events (default: 100)",
+    )
+    parser.add_argument(
+        "--seconds", type=_seconds, metavar="S", help="end after S seconds, whatever happened"
+    )
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="with a process: also what it starts, threads and processes",
+    )
+    parser.add_argument(
+        "--summary", action="store_true", help="count the events by their stacks, the most first"
+    )
+    parser.add_argument("--no-stacks", action="store_true", help="events without stacks")
+    parser.add_argument(
+        "--buffer",
+        type=_count(MAX_BUFFER_KIB),
+        metavar="KIB",
+        help="how large the kernel's buffers are, where events were lost",
+    )
+    _common.add_json_option(parser)
+    _leave_command_alone(parser)
+
+
+def _leave_command_alone(parser: argparse.ArgumentParser) -> None:
+    """What comes after -- is a command; argparse would look for PID and options in it."""
+    parse = parser.parse_known_args
+
+    def parse_known_args(args: Any = None, namespace: Any = None) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        at = words.index("--") if "--" in words else len(words)
+        found, rest = parse(words[:at], namespace)
+        found.command = words[at + 1 :] if at < len(words) else None
+        return found, rest
+
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trace, and print what happened."""
+    pid = _find_pid(args)
+    from physview.analysis.tracing import read_kernel_map
+
+    with _signals() as caught:
+        trace, launched = _trace(args, pid, caught)
+        exit_code = launched.wait() if launched else 0
+    if caught and caught[0] != signal.SIGINT:
+        _die_of(caught[0])
+    kernel = read_kernel_map()
+    ownership = _find_frames(trace, kernel)
+    _print(args, trace, ownership, kernel)
+    _say_what_is_missing(trace)
+    if exit_code and not caught:
+        ended = f"exit code {exit_code}" if exit_code > 0 else signal.Signals(-exit_code).name
+        _common.say(f"{args.command[0]} ended with {ended}")
+    return int(not trace.events or bool(exit_code and not caught))
+
+
+def _find_pid(args: argparse.Namespace) -> int | None:
+    """The pid that is asked for; None if none is."""
+    given = [word for word in (args.process, args.pid) if word is not None]
+    if args.command is not None:
+        if not args.command:
+            raise UsageError("nothing to run", "", f"physview {NAME} EVENT -- CMD…")
+        given.append(args.command[0])
+    if len(given) > 1:
+        raise UsageError("too many processes", "trace takes one PID, --pid or command")
+    if args.follow and not given:
+        raise UsageError("nothing to follow", "--follow goes with a process")
+    if not given or args.command is not None:
+        return None
+    found = find_pid(given[0])
+    return os.getpid() if found is None else found
+
+
+def _trace(
+    args: argparse.Namespace, pid: int | None, caught: list[int]
+) -> tuple[Trace, Launched | None]:
+    from physview.tracing import Tracer
+    from physview.tracing.launch import Launched
+
+    launched = None
+    if args.command:
+        launched = Launched(args.command, 2 if args.json else 1)
+        pid = launched.pid
+    try:
+        with Tracer(
+            args.event,
+            pid=pid,
+            follow=args.follow,
+            from_exec=launched is not None,
+            stacks=not args.no_stacks,
+            buffer_kib=args.buffer,
+        ) as tracer:
+            if launched:
+                launched.run()
+            trace = _gather(args, tracer, pid, caught)
+    except BaseException:
+        if launched:
+            launched.end(signal.SIGKILL)
+            launched.wait()
+        raise
+    if launched and caught:
+        launched.end(caught[0])
+    elif launched and len(trace.events) >= args.number:
+        _common.say(f"{len(trace.events)} events are traced; waiting for {args.command[0]} to end")
+    return trace, launched
+
+
+def _gather(args: argparse.Namespace, tracer: Tracer, pid: int | None, caught: list[int]) -> Trace:
+    from physview.analysis.tracing import Trace, read_memory
+    from physview.commands import _progress
+    from physview.tracing import Event
+
+    events: list[Event] = []
+    memory: list[Vma] = []
+    start = time.monotonic()
+    look_at = start
+    with _progress.progress_bar("tracing") as progress:
+        while not caught and len(events) < args.number:
+            now = time.monotonic()
+            if args.seconds is not None and now - start >= args.seconds:
+                break
+            # What it had is of interest when it has ended, too; of this process itself, no news.
+            if pid is not None and now >= look_at:
+                memory = read_memory(pid) or memory
+                look_at = now + MEMORY_EVERY
+            ended = tracer.has_ended
+            events += tracer.read()
+            if ended:
+                break
+            if progress:
+                progress(len(events), args.number)
+        events += tracer.finish()
+    seconds = time.monotonic() - start
+    return Trace(
+        args.event,
+        tracer.probes,
+        tracer.means,
+        pid,
+        seconds,
+        events[: args.number],
+        tracer.losses,
+        memory,
+    )
+
+
+def _find_frames(trace: Trace, kernel: KernelMap) -> Ownership | None:
+    """What the frames are now; where that can't be told, why."""
+    from physview.analysis.tracing import frames_now
+
+    try:
+        return frames_now(trace.events, kernel)
+    except PhysviewError as error:
+        _common.say(f"what the frames are now is not told: {error}")
+        return None
+
+
+def _print(
+    args: argparse.Namespace, trace: Trace, ownership: Ownership | None, kernel: KernelMap
+) -> None:
+    from physview.reporters import documents, trace_lines
+
+    if args.json:
+        documents.write(trace_lines.document(trace, ownership, kernel, summary=args.summary))
+        return
+    if args.summary:
+        lines = trace_lines.iter_path_lines(trace)
+    else:
+        lines = trace_lines.iter_event_lines(trace, ownership, kernel)
+    for line in lines:
+        sys.stdout.write(line + "\n")
+    for line in trace_lines.iter_ending_lines(trace, ownership, kernel):
+        sys.stdout.write(line + "\n")
+
+
+def _say_what_is_missing(trace: Trace) -> None:
+    nr_lost, nr_throttled = trace.losses
+    if nr_lost:
+        _common.say(
+            f"{nr_lost} more events are lost: the buffer was full; make it larger with --buffer"
+        )
+    if nr_throttled:
+        _common.say(
+            f"the kernel held tracing up {nr_throttled} times, so that events are missing: they"
+            " came too fast; sysctl kernel.perf_event_max_sample_rate raises the limit"
+        )
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Catch what would end us, so that nothing is left in the kernel; yields what was caught."""
+    caught: list[int] = []
+    signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.signal(n, lambda signum, _: caught.append(signum)) for n in signums}
+    try:
+        yield caught
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _die_of(signum: int) -> None:
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+
+
+def _count(most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 to {most}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is no time in seconds")
+    return seconds

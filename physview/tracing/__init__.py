@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tracing the kernel without a compiler: events with their fields and kernel stacks.
+
+>>> from physview.tracing import Tracer
+>>> with Tracer("kmem:kmalloc") as tracer:  # doctest: +SKIP
+...     for event in tracer:
+...         print(event.comm, event.fields["bytes_req"], *event.stack)
+"""
+
+from physview.tracing.events import Event, Frame, Losses
+from physview.tracing.tracer import Tracer
+
+__all__ = ["Event", "Frame", "Losses", "Tracer"]

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Events by the processor's own breakpoints: for functions that the kernel lets no kprobe near.
+
+copy_to_user()'s part that is not inlined lies in lib/, and put_user()'s are assembler: neither is
+built for ftrace, and since 4.20 kprobe events are refused on such functions ("Could not probe
+notrace function"; within_notrace_func() in kernel/trace/trace_kprobe.c). perf sets a breakpoint
+there nevertheless. A processor has four; they are gone when their descriptors are closed.
+
+Source: perf_event_open(2), include/uapi/linux/perf_event.h, arch/x86/kernel/hw_breakpoint.c
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import select
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from physview.errors import PhysviewError, ProcessGone, Unsupported
+from physview.tracing import instance as tracefs
+from physview.tracing.events import Losses, RawEvent
+
+MAX_BREAKPOINTS = 4
+
+# arch/x86/include/uapi/asm/perf_regs.h: their bits, and __NR_perf_event_open.
+REGISTERS = {"ax": 0, "cx": 2, "dx": 3, "si": 4, "di": 5}
+ARGUMENTS = ("di", "si", "dx")
+SYS_PERF_EVENT_OPEN = 298
+
+TYPE_BREAKPOINT, BP_X, BP_LEN = 5, 4, 8
+SAMPLE_IP, SAMPLE_TID, SAMPLE_TIME, SAMPLE_CALLCHAIN = 1, 2, 4, 0x20
+SAMPLE_CPU, SAMPLE_REGS_INTR = 0x80, 0x40000
+DISABLED, INHERIT, EXCLUDE_USER, COMM = 1 << 0, 1 << 1, 1 << 4, 1 << 9
+ENABLE_ON_EXEC, EXCLUDE_CALLCHAIN_USER, USE_CLOCKID = 1 << 12, 1 << 22, 1 << 25
+FLAG_FD_CLOEXEC = 8
+CLOCK_MONOTONIC = 1
+IOC_ENABLE, IOC_DISABLE, IOC_SET_OUTPUT = 0x2400, 0x2401, 0x2405
+
+RECORD_LOST, RECORD_COMM, RECORD_THROTTLE, RECORD_SAMPLE = 2, 3, 5, 9
+# Entries of a call chain from here on say only where the following ones are from.
+CONTEXT_MAX = (1 << 64) - 4095
+
+_ATTR = struct.Struct("<IIQQQQQIIQQQQIiQIHH")
+_HEADER = struct.Struct("<IHH")
+_SAMPLE = struct.Struct("<QIIQII")
+_HEAD, _TAIL = 1024, 1032
+PAGE = mmap.PAGESIZE
+DEFAULT_BUFFER_KIB = 512
+
+
+class Place(NamedTuple):
+    """Where to stop, and what to fetch there.
+
+    Args:
+        name: The function's.
+        address: Where it begins.
+        registers: By the field's name, the register that holds it.
+        addresses: Names of the fields that are addresses.
+    """
+
+    name: str
+    address: int
+    registers: Mapping[str, str]
+    addresses: frozenset[str]
+
+
+class _Ring:
+    """The pages that the kernel writes samples to, of one thread or one processor."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._map = mmap.mmap(fd, PAGE + size)
+        self._size = size
+
+    def read(self) -> Iterator[tuple[int, bytes]]:
+        """Yield kind and content of what is new."""
+        head, tail = struct.unpack_from("<QQ", self._map, _HEAD)
+        while tail < head:
+            kind, _, size = _HEADER.unpack(self._bytes(tail, _HEADER.size))
+            yield kind, self._bytes(tail + _HEADER.size, size - _HEADER.size)
+            tail += size
+        struct.pack_into("<Q", self._map, _TAIL, tail)
+
+    def _bytes(self, start: int, size: int) -> bytes:
+        at = start % self._size
+        first = self._map[PAGE + at : PAGE + min(at + size, self._size)]
+        return first + self._map[PAGE : PAGE + size - len(first)]
+
+    def close(self) -> None:
+        self._map.close()
+
+
+class BreakpointSource:
+    """Events of breakpoints in the kernel.
+
+    Args:
+        places: Up to four.
+        tids: Threads to trace; None traces all but this process.
+        follow: Trace what these start, too.
+        from_exec: Begin when the thread runs another program.
+        stacks: Have stacks.
+        buffer_kib: How large the buffer of each thread or processor is.
+
+    Raises:
+        PhysviewError: They cannot be had.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        tids: Sequence[int] | None,
+        *,
+        follow: bool,
+        from_exec: bool,
+        stacks: bool,
+        buffer_kib: int | None,
+    ) -> None:
+        self._places = {place.address: place for place in places}
+        if os.uname().machine != "x86_64":
+            why = "the kernel lets no kprobe near it, and breakpoints are set on x86-64 only"
+            raise Unsupported(f"cannot trace {self._what}", why)
+        wanted = {name for place in places for name in place.registers.values()}
+        self._registers = sorted(wanted, key=lambda name: REGISTERS[name])
+        self._from_exec = from_exec
+        self._stacks = stacks
+        self._fds: list[int] = []
+        self._rings: list[_Ring] = []
+        self._comms: dict[int, str] = {}
+        self._overrun = self._throttled = 0
+        self._ignored = os.getpid() if tids is None else None
+        flags = DISABLED | EXCLUDE_USER | EXCLUDE_CALLCHAIN_USER | USE_CLOCKID
+        flags |= (ENABLE_ON_EXEC if from_exec else 0) | (INHERIT if follow else 0)
+        cpus = list(os.sched_getaffinity(0)) if follow or tids is None else [-1]
+        size = PAGE
+        while size < (buffer_kib or DEFAULT_BUFFER_KIB) * 1024:
+            size *= 2
+        self._poll = select.poll()
+        try:
+            for tid in tids if tids is not None else [-1]:
+                for cpu in cpus:
+                    self._open_all(tid, cpu, flags, size)
+        except BaseException:
+            self.close()
+            raise
+        if not self._rings:
+            why = "it ended before it could be traced"
+            raise ProcessGone("the process is gone", why, "start again with a living process")
+
+    @property
+    def _what(self) -> str:
+        return ", ".join(place.name for place in self._places.values())
+
+    def _open_all(self, tid: int, cpu: int, flags: int, size: int) -> None:
+        """Set all breakpoints for a thread or a processor; they share one ring."""
+        first = -1
+        for address in self._places:
+            fd = self._open(address, tid, cpu, flags | (COMM if first < 0 else 0))
+            if fd < 0:
+                return
+            self._fds.append(fd)
+            if first < 0:
+                first = fd
+                try:
+                    self._rings.append(_Ring(fd, size))
+                except OSError as error:
+                    raise tracefs.refused("cannot have a trace buffer", error, "mmap") from None
+                self._poll.register(fd, select.POLLIN)
+            else:
+                _ioctl(fd, IOC_SET_OUTPUT, first)
+
+    def _open(self, address: int, tid: int, cpu: int, flags: int) -> int:
+        sample = SAMPLE_IP | SAMPLE_TID | SAMPLE_TIME | SAMPLE_CPU | SAMPLE_REGS_INTR
+        sample |= SAMPLE_CALLCHAIN if self._stacks else 0
+        mask = sum(1 << REGISTERS[name] for name in self._registers)
+        attr = _ATTR.pack(
+            *(TYPE_BREAKPOINT, _ATTR.size, 0, 1, sample, 0, flags, 1, BP_X, address, BP_LEN),
+            *(0, 0, 0, CLOCK_MONOTONIC, mask, 0, 0, 0),
+        )
+        libc = ctypes.CDLL(None, use_errno=True)
+        fd = libc.syscall(SYS_PERF_EVENT_OPEN, attr, tid, cpu, -1, FLAG_FD_CLOEXEC)
+        if fd >= 0:
+            return int(fd)
+        code = ctypes.get_errno()
+        if code == errno.ESRCH:  # this thread has ended
+            return -1
+        raise self._refused(code)
+
+    def _refused(self, code: int) -> PhysviewError:
+        what = f"cannot trace {self._what}"
+        if code == errno.EINVAL:
+            why = "this kernel has no breakpoints in itself, as those without kprobes, or not there"
+            return Unsupported(what, why, tracefs.VM_HINT[3:])
+        if code == errno.ENOSPC:
+            why = "the processor's breakpoints, four, are in use by a debugger or another tracer"
+            return PhysviewError(what, why, "end that one first")
+        if code in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.ENOSYS):
+            why = "this kernel or processor has no breakpoints for perf"
+            return Unsupported(what, why, tracefs.VM_HINT[3:])
+        if code == errno.EMFILE:
+            return PhysviewError(what, "too many files are open", "raise ulimit -n")
+        error = OSError(code, os.strerror(code))
+        return tracefs.refused(what, error, "perf_event_open")
+
+    def start(self) -> None:
+        """Begin; or with `from_exec` wait for that."""
+        if not self._from_exec:
+            for fd in self._fds:
+                _ioctl(fd, IOC_ENABLE, 0)
+
+    def stop(self) -> None:
+        """Let nothing more happen; what happened can still be read."""
+        for fd in self._fds:
+            _ioctl(fd, IOC_DISABLE, 0)
+
+    def read(self, timeout: float) -> list[RawEvent]:
+        """Events that happened meanwhile, by time.
+
+        Args:
+            timeout: How long to wait for one, in seconds.
+        """
+        self._poll.poll(timeout * 1000)
+        found = []
+        for ring in self._rings:
+            for kind, content in ring.read():
+                if kind == RECORD_SAMPLE:
+                    found.append(self._event(content))
+                elif kind == RECORD_LOST:
+                    self._overrun += struct.unpack_from("<QQ", content)[1]
+                elif kind == RECORD_THROTTLE:
+                    self._throttled += 1
+                elif kind == RECORD_COMM:
+                    tid = struct.unpack_from("<II", content)[1]
+                    self._comms[tid] = os.fsdecode(content[8:].split(b"\0")[0])
+        events = [event for event in found if event is not None]
+        return sorted(events, key=lambda event: event.time_ns)
+
+    def _event(self, content: bytes) -> RawEvent | None:
+        address, pid, tid, time_ns, cpu, _ = _SAMPLE.unpack_from(content)
+        place = self._places.get(address)
+        if place is None or pid == self._ignored:
+            return None
+        at = _SAMPLE.size
+        stack: tuple[int, ...] = ()
+        if self._stacks:
+            (nr,) = struct.unpack_from("<Q", content, at)
+            chain = struct.unpack_from(f"<{nr}Q", content, at + 8)
+            stack = tuple(one for one in chain if one < CONTEXT_MAX)
+            at += 8 + 8 * nr
+        has_registers = bool(struct.unpack_from("<Q", content, at)[0])
+        nr_registers = len(self._registers) if has_registers else 0
+        values = struct.unpack_from(f"<{nr_registers}Q", content, at + 8)
+        by_name = dict(zip(self._registers, values, strict=False))
+        fields = {
+            field: by_name[name] for field, name in place.registers.items() if name in by_name
+        }
+        comm = self._comms.get(tid)
+        return RawEvent(time_ns, cpu, tid, comm, place.name, dict(fields), place.addresses, stack)
+
+    def flush(self) -> list[RawEvent]:
+        """Nothing: samples are whole."""
+        return []
+
+    def comms(self) -> dict[int, str]:
+        """Names of threads as they were told."""
+        return dict(self._comms)
+
+    def losses(self) -> Losses:
+        """What was lost so far, as far as it was read."""
+        return Losses(self._overrun, self._throttled)
+
+    def close(self) -> None:
+        """Remove all. Closing twice is harmless."""
+        for ring in self._rings:
+            ring.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._rings, self._fds = [], []
+
+
+def _ioctl(fd: int, request: int, argument: int) -> None:
+    import fcntl
+
+    with contextlib.suppress(ProcessLookupError):  # its thread has ended
+        fcntl.ioctl(fd, request, argument)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is traced: events, the kernel's description of their fields, and how many were lost."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import struct
+from collections.abc import Mapping
+from typing import NamedTuple
+
+Value = int | str
+
+
+class Frame(NamedTuple):
+    """One function of a kernel stack.
+
+    Args:
+        address: Where it goes on; of the innermost, where it is.
+        symbol: The function's name; "" where none is known.
+        offset: How far into it that is.
+        module: The kernel module that it lies in; "" for the kernel itself.
+    """
+
+    address: int
+    symbol: str
+    offset: int
+    module: str
+
+    def __str__(self) -> str:
+        if not self.symbol:
+            return f"{self.address:#x}"
+        return f"{self.symbol} [{self.module}]" if self.module else self.symbol
+
+
+class Event(NamedTuple):
+    """Something that happened in the kernel.
+
+    Args:
+        time_ns: When, in nanoseconds of CLOCK_MONOTONIC.
+        cpu: On which processor.
+        tid: The thread that ran; 0 is an idle processor.
+        comm: Its name; "" where it could not be told any more.
+        name: The event's, or the probed function's.
+        fields: What the kernel tells of it, by the kernel's names; flags as text.
+        addresses: Names of those fields that are addresses.
+        stack: Kernel functions, the innermost first; empty without stacks.
+    """
+
+    time_ns: int
+    cpu: int
+    tid: int
+    comm: str
+    name: str
+    fields: dict[str, Value]
+    addresses: frozenset[str]
+    stack: tuple[Frame, ...]
+
+
+class RawEvent(NamedTuple):
+    """An event as a source gives it: no names yet but the event's. Members are as in `Event`."""
+
+    time_ns: int
+    cpu: int
+    tid: int
+    comm: str | None
+    name: str
+    fields: dict[str, Value]
+    addresses: frozenset[str]
+    stack: tuple[int, ...]
+
+
+class Losses(NamedTuple):
+    """Events that happened and are not told.
+
+    Args:
+        overrun: Written over, or not written, because a buffer was full.
+        throttled: How often the kernel held tracing up because events came too fast.
+    """
+
+    overrun: int
+    throttled: int
+
+
+class Field(NamedTuple):
+    """One field of an event. Members are those of a line in its format file."""
+
+    name: str
+    kind: str
+    offset: int
+    size: int
+    signed: bool
+
+    def decode(self, record: bytes) -> Value:
+        """Its value in a record."""
+        if "__data_loc" in self.kind or "__rel_loc" in self.kind:
+            (where,) = struct.unpack_from("<I", record, self.offset)
+            start, size = where & 0xFFFF, where >> 16
+            if "__rel_loc" in self.kind:
+                start += self.offset + self.size
+            return _text(record[start : start + size], self.kind)
+        content = record[self.offset : self.offset + self.size]
+        if self.kind.endswith("]") or self.size not in (1, 2, 4, 8):
+            return _text(content, self.kind)
+        return int.from_bytes(content, "little", signed=self.signed)
+
+
+def _text(content: bytes, kind: str) -> str:
+    if "char" in kind:
+        return os.fsdecode(content.split(b"\0")[0])
+    return content.hex()
+
+
+class Format(NamedTuple):
+    """How an event's records are laid out.
+
+    Args:
+        name: The event's.
+        number: What its records begin with.
+        fields: Its own fields, in the kernel's order.
+        addresses: Names of the fields that the kernel prints as addresses.
+        flags: By field, what its bits are called: value and name, in the kernel's order.
+    """
+
+    name: str
+    number: int
+    fields: tuple[Field, ...]
+    addresses: frozenset[str]
+    flags: Mapping[str, tuple[tuple[int, str], ...]]
+
+    def decode(self, record: bytes) -> dict[str, Value]:
+        """The fields of a record, by name; flags by theirs."""
+        fields = {field.name: field.decode(record) for field in self.fields}
+        for name, flags in self.flags.items():
+            value = fields.get(name)
+            if isinstance(value, int):
+                fields[name] = flag_text(value, flags)
+        return fields
+
+
+def flag_text(value: int, flags: tuple[tuple[int, str], ...]) -> str:
+    """Flags by name, as trace_print_flags_seq() prints them.
+
+    >>> flag_text(7, ((6, "SIX"), (2, "TWO"))), flag_text(0, ())
+    ('SIX|0x1', 'none')
+    """
+    names = []
+    for mask, name in flags:
+        if mask and value & mask == mask:
+            names.append(name)
+            value &= ~mask
+    if value:
+        names.append(hex(value))
+    return "|".join(names) or "none"
+
+
+_FLAGS = re.compile(r"__print_flags\(REC->(\w+),[^{]*((?:\{[^}]*\},?\s*)+)")
+_FLAG = re.compile(r"\{([^{}]*),\s*\"([^\"]*)\"\s*\}")
+_CAST = re.compile(r"\(\s*(?:unsigned|long|int|gfp_t)(?:\s+(?:long|int))?\s*\)")
+
+
+def _parse_flags(printed: str) -> dict[str, tuple[tuple[int, str], ...]]:
+    """What the bits are called, of the fields where the format says so in constants."""
+    found = {}
+    for match in _FLAGS.finditer(printed):
+        try:
+            found[match[1]] = tuple(
+                (_constant(expression), name) for expression, name in _FLAG.findall(match[2])
+            )
+        except (ValueError, SyntaxError):  # not in a way that is known here: a number, then
+            continue
+    return found
+
+
+def _constant(expression: str) -> int:
+    """The value of a constant in C.
+
+    >>> _constant("( unsigned long)((( gfp_t)(0x400u|0x800u)) & ~((gfp_t)(((1UL))) << (10)))")
+    2048
+    """
+    text = re.sub(r"\b(0x[0-9a-fA-F]+|[0-9]+)[uUlL]+", r"\1", _CAST.sub("", expression))
+    return _value(ast.parse(text.strip(), mode="eval").body)
+
+
+def _value(node: ast.expr) -> int:
+    match node:
+        case ast.Constant(value=int(value)):
+            return value
+        case ast.UnaryOp(op=ast.Invert(), operand=operand):
+            return ~_value(operand)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _value(left) | _value(right)
+        case ast.BinOp(left=left, op=ast.BitAnd(), right=right):
+            return _value(left) & _value(right)
+        case ast.BinOp(left=left, op=ast.LShift(), right=right):
+            return _value(left) << _value(right)
+    raise ValueError("not a constant")
+
+
+_FIELD = re.compile(
+    r"field:(?P<kind>.*?)\s*\b(?P<name>\w+)(?P<array>\[[^\]]*\])?;\s*"
+    r"offset:(?P<offset>\d+);\s*size:(?P<size>\d+);\s*signed:(?P<signed>\d)"
+)
+# Where a probe was hit is told by its stack.
+_HIDDEN = ("__probe_ip", "__probe_func", "__probe_ret_ip")
+# The kernel prints them in hexadecimal, but everybody counts frames.
+_NUMBERS = ("pfn",)
+
+
+def parse_format(data: bytes) -> Format:
+    r"""Read events/SUBSYSTEM/EVENT/format. Source: f_show() in kernel/trace/trace_events.c
+
+    >>> text = b"name: a\nID: 7\nformat:\n\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;\n"
+    >>> text += b"\n\tfield:const void * p;\toffset:8;\tsize:8;\tsigned:0;\n\nprint fmt: \"p=%p\""
+    >>> parse_format(text).decode(bytes(8) + b"\x10" + bytes(7))
+    {'p': 16}
+    """
+    text = data.decode("utf-8", "replace")
+    name = re.search(r"^name: (.*)$", text, re.MULTILINE)
+    number = re.search(r"^ID: (\d+)$", text, re.MULTILINE)
+    if not name or not number:
+        raise ValueError("no format of an event")
+    printed = text.partition("print fmt:")[2].split('",')[0]
+    in_hex = set(re.findall(r"(\w+)=(?:%p|(?:0x)?%l*[xX])", printed, re.IGNORECASE))
+    fields = [
+        Field(
+            match["name"],
+            f"{match['kind']}{match['array'] or ''}",
+            int(match["offset"]),
+            int(match["size"]),
+            match["signed"] == "1",
+        )
+        for match in _FIELD.finditer(text)
+    ]
+    own = tuple(f for f in fields if not f.name.startswith("common_") and f.name not in _HIDDEN)
+    addresses = {f.name for f in own if f.size == 8 and ("*" in f.kind or f.name in in_hex)} - set(
+        _NUMBERS
+    )
+    flags = _parse_flags(text.partition("print fmt:")[2])
+    return Format(name[1], int(number[1]), own, frozenset(addresses), flags)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The parts of tracing that take bytes, and names."""
+
+import os
+import re
+import struct
+
+import pytest
+
+from physview.analysis.tracing import fold, parse_kcore
+from physview.tracing import Event, Frame
+from physview.tracing.events import parse_format
+from physview.tracing.ftrace import FtraceSource
+from physview.tracing.instance import Owner, me
+from physview.tracing.ring import Record, Stacks, iter_records
+from physview.tracing.symbols import Symbols
+
+
+def page(*events, time=1000, more=b""):
+    content = b"".join(events)
+    flags = 3 << 30  # events were missed, and it is stored how many
+    return struct.pack("<QQ", time, len(content) | flags) + content + more
+
+
+def word(kind, delta):
+    return struct.pack("<I", kind | delta << 5)
+
+
+def test_records_of_a_page_have_their_times_and_contents():
+    content = page(
+        word(2, 5) + b"12345678",
+        word(0, 1) + struct.pack("<I", 4 + 120) + b"x" * 120,
+        word(30, 7) + struct.pack("<I", 1),
+        word(1, 0) + b"abcd",
+        word(29, 2) + struct.pack("<I", 8) + b"-" * 4,
+        word(31, 3) + struct.pack("<I", 9),
+        word(1, 1) + b"efgh",
+        word(29, 0) + b"what was here before",
+        more=b"12345678",
+    )
+    extended = 1006 + 7 + (1 << 27)
+    assert list(iter_records(content)) == [
+        (1005, b"12345678"),
+        (1006, b"x" * 120),
+        (extended, b"abcd"),
+        (3 + (9 << 27) + 1, b"efgh"),
+    ]
+    assert list(iter_records(page())) == []
+
+
+def test_a_stack_goes_to_the_record_that_it_follows_also_around_an_interrupt():
+    def record(time, number, tid, *addresses):
+        head = struct.pack("<HBBi", number, 0, 0, tid)
+        size = struct.pack("<ii", len(addresses), 0)
+        return Record(time, head + size + struct.pack(f"<{len(addresses)}Q", *addresses))
+
+    stacks = Stacks(4, 8, 16)
+    first, inner, other = record(1, 9, 70), record(2, 8, 70), record(3, 9, 71)
+    assert stacks.feed(first) is None
+    assert stacks.feed(inner) is None
+    assert stacks.feed(record(2, 4, 70, 0x11, (1 << 64) - 1)) == (inner, (0x11,))
+    assert stacks.feed(other) is None
+    assert stacks.feed(record(4, 4, 70, 0x22, 0x33)) == (first, (0x22, 0x33))
+    assert stacks.feed(record(5, 4, 99, 0x44)) is None  # of a record that was lost
+    assert stacks.flush(3) == []
+    assert stacks.flush() == [(other, ())]
+
+
+FORMAT = rb"""name: an_event
+ID: 77
+format:
+	field:unsigned short common_type;	offset:0;	size:2;	signed:0;
+	field:int common_pid;	offset:4;	size:4;	signed:1;
+
+	field:unsigned long __probe_ip;	offset:8;	size:8;	signed:0;
+	field:const void * ptr;	offset:8;	size:8;	signed:0;
+	field:unsigned long pfn;	offset:16;	size:8;	signed:0;
+	field:int node;	offset:24;	size:4;	signed:1;
+	field:char comm[16];	offset:28;	size:16;	signed:0;
+	field:__data_loc char[] file;	offset:44;	size:4;	signed:0;
+	field:u64 to;	offset:48;	size:8;	signed:0;
+	field:unsigned long gfp_flags;	offset:56;	size:8;	signed:0;
+
+print fmt: "ptr=%p pfn=0x%lx to=0x%Lx f=%s", REC->ptr, (REC->gfp_flags) ? __print_flags(REC->"""
+FORMAT += (
+    rb"""gfp_flags, "|", {(unsigned long)(((gfp_t)(0x400u|0x800u)) | ((gfp_t)0x40u)), "GFP_X"}, """
+)
+FORMAT += rb"""{( unsigned long)(( gfp_t)((((1UL))) << (8))), "__GFP_ZERO"}, { 0, ((void *)0)"""
+FORMAT += rb"""} ) : "none" """
+
+
+def test_a_format_tells_the_fields_of_a_record():
+    form = parse_format(FORMAT)
+    assert (form.name, form.number) == ("an_event", 77)
+    assert form.addresses == {"ptr", "to"}  # frames are counted, not addressed
+    record = struct.pack("<HBBiQQi", 77, 0, 0, 5, 0xFFFF888000001000, 4711, -1)
+    record += b"a b".ljust(16, b"\0") + struct.pack("<IQQ", 64 | 5 << 16, 9, 0xD40) + b"/x y\0"
+    assert form.decode(record) == {
+        "ptr": 0xFFFF888000001000,
+        "pfn": 4711,
+        "node": -1,
+        "comm": "a b",
+        "file": "/x y",
+        "to": 9,
+        "gfp_flags": "GFP_X|__GFP_ZERO",
+    }
+
+
+def test_symbols_name_the_caller_also_where_its_call_is_its_last():
+    symbols = Symbols(
+        b"0000000000002000 T second\n0000000000001000 t first\n"
+        b"0000000000002800 d data\n0000000000003000 t third\t[some_module]\n"
+    )
+    assert symbols.find("first") == [0x1000]
+    assert symbols.find("data") == []
+    assert symbols.frame(0x1010) == Frame(0x1010, "first", 0x10, "")
+    assert symbols.frame(0x2000).symbol == "second"  # where a probe stopped
+    assert symbols.frame(0x2FFF).symbol == "second"
+    assert str(symbols.frame(0x3001)) == "third [some_module]"
+    assert str(symbols.frame(0xFFF)) == "0xfff"
+    assert Symbols(b"0000000000000000 T _text\n").is_hidden
+
+
+def test_kcore_tells_the_direct_map_also_of_ram_at_0():
+    none, base = (1 << 64) - 1, 0xFFFF888000000000
+    rows = [
+        (1, 0xFFFFFFFF81000000, 0x3430000, 0x1000),
+        (1, 0xFFFFC90000000000, none, 0x10000),
+        (1, base, 0, 0x1000),
+        (1, base + 0x100000, 0x100000, 0x1000),
+        (4, 0, 0, 0),
+    ]
+    headers = b"".join(struct.pack("<IIQQQQQQ", k, 7, 0, v, p, n, n, 0) for k, v, p, n in rows)
+    head = b"\x7fELF".ljust(32, b"\0") + struct.pack("<QQIHHHHHH", 64, 0, 0, 64, 56, 5, 0, 0, 0)
+    kernel = parse_kcore(head + headers)
+    assert kernel.paddr(base + 0x10) == 0x10
+    assert kernel.paddr(base + 0x100020) == 0x100020
+    assert kernel.paddr(base + 0x50000) is None
+    areas = [
+        kernel.area(a) for a in (0x1000, base, 0xFFFFC90000000008, 0xFFFFFFFF81000008, base - 1)
+    ]
+    assert areas == ["user", "direct map", "vmalloc", "kernel image", "kernel"]
+
+
+def test_events_are_folded_by_their_stacks():
+    def event(comm, size, *functions):
+        stack = tuple(Frame(i, name, i, "") for i, name in enumerate(functions))
+        return Event(0, 0, 1, comm, "kmalloc", {"bytes_req": size}, frozenset(), stack)
+
+    events = [event("a", 1, "f"), event("b", 2, "f", "g"), event("c", 4, "f", "g")]
+    first, second = fold([*events, event("c", 8, "f", "g")])
+    assert (first.nr_events, first.comms, first.sizes) == (3, ["c", "b"], {"bytes_req": 14})
+    assert (second.nr_events, [str(f) for f in second.stack]) == (1, ["f"])
+
+
+def test_an_owner_is_dead_when_its_pid_is_another_process_by_now():
+    mine = me()
+    assert not mine.is_dead
+    assert mine._replace(start_time=mine.start_time - 1).is_dead
+    assert mine._replace(pid=1 << 30).is_dead
+    # In another namespace this pid may well be somebody.
+    assert not mine._replace(pid=1 << 30, namespace=1).is_dead
+    assert Owner.parse(mine.instance) == Owner.parse(mine.group) == mine
+    assert me().number > mine.number
+
+
+@pytest.mark.needs("tracefs")
+def test_the_buffer_says_what_the_kernel_prints_of_it(tracefs):
+    source = FtraceSource(
+        [os.getpid()], follow=False, from_exec=False, stacks=True, buffer_kib=None
+    )
+    path = f"{tracefs}/instances/{source._instance.owner.instance}"
+    try:
+        source.add_event("kmem:kmalloc")
+        source.start()
+        for _ in range(20):
+            for fd in os.pipe():
+                os.close(fd)
+        source.stop()
+        with open(f"{path}/trace") as file:
+            printed = re.findall(
+                r"-(\d+) +\[(\d+)\].*? (\d+)\.(\d{6}): kmalloc: .*bytes_req=(\d+) bytes_alloc=(\d+)"
+                r" gfp_flags=(\S+)|^ => (\w[^ \n]*)",
+                file.read(),
+                re.MULTILINE,
+            )
+        read = source.read(0.1) + source.flush()
+    finally:
+        source.close()
+    events = [row for row in printed if row[0]]
+    assert len(events) >= 20
+    assert [
+        (
+            str(event.tid),
+            f"{event.cpu:03}",
+            str(event.time_ns // 10**9),
+            # Its text is rounded to microseconds, and so may be one off.
+            *map(str, (event.fields["bytes_req"], event.fields["bytes_alloc"])),
+            event.fields["gfp_flags"],
+        )
+        for event in read
+    ] == [(tid, cpu, seconds, *rest) for tid, cpu, seconds, _, *rest, _ in events]
+    assert sum(len(event.stack) for event in read) == len(printed) - len(events)
+    assert not os.path.exists(path)
