@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,20 +17,34 @@ from physview.tracing.instance import me
 
 pytestmark = [pytest.mark.needs("tracefs"), pytest.mark.usefixtures("tracefs")]
 
-# The course's ioctl, once; it says where its argument lies, of 16 bytes.
+# The course's ioctl. Python copies a small argument to its stack first.
 ASK = """
-import ctypes, fcntl
-argument = (ctypes.c_uint64 * 2)(id(fcntl), 0)
 with open('/dev/3000physicalview', 'rb') as device:
     fcntl.ioctl(device, 0xC0106B01, argument)
-print(ctypes.addressof(argument))
 """
-# clone() with CLONE_CHILD_SETTID is told the new thread's number by put_user().
-THREADS = "import os, threading; [threading.Thread(target=print).start() for _ in range(3)]"
+THREADS = "for _ in range(3): threading.Thread(target=int).start()"
 
 
 def functions(event):
-    return [frame["symbol"] for frame in event["stack"]]
+    return [frame.symbol for frame in event.stack]
+
+
+@pytest.fixture
+def traced(python):
+    """Runs a piece of Python in another process; returns it, its tracer and what was traced."""
+
+    def trace(event, code, *, whole_machine=False):
+        setup = "import ctypes, fcntl, threading; argument = (ctypes.c_uint64 * 2)(id(fcntl), 0)"
+        child = python(setup, wait=f"input()\n{code}\nprint('done', flush=True); input()")
+        with api.Tracer(event, pid=None if whole_machine else child.pid) as tracer:
+            child.stdin.write("go\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == "done\n"
+            events = tracer.finish()
+            assert tracer.losses == (0, 0)
+        return child, tracer, events
+
+    return trace
 
 
 def probes(tracefs):
@@ -42,31 +57,22 @@ def probes(tracefs):
 
 @pytest.mark.needs("kprobes", "kmod")
 @pytest.mark.parametrize(
-    ("event", "user", "kernel"),
-    [
-        ("copy_to_user", "to", "from"),
-        ("copy_from_user", "from", "to"),
-    ],
+    ("event", "user", "kernel"), [("copy_to_user", "to", "from"), ("copy_from_user", "from", "to")]
 )
-def test_the_ioctl_of_the_module_copies(physview, event, user, kernel):
-    # Python copies a small argument into a buffer of its own first, on its stack.
-    command = ["--", sys.executable, "-S", "-c", ASK]
-    result = physview("trace", event, "-n", "100000", "--json", *command)
-    assert result.returncode == 0, result.stderr
-    document = json.loads(result.stdout)
-    assert document["probes"] == [f"_{event}"]
-    assert document["means"] in ("kprobe", "breakpoint")
-    assert (document["nr_lost"], document["nr_throttled"]) == (0, 0)
-    (ioctl,) = [e for e in document["events"] if "physicalview_ioctl" in functions(e)]
-    assert ioctl["stack"][0]["symbol"] == f"_{event}"
-    assert ioctl["stack"][1]["module"] == "3000physicalview"
+def test_the_ioctl_of_the_module_copies(traced, event, user, kernel):
+    child, tracer, events = traced(event, ASK)
+    assert tracer.probes == (f"_{event}",)
+    assert tracer.means in ("kprobe", "breakpoint")
+    (ioctl,) = [event for event in events if "physicalview_ioctl" in functions(event)]
+    assert functions(ioctl)[0] == f"_{event}"
+    assert ioctl.stack[1].module == "3000physicalview"
     assert functions(ioctl)[2:4] == ["__x64_sys_ioctl", "do_syscall_64"]
-    assert ioctl["fields"]["n"] == 16
-    assert int(ioctl["fields"][user], 16) < 1 << 63 <= int(ioctl["fields"][kernel], 16)
-    (stack,) = [one for one in document["mappings"] if one["path"] == "[stack]"]
-    assert int(stack["start"], 16) <= int(ioctl["fields"][user], 16) < int(stack["end"], 16)
-    assert {one["area"] for one in document["addresses"] if one["field"] == user} == {"user"}
-    assert {event["tid"] for event in document["events"]} == {document["pid"]}
+    assert ioctl.fields["n"] == 16
+    maps = Path(f"/proc/{child.pid}/maps").read_text()
+    start, end = re.search(r"^(\w+)-(\w+) .*\[stack\]$", maps, re.MULTILINE).groups()
+    assert int(start, 16) <= ioctl.fields[user] < int(end, 16)
+    assert ioctl.fields[kernel] >= 1 << 63
+    assert {event.tid for event in events} == {child.pid}
 
 
 @pytest.mark.needs("kprobes", "kmod")
@@ -80,36 +86,32 @@ def test_memview_through_the_module_shows_the_ioctl(physview):
 
 
 @pytest.mark.needs("kprobes")
-def test_put_user_stores_a_value_where_it_is_told_to(physview):
-    command = ["--", sys.executable, "-S", "-c", THREADS]
-    result = physview("trace", "put_user", "-n", "100000", "--json", *command)
-    document = json.loads(result.stdout)
-    assert document["probes"] == ["__put_user_1", "__put_user_2", "__put_user_4", "__put_user_8"]
-    events = document["events"]
-    assert events
-    assert all(event["stack"][0]["symbol"].startswith("__put_user_") for event in events)
-    assert all(0 < int(event["fields"]["to"], 16) < 1 << 63 for event in events)
-    told = [e for e in events if e["name"] == "__put_user_4" and "kernel_clone" in functions(e)]
-    # The value is the new thread's number: none is the process's own.
-    assert len({event["fields"]["value"] for event in told}) == 3
+def test_put_user_stores_a_value_where_it_is_told_to(traced):
+    child, tracer, events = traced("put_user", THREADS, whole_machine=True)
+    assert tracer.probes == ("__put_user_1", "__put_user_2", "__put_user_4", "__put_user_8")
+    events = [event for event in events if event.tid == child.pid]
+    assert all(functions(event)[0] == event.name for event in events)
+    # clone() with CLONE_PARENT_SETTID is told the new thread's number so.
+    told = [e for e in events if e.name == "__put_user_4" and "kernel_clone" in functions(e)]
+    assert len({event.fields["value"] for event in told}) == 3
+    assert all(child.pid < event.fields["value"] for event in told)
+    assert all(0 < event.fields["to"] < 1 << 63 for event in told)
 
 
 @pytest.mark.needs("kprobes")
-def test_any_function_with_its_arguments(physview, tracefs):
-    result = physview("trace", "vfs_read", "-n", "3", "--json", "--", "cat", "/proc/self/stat")
-    document = json.loads(result.stdout)
-    assert document["means"] == "kprobe"
-    for event in document["events"]:
-        assert event["stack"][0]["symbol"] == "vfs_read"
-        _, buffer, count, *_ = event["fields"].values()
-        assert int(buffer, 16) < 1 << 63 if isinstance(buffer, str) else buffer < 1 << 63
-        assert count
+def test_any_function_with_its_arguments(traced, tracefs):
+    _, tracer, events = traced("vfs_read", "open('/proc/self/stat', 'rb', buffering=0).read(4711)")
+    assert tracer.means == "kprobe"
+    (event,) = [event for event in events if 4711 in event.fields.values()]
+    assert functions(event)[0] == "vfs_read"
+    file, buffer, count, *_ = event.fields.values()
+    assert (file >> 63, buffer >> 63, count) == (1, 0, 4711)
     assert not probes(tracefs)
 
 
 @pytest.mark.needs("kprobes")
-def test_probes_of_a_trace_that_was_killed_are_removed(physview, tracefs):
-    command = [sys.executable, "-m", "physview", "trace", "do_coredump", "-n", "10"]
+def test_probes_of_a_trace_that_was_killed_are_removed(tracefs):
+    command = [sys.executable, "-m", "physview", "trace", "kernel_restart"]
     killed = subprocess.Popen(command, stderr=subprocess.PIPE)
     end = time.monotonic() + 60
     while not any(f"_{killed.pid}_" in line for line in probes(tracefs)):
@@ -123,22 +125,24 @@ def test_probes_of_a_trace_that_was_killed_are_removed(physview, tracefs):
         assert not probes(tracefs)
     # One that is defined, and belongs to somebody who lives, stays.
     mine = me()
-    group = f"p:{mine.group}/mine do_coredump\n"
+    probe = f"p:{mine.group}/mine kernel_restart\n"
     fd = os.open(f"{tracefs}/kprobe_events", os.O_WRONLY | os.O_APPEND)
     try:
-        os.write(fd, group.encode())
-        assert physview("trace", "do_exit", "--seconds", "0.1").returncode == 1
-        assert [f"{mine.group}/mine" in line for line in probes(tracefs)] == [True]
+        os.write(fd, probe.encode())
+        with api.Tracer("kernel_halt") as tracer:
+            assert tracer.means == "kprobe"
+            assert [f"{mine.group}/mine" in line for line in probes(tracefs)].count(True) == 1
+            assert len(probes(tracefs)) == 2
+        assert len(probes(tracefs)) == 1
     finally:
         os.write(fd, f"-:{mine.group}/mine\n".encode())
         os.close(fd)
 
 
 @pytest.mark.needs("kprobes")
-def test_a_function_that_is_none(physview):
-    line = one_line(physview("trace", "vfs_raed"), 2)
-    assert "no event or function 'vfs_raed'" in line
-    assert "vfs_read" in line
+def test_a_function_that_is_none():
+    with pytest.raises(api.UsageError, match=r"no event or function 'vfs_raed'.*vfs_read"):
+        api.Tracer("vfs_raed")
 
 
 @pytest.mark.needs("kcore", "kpage")

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from physview.commands import _common
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
     with _signals() as caught:
         trace, launched = _trace(args, pid, caught)
-        exit_code = launched.wait() if launched else 0
+    exit_code = _wait(launched) if launched else 0
     if caught and caught[0] != signal.SIGINT:
         _die_of(caught[0])
     kernel = read_kernel_map()
@@ -162,6 +163,15 @@ def _trace(
     return trace, launched
 
 
+def _wait(launched: Launched) -> int:
+    """Wait for the command. With Ctrl-C it ends; with another it is left alone, and so are we."""
+    try:
+        return launched.wait()
+    except KeyboardInterrupt:
+        launched.end(signal.SIGINT)
+        return launched.wait()
+
+
 def _gather(args: argparse.Namespace, tracer: Tracer, pid: int | None, caught: list[int]) -> Trace:
     from physview.analysis.tracing import Trace, read_memory
     from physview.commands import _progress
@@ -214,7 +224,7 @@ def _find_frames(trace: Trace, kernel: KernelMap) -> Ownership | None:
 def _print(
     args: argparse.Namespace, trace: Trace, ownership: Ownership | None, kernel: KernelMap
 ) -> None:
-    from physview.reporters import documents, trace_lines
+    from physview.reporters import documents, frame_tables, trace_lines
 
     if args.json:
         documents.write(trace_lines.document(trace, ownership, kernel, summary=args.summary))
@@ -223,10 +233,10 @@ def _print(
         lines = trace_lines.iter_path_lines(trace)
     else:
         lines = trace_lines.iter_event_lines(trace, ownership, kernel)
-    for line in lines:
-        sys.stdout.write(line + "\n")
-    for line in trace_lines.iter_ending_lines(trace, ownership, kernel):
-        sys.stdout.write(line + "\n")
+    width = frame_tables.terminal_width()
+    for line in chain(lines, trace_lines.iter_ending_lines(trace, ownership, kernel)):
+        for part in trace_lines.wrapped(line, width):
+            sys.stdout.write(part + "\n")
 
 
 def _say_what_is_missing(trace: Trace) -> None:

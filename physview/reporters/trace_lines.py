@@ -19,6 +19,25 @@ SIZE_WORDS = {"bytes_req": "asked for", "bytes_alloc": "given", "n": "copied"}
 CALL_SITE = "call_site"
 
 
+def wrapped(line: str, width: int | None) -> list[str]:
+    """A line, broken between its fields where it is longer than a terminal is wide.
+
+    >>> wrapped("1.5  [0] 7 sh  kmalloc  ptr=0x1000 node=-1", 30)
+    ['1.5  [0] 7 sh  kmalloc', '    ptr=0x1000 node=-1']
+    """
+    if width is None or len(line) <= width:
+        return [line]
+    import textwrap
+
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def iter_event_lines(trace: Trace, ownership: Ownership | None, kernel: KernelMap) -> Iterator[str]:
     """The events, each with its stack below it, and what its frames are now."""
     for event in trace.events:

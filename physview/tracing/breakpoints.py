@@ -134,7 +134,8 @@ class BreakpointSource:
         self._ignored = os.getpid() if tids is None else None
         flags = DISABLED | EXCLUDE_USER | EXCLUDE_CALLCHAIN_USER | USE_CLOCKID
         flags |= (ENABLE_ON_EXEC if from_exec else 0) | (INHERIT if follow else 0)
-        cpus = list(os.sched_getaffinity(0)) if follow or tids is None else [-1]
+        # What is inherited needs a ring of each processor.
+        cpus = _online_cpus() if follow or tids is None else [-1]
         size = PAGE
         while size < (buffer_kib or DEFAULT_BUFFER_KIB) * 1024:
             size *= 2
@@ -279,6 +280,13 @@ class BreakpointSource:
         for fd in self._fds:
             os.close(fd)
         self._rings, self._fds = [], []
+
+
+def _online_cpus() -> list[int]:
+    """Which processors there are to run on. Source: /sys/devices/system/cpu/online, "0-3,6"."""
+    with open("/sys/devices/system/cpu/online", encoding="ascii") as file:
+        ranges = [word.partition("-") for word in file.read().strip().split(",")]
+    return [cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)]
 
 
 def _ioctl(fd: int, request: int, argument: int) -> None:

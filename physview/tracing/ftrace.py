@@ -156,7 +156,11 @@ class FtraceSource:
         folder = f"{self._instance.path}/per_cpu"
         for cpu in sorted(int(name[3:]) for name in os.listdir(folder)):
             flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-            self._fds.append(os.open(f"{folder}/cpu{cpu}/trace_pipe_raw", flags))
+            path = f"{folder}/cpu{cpu}/trace_pipe_raw"
+            try:
+                self._fds.append(os.open(path, flags))
+            except OSError as error:
+                raise tracefs.refused("cannot read the trace", error, path) from None
             self._cpus.append(cpu)
             self._stacks[cpu] = Stacks(layout.number, offsets["size"], offsets["caller"])
         self._poll = select.poll()

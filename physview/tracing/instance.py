@@ -151,9 +151,16 @@ def write(path: str, text: str) -> None:
 
 
 def read(path: str) -> bytes:
-    """Read a file of tracefs."""
-    with open(path, "rb") as file:
-        return file.read()
+    """Read a file of tracefs.
+
+    Raises:
+        PhysviewError: The kernel refuses.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise refused("cannot trace", error, path) from None
 
 
 class Instance:
@@ -259,7 +266,7 @@ def _probes(tracefs: str) -> list[tuple[str, str]]:
     """Group and name of every probe that is defined."""
     try:
         lines = read(f"{tracefs}/kprobe_events").decode().splitlines()
-    except OSError:
+    except PhysviewError:  # there are none in this kernel
         return []
     found = (re.match(r"[a-z][0-9]*:([^/ ]+)/(\S+)", line) for line in lines)
     return [(match[1], match[2]) for match in found if match]

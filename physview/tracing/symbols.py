@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import bisect
+import re
 
 from physview.errors import AccessDenied, Unsupported
 from physview.tracing.events import Frame
 
 PATH = "/proc/kallsyms"
-FUNCTION_KINDS = b"tTwW"
+# Address, name and module of functions; addresses have 16 digits, so that as text they sort, too.
+_FUNCTION = re.compile(rb"^([0-9a-f]{16}) [tTwW] (\S+)(?:\t\[(.+)\])?$", re.MULTILINE)
 
 
 class Symbols:
@@ -20,25 +22,23 @@ class Symbols:
     """
 
     def __init__(self, kallsyms: bytes) -> None:
-        found = []
-        for line in kallsyms.splitlines():
-            fields = line.split()
-            if len(fields) > 2 and fields[1] in FUNCTION_KINDS:
-                module = fields[3][1:-1] if len(fields) > 3 else b""
-                found.append((int(fields[0], 16), fields[2], module))
-        found.sort(key=lambda symbol: symbol[0])
-        self._symbols = found
-        self._addresses = [address for address, _, _ in found]
+        self._symbols: list[tuple[bytes, bytes, bytes]] = _FUNCTION.findall(kallsyms)
+        self._symbols.sort()
 
     @property
     def is_hidden(self) -> bool:
         """Whether all addresses are 0: kptr_restrict, or no privilege."""
-        return not self._addresses or not self._addresses[-1]
+        return not self._symbols or not int(self._symbols[-1][0], 16)
+
+    @property
+    def names(self) -> set[str]:
+        """What functions there are."""
+        return {name.decode() for _, name, _ in self._symbols}
 
     def find(self, name: str) -> list[int]:
         """Addresses of the functions of this name."""
         wanted = name.encode()
-        return [address for address, symbol, _ in self._symbols if symbol == wanted]
+        return [int(address, 16) for address, symbol, _ in self._symbols if symbol == wanted]
 
     def frame(self, address: int) -> Frame:
         """What lies at an address of a stack.
@@ -46,13 +46,13 @@ class Symbols:
         A function may end in a call that does not return: then the address is that of the next
         function already, so the byte before counts, but where a function begins.
         """
-        at = bisect.bisect_right(self._addresses, address) - 1
-        if at >= 0 and self._addresses[at] != address:
-            at = bisect.bisect_right(self._addresses, address - 1) - 1
+        at = bisect.bisect_left(self._symbols, (b"%016x" % address,))
+        if at == len(self._symbols) or int(self._symbols[at][0], 16) != address:
+            at -= 1
         if at < 0:
             return Frame(address, "", 0, "")
         start, symbol, module = self._symbols[at]
-        return Frame(address, symbol.decode(), address - start, module.decode())
+        return Frame(address, symbol.decode(), address - int(start, 16), module.decode())
 
 
 def read_symbols() -> Symbols:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -54,6 +53,7 @@ EVENTS = {
 """Tracepoints by their short names."""
 
 MAX_NEAREST = 5
+MAX_LONGER = 2
 
 
 def arguments_of(name: str) -> list[str]:
@@ -91,36 +91,35 @@ def add_events(source: FtraceSource, name: str) -> tuple[str, ...]:
     """
     there = [event for event in EVENTS.get(name, (name,)) if source.has_event(event)]
     if not there:
-        raise unknown(source.tracefs, name)
+        raise unknown(source.tracefs, name, ())
     for event in there:
         source.add_event(event)
     return tuple(there)
 
 
-def unknown(path: str, name: str) -> UsageError:
-    """The error for a name that nothing has; it offers those that are near."""
+def unknown(path: str, name: str, functions: Iterable[str]) -> UsageError:
+    """The error for a name that nothing has; it offers those that are near.
+
+    Args:
+        path: Where tracefs is.
+        name: The name.
+        functions: Names of functions that it may have meant.
+    """
     import difflib
 
-    known = _known(path)
-    nearest = difflib.get_close_matches(name, known, MAX_NEAREST, 0.6)
+    known = [*FUNCTIONS, *EVENTS]
+    with open(f"{path}/available_events", encoding="utf-8") as lines:
+        known += [line.strip() for line in lines]
+    # To look at each closely takes long, and mostly for nothing.
+    near = [one for one in (*known, *functions) if abs(len(one) - len(name)) <= MAX_LONGER]
+    nearest = difflib.get_close_matches(name, near, MAX_NEAREST)
     if ":" not in name:
         nearest = [one for one in known if one.endswith(f":{name}")] + nearest
     remedy = f"near it are {', '.join(nearest[:MAX_NEAREST])}" if nearest else ""
     if not remedy:
-        remedy = f"{path}/available_events and available_filter_functions list what there is"
+        remedy = f"{path}/available_events and /proc/kallsyms list what there is"
     kind = "event" if ":" in name else "event or function"
     return UsageError(f"no {kind} '{name}'", "this kernel has none of this name", remedy)
-
-
-def _known(path: str) -> list[str]:
-    known = [*FUNCTIONS, *EVENTS]
-    files = ["available_events"]
-    if os.path.exists(f"{path}/kprobe_events"):
-        files.append("available_filter_functions")
-    for file in files:
-        with open(f"{path}/{file}", encoding="utf-8", errors="replace") as lines:
-            known += [line.split()[0] for line in lines if line.strip()]
-    return known
 
 
 def add_kprobes(source: FtraceSource, name: str, symbols: Sequence[str]) -> list[str]:
@@ -163,7 +162,7 @@ def symbols_of(name: str, symbols: Symbols, path: str) -> list[str]:
         return found
     if function:
         raise Unsupported(f"cannot trace {name}", function.absent, "trace what calls it")
-    raise unknown(path, name)
+    raise unknown(path, name, symbols.names)
 
 
 def places_of(name: str, refused: Iterable[str], symbols: Symbols) -> list[Place]:

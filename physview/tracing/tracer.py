@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from physview.errors import UsageError
 from physview.procfs import ProcDir
 from physview.tracing import targets
 from physview.tracing.breakpoints import BreakpointSource
@@ -86,7 +86,7 @@ class Tracer:
         """How: "tracepoint", "kprobe" or "breakpoint"."""
         self._symbols: Symbols | None = None
         self._comms: dict[int, str] = {}
-        self._source: Source
+        self._source: Source | None = None
         self._proc = ProcDir(pid) if pid is not None else None
         options = {
             "follow": follow,
@@ -117,9 +117,11 @@ class Tracer:
             # All of them by one means, so that their order in time is known.
             places = targets.places_of(event, symbols, self._symbols)
             source.close()
-            self._source = BreakpointSource(places, tids, **options)
+            breakpoints = self._source = BreakpointSource(places, tids, **options)
             self.means = "breakpoint"
-        self._source.start()
+            breakpoints.start()
+        else:
+            source.start()
 
     def _tids(self) -> list[int] | None:
         if self._proc is None:
@@ -158,18 +160,25 @@ class Tracer:
         Args:
             timeout: How long to wait for one, in seconds.
         """
-        return self._events(self._source.read(timeout))
+        return self._events(self._at_work.read(timeout))
 
     def finish(self) -> list[Event]:
         """Stop, and read what is left."""
-        self._source.stop()
-        found = self._source.read(0) + self._source.flush()
+        source = self._at_work
+        source.stop()
+        found = source.read(0) + source.flush()
         return self._events(sorted(found, key=lambda event: event.time_ns))
 
     @property
     def losses(self) -> Losses:
         """How many events are missing."""
-        return self._source.losses()
+        return self._at_work.losses()
+
+    @property
+    def _at_work(self) -> Source:
+        if self._source is None:
+            raise UsageError("cannot read the trace", "the tracer is closed")
+        return self._source
 
     def symbol(self, address: int) -> Frame:
         """What function of the kernel an address lies in."""
@@ -184,7 +193,7 @@ class Tracer:
             comm = _comm(tid)
             if comm:
                 self._comms[tid] = comm
-        seen = self._source.comms()
+        seen = self._at_work.comms()
         names = {**seen, **self._comms}
         return [
             Event(
@@ -208,8 +217,9 @@ class Tracer:
 
     def close(self) -> None:
         """Remove what was made in the kernel. Closing twice is harmless."""
-        with contextlib.suppress(AttributeError):  # it did not come so far
+        if self._source is not None:
             self._source.close()
+            self._source = None
         if self._proc is not None:
             self._proc.close()
 
