@@ -160,7 +160,7 @@ def test_lines_for_people_have_fields_stacks_and_what_frames_are_now(physview):
     assert lines[2].startswith("    now ")
     assert lines[3].startswith("        ")
     assert "3 events of kmem:mm_page_alloc (tracepoint)" in lines
-    assert any(line.startswith("  their frames now: ") for line in lines)
+    assert any(line.startswith("  now, each frame once: ") for line in lines)
     assert result.stderr == "physview: 3 events are traced; waiting for echo to end\n"
 
 
@@ -304,7 +304,8 @@ def test_a_buffer_that_is_too_small_is_said(tracer):
     stdout, stderr = process.communicate()
     document = json.loads(stdout)
     assert document["nr_lost"] > 1000
-    assert f"physview: {document['nr_lost']} more events are lost: the buffer was full" in stderr
+    said = f"physview: events lost: {document['nr_lost']} more happened while the buffer was full;"
+    assert said in stderr
     assert "--buffer" in stderr
 
 

@@ -114,10 +114,12 @@ def test_symbols_name_the_caller_also_where_its_call_is_its_last():
     assert symbols.find("first") == [0x1000]
     assert symbols.find("data") == []
     assert symbols.frame(0x1010) == Frame(0x1010, "first", 0x10, "")
-    assert symbols.frame(0x2000).symbol == "second"  # where a probe stopped
+    assert symbols.frame(0x2000, is_caller=False).symbol == "second"  # where a probe stopped
+    assert symbols.frame(0x2000) == Frame(0x2000, "first", 0x1000, "")
     assert symbols.frame(0x2FFF).symbol == "second"
     assert str(symbols.frame(0x3001)) == "third [some_module]"
     assert str(symbols.frame(0xFFF)) == "0xfff"
+    assert str(symbols.frame(0x903000)) == "0x903000"
     assert Symbols(b"0000000000000000 T _text\n").is_hidden
 
 

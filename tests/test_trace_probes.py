@@ -78,11 +78,11 @@ def test_the_ioctl_of_the_module_copies(traced, event, user, kernel):
 @pytest.mark.needs("kprobes", "kmod")
 def test_memview_through_the_module_shows_the_ioctl(physview):
     memview = [sys.executable, "-m", "physview", "memview", "--source", "kmod"]
-    args = ["copy_from_user", "-n", "100000", "--summary", "--", *memview]
+    args = ["copy_to_user", "-n", "100000", "--summary", "--", *memview]
     result = physview("trace", *args)
     assert "physicalview_ioctl [3000physicalview]" in result.stdout
     assert "Memory map report (virtual -> physical)" in result.stdout
-    assert " events of _copy_from_user (" in result.stdout
+    assert " events of _copy_to_user (" in result.stdout
 
 
 @pytest.mark.needs("kprobes")

@@ -36,6 +36,8 @@ HELP = "kernel stacks of copy_to_user, kmalloc, mm_page_alloc, or any other even
 
 MAX_EVENTS = 1_000_000
 MAX_BUFFER_KIB = 1 << 20
+# What frames are now is looked up of so many events; of more it would take long.
+MAX_LOOKED_UP = 5000
 # How often the mappings of the process are looked at, in seconds.
 MEMORY_EVERY = 0.5
 
@@ -107,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     _print(args, trace, ownership, kernel)
     _say_what_is_missing(trace)
     if exit_code and not caught:
-        ended = f"exit code {exit_code}" if exit_code > 0 else signal.Signals(-exit_code).name
+        ended = f"exit code {exit_code}" if exit_code > 0 else f"signal {-exit_code}"
         _common.say(f"{args.command[0]} ended with {ended}")
     return int(not trace.events or bool(exit_code and not caught))
 
@@ -159,7 +161,8 @@ def _trace(
     if launched and caught:
         launched.end(caught[0])
     elif launched and len(trace.events) >= args.number:
-        _common.say(f"{len(trace.events)} events are traced; waiting for {args.command[0]} to end")
+        traced = "1 event is" if args.number == 1 else f"{args.number} events are"
+        _common.say(f"{traced} traced; waiting for {args.command[0]} to end")
     return trace, launched
 
 
@@ -212,8 +215,15 @@ def _gather(args: argparse.Namespace, tracer: Tracer, pid: int | None, caught: l
 
 def _find_frames(trace: Trace, kernel: KernelMap) -> Ownership | None:
     """What the frames are now; where that can't be told, why."""
-    from physview.analysis.tracing import frames_now
+    from physview.analysis.tracing import frames_now, frames_of, object_frames
 
+    if len(trace.events) > MAX_LOOKED_UP:
+        if any(frames_of(event) or object_frames(event, kernel) for event in trace.events):
+            _common.say(
+                f"what the frames are now is not looked up of more than {MAX_LOOKED_UP} events;"
+                f" -n {MAX_LOOKED_UP} ends sooner"
+            )
+        return None
     try:
         return frames_now(trace.events, kernel)
     except PhysviewError as error:
@@ -243,12 +253,13 @@ def _say_what_is_missing(trace: Trace) -> None:
     nr_lost, nr_throttled = trace.losses
     if nr_lost:
         _common.say(
-            f"{nr_lost} more events are lost: the buffer was full; make it larger with --buffer"
+            f"events lost: {nr_lost} more happened while the buffer was full; make it larger with"
+            " --buffer KIB"
         )
     if nr_throttled:
         _common.say(
-            f"the kernel held tracing up {nr_throttled} times, so that events are missing: they"
-            " came too fast; sysctl kernel.perf_event_max_sample_rate raises the limit"
+            f"events lost: they came so fast that the kernel held tracing up, {nr_throttled} times;"
+            " sysctl kernel.perf_event_max_sample_rate raises the limit"
         )
 
 
@@ -256,7 +267,9 @@ def _say_what_is_missing(trace: Trace) -> None:
 def _signals() -> Iterator[list[int]]:
     """Catch what would end us, so that nothing is left in the kernel; yields what was caught."""
     caught: list[int] = []
-    signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signums = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signums.append(signal.SIGHUP)
     before = {n: signal.signal(n, lambda signum, _: caught.append(signum)) for n in signums}
     try:
         yield caught

@@ -129,7 +129,7 @@ def iter_ending_lines(
     if ownership:
         uses = analysis.uses_now(trace.events, ownership, kernel)
         listed = ", ".join(f"{nr} {use.replace('_', ' ')}" for use, nr in uses)
-        yield f"  their frames now: {listed}"
+        yield f"  now, each frame once: {listed}"
     yield from _address_lines(trace, kernel)
 
 
@@ -143,9 +143,8 @@ def _address_lines(trace: Trace, kernel: KernelMap) -> Iterator[str]:
         return
     yield "addresses"
     for found in ranges:
-        yield (
-            f"  {found.name:<9} {found.lowest:#018x}-{found.highest:#018x} {found.area}, {found.nr}"
-        )
+        where = f"{found.lowest:#018x}-{found.highest:#018x}"
+        yield f"  {found.name:<9} {where} {found.area}, {found.nr} different"
     if any(found.area == "direct map" for found in ranges):
         start, _, paddr = kernel.direct[0]
         yield f"  in the direct map an address is the physical one + {start - paddr:#018x}"

@@ -10,6 +10,7 @@ from physview.errors import AccessDenied, Unsupported
 from physview.tracing.events import Frame
 
 PATH = "/proc/kallsyms"
+LARGEST = 1 << 20  # of functions
 # Address, name and module of functions; addresses have 16 digits, so that as text they sort, too.
 _FUNCTION = re.compile(rb"^([0-9a-f]{16}) [tTwW] (\S+)(?:\t\[(.+)\])?$", re.MULTILINE)
 
@@ -40,19 +41,24 @@ class Symbols:
         wanted = name.encode()
         return [int(address, 16) for address, symbol, _ in self._symbols if symbol == wanted]
 
-    def frame(self, address: int) -> Frame:
-        """What lies at an address of a stack.
+    def frame(self, address: int, *, is_caller: bool = True) -> Frame:
+        """What function an address of a stack lies in.
 
-        A function may end in a call that does not return: then the address is that of the next
-        function already, so the byte before counts, but where a function begins.
+        Args:
+            address: The address.
+            is_caller: It is where a call returns to. A function may end in a call that does not,
+                and then the address is that of the next function already.
         """
-        at = bisect.bisect_left(self._symbols, (b"%016x" % address,))
-        if at == len(self._symbols) or int(self._symbols[at][0], 16) != address:
+        wanted = b"%016x" % (address - is_caller)
+        at = bisect.bisect_left(self._symbols, (wanted,))
+        if at == len(self._symbols) or self._symbols[at][0] != wanted:
             at -= 1
-        if at < 0:
-            return Frame(address, "", 0, "")
         start, symbol, module = self._symbols[at]
-        return Frame(address, symbol.decode(), address - int(start, 16), module.decode())
+        offset = address - int(start, 16)
+        # Past the end of all that is known: of a module that was loaded since, say.
+        if at < 0 or offset >= LARGEST:
+            return Frame(address, "", 0, "")
+        return Frame(address, symbol.decode(), offset, module.decode())
 
 
 def read_symbols() -> Symbols:

@@ -18,11 +18,8 @@ from physview.tracing.symbols import Symbols, read_symbols
 
 # How long a read waits for events at most, in seconds: as soon is seen that a process ended.
 WAIT = 0.1
-# What the kernel's tracer itself puts on top of a stack.
-_OWN_FRAMES = re.compile(
-    "trace_event_raw_event_|trace_event_buffer|__traceiter_|ftrace_|arch_ftrace|kprobe_|"
-    "__kprobe|perf_|hw_breakpoint|notify_die|notifier_call|atomic_notifier"
-)
+# What a tracepoint puts on top of a stack by being traced.
+_OWN_FRAMES = re.compile("trace_event_raw_event_|trace_event_buffer|__traceiter_")
 
 
 class Source(Protocol):
@@ -180,12 +177,6 @@ class Tracer:
             raise UsageError("cannot read the trace", "the tracer is closed")
         return self._source
 
-    def symbol(self, address: int) -> Frame:
-        """What function of the kernel an address lies in."""
-        if self._symbols is None:
-            self._symbols = read_symbols()
-        return self._symbols.frame(address)
-
     def _events(self, found: list[RawEvent]) -> list[Event]:
         if not found:
             return []
@@ -204,16 +195,26 @@ class Tracer:
                 raw.name,
                 raw.fields,
                 raw.addresses,
-                self._stack(raw.stack),
+                self._stack(raw),
             )
             for raw in found
         ]
 
-    def _stack(self, addresses: tuple[int, ...]) -> tuple[Frame, ...]:
-        frames = [self.symbol(address) for address in addresses]
-        while len(frames) > 1 and _OWN_FRAMES.match(frames[0].symbol):
-            del frames[0]
-        return tuple(frames)
+    def _stack(self, raw: RawEvent) -> tuple[Frame, ...]:
+        if not raw.stack:
+            return ()
+        if self._symbols is None:
+            self._symbols = read_symbols()
+        frames = [self._symbols.frame(raw.stack[0], is_caller=False)]
+        frames += map(self._symbols.frame, raw.stack[1:])
+        start = 0
+        if self.means == "tracepoint":
+            while start < len(frames) - 1 and _OWN_FRAMES.match(frames[start].symbol):
+                start += 1
+        else:  # what a probe puts on top lies before the function
+            names = [frame.symbol for frame in frames]
+            start = names.index(raw.name) if raw.name in names else 0
+        return tuple(frames[start:])
 
     def close(self) -> None:
         """Remove what was made in the kernel. Closing twice is harmless."""
