@@ -154,12 +154,14 @@ def test_the_machine_is_as_asked_for():
     assert words[words.index("-append") + 1].endswith(" hugepages=2")
     assert "readonly=on" in line
     assert "-numa" not in words
+    assert "avx2=off" in line
+    assert "avx2" not in " ".join(vm_.command("kvm", 5, 6, 7))
 
 
 def test_memory_and_cpus_are_dealt_out_to_nodes():
     words = machine.Machine(Path("/k"), 1025, 3, nr_nodes=2).command("tcg", 5, 6, 7)
     line = " ".join(words)
-    assert "-m 1025 -object memory-backend-ram,id=node0,size=513M" in line
+    assert "-smp 3,sockets=3 -m 1025 -object memory-backend-ram,id=node0,size=513M" in line
     assert "-numa node,nodeid=0,memdev=node0,cpus=0,cpus=2 -object" in line
     assert "size=512M -numa node,nodeid=1,memdev=node1,cpus=1 -kernel" in line
 
