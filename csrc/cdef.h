@@ -149,6 +149,7 @@ uint64_t pv_frames_of(const struct pv_extent *extents, uint64_t nr,
 int64_t pv_cached_pages(int fd, int pagemap_fd, unsigned int page_shift,
 			uint64_t offset, uint64_t nr_pages, uint8_t *resident,
 			uint64_t *entries, uint64_t *nr_read);
+int pv_is_hugetlbfs(int fd);
 int pv_cachestat(int fd, uint64_t *counts);
 
 /* process.c */

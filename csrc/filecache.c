@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "physview.h"
@@ -120,6 +121,19 @@ int64_t pv_cached_pages(int fd, int pagemap_fd, unsigned int page_shift,
 	}
 	munmap(map, size);
 	return ret ? ret : (int64_t)nr_resident;
+}
+
+/* include/uapi/linux/magic.h */
+#define HUGETLBFS_MAGIC 0x958458f6
+
+/* Whether a file is of hugetlbfs: 0, 1, or -errno. */
+int pv_is_hugetlbfs(int fd)
+{
+	struct statfs info;
+
+	if (fstatfs(fd, &info))
+		return -errno;
+	return (uint32_t)info.f_type == HUGETLBFS_MAGIC;
 }
 
 /*

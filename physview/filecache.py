@@ -152,8 +152,11 @@ class OpenFile:
             if not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
                 raise PhysviewError(_cannot(path), f"it is {_kind(info.st_mode)}", path=path)
             self.identity = (info.st_dev, info.st_ino)
-            # A huge page of hugetlbfs cannot be mapped in parts.
-            self._window = max(WINDOW, info.st_blksize >> PAGE_SHIFT)
+            if _ffi.check(cache._lib.pv_is_hugetlbfs(self._fd), path):
+                # mincore() tells of it what is mapped here only, and cachestat() refuses.
+                why = "it is of hugetlbfs, of which the kernel does not tell"
+                remedy = "look at a process that maps it, with physview maps"
+                raise PhysviewError(_cannot(path), why, remedy, path=path)
             self.size_bytes = info.st_size
             if stat.S_ISBLK(info.st_mode):
                 self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
@@ -214,11 +217,11 @@ class OpenFile:
         import numpy as np
 
         self._check_may_ask()
-        resident = np.empty(self._window, dtype=np.uint8)
-        entries = np.zeros(self._window, dtype=np.uint64)
+        resident = np.empty(WINDOW, dtype=np.uint8)
+        entries = np.zeros(WINDOW, dtype=np.uint64)
         nr_read = self._cache._ffi.new("uint64_t *")
-        for first in range(0, self.nr_pages, self._window):
-            nr = min(self._window, self.nr_pages - first)
+        for first in range(0, self.nr_pages, WINDOW):
+            nr = min(WINDOW, self.nr_pages - first)
             nr_resident = self._cache._lib.pv_cached_pages(
                 self._fd,
                 self._cache._pagemap,

@@ -36,15 +36,13 @@ def node_map() -> NodeMap:
     """The nodes of this machine's frames.
 
     Source: /sys/devices/system/node/node*/memory*, or /proc/zoneinfo where memory cannot be
-    plugged in: there the spans of zones may lie within each other, and the shorter one counts.
+    plugged in, or a block of it is of two nodes: there the spans of zones may lie within each
+    other, and the shorter one counts.
     """
-    blocks: dict[int, int] = {}
     try:
         with open("/sys/devices/system/memory/block_size_bytes", "rb") as file:
             block_shift = int(file.read(), 16).bit_length() - 1 - PAGE_SHIFT
-        for node in _numbers(NODES, "node"):
-            for block in _numbers(f"{NODES}/node{node}", "memory"):
-                blocks[block] = node
+        blocks = nodes_of_blocks(NODES)
     except FileNotFoundError:
         blocks = {}
     if not blocks:
@@ -55,6 +53,20 @@ def node_map() -> NodeMap:
     for block, node in blocks.items():
         table[block] = min(node, NO_NODE)
     return NodeMap(bytes(table), block_shift, tuple(sorted(set(blocks.values()))))
+
+
+def nodes_of_blocks(folder: str) -> dict[int, int]:
+    """The node of each block of memory; empty where one is of several.
+
+    Args:
+        folder: /sys/devices/system/node
+    """
+    found: dict[int, int] = {}
+    for node in _numbers(folder, "node"):
+        for block in _numbers(f"{folder}/node{node}", "memory"):
+            if found.setdefault(block, node) != node:
+                return {}
+    return found
 
 
 def _map_of_zones(zones: list[Zone]) -> NodeMap:

@@ -23,6 +23,7 @@ from witnesses import open_kmod
 
 from physview.analysis import checkup
 from physview.kernels import cache_dir
+from physview.topology import node_map
 
 # Commands run as a person runs them: what they write is buffered.
 os.environ.pop("PYTHONUNBUFFERED", None)
@@ -105,6 +106,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     "mthp": (
         lambda: 64 in checkup.look_at_thp().details.get("mthp_kib", ()),
         "no folios of 64 KiB: the VM may make them, with Linux 6.12 or later",
+    ),
+    "nodes": (
+        lambda: {0, 1} <= set(node_map().nodes),
+        "one NUMA node only: the VM has two",
     ),
     "kmod": (
         lambda: os.path.exists("/dev/3000physicalview"),

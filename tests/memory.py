@@ -24,7 +24,11 @@ RW = mmap.PROT_READ | mmap.PROT_WRITE
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 SHARED = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
 NORESERVE = 0x4000
+HUGETLB = 0x40000
 MREMAP_MAYMOVE = 1
+MPOL_INTERLEAVE = 3
+# glibc has no functions for these.
+MBIND, MOVE_PAGES = (237, 279) if os.uname().machine == "x86_64" else (235, 239)
 
 # How a process waits, and can be stopped.
 WAIT = "import signal; signal.pause()"
@@ -33,7 +37,7 @@ WAIT = "import signal; signal.pause()"
 # it is left out.
 KINDS = """
 import mmap, os, random, tempfile
-from memory import HUGE, NORESERVE, PAGE, PRIVATE, Region, SHARED, libc
+from memory import HUGE, HUGETLB, NORESERVE, PAGE, PRIVATE, Region, SHARED, libc
 dense = Region(3000).touch()
 fragmented = Region(3000).touch(*range(0, 3000, 2))
 sparse = Region(1 << 21, flags=PRIVATE | NORESERVE)
@@ -55,6 +59,19 @@ guard = Region(50).touch()
 guard.madvise(Region.MADV_GUARD_INSTALL, check=False)
 locked = Region(200).touch()
 locked.mprotect(0)
+interleaved = Region(400)
+interleaved.bind(0, 1, check=False)
+interleaved.touch()
+swapped = Region(600).touch()
+swapped.madvise(Region.MADV_PAGEOUT, check=False)
+try:
+    hugetlb = Region(2 * HUGE // PAGE, flags=PRIVATE | HUGETLB)
+    shared_hugetlb = Region(HUGE // PAGE, flags=SHARED | HUGETLB)
+except OSError:
+    pass
+else:
+    hugetlb.touch(3)
+    shared_hugetlb.touch(4)
 """
 
 
@@ -71,6 +88,7 @@ class Region:
     MADV_DONTNEED = 4
     MADV_HUGEPAGE = 14
     MADV_NOHUGEPAGE = 15
+    MADV_PAGEOUT = 21
     MADV_GUARD_INSTALL = 102
 
     def __init__(
@@ -133,6 +151,23 @@ class Region:
         if check:
             _check(result)
         return result == 0
+
+    def bind(self, *nodes: int, check: bool = True) -> None:
+        """Have its pages made on these NUMA nodes by turns."""
+        mask = ctypes.c_ulong(sum(1 << node for node in nodes))
+        numbers = [ctypes.c_long(n) for n in (MBIND, self.start, self.size, MPOL_INTERLEAVE)]
+        result = libc.syscall(*numbers, ctypes.byref(mask), ctypes.c_long(64), ctypes.c_long(0))
+        if check:
+            _check(result)
+
+    def nodes(self) -> list[int]:
+        """The node of each page, or -errno where there is none: what move_pages() says."""
+        nr = self.size // PAGE
+        pages = (ctypes.c_void_p * nr)(*self.pages)
+        found = (ctypes.c_int * nr)()
+        numbers = [ctypes.c_long(n) for n in (MOVE_PAGES, 0, nr)]
+        _check(libc.syscall(*numbers, pages, None, found, ctypes.c_long(0)))
+        return list(found)
 
     def mprotect(self, prot: int) -> None:
         _check(libc.mprotect(self.start, self.size, prot))

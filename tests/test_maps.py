@@ -221,8 +221,8 @@ def test_parts_make_the_same_whole(python, monkeypatch):
 def test_folios_smaller_than_huge_pages():
     """Memory that may be in folios of 64 KiB: the kernel's count of these says so."""
     with Region.huge(1) as region:
-        region.size = HUGE - 16 * PAGE  # too little for a huge page
         region.madvise(Region.MADV_NOHUGEPAGE)
+        region.size = HUGE - 16 * PAGE  # too little for a huge page
         small = Region(16).touch()
         region.madvise(Region.MADV_HUGEPAGE)
         region.touch()

@@ -7,6 +7,7 @@ and, where it knows them, with 5 levels of page tables.
 
 import os
 import re
+import shutil
 
 import pytest
 from guests import KMOD_TESTS, compile_program, guest_tests, run_in_guest
@@ -30,6 +31,22 @@ GUEST_HAS = (
     "tracefs,kprobes,kcore"
 )
 
+# Whole processes and the machine, beside smaps, numa_maps, page-types and thpmaps.
+WHOLE_TESTS = ("rare_memory", "maps", "pages")
+if LONG:
+    WHOLE_TESTS = (
+        *WHOLE_TESTS,
+        "extents",
+        "kpage",
+        "snapshot",
+        "owners",
+        "frames",
+        "file",
+        "sieve",
+    )
+WHOLE_HAS = "root,pfn,kpage,swap,hugetlb,gigantic,thp,nodes"
+NEWER = ("6.12", "7.2", "7.3")
+
 pytestmark = pytest.mark.needs("vm", "index", "cc", "kernels")
 
 
@@ -42,6 +59,18 @@ def test_the_tests_pass_in_a_vm(tmp_path, series, la57):
     tests = GUEST_TESTS_OF_5_LEVELS if la57 else GUEST_TESTS
     outcome, output = run_in_guest(
         kernels.find_kernel(series), tmp_path, guest_tests(*tests), has=GUEST_HAS, la57=la57
+    )
+    assert outcome.exit_code == 0, output
+    assert " passed" in output
+    print(output.splitlines()[-1])
+
+
+@pytest.mark.parametrize("series", KERNELS)
+def test_whole_processes_in_a_vm_with_two_nodes(tmp_path, series):
+    peers = [name for name in ("page-types", "thpmaps") if shutil.which(name)]
+    has = ",".join([WHOLE_HAS, *peers, *(["scan", "mthp"] if series in NEWER else [])])
+    outcome, output = run_in_guest(
+        kernels.find_kernel(series), tmp_path, guest_tests(*WHOLE_TESTS), has=has, nodes=2
     )
     assert outcome.exit_code == 0, output
     assert " passed" in output

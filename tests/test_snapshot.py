@@ -19,7 +19,7 @@ from physview.flags import FlagFilter, well_known
 from physview.model import NO_ENTRY, PM_PFRAME_MASK, PM_PRESENT
 from physview.rows import COLUMNS, iter_each
 from physview.snapshot import Snapshot
-from physview.topology import NO_NODE, cgroup_paths, cgroup_pids, node_map
+from physview.topology import NO_NODE, cgroup_paths, cgroup_pids, node_map, nodes_of_blocks
 
 IDLE = 1 << 25
 
@@ -141,6 +141,14 @@ def test_nodes_cover_all_memory():
 
 
 @pytest.mark.needs("kpage")
+def test_a_block_of_two_nodes_tells_of_neither(tmp_path):
+    for name in ("node0/memory0", "node0/memory1", "node1/memory2", "node1/power"):
+        (tmp_path / name).mkdir(parents=True)
+    assert nodes_of_blocks(str(tmp_path)) == {0: 0, 1: 0, 2: 1}
+    (tmp_path / "node1/memory1").mkdir()
+    assert nodes_of_blocks(str(tmp_path)) == {}
+
+
 def test_our_own_cgroup_is_found_by_its_inode():
     with open("/proc/self/cgroup") as file:
         mine = dict(line.rstrip("\n").split(":", 2)[1:] for line in file)

@@ -335,11 +335,13 @@ class UsageReader:
             self._find_huge_in_smaps(snapshot, vma, usage)
             return
         at, anyof = vma.start, PAGE_IS["huge"] | (PAGE_IS["pfnzero"] if hidden else 0)
-        returned = PAGE_IS["huge"] | PAGE_IS["pfnzero"] | PAGE_IS["file"]
+        returned = PAGE_IS["present"] | PAGE_IS["pfnzero"] | PAGE_IS["file"]
         zero = file_huge = 0
         while at < vma.end:
             at, regions = scan(snapshot.reader.fd, at, vma.end, anyof, returned=returned)
             for start, end, categories in regions:
+                if not categories & PAGE_IS["present"]:
+                    continue  # a huge page of hugetlbfs that was never touched is huge, too
                 if categories & PAGE_IS["pfnzero"]:
                     zero += end - start
                 elif categories & PAGE_IS["file"]:

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Runs in the VM: swap in memory, folios smaller than huge pages, then what is to be run, then a look
-# at the kernel's log, which has to be free of complaints, and for leaks where the kernel looks for
-# them.
+# Runs in the VM: swap in memory, folios smaller than huge pages, no khugepaged; then what is to be
+# run, then a look at the kernel's log, which has to be free of complaints, and for leaks where the
+# kernel looks for them.
 # Exits as the command does, or with 99 if the log is not clean.
 set -u
 if [ -e /sys/block/zram0 ]; then
@@ -11,6 +11,9 @@ if [ -e /sys/block/zram0 ]; then
 fi
 small_folios=/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled
 [ ! -e $small_folios ] || echo madvise >$small_folios
+# It takes the pages of a stopped process away for the time in which it makes a huge page of them.
+khugepaged=/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs
+[ ! -e $khugepaged ] || echo 4000000000 >$khugepaged
 
 "$@"
 code=$?
