@@ -32,7 +32,7 @@ GUEST_HAS = (
 )
 
 # Whole processes and the machine, beside smaps, numa_maps, page-types and thpmaps.
-WHOLE_TESTS = ("rare_memory", "maps", "pages")
+WHOLE_TESTS = ("rare_memory", "maps")
 if LONG:
     WHOLE_TESTS = (
         *WHOLE_TESTS,
