@@ -39,6 +39,7 @@ if LONG:
         "extents",
         "kpage",
         "snapshot",
+        "diff",
         "owners",
         "frames",
         "file",
