@@ -174,8 +174,11 @@ def parse_kcore(data: bytes) -> KernelMap:
 def read_kernel_map() -> KernelMap:
     """Read it of the running kernel; empty where it is not told."""
     try:
-        with open(KCORE, "rb") as file:
-            return parse_kcore(file.read(1 << 16))
+        with open(KCORE, "rb", buffering=0) as file:
+            # No more than the headers: behind them the kernel's memory begins.
+            head = file.read(64)
+            size, number = struct.unpack_from("<HH", head, 54)
+            return parse_kcore(head + file.read(size * number))
     except (OSError, struct.error):
         return KernelMap([], [])
 
