@@ -22,8 +22,9 @@ HUGE_PAGES = "hugepages=16 hugepagesz=1G hugepages=1"
 
 
 def guest_tests(*tests: str) -> list[str]:
-    """The command that runs test files in the guest."""
-    files = [f"tests/test_{name}.py" for name in tests]
+    """The command that runs test files in the guest, or one test of a file: FILE::TEST."""
+    names = (name.partition("::") for name in tests)
+    files = [f"tests/test_{file}.py{separator}{test}" for file, separator, test in names]
     return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
 
 

@@ -19,10 +19,11 @@ KERNELS = os.environ.get("PHYSVIEW_KERNELS", "6.1,7.3").split(",")
 ONLY_4_LEVELS = ("5.10",)  # Debian's was built without the fifth
 
 # What looks at memory. What starts many processes would take minutes in an emulator.
-GUEST_TESTS = (*KMOD_TESTS, "addresses", "pagemap", "privilege", "probes", "trace_probes")
+GUEST_TESTS = (*KMOD_TESTS, "addresses", "labs", "pagemap", "privilege", "probes", "trace_probes")
 # Who may do what does not depend on the levels, nor does tracing, and they take the longest.
-GUEST_TESTS_OF_5_LEVELS = tuple(
-    sorted({*GUEST_TESTS} - {"kmod_access", "privilege", "probes", "trace_probes"})
+GUEST_TESTS_OF_5_LEVELS = (
+    *sorted({*GUEST_TESTS} - {"kmod_access", "labs", "privilege", "probes", "trace_probes"}),
+    "labs::test_levels_are_walked",
 )
 if LONG:
     GUEST_TESTS = GUEST_TESTS_OF_5_LEVELS = (*GUEST_TESTS, "process", "procfs")

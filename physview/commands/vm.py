@@ -66,6 +66,12 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         " also given to a module that is loaded",
     )
     parser.add_argument(
+        "--swap",
+        type=_count,
+        metavar="MIB",
+        help="swap, so much of it, into compressed memory of the VM's own (zram)",
+    )
+    parser.add_argument(
         "--timeout", type=_seconds, metavar="S", help="end the command after so many seconds"
     )
     parser.add_argument("--console", action="store_true", help="show the kernel's log on stderr")
@@ -93,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         nodes=args.nodes,
         timeout=args.timeout,
         append=args.append,
+        swap_mib=args.swap or 0,
         console=sys.stderr.buffer if args.console else None,
         say=_common.say,
     )

@@ -42,12 +42,13 @@ _MOUNTS = (
 )
 
 
-def make(modules: Path, command: Sequence[str]) -> bytes:
+def make(modules: Path, command: Sequence[str], extra: Iterable[str] = ()) -> bytes:
     """Make an initramfs that puts the host's root, with a throwaway layer over it, under `command`.
 
     Args:
         modules: The kernel's lib/modules/RELEASE.
         command: What to run there as process 1, with absolute paths.
+        extra: Modules to load besides.
 
     Returns:
         A cpio archive; the kernel takes it as it is.
@@ -55,7 +56,7 @@ def make(modules: Path, command: Sequence[str]) -> bytes:
     Raises:
         Unsupported: The kernel lacks a driver that is needed.
     """
-    files = {f"{name}.ko": content for name, content in load_order(modules, MODULES)}
+    files = {f"{name}.ko": content for name, content in load_order(modules, [*MODULES, *extra])}
     steps = [step for name in files for step in init.load_module(f"/{name}")]
     steps += _root_steps()
     steps.append(init.execute(command, ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]))

@@ -21,6 +21,10 @@ SILENCES = {machine.KVM: 15.0, machine.TCG: 60.0}
 """Seconds without a word from the kernel after which it hangs. It is unpacked in silence."""
 
 
+# zram's default compressor is not always among what it depends on (5.10, 6.1).
+SWAP_MODULES = ("lzo_rle", "zram")
+
+
 class Bootable(Protocol):
     """What `run()` needs to know of a kernel; physview.kernels.Kernel is one."""
 
@@ -62,6 +66,7 @@ def run(
     timeout: float | None = None,
     boot_timeout: float | None = None,
     append: str = "",
+    swap_mib: int = 0,
     cwd: str | os.PathLike[str] | None = None,
     env: Mapping[str, str] | None = None,
     stdout: BinaryIO | None = None,
@@ -85,6 +90,7 @@ def run(
         timeout: Seconds that the command may take; None for any time.
         boot_timeout: Seconds until it must be there; BOOT_TIMEOUTS by default.
         append: Further words for the kernel's command line, as "hugepages=8".
+        swap_mib: How much can be swapped out; it goes into compressed RAM of the guest's (zram).
         cwd: Where the command starts; here by default.
         env: Its environment; ours by default. PATH also gets the folder of the running physview,
             and those of the system's administrator; HOME is replaced where it can't be written.
@@ -101,11 +107,12 @@ def run(
     """
     vm = machine.Machine(Path(kernel.image), memory_mib, cpus, la57, append, nodes)
     first = [sys.executable, "-I", "-S", os.path.abspath(guest.__file__)]
-    archive = initramfs.make(Path(kernel.modules), first)
+    archive = initramfs.make(Path(kernel.modules), first, SWAP_MODULES if swap_mib else ())
     request = {
         "command": list(command),
         "modules": [os.path.abspath(path) for path in modules],
         "kernel_modules": os.path.abspath(kernel.modules),
+        "swap_mib": swap_mib,
         "cwd": os.path.abspath(cwd or "."),
         "env": _environment(os.environ if env is None else env),
     }

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Do the course's experiments on this machine, and explain them from what was measured.
+
+Without a name it lists them. Each says what it will do, does it with real processes, shows what it
+found, and draws its conclusions from that: where the machine behaves otherwise than most do, it
+says so, and exits with 1. What it changes it puts back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from physview.commands import _common
+from physview.errors import UsageError
+
+if TYPE_CHECKING:
+    from physview.labs.base import Lab
+
+NAME = "lab"
+HELP = "the course's experiments, done for real, and explained from the evidence"
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("name", metavar="NAME", nargs="?", help="which; without it, all are listed")
+    parser.add_argument(
+        "--quiz",
+        action="store_true",
+        help="ask first, on the terminal or from stdin, and say afterwards what was right",
+    )
+    parser.add_argument(
+        "--machine",
+        action="store_true",
+        help="with cache: drop all of the machine's caches, as the course does, not one file's",
+    )
+    _common.add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """List them, or do one."""
+    from physview import labs
+    from physview.labs.base import document
+
+    if args.name is None:
+        return _list(args)
+    lab = labs.find(args.name)
+    if args.machine and "machine" not in lab.options:
+        raise UsageError(f"the lab {lab.name} has no --machine", "", "cache has it")
+    if args.machine:
+        from physview.labs import evict
+
+        evict.check_may_drop_caches()
+    if args.quiz and args.json:
+        raise UsageError("--quiz and --json do not go together", "the one is for people")
+    why = lab.why_not()
+    if why:
+        raise why
+    options = {"machine": True} if args.machine else {}
+    if args.json:
+        from physview.reporters import documents
+
+        evidence = labs.run(lab.name, **options)
+        documents.write(document(lab, evidence))
+        return int(not evidence.is_usual)
+    return _do(lab, options, quiz=args.quiz)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from physview import labs
+
+    if args.quiz or args.machine:
+        raise UsageError("which lab?", "", "physview lab NAME; physview lab lists them")
+    found = [labs.find(name) for name in labs.NAMES]
+    why_not = [str(lab.why_not() or "") for lab in found]
+    if args.json:
+        from physview.reporters import documents
+
+        entries = [
+            {
+                "lab": lab.name,
+                "title": lab.title,
+                "course_rows": list(lab.rows),
+                "plan": lab.plan,
+                "why_not": why or None,
+            }
+            for lab, why in zip(found, why_not, strict=True)
+        ]
+        documents.write({"labs": entries})
+        return 0
+    from physview.reporters import lab_tables
+
+    # The error says which lab cannot be done: here that is the line's own.
+    short = [why.partition(": ")[2].partition(";")[0] for why in why_not]
+    lab_tables.print_labs(zip(found, short, strict=True))
+    return 0
+
+
+def _do(lab: Lab, options: dict[str, bool], *, quiz: bool) -> int:
+    from physview import labs
+    from physview.reporters import lab_tables
+
+    lab_tables.print_plan(lab)
+    chosen = [_ask(lab, number) for number in range(len(lab.questions))] if quiz else []
+    if os.isatty(1):
+        sys.stdout.flush()
+    evidence = labs.run(lab.name, **options)
+    lab_tables.print_evidence(evidence)
+    if quiz:
+        lab_tables.print_answers(lab.questions, chosen, evidence.answers)
+    return int(not evidence.is_usual)
+
+
+def _ask(lab: Lab, number: int) -> int | None:
+    """Ask until there is an answer; None where stdin ends."""
+    from physview.reporters import lab_tables
+
+    question = lab.questions[number]
+    lab_tables.print_question(number + 1, question)
+    while True:
+        sys.stdout.write(f"Your answer, 1 to {len(question.choices)}: ")
+        sys.stdout.flush()
+        line = sys.stdin.readline() if sys.stdin else ""
+        answer = line.strip()
+        if not sys.stdin or not sys.stdin.isatty():
+            sys.stdout.write(f"{answer}\n")
+        if not line:
+            return None
+        if answer.isdecimal() and 1 <= int(answer) <= len(question.choices):
+            return int(answer) - 1
+        sys.stdout.write(f"'{answer}' is none of them.\n")

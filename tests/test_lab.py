@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""physview lab: what it prints and asks, wrong use, and what it says of unusual machines."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from conftest import AS_NOBODY, ROOT, WITHOUT_CAPABILITIES, one_line
+
+from physview import labs
+from physview.labs import base
+
+PR_SET_THP_DISABLE = 41
+
+
+def paragraphs(result):
+    """What was printed, with the line breaks that only fill lines taken out."""
+    return re.sub(r"\n {2,}", " ", result.stdout)
+
+
+def test_the_list_has_every_lab_and_what_it_lacks(physview):
+    lines = physview("lab").stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == list(labs.NAMES)
+    document = json.loads(physview("lab", "--json").stdout)
+    assert [one["lab"] for one in document["labs"]] == list(labs.NAMES)
+    rows = {row for one in document["labs"] for row in one["course_rows"]}
+    assert rows == {3, 4, 5, 6, 7}
+    for line, one in zip(lines[1:-1], document["labs"], strict=True):
+        assert line.endswith("ready") == (one["why_not"] is None)
+
+
+@pytest.mark.needs("pfn")
+def test_a_lab_says_what_it_does_shows_it_and_explains(physview):
+    result = physview("lab", "heap")
+    assert result.returncode == 0, result
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("heap: thirty buffers")
+    assert len([line for line in lines if line.startswith("buf[")]) == 30
+    assert "- All 29 steps are 0x1010 = 4112" in paragraphs(result)
+    # A mark where the frame does not follow, and nowhere else.
+    assert any(line.endswith(" *") for line in lines if line.startswith("buf["))
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.needs("pfn")
+def test_json_has_the_evidence(physview):
+    document = json.loads(physview("lab", "cow", "--json").stdout)
+    assert document["lab"] == "cow"
+    assert document["usual"] is True
+    (table,) = document["tables"]
+    assert [column["name"] for column in table["columns"]][-1] == "child"
+    assert [row["changed"] for row in table["rows"]] == [[], [], ["child"], ["parent"]]
+    assert all(row["cells"]["before"].startswith("0x") for row in table["rows"])
+    assert [question["answer"] for question in document["questions"]] == [0, 1]
+    text = (ROOT / "docs/json.md").read_text()
+    for member in document:
+        assert f"`{member}`" in text, member
+
+
+@pytest.mark.needs("pfn")
+def test_the_quiz_asks_first_and_judges_by_the_evidence(physview):
+    result = physview("lab", "cow", "--quiz", input="7\nx\n1\n3\n")
+    assert result.returncode == 0, result
+    text = paragraphs(result)
+    assert text.index("Question 2") < text.index("the pages before and after")
+    assert "'7' is none of them." in text
+    assert "you said 1: right; the evidence says 1) in one: they share it" in text
+    assert "you said 3: wrong; the evidence says 2) the child" in text
+
+
+def test_a_quiz_without_answers(physview):
+    result = physview("lab", "levels", "--quiz", stdin=subprocess.DEVNULL)
+    assert result.returncode == 0, result
+    assert "no answer; the evidence says" in paragraphs(result)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["hep"], "there is no lab 'hep'; did you mean heap"),
+        (["zzzz"], "choose of report, heap, runs"),
+        ([""], "there is no lab ''"),
+        (["heap", "--machine"], "the lab heap has no --machine"),
+        (["--quiz"], "which lab?"),
+        (["heap", "--quiz", "--json"], "--quiz and --json do not go together"),
+    ],
+)
+def test_wrong_use(physview, args, words):
+    result = physview("lab", *args)
+    assert words in one_line(result, 2)
+    assert result.stdout == ""
+
+
+def test_a_lab_that_cannot_be_done_is_one_line_with_the_remedy(physview):
+    result = physview("lab", "cow", prefix=WITHOUT_CAPABILITIES)
+    line = one_line(result, 1)
+    assert "cannot do the lab cow: the kernel hides frame numbers" in line
+    assert "physview vm -- physview lab cow" in line
+    assert result.stdout == ""
+
+
+@pytest.mark.needs("nobody")
+def test_nobody_gets_the_virtual_half(physview):
+    result = physview("lab", "heap", prefix=AS_NOBODY)
+    assert result.returncode == 0, result
+    assert "All 29 steps are 0x1010" in paragraphs(result)
+    assert "? frame numbers are hidden from this user" in result.stdout
+    assert "frame that follows" not in result.stdout
+    document = json.loads(physview("lab", "report", "--json", prefix=AS_NOBODY).stdout)
+    assert {row["causes"].get("paddr") for row in document["tables"][0]["rows"]} == {"hidden"}
+    assert document["questions"][0]["answer"] is None
+    assert document["notes"]
+
+
+@pytest.mark.needs("nobody")
+def test_nobody_may_not_drop_the_machines_caches(physview):
+    line = one_line(physview("lab", "cache", "--machine", prefix=AS_NOBODY), 1)
+    assert "cannot drop the machine's caches: that is root's" in line
+
+
+@pytest.mark.needs("mountns", "pfn")
+def test_where_proc_sys_is_read_only_as_in_a_container(physview):
+    only = "mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys"
+    prefix = ["unshare", "-m", "sh", "-c", f'{only} && exec "$@"', "sh"]
+    line = one_line(physview("lab", "cache", "--machine", prefix=prefix), 1)
+    assert "Read-only file system, as in a container" in line
+    assert "physview vm -- physview lab cache --machine" in line
+    if "node1" not in os.listdir("/sys/devices/system/node"):
+        line = one_line(physview("lab", "migrate", prefix=prefix), 1)
+        assert "physview vm -- physview lab migrate" in line
+
+
+def unusual(result):
+    """What a lab found to be otherwise than on most machines; it said so and exited with 1."""
+    assert result.returncode == 1, result
+    assert "! is not as on most machines." in result.stdout
+    return [text for text in paragraphs(result).splitlines() if text.startswith("! ")][:-1]
+
+
+@pytest.mark.needs("pfn")
+def test_another_malloc_has_other_steps(physview):
+    """glibc's own, told to take a mapping for each: then every step is two pages, downwards."""
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "4096"}
+    (first, *_) = unusual(physview("lab", "heap", env=env))
+    assert first.startswith("! The steps are -0x2000 (29 times)")
+
+
+def test_addresses_that_are_random_no_more(physview):
+    if not shutil.which("setarch"):
+        pytest.skip("no setarch")
+    (text,) = unusual(physview("lab", "runs", prefix=["setarch", "-R"]))
+    assert "personality ADDR_NO_RANDOMIZE" in text
+
+
+@pytest.mark.needs("pfn", "kpage", "thp")
+def test_huge_pages_that_are_not_given(physview):
+    become = (
+        "import ctypes, os, sys\n"
+        f"assert ctypes.CDLL(None).prctl({PR_SET_THP_DISABLE}, 1, 0, 0, 0) == 0\n"
+        "os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    found = unusual(physview("lab", "huge", prefix=[sys.executable, "-c", become]))
+    assert found[0].startswith("! The kernel gave no huge page: 0 of 512 frames")
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_what_another_process_maps_is_not_evicted(physview, python):
+    child = python("from physview import _ffi; ffi, lib = _ffi.load(); lib.pv_sizeof_probe()")
+    found = unusual(physview("lab", "cache"))
+    assert re.search(r"[1-9][0-9]* pages? stayed that another process maps", found[0])
+    assert child.poll() is None
+
+
+@pytest.mark.needs("pfn")
+def test_ctrl_c_leaves_no_process():
+    default = ["env", "--default-signal=INT"]
+    command = [*default, sys.executable, "-m", "physview", "lab", "runs"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    children = []
+    while not children and time.monotonic() < deadline:
+        children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    assert stderr == ""
+    assert "3 runs" not in stdout
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert gone
+    assert not alive
+
+
+def test_a_check_says_what_it_found_either_way():
+    evidence = base.Evidence("x")
+    assert evidence.check("one", True, "so.", "not so.")
+    assert not evidence.check("two", False, "so.", "not so.")
+    assert [finding.text for finding in evidence.findings] == ["so.", "not so."]
+    assert not evidence.is_usual
+
+
+def test_the_page_for_the_course_has_every_row_and_lab():
+    text = (ROOT / "docs/labs.md").read_text()
+    for row in range(1, 11):
+        assert re.search(rf"^## {row}\b", text, re.MULTILINE), row
+    for name in labs.NAMES:
+        assert f"physview lab {name}" in text, name

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The labs' evidence, on this machine and in the VM: what a lab shows has to be so."""
+
+import os
+
+import pytest
+from memory import PAGE, Region, kpageflags, raw_entry
+
+from physview import Cause, UsageError, labs
+from physview.labs import child, evict
+from physview.labs.base import document
+from physview.model import PM_FILE, PagemapEntry
+
+ZERO_PAGE = 1 << 24
+
+
+def run(name, **options):
+    """Do a lab, and hold what holds of each."""
+    evidence = labs.run(name, **options)
+    said = document(labs.find(name), evidence)
+    assert said["tables"]
+    assert all(table["rows"] for table in said["tables"])
+    assert len(said["questions"]) == len(evidence.answers) > 0
+    for question in said["questions"]:
+        assert question["answer"] is None or 0 <= question["answer"] < len(question["choices"])
+    assert all(finding["text"].endswith(".") for finding in said["findings"])
+    return evidence
+
+
+def columns(evidence, *names, table=0):
+    return [evidence.tables[table].column(name) for name in names]
+
+
+def usual(evidence):
+    assert evidence.is_usual, evidence.findings
+
+
+@pytest.mark.needs("pfn")
+def test_report():
+    evidence = run("report")
+    usual(evidence)
+    vaddrs, paddrs = columns(evidence, "vaddr", "paddr")
+    assert len(vaddrs) == 40
+    assert all(v % PAGE == p % PAGE for v, p in zip(vaddrs, paddrs, strict=True))
+    assert evidence.answers == [1]
+
+
+@pytest.mark.needs("pfn")
+def test_heap():
+    evidence = run("heap")
+    vaddrs, steps, paddrs = columns(evidence, "vaddr", "step", "paddr")
+    assert len(vaddrs) == 30
+    assert steps[0] is None
+    assert {int(step, 16) for step in steps[1:]} == {0x1010}
+    assert vaddrs[-1] - vaddrs[0] == 29 * 0x1010
+    assert len({p // PAGE for p in paddrs}) == 30
+    assert evidence.answers[0] == 1
+    usual(evidence)
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_runs():
+    evidence = run("runs", nr_runs=2)
+    labels, virtual, physical, what = columns(evidence, "label", "virtual", "physical", "what")
+    by_label = dict(zip(labels, zip(virtual, physical, what, strict=True), strict=True))
+    assert by_label["main"][0] == "2 different"
+    assert by_label["main"][1] == "stayed"
+    assert by_label["main"][2].endswith("_native.abi3.so, cached")
+    assert by_label["malloc"][2].endswith("libc.so.6, cached")
+    assert by_label["&gmsg"][2].startswith("a private copy of _native")
+    assert by_label["&buf"][2] == "anonymous, [stack]"
+    assert set(evidence.tables[0].column("virtual_without")) == {"stayed"}
+    assert evidence.answers == [1, 0]
+    usual(evidence)
+
+
+@pytest.mark.parametrize("nr_runs", [0, 1, 101])
+def test_a_number_of_runs_that_is_none(nr_runs):
+    with pytest.raises(UsageError, match="from 2 to 100"):
+        labs.run("runs", nr_runs=nr_runs)
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_cache():
+    evidence = run("cache")
+    usual(evidence)
+    labels, first, second, third = columns(evidence, "label", "first", "second", "third")
+    assert labels == ["main", "lmsg", "gmsg", "malloc"]
+    assert first == second
+    assert all(one != other for one, other in zip(second[:3], third[:3], strict=True))
+    assert second[3] == third[3]
+    changed = [row.changed for row in evidence.tables[0].rows]
+    assert changed == [{"third"}] * 3 + [set()]
+    assert evidence.answers == [1, 1]
+
+
+def test_what_is_let_go_of_is_there_again_at_the_next_touch(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * PAGE * 5)
+    with open(path, "r+b") as file:
+        region = Region(5, flags=2, fd=file.fileno())  # MAP_PRIVATE
+    assert {region.read(i) for i in range(5)} == {b"x"}
+    region.touch(3, value=ord("y"))
+    assert evict.let_go(str(path)) == 4
+    entries = [PagemapEntry(raw_entry(page)) for page in region.pages]
+    assert [entry.present for entry in entries] == [False] * 3 + [True, False]
+    assert not entries[3].raw & PM_FILE
+    assert [region.read(i) for i in range(5)] == [b"x"] * 3 + [b"y", b"x"]
+
+
+@pytest.mark.needs("pfn")
+def test_cow():
+    evidence = run("cow")
+    usual(evidence)
+    before, forked, parent, childs = columns(evidence, "before", "forked", "parent", "child")
+    assert before == forked
+    assert [b == p for b, p in zip(before, parent, strict=True)] == [True, True, True, False]
+    assert [b == c for b, c in zip(before, childs, strict=True)] == [True, True, False, True]
+    assert evidence.answers == [0, 1]
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_zero():
+    evidence = run("zero")
+    usual(evidence)
+    fresh, read, written = columns(evidence, "fresh", "read", "written")
+    assert fresh == [Cause.ABSENT] * 6
+    assert kpageflags(read[0] // PAGE) & ZERO_PAGE
+    assert read == [read[0]] * 4 + [Cause.ABSENT] * 2
+    assert written[2:] == read[2:]
+    assert len({*written[:3]}) == 3
+    assert document(labs.find("zero"), evidence)["tables"][0]["rows"][5]["causes"] == {
+        "fresh": "absent",
+        "read": "absent",
+        "written": "absent",
+    }
+
+
+@pytest.mark.needs("pfn")
+def test_shared():
+    evidence = run("shared")
+    usual(evidence)
+    vaddrs, childs = columns(evidence, "vaddr", "child_vaddr")
+    assert not set(vaddrs) & set(childs)
+    paddrs, child_paddrs = columns(evidence, "paddr", "child_paddr")
+    assert paddrs[:7] == child_paddrs[:7]
+    assert paddrs[7] != child_paddrs[7]
+    assert evidence.answers == [1]
+
+
+@pytest.mark.needs("pfn", "kpage", "thp")
+def test_huge():
+    evidence = run("huge")
+    usual(evidence)
+    vaddrs, paddrs, runs, mapped_by = columns(evidence, "vaddr", "paddr", "runs", "mapped_by")
+    assert (vaddrs[1] % (2 << 20), paddrs[1] % (2 << 20), runs[1]) == (0, 0, 1)
+    assert mapped_by == ["pte entries", "a pmd entry"]
+    assert evidence.answers == [1, 2]
+
+
+@pytest.mark.needs("pfn", "swap")
+def test_swap():
+    evidence = run("swap")
+    usual(evidence)
+    before, out, back = columns(evidence, "before", "out", "back")
+    assert all(words.startswith("area ") for words in out)
+    assert len(set(out)) == len(out)
+    assert not set(before) & set(back)
+    assert evidence.answers == [1]
+
+
+@pytest.mark.needs("root", "pfn", "compaction")
+def test_migrate():
+    evidence = run("migrate")
+    usual(evidence)
+    before, after = columns(evidence, "before", "after")
+    assert any(one != other for one, other in zip(before, after, strict=True))
+    changed = ["after" in row.changed for row in evidence.tables[0].rows]
+    assert changed == [one != other for one, other in zip(before, after, strict=True)]
+    assert evidence.answers == [1]
+
+
+def test_levels():
+    evidence = run("levels")
+    usual(evidence)
+    _, given, end = columns(evidence, "vaddr")[0]
+    has_five = end == (1 << 56) - PAGE
+    assert (given >= 1 << 47) == has_five
+    assert end in ((1 << 56) - PAGE, (1 << 47) - PAGE)
+    assert evidence.answers == [3 if has_five else 2]
+
+
+@pytest.mark.needs("root", "pfn", "kmod")
+def test_levels_are_walked():
+    evidence = run("levels")
+    usual(evidence)
+    labels, levels, at = columns(evidence, "label", "level", "at", table=1)
+    has_five = evidence.answers == [3]
+    assert levels[:5] == ["pgd", "p4d", "pud", "pmd", "pte"]
+    assert (at[1] is None) != has_five
+    assert ("above 47 bits" in labels) == has_five
+    assert {"levels", "index", "agrees"} <= {finding.check for finding in evidence.findings}
+
+
+@pytest.mark.needs("root", "pfn", "kmod")
+def test_witnesses():
+    evidence = run("witnesses")
+    usual(evidence)
+    pages, verdicts = columns(evidence, "pages", "verdict")
+    assert pages[verdicts.index("both name the same frame")] > 500
+    assert evidence.answers[0] in (0, 1)
+
+
+@pytest.mark.needs("root", "pfn")
+def test_hidden():
+    evidence = run("hidden")
+    usual(evidence)
+    entries, paddrs = columns(evidence, "entry", "paddr")
+    assert paddrs[0] == paddrs[1]
+    assert paddrs[2] is Cause.HIDDEN
+    assert int(entries[2], 16) % (1 << 55) == 0
+    assert evidence.answers == [0]
+
+
+def test_a_lab_without_a_need_is_one_that_says_so():
+    for name in labs.NAMES:
+        lab = labs.find(name)
+        assert lab.name == name
+        why = lab.why_not()
+        if why is not None:
+            assert f"cannot do the lab {name}: " in str(why)
+            assert "; " in str(why)
+            with pytest.raises(type(why)):
+                labs.run(name)
+
+
+def test_names_and_options_that_are_none():
+    with pytest.raises(UsageError, match="did you mean heap"):
+        labs.run("hep")
+    with pytest.raises(UsageError, match="choose of report, heap"):
+        labs.run("§")
+    with pytest.raises(UsageError, match="heap has no option machine"):
+        labs.run("heap", machine=True)
+
+
+def test_the_child_ends_with_the_lab_and_with_its_stdin():
+    with child.started() as process:
+        assert len(process.probes) == 41
+        assert os.path.exists(f"/proc/{process.pid}/maps")
+    assert not os.path.exists(f"/proc/{process.pid}")
