@@ -155,11 +155,12 @@ def _explain_frames(
         if after[0]
         else "they were evicted, and read into the frames that they had just left"
     )
+    by_chance = f" Only {', '.join(same)} came back where it was, by chance." if same else ""
     evidence.check(
         "changed_after",
-        not same,
+        bool(changed) and not (same and after[0]),
         f"{', '.join(changed)} changed after it: the file was read again, into whichever frames"
-        " were free. Same file, same bytes, other frames.",
+        f" were free. Same file, same bytes, other frames.{by_chance}",
         f"{', '.join(same)} stayed after it, {', '.join(changed) or 'nothing'} changed: {why}.",
     )
     evidence.answer(1 if "main" in changed else 0)

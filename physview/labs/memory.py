@@ -16,6 +16,7 @@ from physview.model import PAGE_SIZE
 
 # include/uapi/asm-generic/mman-common.h; Python's mmap lacks the later ones.
 MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_PAGEOUT = 14, 15, 21
+MADV_COLLAPSE = 25  # Linux 6.1
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p

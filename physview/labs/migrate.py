@@ -6,11 +6,12 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from typing import NamedTuple
 
 from physview.errors import PhysviewError, Unsupported
 from physview.labs import look, needs
 from physview.labs.base import NUMBER, PADDR, VADDR, Column, Evidence, Lab, Question
-from physview.labs.memory import MADV_NOHUGEPAGE, Memory, libc
+from physview.labs.memory import MADV_COLLAPSE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, Memory, libc
 from physview.model import PAGE_SIZE, Translation
 from physview.topology import node_map
 
@@ -22,11 +23,13 @@ MPOL_MF_MOVE = 2  # include/uapi/linux/mempolicy.h
 SYS_MOVE_PAGES = {"x86_64": 279, "aarch64": 239}
 # Between them lie as many pages that are given back: compaction moves what lies scattered.
 NR_SCATTERED = 4096
-TRIES = 5
+TRIES = 2
+HUGE_SIZE = 2 << 20
 PLAN = (
-    "Locks pages in memory with mlock(), notes their frames, and has the kernel migrate: to another"
-    " NUMA node where there is one (move_pages), else by compaction of the machine's memory"
-    " (/proc/sys/vm/compact_memory), which makes large blocks free. Then it looks again."
+    "Locks pages in memory with mlock(), notes their frames, and has the kernel move them: to"
+    " another NUMA node where there is one (move_pages); else by compaction of the machine's memory"
+    " (/proc/sys/vm/compact_memory), which makes large blocks free; and where that finds nothing to"
+    " do, by joining them into a huge page (MADV_COLLAPSE). Then it looks again."
 )
 QUESTIONS = (
     Question(
@@ -36,10 +39,42 @@ QUESTIONS = (
 )
 
 
+class Outcome(NamedTuple):
+    """What became of locked pages."""
+
+    how: str
+    before: list[Translation]
+    after: list[Translation]
+    same: bool
+
+    @property
+    def nr_moved(self) -> int:
+        """How many have another frame."""
+        return sum(one.pfn != two.pfn for one, two in zip(self.before, self.after, strict=True))
+
+
 def run() -> Evidence:
     """Lock, move, and look."""
     evidence = Evidence(NAME)
     nodes = node_map().nodes
+    outcomes = []
+    if len(nodes) > 1 and platform.machine() in SYS_MOVE_PAGES:
+        outcomes.append(_move_scattered(nodes))
+    else:
+        outcomes.append(_move_scattered(()))
+        if not outcomes[0].nr_moved and (joined := _collapse()):
+            outcomes.append(joined)
+    outcome = outcomes[-1]
+    pairs = list(zip(outcome.before, outcome.after, strict=True))
+    moved = [(one, two) for one, two in pairs if one.pfn != two.pfn]
+    stayed = [(one, two) for one, two in pairs if one.pfn == two.pfn]
+    _tabulate(evidence, [*moved[:NR_SHOWN], *stayed[:4]])
+    _explain(evidence, outcomes, pairs)
+    return evidence
+
+
+def _move_scattered(nodes: tuple[int, ...]) -> Outcome:
+    """Lock scattered pages, and move them to another of the nodes, or without any by compaction."""
     with Memory(NR_SCATTERED) as memory:
         memory.advise(MADV_NOHUGEPAGE)
         memory.write_all()
@@ -47,19 +82,31 @@ def run() -> Evidence:
         kept = memory.pages[::2]
         _lock(memory)
         before = look.look_at(kept)
-        if len(nodes) > 1 and platform.machine() in SYS_MOVE_PAGES:
-            how, nr_tries = "move_pages() to another NUMA node", 1
+        if nodes:
+            how = "move_pages() to another NUMA node"
             _move_to_other_node(before, nodes)
         else:
-            how, nr_tries = "compaction", _compact(kept, before)
+            how = "compaction"
+            _compact(kept, before)
         after = look.look_at(kept)
         same = all(memory.read(i) == i % 251 + 1 for i in range(0, NR_SCATTERED, 2))
-    pairs = list(zip(before, after, strict=True))
-    moved = [(one, two) for one, two in pairs if one.pfn != two.pfn]
-    stayed = [(one, two) for one, two in pairs if one.pfn == two.pfn]
-    _tabulate(evidence, [*moved[:NR_SHOWN], *stayed[:4]])
-    _explain(evidence, how, nr_tries, pairs, moved, same=same)
-    return evidence
+    return Outcome(how, before, after, same)
+
+
+def _collapse() -> Outcome | None:
+    """Lock small pages and have them made a huge one; None where this kernel does not."""
+    with Memory(HUGE_SIZE // PAGE_SIZE, align=HUGE_SIZE) as memory:
+        memory.advise(MADV_NOHUGEPAGE)  # so that they are small at first
+        memory.write_all()
+        memory.advise(MADV_HUGEPAGE)
+        if memory.lock():
+            return None
+        before = look.look_at(memory.pages)
+        if memory.advise(MADV_COLLAPSE):
+            return None
+        after = look.look_at(memory.pages)
+        how = "the kernel had joined them into a huge page (MADV_COLLAPSE)"
+        return Outcome(how, before, after, memory.is_as_written())
 
 
 def _make_holes(memory: Memory) -> None:
@@ -93,11 +140,9 @@ def _move_to_other_node(found: list[Translation], nodes: tuple[int, ...]) -> Non
         raise PhysviewError("cannot move pages to another node", os.strerror(code))
 
 
-def _compact(vaddrs: range, before: list[Translation]) -> int:
-    """Have the kernel compact until something has moved; how often that was done."""
-    nr_tries = 0
-    while nr_tries < TRIES:
-        nr_tries += 1
+def _compact(vaddrs: range, before: list[Translation]) -> None:
+    """Have the kernel compact until something has moved, and not for ever."""
+    for _ in range(TRIES):
         try:
             with open(COMPACT, "w", encoding="ascii") as file:
                 file.write("1\n")
@@ -106,8 +151,7 @@ def _compact(vaddrs: range, before: list[Translation]) -> int:
             raise Unsupported(what, why, needs.in_vm(NAME).removeprefix("or ")) from None
         after = look.look_at(vaddrs)
         if any(one.pfn != two.pfn for one, two in zip(before, after, strict=True)):
-            break
-    return nr_tries
+            return
 
 
 def _tabulate(evidence: Evidence, pairs: list[tuple[Translation, Translation]]) -> None:
@@ -128,28 +172,20 @@ def _tabulate(evidence: Evidence, pairs: list[tuple[Translation, Translation]]) 
 
 
 def _explain(
-    evidence: Evidence,
-    how: str,
-    nr_tries: int,
-    pairs: list[tuple[Translation, Translation]],
-    moved: list[tuple[Translation, Translation]],
-    *,
-    same: bool,
+    evidence: Evidence, outcomes: list[Outcome], pairs: list[tuple[Translation, Translation]]
 ) -> None:
-    setting = "/proc/sys/vm/compact_unevictable_allowed"
-    may = ""
-    if os.path.exists(setting):
-        with open(setting, encoding="ascii") as file:
-            may = f"; {setting} is {file.read().strip()}, where 0 forbids it for locked pages"
+    last = outcomes[-1]
+    nothing = f" Before, {outcomes[0].how} moved none." if len(outcomes) > 1 else ""
     evidence.check(
         "moved",
-        bool(moved),
-        f"Of {len(pairs)} pages that were locked with mlock(), {len(moved)} are in other frames"
-        f" after {how}: to be locked is to stay in memory, not to stay in a frame. Only a page"
-        " that is pinned, as for a device that writes to it, may not be moved.",
-        f"None of {len(pairs)} locked pages was moved by {look.count(nr_tries, 'try', 'tries')} of"
-        f" {how}: the machine may have so much free memory in one piece that there is nothing to"
-        f" compact{may}.",
+        last.nr_moved > 0,
+        f"Of {len(pairs)} pages that were locked with mlock(), {last.nr_moved} are in other frames"
+        f" after {last.how}: to be locked is to stay in memory, not to stay in a frame. Only a page"
+        f" that is pinned, as for a device that writes to it, may not be moved.{nothing}",
+        f"None of {len(pairs)} locked pages is in another frame after {last.how}: the machine may"
+        f" have so much free memory in one piece that there was nothing to do{_forbidden()}. A VM"
+        " with two NUMA nodes always has somewhere to move them: physview vm --append numa=fake=2"
+        f" -- physview lab {NAME}.",
     )
     evidence.check(
         "present",
@@ -160,12 +196,21 @@ def _explain(
     )
     evidence.check(
         "same",
-        same,
+        last.same,
         "Every page holds what was written to it, at the address it always had: who keeps a"
         " physical address keeps what may be wrong a moment later.",
         "Not every page holds what was written to it: the memory is broken.",
     )
-    evidence.answer(1 if moved else None)
+    evidence.answer(1 if last.nr_moved else None)
+
+
+def _forbidden() -> str:
+    path = "/proc/sys/vm/compact_unevictable_allowed"
+    try:
+        with open(path, encoding="ascii") as file:
+            return f"; {path} is {file.read().strip()}, where 0 forbids it for locked pages"
+    except FileNotFoundError:
+        return ""
 
 
 LAB = Lab(NAME, TITLE, (), PLAN, QUESTIONS, needs.needs(NAME, needs.frames, needs.migration), run)

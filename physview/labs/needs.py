@@ -106,4 +106,4 @@ def migration(lab: str) -> PhysviewError | None:
         why = "this kernel was built without compaction, and there is one NUMA node only"
         return Unsupported(what, why, in_vm(lab, "--kernel 6.1").removeprefix("or "))
     why = "there is one NUMA node only, and this user may not start compaction, as in a container"
-    return AccessDenied(what, why, f"run as root, {in_vm(lab)}")
+    return AccessDenied(what, why, f"run as root, {in_vm(lab, '--append numa=fake=2')}")

@@ -87,13 +87,16 @@ def _explain(
         " somebody uses them just now, or the swap area is full. Run it again.",
     )
     moved = [i for i in swapped if back[i].paddr != before[i].paddr and back[i].paddr is not None]
+    again = len(swapped) - len(moved)
+    by_chance = f" {look.count(again, 'page')} got the old one again, by chance." if again else ""
     evidence.check(
         "back",
-        bool(swapped) and len(moved) == len(swapped),
-        f"Read again, all {len(moved)} are in other frames. Each touch was a page fault: the kernel"
-        " took a free frame, whichever that was, and read the slot into it.",
-        f"Of {len(swapped)} that went out {len(moved)} came back in other frames: the others were"
-        " still in the swap cache, or got theirs again, which was free.",
+        bool(moved),
+        f"Read again, {len(moved)} of these {len(swapped)} are in other frames.{by_chance} Each"
+        " touch was a page fault: the kernel took a free frame, whichever that was, and read the"
+        " slot into it.",
+        f"Of {len(swapped)} that went out none came back in another frame: they were still in the"
+        " swap cache, or got theirs again, which was free.",
     )
     evidence.check(
         "same",
