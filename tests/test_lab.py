@@ -15,7 +15,7 @@ import pytest
 from conftest import AS_NOBODY, ROOT, WITHOUT_CAPABILITIES, one_line
 
 from physview import labs
-from physview.labs import base
+from physview.labs import base, child
 
 PR_SET_THP_DISABLE = 41
 
@@ -47,7 +47,7 @@ def test_a_lab_says_what_it_does_shows_it_and_explains(physview):
     assert "- All 29 steps are 0x1010 = 4112" in paragraphs(result)
     # A mark where the frame does not follow, and nowhere else.
     assert any(line.endswith(" *") for line in lines if line.startswith("buf["))
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.needs("pfn")
@@ -70,7 +70,7 @@ def test_the_quiz_asks_first_and_judges_by_the_evidence(physview):
     result = physview("lab", "cow", "--quiz", input="7\nx\n1\n3\n")
     assert result.returncode == 0, result
     text = paragraphs(result)
-    assert text.index("Question 2") < text.index("the pages before and after")
+    assert text.index("Question 2") < text.index("the pages from 0x")
     assert "'7' is none of them." in text
     assert "you said 1: right; the evidence says 1) in one: they share it" in text
     assert "you said 3: wrong; the evidence says 2) the child" in text
@@ -213,3 +213,10 @@ def test_the_page_for_the_course_has_every_row_and_lab():
         assert re.search(rf"^## {row}\b", text, re.MULTILINE), row
     for name in labs.NAMES:
         assert f"physview lab {name}" in text, name
+
+
+def test_the_child_ends_with_the_lab_and_with_its_stdin():
+    with child.started() as process:
+        assert len(process.probes) == 41
+        assert os.path.exists(f"/proc/{process.pid}/maps")
+    assert not os.path.exists(f"/proc/{process.pid}")

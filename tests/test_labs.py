@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The labs' evidence, on this machine and in the VM: what a lab shows has to be so."""
 
-import os
-
 import pytest
 from memory import PAGE, Region, kpageflags, raw_entry
 
 from physview import Cause, UsageError, labs
-from physview.labs import child, evict
+from physview.labs import evict
 from physview.labs.base import document
 from physview.model import PM_FILE, PagemapEntry
 
@@ -242,10 +240,3 @@ def test_names_and_options_that_are_none():
         labs.run("§")
     with pytest.raises(UsageError, match="heap has no option machine"):
         labs.run("heap", machine=True)
-
-
-def test_the_child_ends_with_the_lab_and_with_its_stdin():
-    with child.started() as process:
-        assert len(process.probes) == 41
-        assert os.path.exists(f"/proc/{process.pid}/maps")
-    assert not os.path.exists(f"/proc/{process.pid}")

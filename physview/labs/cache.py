@@ -11,7 +11,7 @@ from physview.labs.memory import taken
 from physview.model import Translation
 
 NAME = "cache"
-TITLE = "dropping the page cache: what stayed has changed"
+TITLE = "dropping the page cache"
 LABELS = ("main", "lmsg", "gmsg", child.MALLOC)
 # The kernel hands out first what was freed last: more than was evicted, of each size of block.
 HELD_BYTES = 32 << 20

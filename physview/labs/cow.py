@@ -10,7 +10,7 @@ from physview.labs.base import PADDR, Column, Evidence, Lab, Question
 from physview.labs.memory import MADV_NOHUGEPAGE, Forked, Memory
 
 NAME = "cow"
-TITLE = "copy on write: what fork() copies, and when"
+TITLE = "copy on write at fork()"
 PLAN = (
     "Writes to four pages, and forks. Then nobody touches the first page, the child reads the"
     " second and writes to the third, and the parent writes to the fourth. Both look where their"
@@ -52,10 +52,9 @@ def run() -> Evidence:
             parents = look.look_at(memory.pages)
     table = evidence.table(
         "pages",
-        "the pages before and after; * is another frame than before the fork",
+        f"the pages from {memory.start:#x} on; * is another frame than before fork()",
         [
             Column("done", "what is done"),
-            Column("vaddr", "virtual", "vaddr"),
             Column("before", "before fork", PADDR),
             Column("forked", "child, at once", PADDR),
             Column("parent", "parent, after", PADDR),
@@ -68,7 +67,7 @@ def run() -> Evidence:
         new = {"forked": forked[i], "parent": at_end[i], "child": childs[i]}
         changed = [name for name, paddr in new.items() if paddr != at_start[i]]
         cells = (look.where(before[i]), forked[i], look.where(parents[i]), childs[i])
-        table.add(done, before[i].vaddr, *cells, changed=changed)
+        table.add(done, *cells, changed=changed)
     _explain(evidence, at_start, forked, at_end, childs)
     return evidence
 

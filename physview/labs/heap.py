@@ -12,7 +12,7 @@ from physview.model import PAGE_SIZE, Probe, Translation
 from physview.probes import visit_probes
 
 NAME = "heap"
-TITLE = "thirty buffers from malloc(): their steps, and their frames"
+TITLE = "thirty buffers of malloc()"
 BUF_SIZE = 4096  # as csrc/probes.c allocates
 PLAN = (
     "Has malloc() hand out buf[0] to buf[29], of 4096 bytes each, and looks where every one"

@@ -14,7 +14,7 @@ from physview.labs.memory import Forked, Memory, libc
 from physview.model import PAGE_SHIFT, PAGE_SIZE, PagemapEntry
 
 NAME = "hidden"
-TITLE = "why frame numbers are hidden, and from whom"
+TITLE = "why frame numbers are hidden"
 NOBODY = 65534
 PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
 PLAN = (
@@ -113,9 +113,9 @@ def _explain(
     evidence.check(
         "shown_to_root",
         before.pfn is not None,
-        f"Root sees frame {ours.pfn}. The child, which is nobody by then, sees"
-        f" {before.pfn} in the file that it had opened as root: what counts is who opened it, not"
-        " who reads.",
+        f"Root sees frame {ours.pfn:#x}. The child, which is nobody by then, sees"
+        f" {before.pfn or 0:#x} in the file that it had opened as root: what counts is who opened"
+        " it, not who reads.",
         "The child, which is nobody by then, sees 0 even in the file that it had opened as root:"
         " this kernel asks who reads.",
     )

@@ -53,19 +53,19 @@ def run() -> Evidence:
     evidence = Evidence(NAME)
     with open(SIZE_FILE, encoding="ascii") as file:
         size = int(file.read())
-    small = _measure("small pages", size, MADV_NOHUGEPAGE)
-    huge = _measure("a huge page", size, MADV_HUGEPAGE)
+    small = _measure("small", size, MADV_NOHUGEPAGE)
+    huge = _measure("huge", size, MADV_HUGEPAGE)
     table = evidence.table(
         "pieces",
         f"two pieces of memory of {size >> 20} MiB, {size // PAGE_SIZE} pages each",
         [
-            Column("asked", "asked for"),
+            Column("asked", "asked"),
             Column("vaddr", "virtual", VADDR),
             Column("paddr", "physical", PADDR),
-            Column("align", "its alignment", TEXT),
+            Column("align", "aligned", TEXT),
             Column("runs", "runs", NUMBER),
             Column("faults", "faults", NUMBER),
-            Column("thp", "in folio", NUMBER),
+            Column("thp", "thp", NUMBER),
             Column("mapped_by", "mapped by"),
         ],
     )

@@ -16,7 +16,7 @@ from physview.model import PAGE_SIZE, Translation
 from physview.topology import node_map
 
 NAME = "migrate"
-TITLE = "migration: mlock() does not pin"
+TITLE = "mlock() does not pin"
 NR_SHOWN = 12
 COMPACT = "/proc/sys/vm/compact_memory"
 MPOL_MF_MOVE = 2  # include/uapi/linux/mempolicy.h

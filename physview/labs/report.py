@@ -11,7 +11,7 @@ from physview.model import PAGE_SHIFT, PAGE_SIZE, Probe, Translation
 from physview.probes import visit_probes
 
 NAME = "report"
-TITLE = "the report: virtual addresses, and where they really are"
+TITLE = "virtual addresses, and where they are"
 PLAN = (
     "Takes the addresses that memview prints (memview --virtual), and asks the kernel for the"
     " physical address of each, as memview2 does (memview). One process, both reports side by side."

@@ -11,7 +11,7 @@ from physview.labs.base import Cell, Column, Evidence, Lab, Question, Table
 from physview.model import Translation
 
 NAME = "runs"
-TITLE = "repeated runs: what stays, with random addresses and without"
+TITLE = "what stays from run to run"
 MAX_RUNS = 100
 PLAN = (
     "Runs a new process several times, looks where memview's addresses are in each, and does so"

@@ -11,7 +11,7 @@ from physview.labs.base import PADDR, VADDR, Cell, Column, Evidence, Lab, Questi
 from physview.labs.memory import Forked, Memory
 
 NAME = "shared"
-TITLE = "shared memory: one frame at two virtual addresses"
+TITLE = "one frame, two virtual addresses"
 NR_PAGES = 4
 TOKEN = 77
 PLAN = (
@@ -65,18 +65,18 @@ def _run(evidence: Evidence, fd: int) -> Evidence:
         "the same page in two processes; * is another frame",
         [
             Column("page", "page", "number"),
-            Column("mapping", "the child's mapping"),
-            Column("vaddr", "parent, virtual", VADDR),
-            Column("child_vaddr", "child, virtual", VADDR),
-            Column("paddr", "parent's frame", PADDR),
-            Column("child_paddr", "child's frame", PADDR),
+            Column("mapping", "child maps"),
+            Column("vaddr", "parent virtual", VADDR),
+            Column("child_vaddr", "child virtual", VADDR),
+            Column("paddr", "parent frame", PADDR),
+            Column("child_paddr", "child frame", PADDR),
         ],
     )
     for i, (vaddr, paddr) in enumerate(theirs):
         one = ours[i % NR_PAGES]
         kind = "shared" if i < NR_PAGES else "private"
         if i == 2 * NR_PAGES - 1:
-            kind = "private, written"
+            kind = "and writes"
         changed = ["child_paddr"] if paddr != one.paddr else []
         cells: list[Cell] = [i % NR_PAGES, kind, one.vaddr, vaddr, look.where(one), paddr]
         table.add(*cells, changed=changed)

@@ -12,7 +12,7 @@ from physview.labs.memory import MADV_NOHUGEPAGE, MADV_PAGEOUT, Memory, taken
 from physview.model import Cause, Translation
 
 NAME = "swap"
-TITLE = "swapping: out of memory, and back into another frame"
+TITLE = "swapped out, and in again"
 NR_PAGES = 8
 HELD_BYTES = 4 << 20
 PLAN = (

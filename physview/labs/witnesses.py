@@ -7,7 +7,7 @@ from physview.labs import child, look, needs
 from physview.labs.base import NUMBER, TEXT, Column, Evidence, Lab, Question
 
 NAME = "witnesses"
-TITLE = "two witnesses: pagemap against the page tables themselves"
+TITLE = "pagemap against the page tables"
 PLAN = (
     "Starts a process, reads all of it from /proc/PID/pagemap, and has the kernel module walk its"
     " page tables, page by page. Every page gets a verdict."

@@ -9,7 +9,7 @@ from physview.labs.memory import MADV_NOHUGEPAGE, Memory
 from physview.model import Cause
 
 NAME = "zero"
-TITLE = "the zero page: memory that nobody has written to"
+TITLE = "the zero page"
 NR_PAGES, NR_READ, NR_WRITTEN = 6, 4, 2
 PLAN = (
     f"Maps {NR_PAGES} pages, reads the first {NR_READ} of them, then writes to the first"
@@ -67,8 +67,8 @@ def run() -> Evidence:
     evidence.check(
         "one_frame",
         len(pfns) == 1 and all(zero_flags) and len(zero_flags) == NR_READ,
-        f"The {NR_READ} pages that were read are all in frame {read[0].pfn}, which the kernel"
-        f" flags zero_page; every byte that was read was {max(values)}. This one frame serves all"
+        f"The {NR_READ} pages that were read are all in frame {read[0].pfn or 0:#x}, which the"
+        f" kernel flags zero_page; every byte that was read was {max(values)}. This one frame serves all"
         " processes.",
         f"The {NR_READ} pages that were read are in {look.count(len(pfns), 'frame')}, of which"
         f" {sum(zero_flags)} are flagged zero_page: this kernel gives a frame at the first read,"

@@ -14,7 +14,7 @@ from physview.labs import base
 from physview.labs.base import Evidence, Lab, Question
 from physview.model import Cause, printable
 
-PIPE_WIDTH = 100
+PIPE_WIDTH = 80
 """Where there is no terminal: sentences are to be read there, too."""
 PIPE_TABLE_WIDTH = 240
 MARK = " *"
