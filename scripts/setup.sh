@@ -99,14 +99,30 @@ make_venv() {
 	as_owner "$python" -m venv "$venv" >&2 || fail "$python could not make $venv: see above"
 }
 
-# What the tests in VMs and for arm64 need; as root, where apt has it. They are skipped without.
+# The tests open the pages that picture writes.
+have_browser() {
+	for program in chromium-headless-shell chromium chromium-browser google-chrome chrome; do
+		command -v "$program" >/dev/null && return
+	done
+	return 1
+}
+
+# Debian has one without a screen, a third as large; Ubuntu's chromium is a snap, which is no use
+# to root, and is left alone.
+browser_package() {
+	[ -n "$(apt-cache search --names-only '^chromium-headless-shell$' 2>/dev/null)" ] || return 0
+	echo chromium-headless-shell
+}
+
+# What the tests in VMs, for arm64 and in a browser need; as root, where apt has it. They are skipped without.
 install_test_tools() {
 	[ "$(uname -m)" = x86_64 ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 0
 	packages=
 	command -v qemu-system-x86_64 >/dev/null || packages="$packages qemu-system-x86"
 	command -v make >/dev/null || packages="$packages make"
 	command -v aarch64-linux-gnu-gcc >/dev/null || packages="$packages gcc-aarch64-linux-gnu"
-	[ -n "$packages" ] || return 0
+	have_browser || packages="$packages $(browser_package)"
+	[ -n "${packages# }" ] || return 0
 	say "installing$packages"
 	# shellcheck disable=SC2086 # a list
 	{ apt-get update -qq && apt-get install -qq -y --no-install-recommends $packages; } \
@@ -134,8 +150,8 @@ setup() {
 	{ [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' &&
 		[ "$(cat "$venv"/.physview-run 2>/dev/null)" = "$root" ]; } || make_venv
 	case $1 in
-	test) extra='[test]' ;;
-	*) extra= ;;
+	test) extra='[picture,test]' ;;
+	*) extra='[picture]' ;;
 	esac
 	say "installing physview$extra and what it needs into .venv"
 	# shellcheck disable=SC2086 # a list

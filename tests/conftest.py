@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import browser
 import pytest
 from memory import KINDS, WAIT, Region, libc, pfnmap_ranges
 from witnesses import open_kmod
@@ -200,6 +201,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "fincore": (lambda: shutil.which("fincore") is not None, "no fincore: util-linux-extra has it"),
     "vmtouch": (lambda: shutil.which("vmtouch") is not None, "no vmtouch: apt-get install vmtouch"),
+    "browser": (
+        lambda: browser.find() is not None,
+        "no Chromium: apt-get install chromium-headless-shell",
+    ),
     "cc": (lambda: shutil.which("cc") is not None, "no C compiler: apt-get install gcc"),
     "index": (
         lambda: _succeeds(sys.executable, "-m", "pip", "index", "versions", "-q", "cffi"),

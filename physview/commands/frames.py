@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 
-from physview.commands import _common
+from physview.commands import _common, _pictures
+from physview.errors import UsageError
 
 NAME = "frames"
 HELP = "the machine: frames by use, zone, node and flags, and free blocks by size"
@@ -26,11 +27,18 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         help="keep apart what differs only in flags that are the kernel's own (bit 32 and up), or"
         " in being the head or the tail of a compound page",
     )
+    parser.add_argument("--picture", metavar="FILE", help="draw them instead: .svg, .png or .html")
+    _pictures.add_options(parser)
     _common.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the tables."""
+    """Print the tables, or draw."""
+    if args.picture is not None:
+        _draw(args)
+        return 0
+    if args.theme or args.force:
+        raise UsageError("--theme and --force are about a picture", "", "name one with --picture")
     from physview.commands import _progress
     from physview.frames import read_machine
     from physview.reporters import documents, frame_tables
@@ -42,3 +50,14 @@ def run(args: argparse.Namespace) -> int:
     else:
         frame_tables.print_machine(machine, all_flags=args.flags, raw=args.raw)
     return 0
+
+
+def _draw(args: argparse.Namespace) -> None:
+    from physview.commands import _progress
+    from physview.pictures import Picture, picture_machine
+
+    def read() -> Picture:
+        with _progress.progress_bar("reading frames") as progress:
+            return picture_machine(progress=progress)
+
+    _pictures.draw(args, args.picture, read)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pictures of memory: a process's address space, physical memory, and what connects them.
+
+>>> from physview import pictures
+>>> picture = pictures.picture_process("self")
+>>> drawing, layout = pictures.lay_out(picture)
+>>> pictures.to_svg(drawing).startswith("<svg")
+True
+
+What a frame can be, its kind, is not fixed: `make_frames()` takes kinds of one's own, and a
+`Picture` of its result is drawn like any other.
+"""
+
+from physview.pictures.html import to_html
+from physview.pictures.kinds import MACHINE_KINDS, PROCESS_KINDS, Kind
+from physview.pictures.layout import lay_out
+from physview.pictures.model import (
+    Frames,
+    Picture,
+    Space,
+    make_frames,
+    picture_machine,
+    picture_process,
+)
+from physview.pictures.output import SUFFIXES, THEMES, check_path, write_picture
+from physview.pictures.png import to_png
+from physview.pictures.svg import to_svg
+
+__all__ = [
+    "MACHINE_KINDS",
+    "PROCESS_KINDS",
+    "SUFFIXES",
+    "THEMES",
+    "Frames",
+    "Kind",
+    "Picture",
+    "Space",
+    "check_path",
+    "lay_out",
+    "make_frames",
+    "picture_machine",
+    "picture_process",
+    "to_html",
+    "to_png",
+    "to_svg",
+    "write_picture",
+]

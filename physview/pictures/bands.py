@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The address space as bands one below the other, and what leads from them to frames.
+
+A band is a mapping, or mappings in a row: what has little in memory is told together, so that
+there are never more bands than one can read. Within a band a place is an offset in pages, with
+nothing left between its mappings.
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from physview.model import PAGE_SIZE, Vma, printable
+from physview.pictures.grid import COLUMN_SHIFT, Grid
+from physview.pictures.kinds import PROCESS_KINDS
+from physview.pictures.memory import NO_KIND, Memory
+from physview.pictures.runs import split_at
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Columns = tuple[npt.NDArray[np.int64], ...]
+
+MAX_BANDS = 16
+MAX_NAMES = 3
+# What a band is cut into, for its profile.
+PARTS = 64
+# Connectors begin at so many places of a band, and end at so many rows of cells: the first that
+# makes few enough.
+LINK_STEPS = ((32, 1), (16, 1), (16, 2), (8, 2), (8, 4), (4, 4), (4, 8), (2, 8), (1, 8), (1, 16))
+LINK_PARTS = LINK_STEPS[0][0]
+MAX_LINKS = 1200
+
+
+class Band(NamedTuple):
+    """A mapping, or mappings in a row.
+
+    Args:
+        first: The index of the first of them in the process's mappings.
+        nr: How many mappings.
+        name: The mapping's name, or what they are together.
+        start: The first address.
+        end: The first address after the last.
+        nr_pages: Base pages that are mapped.
+        counts: Pages of each kind in PROCESS_KINDS.
+    """
+
+    first: int
+    nr: int
+    name: str
+    start: int
+    end: int
+    nr_pages: int
+    counts: tuple[int, ...]
+
+    @property
+    def nr_resident(self) -> int:
+        """Pages that have a frame of their own."""
+        return sum(
+            nr for nr, kind in zip(self.counts, PROCESS_KINDS, strict=True) if kind.has_frame
+        )
+
+
+class Link(NamedTuple):
+    """Pages of a part of a band whose frames lie in the same rows of the grid.
+
+    Args:
+        band: The index of the band.
+        part: Which part of it, of so many as `Links.nr_parts`.
+        row: The first of the rows, over all that are drawn.
+        kind: What most of the pages are: the index in PROCESS_KINDS.
+        nr_pages: How many pages.
+    """
+
+    band: int
+    part: int
+    row: int
+    kind: int
+    nr_pages: int
+
+
+class Links(NamedTuple):
+    """All that leads from bands to frames; every page that has a frame in RAM is in one.
+
+    Args:
+        nr_parts: How many parts a band has, if it has so many pages.
+        nr_rows: How many rows a link ends at.
+        links: The strongest last.
+    """
+
+    nr_parts: int
+    nr_rows: int
+    links: tuple[Link, ...]
+
+
+def make_bands(memory: Memory, *, max_bands: int = MAX_BANDS) -> list[Band]:
+    """Put mappings together until there are few enough bands.
+
+    Those that have most in memory have bands of their own; the others share one with their
+    neighbours.
+
+    Args:
+        memory: The process.
+        max_bands: How many there may be.
+    """
+    import numpy as np
+
+    nr_kinds = len(PROCESS_KINDS)
+    known = memory.kinds != NO_KIND
+    key = memory.rows["vma"][known].astype(np.int64) * nr_kinds + memory.kinds[known]
+    weights = memory.rows["nr_pages"][known]
+    size = len(memory.vmas) * nr_kinds
+    counts = np.bincount(key, weights=weights, minlength=size).astype(np.int64)
+    counts = counts.reshape(len(memory.vmas), nr_kinds)
+    bounds = _bounds(memory.vmas, counts.sum(axis=1).tolist(), max_bands)
+    return [
+        Band(
+            first,
+            end - first,
+            _name(memory.vmas[first:end]),
+            memory.vmas[first].start,
+            memory.vmas[end - 1].end,
+            sum(vma.end - vma.start for vma in memory.vmas[first:end]) // PAGE_SIZE,
+            tuple(counts[first:end].sum(axis=0).tolist()),
+        )
+        for first, end in bounds
+    ]
+
+
+def _bounds(vmas: list[Vma], weights: list[int], max_bands: int) -> list[tuple[int, int]]:
+    """(first, end) of the mappings of each band."""
+    groups: list[tuple[int, int]] = []  # mappings of the same file in a row belong together
+    for i, vma in enumerate(vmas):
+        if groups and vma.path and vmas[groups[-1][0]].path == vma.path:
+            groups[-1] = (groups[-1][0], i + 1)
+        else:
+            groups.append((i, i + 1))
+    by_weight = sorted(groups, key=lambda group: -sum(weights[slice(*group)]))
+    nr_alone = max_bands
+    while True:
+        alone = set(by_weight[:nr_alone])
+        bounds: list[tuple[int, int]] = []
+        for group in groups:
+            joins = bounds and group not in alone and bounds[-1] not in alone
+            if joins and not _is_far(vmas, group[0]):
+                bounds[-1] = (bounds[-1][0], group[1])
+            else:
+                bounds.append(group)
+        if len(bounds) <= max_bands or not nr_alone:
+            return bounds if len(bounds) <= max_bands else _in_equal_parts(groups, max_bands)
+        nr_alone -= 1
+
+
+FAR = 1 << 30
+
+
+def _is_far(vmas: list[Vma], index: int) -> bool:
+    """Whether there is much unmapped before a mapping: what is on either side has little to do
+    with the other."""
+    return vmas[index].start - vmas[index - 1].end >= FAR
+
+
+def _in_equal_parts(groups: list[tuple[int, int]], nr: int) -> list[tuple[int, int]]:
+    edges = [len(groups) * i // nr for i in range(nr + 1)]
+    return [(groups[low][0], groups[high - 1][1]) for low, high in pairwise(edges) if low < high]
+
+
+def _name(vmas: list[Vma]) -> str:
+    names = list(dict.fromkeys(name_of(vma) for vma in vmas))
+    if len(names) <= MAX_NAMES:
+        return ", ".join(names)
+    return f"{len(vmas):,} mappings"
+
+
+def name_of(vma: Vma) -> str:
+    """What a mapping is called: its file's name without the folders."""
+    if not vma.path:
+        return "anonymous"
+    name = vma.path if vma.path.startswith("[") else os.path.basename(vma.path)
+    return printable(name or vma.path)
+
+
+def _offsets(memory: Memory, bands: list[Band]) -> tuple[Columns, npt.NDArray[np.int64]]:
+    """Of each row its band and its offset in it, in pages; and how long each band is."""
+    import numpy as np
+
+    sizes = np.array([(vma.end - vma.start) // PAGE_SIZE for vma in memory.vmas], dtype=np.int64)
+    before = np.cumsum(sizes) - sizes
+    band_of = np.repeat(np.arange(len(bands)), [band.nr for band in bands])
+    starts = np.array([vma.start for vma in memory.vmas], dtype=np.uint64)
+    vma = memory.rows["vma"].astype(np.intp)
+    band = band_of[vma]
+    firsts = before[[each.first for each in bands]]
+    within = ((memory.rows["vaddr"] - starts[vma]) // np.uint64(PAGE_SIZE)).astype(np.int64)
+    lengths = np.array([each.nr_pages for each in bands], dtype=np.int64)
+    return (band, before[vma] + within - firsts[band]), lengths
+
+
+def _split_parts(
+    memory: Memory, bands: list[Band], rows: npt.NDArray[np.intp], nr_parts: int
+) -> Columns:
+    """Cut rows where a part of a band ends; a page lies in the part that it begins in.
+
+    Returns:
+        Of each piece its row, its band, its part, its first page in the row and its pages.
+    """
+    import numpy as np
+
+    (band, offset), lengths = _offsets(memory, bands)
+    band, offset = band[rows], offset[rows]
+    nr = memory.rows["nr_pages"][rows].astype(np.int64)
+    pieces = [np.empty((5, 0), dtype=np.int64)]
+    for each in np.unique(band).tolist():
+        mine = np.flatnonzero(band == each)
+        # A part is length / scale pages: so count in scale-ths of a page.
+        scale = parts_of(bands[each], nr_parts)
+        index, start, length = split_at(offset[mine] * scale, nr[mine] * scale, int(lengths[each]))
+        low, high = -(-start // scale), -(-(start + length) // scale)
+        row = mine[index]
+        columns = (rows[row], band[row], start // lengths[each], low - offset[row], high - low)
+        pieces.append(np.array([column[high > low] for column in columns], dtype=np.int64))
+    return tuple(np.concatenate(pieces, axis=1))
+
+
+def parts_of(band: Band, nr_parts: int) -> int:
+    """How many parts a band is cut into: no more than it has pages."""
+    return min(nr_parts, band.nr_pages)
+
+
+def profiles(memory: Memory, bands: list[Band]) -> npt.NDArray[np.int64]:
+    """What each band has where: pages of each kind in each of its parts.
+
+    Returns:
+        int64 array, shape (bands, PARTS, kinds); of a band of fewer pages only so many are used.
+    """
+    import numpy as np
+
+    rows = np.flatnonzero(memory.kinds != NO_KIND)
+    row, band, part, _, nr = _split_parts(memory, bands, rows, PARTS)
+    nr_kinds = len(PROCESS_KINDS)
+    key = (band * PARTS + part) * nr_kinds + memory.kinds[row]
+    size = len(bands) * PARTS * nr_kinds
+    counts = np.bincount(key, weights=nr, minlength=size).astype(np.int64)
+    return counts.reshape(len(bands), PARTS, nr_kinds)
+
+
+def make_links(
+    memory: Memory, bands: list[Band], grid: Grid, ram: list[tuple[int, int]]
+) -> tuple[Links, int]:
+    """Bundle what leads from pages to frames, more coarsely until there are few enough.
+
+    Args:
+        memory: The process; its frames must be known.
+        bands: Its bands.
+        grid: Where frames are drawn.
+        ram: (first frame, first frame after it), in order.
+
+    Returns:
+        The links, and how many pages have frames outside of RAM.
+    """
+    import numpy as np
+
+    rows = np.flatnonzero(memory.has_frames)
+    row, band, part, first, nr = _split_parts(memory, bands, rows, LINK_PARTS)
+    pfn = memory.rows["pfn"][row].astype(np.int64) + first
+    index, pfn, nr = split_at(pfn, nr, 1 << grid.row_shift)
+    row, band, part = row[index], band[index], part[index]
+    edges = np.array(ram, dtype=np.int64)
+    at = np.searchsorted(edges[:, 0], pfn, side="right") - 1
+    inside = (at >= 0) & (pfn < edges[at, 1])
+    nr_outside = int(nr[~inside].sum())
+    row, band, part, pfn, nr = (each[inside] for each in (row, band, part, pfn, nr))
+    grid_row = grid.place(pfn) >> COLUMN_SHIFT
+    return _bundle(band, part, grid_row, memory.kinds[row], nr), nr_outside
+
+
+def _bundle(
+    band: npt.NDArray[np.int64],
+    part: npt.NDArray[np.int64],
+    row: npt.NDArray[np.int64],
+    kind: npt.NDArray[np.uint8],
+    nr: npt.NDArray[np.int64],
+) -> Links:
+    import numpy as np
+
+    for nr_parts, nr_rows in LINK_STEPS:
+        key = ((band << 10 | part * nr_parts // LINK_PARTS) << 20 | row // nr_rows) << 8 | kind
+        distinct, where = np.unique(key, return_inverse=True)
+        pages = np.bincount(where, weights=nr).astype(np.int64)
+        places, firsts = np.unique(distinct >> 8, return_index=True)
+        if len(places) <= MAX_LINKS:
+            break
+    links = []
+    for i, place in enumerate(places.tolist()):
+        end = firsts[i + 1] if i + 1 < len(firsts) else len(distinct)
+        mine = slice(int(firsts[i]), int(end))
+        most = int(distinct[mine][np.argmax(pages[mine])]) & 255
+        at = (place >> 30, place >> 20 & 1023, (place & (1 << 20) - 1) * nr_rows)
+        links.append(Link(*at, most, int(pages[mine].sum())))
+    return Links(nr_parts, nr_rows, tuple(sorted(links, key=lambda link: link.nr_pages)))

@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the page knows. pack.py writes it: a JSON header behind its length, then columns of numbers
+ * in planes: the lowest byte of all, then the next byte of all, and so on.
+ *
+ * Frames are numbered without the holes of RAM ("index"), pages by their address divided by the
+ * page size ("page"): both fit into the 53 bits that a number here has.
+ */
+"use strict";
+
+async function unpack(base64) {
+	const text = atob(base64);
+	const packed = new Uint8Array(text.length);
+	for (let i = 0; i < packed.length; i++)
+		packed[i] = text.charCodeAt(i);
+	const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+	const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
+	const length = new DataView(bytes.buffer).getUint32(0, true);
+	const header = JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + length)));
+	const columns = {};
+	let at = 4 + length;
+	for (const [name, nr, nrPlanes] of header.columns) {
+		const values = new Float64Array(nr);
+		for (let plane = 0, weight = 1; plane < nrPlanes; plane++, weight *= 256)
+			for (let i = 0; i < nr; i++)
+				values[i] += bytes[at++] * weight;
+		columns[name] = values;
+	}
+	return [header, columns];
+}
+
+/* The first i in low .. high of which test(i) holds; high if there is none. */
+function firstWhere(low, high, test) {
+	while (low < high) {
+		const middle = Math.floor((low + high) / 2);
+		if (test(middle))
+			high = middle;
+		else
+			low = middle + 1;
+	}
+	return low;
+}
+
+class Model {
+	constructor(header, columns) {
+		Object.assign(this, header);
+		this.pageSize = header.page_size;
+		this.ram ||= [];
+		this.vmas ||= [];
+		this.bands ||= [];
+		this.states ||= [];
+		this.bases = [];
+		this.nrFrames = 0;
+		for (const [first, end] of this.ram) {
+			this.bases.push(this.nrFrames);
+			this.nrFrames += end - first;
+		}
+		this.vmas = this.vmas.map(([start, end, perms, offset, path]) => {
+			const first = this.pageOf(BigInt("0x" + start));
+			const last = this.pageOf(BigInt("0x" + end));
+			return {first, end: last, perms, offset, path, name: path || "anonymous"};
+		});
+		if (columns.nr)
+			this.readExtents(columns);
+		this.sortPieces();
+		if (columns.run_nr)
+			this.readRuns(columns);
+	}
+
+	pageOf(address) {
+		return Number(address / BigInt(this.pageSize));
+	}
+
+	/* Number of a page or frame, and an offset in it, as an address. */
+	address(page, offset = 0) {
+		return "0x" + (BigInt(page) * BigInt(this.pageSize) + BigInt(offset)).toString(16);
+	}
+
+	pfnOf(index) {
+		const range = firstWhere(0, this.bases.length, (i) => this.bases[i] > index) - 1;
+		return this.ram[range][0] + index - this.bases[range];
+	}
+
+	/* The index of a frame, or -1 where there is no RAM. */
+	indexOf(pfn) {
+		const range = firstWhere(0, this.ram.length, (i) => this.ram[i][1] > pfn);
+		if (range === this.ram.length || this.ram[range][0] > pfn)
+			return -1;
+		return this.bases[range] + pfn - this.ram[range][0];
+	}
+
+	/* Extents: page, nr, index (-1 without a frame), state and vma of each, in address order. */
+	readExtents(columns) {
+		const nr = columns.nr.length;
+		this.nr = columns.nr;
+		this.state = columns.state;
+		this.page = new Float64Array(nr);
+		this.index = new Float64Array(nr);
+		this.vma = new Uint32Array(nr);
+		let at = 0, next = 0;
+		this.vmas.forEach((vma, number) => {
+			let page = vma.first;
+			vma.firstExtent = at;
+			for (let left = columns.per_vma[number]; left > 0; left--, at++) {
+				this.page[at] = page += columns.gap[at];
+				page += this.nr[at];
+				this.vma[at] = number;
+				const step = columns.frame[at] - 1;
+				if (step < 0) {
+					this.index[at] = -1;
+				} else {
+					this.index[at] = next + (step % 2 ? -(step + 1) / 2 : step / 2);
+					next = this.index[at] + this.nr[at];
+				}
+			}
+			vma.endExtent = at;
+		});
+		this.bandOf = new Uint16Array(this.vmas.length);
+		this.bandStart = new Float64Array(this.vmas.length);
+		this.bands = this.bands.map(([first, nrVmas, name], number) => {
+			let nrPages = 0;
+			for (let i = first; i < first + nrVmas; i++) {
+				this.bandOf[i] = number;
+				this.bandStart[i] = nrPages;
+				nrPages += this.vmas[i].end - this.vmas[i].first;
+			}
+			return {first, nr: nrVmas, name, nrPages, parts: this.layout.parts[number]};
+		});
+	}
+
+	/* Where in its band a page is, in pages. */
+	offset(page, vma) {
+		return this.bandStart[vma] + page - this.vmas[vma].first;
+	}
+
+	/* Extents with frames, cut where a part of their band ends, in the order of their frames. */
+	sortPieces() {
+		const pieces = {index: [], nr: [], extent: [], part: []};
+		for (let i = 0; i < (this.page || []).length; i++) {
+			if (this.index[i] < 0)
+				continue;
+			const band = this.bands[this.bandOf[this.vma[i]]];
+			const start = this.offset(this.page[i], this.vma[i]);
+			for (let done = 0; done < this.nr[i];) {
+				const part = Math.floor((start + done) * band.parts / band.nrPages);
+				const end = Math.ceil((part + 1) * band.nrPages / band.parts) - start;
+				const nr = Math.min(end, this.nr[i]) - done;
+				pieces.index.push(this.index[i] + done);
+				pieces.nr.push(nr);
+				pieces.extent.push(i);
+				pieces.part.push(part);
+				done += nr;
+			}
+		}
+		/* Sorting numbers is many times faster than sorting by a function. */
+		const nr = pieces.index.length, width = 2 ** Math.ceil(Math.log2(nr + 1));
+		const order = Float64Array.from(pieces.index, (index, i) => index * width + i).sort();
+		this.pieceIndex = new Float64Array(nr);
+		this.pieceNr = new Float64Array(nr);
+		this.pieceEnd = new Float64Array(nr); /* the furthest so far: frames may be there twice */
+		this.pieceExtent = new Uint32Array(nr);
+		this.piecePart = new Uint8Array(nr);
+		let furthest = 0;
+		order.forEach((key, at) => {
+			const i = key % width;
+			this.pieceIndex[at] = pieces.index[i];
+			this.pieceNr[at] = pieces.nr[i];
+			this.pieceExtent[at] = pieces.extent[i];
+			this.piecePart[at] = pieces.part[i];
+			furthest = Math.max(furthest, pieces.index[i] + pieces.nr[i]);
+			this.pieceEnd[at] = furthest;
+		});
+	}
+
+	kindOf(extent) {
+		return this.states[this.state[extent]][0];
+	}
+
+	/* All frames by kind: what the file says, and over it the process's own. */
+	readRuns(columns) {
+		const room = columns.run_nr.length + 2 * this.pieceIndex.length + 2;
+		const starts = new Float64Array(room), kinds = new Uint8Array(room);
+		let nr = 0, at = 0, run = 0, end = columns.run_nr[0];
+		const put = (kind) => {
+			if (nr && kinds[nr - 1] === kind)
+				return;
+			starts[nr] = at;
+			kinds[nr++] = kind;
+		};
+		const goTo = (index) => {
+			while (at < index) {
+				while (end <= at)
+					end += columns.run_nr[++run];
+				put(columns.run_kind[run]);
+				at = Math.min(index, end);
+			}
+		};
+		for (let i = 0; i < this.pieceIndex.length; i++) {
+			goTo(this.pieceIndex[i]);
+			const last = this.pieceIndex[i] + this.pieceNr[i];
+			if (last <= at)
+				continue;
+			put(this.kindOf(this.pieceExtent[i]));
+			at = last;
+		}
+		goTo(this.nrFrames);
+		this.runStart = starts.slice(0, nr + 1);
+		this.runStart[nr] = this.nrFrames;
+		this.runKind = kinds.slice(0, nr);
+	}
+
+	/* Call use(index, nr, kind) for the runs within first .. end. */
+	eachRun(first, end, use) {
+		let run = firstWhere(0, this.runKind.length, (i) => this.runStart[i + 1] > first);
+		for (let at = first; at < end; run++) {
+			const next = Math.min(end, this.runStart[run + 1]);
+			use(at, next - at, this.runKind[run]);
+			at = next;
+		}
+	}
+
+	/* Call use(piece, index, nr) for the pieces within first .. end. */
+	eachPiece(first, end, use) {
+		const nr = this.pieceIndex.length;
+		for (let i = firstWhere(0, nr, (j) => this.pieceEnd[j] > first);
+			i < nr && this.pieceIndex[i] < end; i++) {
+			const low = Math.max(first, this.pieceIndex[i]);
+			const high = Math.min(end, this.pieceIndex[i] + this.pieceNr[i]);
+			if (low < high)
+				use(i, low, high - low);
+		}
+	}
+
+	/* Call use(first index, end, first frame) for the RAM within frames first .. end. */
+	eachRam(first, end, use) {
+		for (let i = firstWhere(0, this.ram.length, (j) => this.ram[j][1] > first);
+			i < this.ram.length && this.ram[i][0] < end; i++) {
+			const low = Math.max(first, this.ram[i][0]), high = Math.min(end, this.ram[i][1]);
+			const base = this.bases[i] - this.ram[i][0];
+			use(low + base, high + base, low);
+		}
+	}
+
+	findVma(page) {
+		const at = firstWhere(0, this.vmas.length, (i) => this.vmas[i].end > page);
+		return at < this.vmas.length && this.vmas[at].first <= page ? at : -1;
+	}
+
+	/* The extent that a page is in, or -1. */
+	findExtent(page, vma) {
+		const {firstExtent, endExtent} = this.vmas[vma];
+		const at = firstWhere(firstExtent, endExtent, (i) => this.page[i] + this.nr[i] > page);
+		return at < endExtent && this.page[at] <= page ? at : -1;
+	}
+}

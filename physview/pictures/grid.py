@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Physical memory as rows of cells: a cell is so many frames, and has a mix of kinds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from physview.machine import Resource
+from physview.model import PAGE_SHIFT
+from physview.pictures.runs import split_at
+from physview.reporters.frame_tables import size
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from physview.pictures.runs import Runs
+
+COLUMN_SHIFT = 7
+COLUMNS = 1 << COLUMN_SHIFT
+MAX_ROWS = 112
+# A named hole takes as much room as so many rows.
+ROWS_PER_HOLE = 4
+
+
+class Block(NamedTuple):
+    """Rows one below the other that all have RAM.
+
+    Args:
+        first_row: The row's first frame divided by the frames of a row.
+        nr_rows: How many.
+        hole: What is between the block before and this one, in words; empty for the first.
+    """
+
+    first_row: int
+    nr_rows: int
+    hole: str
+
+
+class Grid(NamedTuple):
+    """Where frames are drawn: rows of COLUMNS cells, each of 2**shift frames.
+
+    Rows without RAM are left out; so are cells, but those leave their place empty.
+
+    Args:
+        shift: Frames in a cell, as a power of two.
+        blocks: The rows that there are, in order.
+        holes: What is before each range of RAM, in words; empty for the first.
+    """
+
+    shift: int
+    blocks: tuple[Block, ...]
+    holes: tuple[str, ...]
+
+    @property
+    def row_shift(self) -> int:
+        """Frames in a row, as a power of two."""
+        return self.shift + COLUMN_SHIFT
+
+    @property
+    def nr_rows(self) -> int:
+        """Rows of all blocks."""
+        return sum(block.nr_rows for block in self.blocks)
+
+    def place(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The cells of frames, counted over all rows that are drawn.
+
+        Args:
+            pfns: int64 array, shape (n,): frames that lie in the blocks.
+        """
+        import numpy as np
+
+        firsts = np.array([block.first_row for block in self.blocks])
+        skipped = firsts - np.cumsum([0, *(block.nr_rows for block in self.blocks[:-1])])
+        block = np.searchsorted(firsts, pfns >> self.row_shift, side="right") - 1
+        cells: npt.NDArray[np.int64] = (pfns >> self.shift) - (skipped[block] << COLUMN_SHIFT)
+        return cells
+
+
+def make_grid(ram: list[tuple[int, int]], resources: list[Resource]) -> Grid:
+    """Choose how many frames a cell has, so that all of RAM fits.
+
+    Args:
+        ram: (first frame, first frame after it), in order.
+        resources: Those of /proc/iomem, for the names of holes.
+    """
+    shift = 0
+    while True:
+        spans = _row_spans(ram, shift + COLUMN_SHIFT)
+        if sum(nr for _, nr in spans) + ROWS_PER_HOLE * (len(spans) - 1) <= MAX_ROWS:
+            break
+        shift += 1
+    holes = ("", *(_name_hole(ram, resources, i) for i in range(1, len(ram))))
+    blocks = []
+    for first, nr in spans:
+        after = next(i for i, (_, end) in enumerate(ram) if end > first << shift + COLUMN_SHIFT)
+        blocks.append(Block(first, nr, holes[after]))
+    return Grid(shift, tuple(blocks), holes)
+
+
+def _row_spans(ram: list[tuple[int, int]], row_shift: int) -> list[tuple[int, int]]:
+    """(first row, how many) of rows in a row that have RAM."""
+    spans: list[tuple[int, int]] = []
+    for first, end in ram:
+        low, high = first >> row_shift, ((end - 1) >> row_shift) + 1
+        if spans and low <= sum(spans[-1]):
+            spans[-1] = (spans[-1][0], max(high, sum(spans[-1])) - spans[-1][0])
+        else:
+            spans.append((low, high - low))
+    return spans
+
+
+def _name_hole(ram: list[tuple[int, int]], resources: list[Resource], index: int) -> str:
+    """What is between a range of RAM and the one before it."""
+    low, high = ram[index - 1][1] << PAGE_SHIFT, ram[index][0] << PAGE_SHIFT
+    inside = [
+        (min(each.end, high) - max(each.start, low), each.name)
+        for each in resources
+        if each.depth == 0 and min(each.end, high) > max(each.start, low)
+    ]
+    names = list(dict.fromkeys(name for _, name in sorted(inside, reverse=True)))
+    text = f"{size((high - low) >> PAGE_SHIFT)} without RAM"
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f"{text}: {', '.join(names[:2])}{more}" if names else text
+
+
+def count_cells(grid: Grid, runs: Runs, nr_kinds: int) -> npt.NDArray[np.int64]:
+    """How many frames of each kind each cell has.
+
+    Args:
+        grid: Where they are drawn.
+        runs: All of RAM, each frame once.
+        nr_kinds: How many kinds there are.
+
+    Returns:
+        int64 array, shape (rows, COLUMNS, kinds).
+    """
+    import numpy as np
+
+    index, first, nr = split_at(runs["pfn"], runs["nr"], 1 << grid.shift)
+    nr_cells = grid.nr_rows << COLUMN_SHIFT
+    key = grid.place(first) * nr_kinds + runs["kind"][index]
+    counts = np.bincount(key, weights=nr, minlength=nr_cells * nr_kinds)
+    return counts.astype(np.int64).reshape(grid.nr_rows, COLUMNS, nr_kinds)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A picture as a page to look around in: one file, which loads nothing.
+
+page.html, page.css and the scripts are beside this file; the page is made by putting them together
+with the drawing and the data.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from physview.pictures.layout import lay_out
+from physview.pictures.model import Picture
+from physview.pictures.pack import pack
+from physview.pictures.svg import body, number, style, text
+
+SCRIPTS = ("data.js", "view.js", "page.js")
+
+
+def to_html(picture: Picture, *, theme: str = "auto") -> str:
+    """Write a picture as an HTML document.
+
+    Args:
+        picture: What to draw.
+        theme: "light", "dark" or "auto": what the viewer prefers.
+    """
+    drawing, layout = lay_out(picture, with_frames=False)
+    size = f"0 0 {number(drawing.width)} {number(drawing.height)}"
+    parts = {
+        "title": text(picture.title),
+        "theme": theme,
+        "style": _read("page.css")
+        + _variables(drawing.colours("light"), drawing.colours("dark"), theme)
+        + style(drawing, theme),
+        "svg": f'<svg viewBox="{size}" role="img" aria-label="{text(picture.title)}">\n'
+        f"{body(drawing)}</svg>",
+        "script": "".join(map(_read, SCRIPTS)),
+        "data": pack(picture, layout),
+    }
+    page = _read("page.html")
+    # One pass, so that nothing in a part is taken for the place of another.
+    pieces = page.split("{{")
+    filled = [pieces[0]]
+    for piece in pieces[1:]:
+        name, _, rest = piece.partition("}}")
+        filled += [parts[name], rest]
+    return "".join(filled)
+
+
+def _read(name: str) -> str:
+    return resources.files("physview.pictures").joinpath(name).read_text("utf-8")
+
+
+def _variables(light: dict[str, str], dark: dict[str, str], theme: str) -> str:
+    """The colours for the scripts, which draw with them."""
+
+    def rule(colours: dict[str, str]) -> str:
+        return ":root{" + "".join(f"--{name}:{value};" for name, value in colours.items()) + "}\n"
+
+    if theme != "auto":
+        return rule(light if theme == "light" else dark)
+    return rule(light) + "@media(prefers-color-scheme:dark){" + rule(dark) + "}\n"

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a frame can be in a picture, and its colours.
+
+The colours are Okabe and Ito's, or near them: people who see fewer colours tell them apart, and
+each is of another lightness, so that they hold in grey, too. What the picture is about has colour;
+all else is grey, the nearer to the paper the less it is in use.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from physview.frames import MAPPED, Use, use_of
+from physview.kpage import FLAG_BITS
+from physview.model import NO_ENTRY
+
+# All flags that `use_of()` and what is below look at.
+TELLING = sum(
+    1 << bit
+    for name, bit in FLAG_BITS.items()
+    if name
+    in {use.rule for use in Use} | {"nopage", "swapbacked", "lru", "thp", "uptodate", "mmap"}
+)
+LARGE = 1 << FLAG_BITS["thp"] | 1 << FLAG_BITS["huge"]
+
+
+class Kind(NamedTuple):
+    """One thing that a frame, or a page, can be.
+
+    Args:
+        slug: Its name for programs.
+        label: Its name in the legend.
+        light: Its colour on light paper, "#rrggbb".
+        dark: Its colour on dark paper.
+        group: The heading that it stands under in the legend.
+        is_subject: Whether the picture is about it: then a cell that has any of it shows some.
+        has_frame: Whether it is of frames; else it is of pages that have none of their own.
+    """
+
+    slug: str
+    label: str
+    light: str
+    dark: str
+    group: str
+    is_subject: bool = False
+    has_frame: bool = True
+
+
+BLUE, SKY = ("#0072b2", "#3b9bdc"), ("#7cc7f2", "#a8dcf8")
+ORANGE, PURPLE, VERMILLION = ("#e69f00", "#eeae2e"), ("#7b2fb0", "#a050e0"), ("#d55e00", "#f08850")
+GREYS = [
+    ("#eceff2", "#242a31"),
+    ("#d3d9df", "#3a434d"),
+    ("#b3bcc5", "#55606c"),
+    ("#8b96a1", "#75818c"),
+    ("#5a6570", "#a4aeb8"),
+]
+
+OWN, REST, PAGES = "This process", "All other memory", "Pages without a frame of their own"
+USED, IDLE = "Processes and files", "The rest of memory"
+
+PROCESS_KINDS = (
+    Kind("own_anon", "anonymous", *BLUE, OWN, is_subject=True),
+    Kind("own_huge", "anonymous, in large folios", *SKY, OWN, is_subject=True),
+    Kind("own_file", "files", *ORANGE, OWN, is_subject=True),
+    Kind("own_shared", "shared memory", *PURPLE, OWN, is_subject=True),
+    Kind("page_tables", "page tables, anyone's", *VERMILLION, REST),
+    Kind("reserved", "reserved", *GREYS[4], REST),
+    Kind("kernel", "kernel", *GREYS[3], REST),
+    Kind("others", "other anonymous, shared", *GREYS[2], REST),
+    Kind("page_cache", "page cache", *GREYS[1], REST),
+    Kind("free", "free", *GREYS[0], REST),
+    Kind("swapped", "swapped out", *GREYS[3], PAGES, has_frame=False),
+    Kind("zero", "zero page", *GREYS[1], PAGES, has_frame=False),
+)
+"""What there is in the picture of a process."""
+
+MACHINE_KINDS = (
+    Kind("anon", "anonymous", *BLUE, USED),
+    Kind("huge", "anonymous, in large folios", *SKY, USED),
+    Kind("mapped_file", "files, mapped", *ORANGE, USED),
+    Kind("shared", "shared memory, tmpfs", *PURPLE, USED),
+    Kind("page_tables", "page tables", *VERMILLION, USED),
+    Kind("reserved", "reserved", *GREYS[4], IDLE),
+    Kind("kernel", "kernel, or held back", *GREYS[3], IDLE),
+    Kind("slab", "kernel: slab", *GREYS[2], IDLE),
+    Kind("page_cache", "page cache, not mapped", *GREYS[1], IDLE),
+    Kind("free", "free", *GREYS[0], IDLE),
+)
+"""What there is in the picture of the machine."""
+
+_RESERVED = (Use.RESERVED, Use.ZERO_PAGE, Use.POISONED, Use.OFFLINE, Use.NO_FRAME)
+_REST = {
+    Use.FREE: "free",
+    Use.SLAB: "kernel",
+    Use.OTHER: "kernel",
+    Use.PAGE_TABLES: "page_tables",
+    Use.PAGE_CACHE: "page_cache",
+} | dict.fromkeys(_RESERVED, "reserved")
+_MACHINE = {
+    Use.FREE: "free",
+    Use.SLAB: "slab",
+    Use.OTHER: "kernel",
+    Use.PAGE_TABLES: "page_tables",
+    Use.SHMEM: "shared",
+    Use.HUGETLB: "huge",
+} | dict.fromkeys(_RESERVED, "reserved")
+
+
+def index_of(kinds: tuple[Kind, ...], slug: str) -> int:
+    """Where a kind stands among others."""
+    return next(i for i, kind in enumerate(kinds) if kind.slug == slug)
+
+
+def rest_kind(flags: int) -> int:
+    """What a frame is in the picture of a process that does not map it.
+
+    Args:
+        flags: Of /proc/kpageflags.
+
+    Returns:
+        The index in PROCESS_KINDS.
+
+    >>> PROCESS_KINDS[rest_kind(1 << 10)].slug, PROCESS_KINDS[rest_kind(1 << 12)].slug
+    ('free', 'others')
+    """
+    return index_of(PROCESS_KINDS, _REST.get(use_of(flags), "others"))
+
+
+def own_kind(flags: int, *, is_file: bool) -> int:
+    """What a frame is in the picture of a process that maps it.
+
+    Args:
+        flags: Of /proc/kpageflags; NO_ENTRY where they are hidden.
+        is_file: Bit 61 of the pagemap entry: it is of a file or of shared memory.
+
+    Returns:
+        The index in PROCESS_KINDS.
+
+    >>> PROCESS_KINDS[own_kind(1 << 12 | 1 << 22, is_file=False)].slug
+    'own_huge'
+    """
+    use = use_of(flags)
+    if flags == NO_ENTRY:
+        slug = "own_file" if is_file else "own_anon"
+    elif use is Use.ZERO_PAGE:
+        slug = "zero"
+    elif use is Use.SHMEM:
+        slug = "own_shared"
+    elif use in (Use.ANON, Use.KSM, Use.HUGETLB):
+        slug = "own_huge" if flags & LARGE else "own_anon"
+    else:  # page cache; and the kernel's own pages, as the vdso, which are no one's file
+        slug = "own_file" if is_file else "own_anon"
+    return index_of(PROCESS_KINDS, slug)
+
+
+def machine_kind(flags: int) -> int:
+    """What a frame is in the picture of the machine: the index in MACHINE_KINDS.
+
+    >>> MACHINE_KINDS[machine_kind(1 << 5 | 1 << 11)].slug
+    'mapped_file'
+    """
+    use = use_of(flags)
+    if use in (Use.ANON, Use.KSM):
+        slug = "huge" if flags & LARGE else "anon"
+    elif use is Use.PAGE_CACHE:
+        slug = "mapped_file" if flags & MAPPED else "page_cache"
+    else:
+        slug = _MACHINE[use]
+    return index_of(MACHINE_KINDS, slug)

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where everything stands on the page."""
+
+from __future__ import annotations
+
+import textwrap
+from itertools import pairwise
+from typing import NamedTuple
+
+from physview.model import PAGE_SHIFT, PAGE_SIZE
+from physview.pictures.bands import PARTS, Band, parts_of
+from physview.pictures.grid import COLUMNS, Grid
+from physview.pictures.kinds import PROCESS_KINDS, Kind
+from physview.pictures.model import Picture, Space
+from physview.pictures.shapes import Cells, Drawing, Rect, Ribbon, Shape, Text, fit, stripes
+from physview.reporters.frame_tables import share, size
+
+WIDTH, MARGIN = 1440, 48
+RIGHT = WIDTH - MARGIN
+TOP = 196
+HEIGHT = 784
+LABELS = 48
+BODY, BODY_WIDTH = 276, 84
+AXIS_WIDTH = 72
+HOLE = 30
+MIN_BAND, BAND_GAP, FAR_GAP = 19, 5, 24
+TWO_LINES = 36
+LINE = 22
+THINNEST, LINK_OPACITY = 0.8, 0.55
+
+
+class Row(NamedTuple):
+    """Where rows of cells are drawn: of one block of the grid.
+
+    Args:
+        first: The number of the first row, over all that are drawn.
+        nr: How many.
+        y: The top of the first.
+    """
+
+    first: int
+    nr: int
+    y: float
+
+
+class Place(NamedTuple):
+    """Where the frames are drawn.
+
+    Args:
+        x: Left.
+        cell: Width of a cell.
+        pitch: From a row to the next.
+        rows: The blocks.
+        bottom: The end of the last row.
+    """
+
+    x: float
+    cell: float
+    pitch: float
+    rows: tuple[Row, ...]
+    bottom: float
+
+    def y(self, row: float) -> float:
+        """The top of a row."""
+        block = next(each for each in reversed(self.rows) if row >= each.first)
+        return block.y + (row - block.first) * self.pitch
+
+
+class Span(NamedTuple):
+    """Where a band is drawn, from top to bottom."""
+
+    top: float
+    bottom: float
+
+
+class Layout(NamedTuple):
+    """Where the parts of a picture are.
+
+    Args:
+        height: Of the page.
+        place: Where the frames are, or None.
+        spans: Where each band is.
+    """
+
+    height: float
+    place: Place | None
+    spans: tuple[Span, ...]
+
+
+def lay_out(picture: Picture, *, with_frames: bool = True) -> tuple[Drawing, Layout]:
+    """Make a page of a picture.
+
+    Args:
+        picture: What to draw.
+        with_frames: Whether to draw the frames and connectors; without them their place is empty.
+    """
+    place = _place_frames(picture)
+    spans = tuple(_place_bands(picture.space.bands)) if picture.space else ()
+    bottom = max([place.bottom if place else 0, *(span.bottom for span in spans), TOP + 240])
+    shapes: list[Shape] = [*_header(picture)]
+    if picture.space:
+        shapes += _bands(picture.space, spans)
+    if picture.frames and place:
+        shapes.append(_heading(place.x, "Physical memory, from low to high addresses"))
+        shapes += _frames(picture, place) if with_frames else []
+    else:
+        shapes += _missing(picture)
+    if picture.space and picture.frames and place and with_frames:
+        shapes += _links(picture.space, place, spans, picture.frames.grid)
+    legend, y = _legend(picture, bottom + 52)
+    shapes += legend
+    for note in (*(picture.scale if with_frames else ()), *picture.notes):
+        for line in textwrap.wrap(note, 200):
+            shapes.append(Text(MARGIN, y, line, 13, "muted"))
+            y += 19
+        y += 3
+    height = y + MARGIN - 22
+    layout = Layout(height, place, spans)
+    return Drawing(WIDTH, height, picture.title, picture.kinds, shapes), layout
+
+
+def _header(picture: Picture) -> list[Shape]:
+    shapes: list[Shape] = [
+        Text(MARGIN, 74, fit(picture.title, 800, 32), 32, is_bold=True),
+        Text(RIGHT, 74, picture.origin, 13, "muted", is_right=True),
+        Text(MARGIN, 134 if picture.subtitle else 112, picture.summary, 15),
+    ]
+    if picture.subtitle:
+        shapes.append(Text(MARGIN, 102, fit(picture.subtitle, 1344, 14), 14, "muted"))
+    return shapes
+
+
+def _place_frames(picture: Picture) -> Place | None:
+    if not picture.frames:
+        return None
+    grid = picture.frames.grid
+    cell = 5.0 if picture.space else (RIGHT - AXIS_WIDTH - MARGIN) / COLUMNS
+    x = RIGHT - AXIS_WIDTH - COLUMNS * cell
+    room = HEIGHT - HOLE * (len(grid.blocks) - 1)
+    pitch = min(12.0, room / grid.nr_rows)
+    rows, first, y = [], 0, float(TOP)
+    for block in grid.blocks:
+        y += HOLE if block.hole else 0
+        rows.append(Row(first, block.nr_rows, y))
+        first += block.nr_rows
+        y += block.nr_rows * pitch
+    return Place(x, cell, pitch, tuple(rows), y)
+
+
+def _frames(picture: Picture, place: Place) -> list[Shape]:
+    assert picture.frames
+    frames = picture.frames
+    grid = frames.grid
+    shapes: list[Shape] = []
+    codes = stripes(frames.counts, 1 << grid.shift, picture.kinds)
+    width = COLUMNS * place.cell
+    for row, block in zip(place.rows, grid.blocks, strict=True):
+        if block.hole:
+            hint = Text(place.x, row.y - 10, fit(block.hole, width, 12), 12, "muted")
+            shapes.append(hint)
+        mine = codes[row.first : row.first + row.nr]
+        shapes.append(Cells(place.x, row.y, width, place.pitch, min(1, place.pitch / 5), mine))
+        shapes += _axis(row, block.first_row, place, grid.row_shift)
+    return shapes
+
+
+def _axis(row: Row, first_row: int, place: Place, row_shift: int) -> list[Shape]:
+    """Addresses beside the rows: at round ones, and where a block begins."""
+    row_bytes = 1 << row_shift + PAGE_SHIFT
+    step = 1
+    while step * place.pitch < 40:
+        step *= 2
+    x = place.x + COLUMNS * place.cell + 10
+    texts: list[Shape] = []
+    for i in range(row.nr):
+        number = first_row + i
+        is_round = number % step == 0 and row.nr - i >= step / 2
+        if i == 0 or (is_round and i >= step / 2):
+            y = row.y + i * place.pitch
+            texts.append(Text(x, y + 9, _address(number * row_bytes), 11, "muted"))
+    return texts
+
+
+def _address(paddr: int) -> str:
+    """A round physical address."""
+    for unit, name in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if paddr >= 1 << unit:
+            number = paddr / (1 << unit)
+            return f"{number:.0f} {name}" if number == int(number) else f"{number:.2f} {name}"
+    return str(paddr)
+
+
+def _missing(picture: Picture) -> list[Shape]:
+    x = BODY + BODY_WIDTH + 60 if picture.space else MARGIN
+    shapes: list[Shape] = [Text(x, TOP + 24, "Physical memory is not drawn", 18, is_bold=True)]
+    for i, line in enumerate(textwrap.wrap(picture.missing, 100)):
+        shapes.append(Text(x, TOP + 52 + 20 * i, line, 14, "muted"))
+    return shapes
+
+
+def _heading(x: float, text: str) -> Text:
+    return Text(x, TOP - 18, text, 13, is_bold=True)
+
+
+def _place_bands(bands: list[Band]) -> list[Span]:
+    """The more a band has in memory, the higher; but none takes all."""
+    gaps = [_gap(one, other) for one, other in pairwise(bands)]
+    room = HEIGHT - sum(gaps) - MIN_BAND * len(bands)
+    weights = [max(band.nr_resident, band.nr_pages / 64) ** 0.5 for band in bands]
+    factor = max(room, 0) / (sum(weights) or 1)
+    spans, y = [], float(TOP)
+    for weight, gap in zip(weights, [*gaps, 0], strict=True):
+        height = MIN_BAND + weight * factor
+        spans.append(Span(y, y + height))
+        y += height + gap
+    return spans
+
+
+def _gap(one: Band, other: Band) -> float:
+    return FAR_GAP if other.start - one.end >= 1 << 30 else BAND_GAP
+
+
+def _bands(space: Space, spans: tuple[Span, ...]) -> list[Shape]:
+    import numpy as np
+
+    shapes: list[Shape] = [_heading(LABELS, "Virtual memory, from low to high addresses")]
+    for i, (band, span) in enumerate(zip(space.bands, spans, strict=True)):
+        height = span.bottom - span.top
+        shapes.append(Rect(BODY, span.top, BODY_WIDTH, height, "panel", 2, hint=_band_hint(band)))
+        nr_parts = parts_of(band, PARTS)
+        edges = -(-np.arange(nr_parts + 1) * band.nr_pages // nr_parts)
+        room = np.diff(edges).reshape(-1, 1, 1)
+        codes = stripes(space.profile[i, :nr_parts].reshape(nr_parts, 1, -1), room, PROCESS_KINDS)
+        shapes.append(Cells(BODY, span.top, BODY_WIDTH, height / nr_parts, 0, codes))
+        shapes += _band_label(band, span)
+        if i + 1 < len(spans) and spans[i + 1].top - span.bottom == FAR_GAP:
+            free = size((space.bands[i + 1].start - band.end) // PAGE_SIZE)
+            y = span.bottom + FAR_GAP / 2 + 4
+            shapes.append(
+                Text(BODY + BODY_WIDTH, y, f"{free} unmapped", 11, "muted", is_right=True)
+            )
+    return shapes
+
+
+def _band_label(band: Band, span: Span) -> list[Shape]:
+    resident = size(band.nr_resident) if band.nr_resident else "-"
+    height = span.bottom - span.top
+    middle = (span.top + span.bottom) / 2
+    name = fit(band.name, BODY - LABELS - 84, 13)
+    end = BODY - 14
+    if height < TWO_LINES:
+        return [Text(LABELS, middle + 4.5, name), Text(end, middle + 4.5, resident, is_right=True)]
+    return [
+        Text(LABELS, middle - 3, name),
+        Text(end, middle - 3, resident, is_right=True),
+        Text(LABELS, middle + 14, f"{band.start:#x}", 11, "muted"),
+        Text(end, middle + 14, f"of {size(band.nr_pages)}", 11, "muted", is_right=True),
+    ]
+
+
+def _band_hint(band: Band) -> str:
+    kinds = [
+        f"{kind.label} {size(nr)}"
+        for kind, nr in zip(PROCESS_KINDS, band.counts, strict=True)
+        if nr
+    ]
+    where = f"{band.start:#x}-{band.end:#x}"
+    return f"{band.name}\n{where}, {size(band.nr_pages)}\n{', '.join(kinds) or 'nothing there'}"
+
+
+def _links(space: Space, place: Place, spans: tuple[Span, ...], grid: Grid) -> list[Shape]:
+    """A ribbon for each link, as broad at both ends as what it bundles is there: side by side, so
+    that one sees how much goes where."""
+    assert space.links
+    links = space.links
+    row_room = links.nr_rows << grid.row_shift
+    last = place.rows[-1]
+    begun: dict[tuple[int, int], int] = {}
+    filled: dict[int, int] = {}
+    shapes: list[Shape] = []
+    for link in sorted(links.links):
+        band, span = space.bands[link.band], spans[link.band]
+        nr_parts = parts_of(band, links.nr_parts)
+        at = (link.band, link.part)
+        # In pages from the start of the band, and in frames from the start of the rows.
+        begin = link.part * band.nr_pages / nr_parts + begun.get(at, 0)
+        end = filled.get(link.row, 0)
+        begun[at] = begun.get(at, 0) + link.nr_pages
+        filled[link.row] = end + link.nr_pages
+        per_page = (span.bottom - span.top) / band.nr_pages
+        height = place.y(min(link.row + links.nr_rows, last.first + last.nr) - 1) + place.pitch
+        per_frame = (height - place.y(link.row)) / row_room
+        top = span.top + begin * per_page
+        other = place.y(link.row) + end * per_frame
+        shapes.append(
+            Ribbon(
+                BODY + BODY_WIDTH + 2,
+                top,
+                top + max(link.nr_pages * per_page, THINNEST),
+                place.x - 6,
+                other,
+                other + max(link.nr_pages * per_frame, THINNEST),
+                PROCESS_KINDS[link.kind].slug,
+                LINK_OPACITY,
+            )
+        )
+    return shapes
+
+
+def _legend(picture: Picture, top: float) -> tuple[list[Shape], float]:
+    """What the colours are, and how much there is of each."""
+    totals = _totals(picture)
+    nr_ram = sum(picture.frames.totals) if picture.frames else 0
+    groups: dict[str, list[tuple[Kind, int]]] = {}
+    for kind, nr in zip(picture.kinds, totals, strict=True):
+        if nr:
+            groups.setdefault(kind.group, []).append((kind, nr))
+    shapes: list[Shape] = []
+    deepest = 0
+    width = 300 if picture.space else 288
+    if picture.space:
+        lefts = [MARGIN, RIGHT - AXIS_WIDTH - 640, 388]
+        nr_columns = [1, 2, 1]
+        order = list(dict.fromkeys(kind.group for kind in picture.kinds))
+    else:
+        lefts, nr_columns = [MARGIN, MARGIN + 2 * (width + 40)], [2, 2]
+        order = list(groups)
+    for name, left, columns in zip(order, lefts, nr_columns, strict=False):
+        items = groups.get(name, [])
+        if not items:
+            continue
+        shapes.append(Text(left, top, name, 13, is_bold=True))
+        per_column = -(-len(items) // columns)
+        deepest = max(deepest, per_column)
+        wide = width if left != 388 else 240
+        for i, (kind, nr) in enumerate(items):
+            x = left + i // per_column * (wide + 40)
+            y = top + 12 + i % per_column * LINE
+            shapes.append(Rect(x, y, 12, 12, kind.slug, 2))
+            shapes.append(Text(x + 20, y + 10.5, kind.label, 13))
+            amount = f"{size(nr)}  {share(nr, nr_ram)}" if kind.has_frame and nr_ram else size(nr)
+            shapes.append(Text(x + wide, y + 10.5, amount, 13, "muted", is_right=True))
+    return shapes, top + 12 + deepest * LINE + 28
+
+
+def _totals(picture: Picture) -> list[int]:
+    """Frames of each kind; of what has no frame, or where frames are not known, pages."""
+    pages = [0] * len(picture.kinds)
+    if picture.space:
+        for band in picture.space.bands:
+            pages = [one + other for one, other in zip(pages, band.counts, strict=True)]
+    if not picture.frames:
+        return pages
+    return [
+        frames if kind.has_frame else nr
+        for kind, frames, nr in zip(picture.kinds, picture.frames.totals, pages, strict=True)
+    ]

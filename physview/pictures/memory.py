@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A process's memory as a picture needs it: extents with their kinds, and mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from physview.extents import USER_END
+from physview.kpage import FLAG_BITS
+from physview.model import (
+    MIN_SPECIAL_SWAP_TYPE,
+    NO_ENTRY,
+    PM_FILE,
+    PM_GUARD_REGION,
+    PM_MMAP_EXCLUSIVE,
+    PM_PRESENT,
+    PM_SWAP,
+    SWAP_TYPE_BITS,
+    Vma,
+)
+from physview.pictures.kinds import PROCESS_KINDS, index_of, own_kind
+from physview.pictures.runs import RUN_DTYPE
+from physview.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from physview.pictures.runs import Runs
+
+NO_KIND = 255
+HUGETLB = 1 << FLAG_BITS["huge"]
+
+
+class Memory(NamedTuple):
+    """What a process had in its page tables.
+
+    Args:
+        vmas: The mappings, in address order, without [vsyscall], which is the kernel's.
+        rows: Structured array, shape (n,), of `snapshot.BASE_DTYPE` and what was asked for.
+        kinds: uint8 array, shape (n,): indices in PROCESS_KINDS; NO_KIND for guards and markers.
+        knows_frames: Whether there are frame numbers; without them rows have no flags either.
+        nr_resident: Pages as smaps' Rss counts them: without zero pages and hugetlb.
+        nr_exclusive: How many of these the kernel says are mapped only once.
+    """
+
+    vmas: list[Vma]
+    rows: npt.NDArray[np.void]
+    kinds: npt.NDArray[np.uint8]
+    knows_frames: bool
+    nr_resident: int
+    nr_exclusive: int
+
+    @property
+    def has_frames(self) -> npt.NDArray[np.bool_]:
+        """Bool array, shape (n,): which rows have frames that are known. Zero pages have none of
+        their own."""
+        import numpy as np
+
+        own = [i for i, kind in enumerate(PROCESS_KINDS) if kind.is_subject]
+        chosen: npt.NDArray[np.bool_] = self.rows["pfn"] != np.uint64(NO_ENTRY)
+        return chosen & np.isin(self.kinds, own)
+
+    @property
+    def frames(self) -> Runs:
+        """The frames that the process maps; one that it maps twice is there twice."""
+        import numpy as np
+
+        rows, chosen = self.rows, self.has_frames
+        frames: Runs = np.empty(int(chosen.sum()), dtype=RUN_DTYPE)
+        frames["pfn"], frames["nr"] = rows["pfn"][chosen], rows["nr_pages"][chosen]
+        frames["kind"] = self.kinds[chosen]
+        return frames
+
+
+def read_memory(
+    snapshot: Snapshot,
+    *,
+    with_mapcount: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Memory:
+    """Read all of a process.
+
+    Args:
+        snapshot: The process.
+        with_mapcount: Whether to read, too, how often each frame is mapped; some kernels had a
+            bug in telling that.
+        progress: Called with how many pages were read, and None.
+
+    Raises:
+        ProcessGone: It ended or ran another program meanwhile.
+    """
+    import numpy as np
+
+    columns = ["flags", "mapcount"] if with_mapcount else ["flags"]
+    batches: list[Any] = []
+    nr_pages = 0
+    for rows in snapshot.iter_extents(columns=columns if snapshot.knows_frames else ()):
+        batches.append(rows)
+        nr_pages += int(rows["nr_pages"].sum())
+        if progress:
+            progress(nr_pages, None)
+    if not batches:
+        raise snapshot.proc.gone()  # no living process is without a page
+    rows = np.concatenate(batches)
+    kinds = _kinds(rows, knows_frames=snapshot.knows_frames)
+    present = rows["entry"] & np.uint64(PM_PRESENT) != 0
+    counted = present & (kinds != index_of(PROCESS_KINDS, "zero"))
+    if snapshot.knows_frames:
+        known = rows["flags"] != np.uint64(NO_ENTRY)
+        counted &= ~known | (rows["flags"] & np.uint64(HUGETLB) == 0)
+    exclusive = counted & (rows["entry"] & np.uint64(PM_MMAP_EXCLUSIVE) != 0)
+    return Memory(
+        [vma for vma in snapshot.vmas if vma.start < USER_END],
+        rows,
+        kinds,
+        snapshot.knows_frames,
+        int(rows["nr_pages"][counted].sum()),
+        int(rows["nr_pages"][exclusive].sum()),
+    )
+
+
+def _kinds(rows: Any, *, knows_frames: bool) -> npt.NDArray[np.uint8]:
+    """The kind of each row, once for each combination of what it hangs on."""
+    import numpy as np
+
+    entries = rows["entry"]
+    has_frame = entries & np.uint64(PM_PRESENT) != 0
+    is_file = entries & np.uint64(PM_FILE) != 0
+    kinds = np.full(len(rows), NO_KIND, dtype=np.uint8)
+    is_swap = entries & np.uint64(PM_SWAP | PM_PRESENT | PM_GUARD_REGION) == np.uint64(PM_SWAP)
+    # Markers and pages in migration have types of their own; 0 is a type that is hidden, too.
+    is_swap &= entries & np.uint64((1 << SWAP_TYPE_BITS) - 1) < MIN_SPECIAL_SWAP_TYPE
+    kinds[is_swap] = index_of(PROCESS_KINDS, "swapped")
+    flags = rows["flags"] if knows_frames else np.full(len(rows), NO_ENTRY, dtype=np.uint64)
+    for file in (False, True):
+        chosen = np.flatnonzero(has_frame & (is_file == file))
+        distinct, where = np.unique(flags[chosen], return_inverse=True)
+        table = [own_kind(int(value), is_file=file) for value in distinct]
+        if table:
+            kinds[chosen] = np.array(table, dtype=np.uint8)[where]
+    return kinds

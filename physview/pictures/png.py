@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A drawing as PNG, by Pillow, which brings a typeface of its own: no fonts have to be installed.
+
+Source: https://pillow.readthedocs.io
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from typing import TYPE_CHECKING, Any
+
+from physview.errors import PhysviewError
+from physview.pictures.shapes import NOTHING, Cells, Drawing, Rect, Ribbon, Text
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
+
+# For screens that have two dots a pixel.
+SCALE = 2
+STEPS = 24
+
+
+def to_png(drawing: Drawing, *, theme: str = "light") -> bytes:
+    """Write a drawing as a PNG image.
+
+    Args:
+        drawing: What to draw.
+        theme: "light" or "dark".
+
+    Raises:
+        PhysviewError: Pillow is not installed.
+    """
+    check_pillow()
+    from PIL import Image, ImageDraw
+
+    colours = drawing.colours(theme)
+    size = (round(drawing.width * SCALE), round(drawing.height * SCALE))
+    image = Image.new("RGB", size, colours["paper"])
+    # In this mode what is drawn is blended with what is there.
+    canvas = ImageDraw.Draw(image, "RGBA")
+    for shape in drawing.shapes:
+        if isinstance(shape, Rect):
+            _draw_rect(canvas, shape, colours)
+        elif isinstance(shape, Text):
+            _draw_text(canvas, shape, colours)
+        elif isinstance(shape, Cells):
+            _draw_cells(image, shape, [colours[kind.slug] for kind in drawing.kinds])
+        else:
+            _draw_ribbon(canvas, shape, colours)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=False)
+    return buffer.getvalue()
+
+
+def check_pillow() -> None:
+    """Find out whether there is Pillow.
+
+    Raises:
+        PhysviewError: There is not.
+    """
+    if importlib.util.find_spec("PIL") is None:
+        raise PhysviewError(
+            "cannot write a PNG",
+            "Pillow is not installed",
+            "pip install 'physview[picture]', or write .svg or .html",
+        )
+
+
+def _draw_rect(canvas: ImageDraw.ImageDraw, shape: Rect, colours: dict[str, str]) -> None:
+    box = [shape.x, shape.y, shape.x + shape.width - 0.5, shape.y + shape.height - 0.5]
+    scaled = [round(value * SCALE) for value in box]
+    canvas.rounded_rectangle(scaled, shape.radius * SCALE, fill=colours[shape.colour])
+
+
+def _draw_text(canvas: ImageDraw.ImageDraw, shape: Text, colours: dict[str, str]) -> None:
+    from PIL import ImageFont
+
+    font: Any = ImageFont.load_default(shape.size * SCALE)
+    canvas.text(
+        (shape.x * SCALE, shape.y * SCALE),
+        shape.text,
+        fill=colours[shape.colour],
+        font=font,
+        anchor="rs" if shape.is_right else "ls",
+        # Pillow's typeface has one weight: a thin outline makes it bold.
+        stroke_width=shape.size * SCALE / 60 if shape.is_bold else 0,
+    )
+
+
+def _draw_cells(image: Image.Image, shape: Cells, colours: list[str]) -> None:
+    import numpy as np
+    from PIL import Image
+
+    rows, units = shape.codes.shape
+    if not rows:
+        return
+    width = round(shape.width * SCALE)
+    edges = np.round((shape.y + np.arange(rows + 1) * shape.pitch) * SCALE).astype(int)
+    height = int(edges[-1] - edges[0])
+    columns = np.arange(width) * units // width
+    at = np.searchsorted(edges, np.arange(height) + edges[0], side="right") - 1
+    codes = shape.codes[at][:, columns]
+    if shape.gap:
+        codes[edges[1:] - edges[0] - 1] = NOTHING
+        codes[np.maximum(edges[1:] - edges[0] - round(shape.gap * SCALE), 0)] = NOTHING
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for i, colour in enumerate(colours):
+        palette[i] = [int(colour[j : j + 2], 16) for j in (1, 3, 5)]
+    mask = Image.fromarray(np.where(codes == NOTHING, 0, 255).astype(np.uint8))
+    image.paste(Image.fromarray(palette[codes]), (round(shape.x * SCALE), int(edges[0])), mask)
+
+
+def _draw_ribbon(canvas: ImageDraw.ImageDraw, shape: Ribbon, colours: dict[str, str]) -> None:
+    upper = _curve(shape.x, shape.top, shape.other_x, shape.other_top)
+    lower = _curve(shape.x, shape.bottom, shape.other_x, shape.other_bottom)
+    alpha = f"{round(shape.opacity * 255):02x}"
+    canvas.polygon([*upper, *reversed(lower)], fill=colours[shape.colour] + alpha)
+
+
+def _curve(x: float, y: float, other_x: float, other_y: float) -> list[tuple[float, float]]:
+    """Points of the curve that SVG draws with both handles halfway between the ends."""
+    points = []
+    for i in range(STEPS + 1):
+        t = i / STEPS
+        along = 3 * t * (1 - t) / 2 + t**3  # of x, whose handles are at 1/2
+        rise = t * t * (3 - 2 * t)
+        points.append(((x + (other_x - x) * along) * SCALE, (y + (other_y - y) * rise) * SCALE))
+    return points

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Frames in a row of one kind: how the whole of RAM is held, and cut, and laid over itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from physview import _ffi
+from physview.kpage import FRAMES_DTYPE, KpageFile
+from physview.pictures.kinds import TELLING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Runs = npt.NDArray[np.void]
+
+RUN_DTYPE = [("pfn", "u8"), ("nr", "u8"), ("kind", "u1")]
+"""Frames in a row of one kind: the first frame number, how many, and the index of the kind."""
+
+# Frames that one thread reads at a time: 20 ms or so of the kernel's work.
+SLICE = 1 << 18
+
+
+def read_runs(
+    ram: list[tuple[int, int]],
+    kind_of: Callable[[int], int],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Runs:
+    """Read the flags of all frames of RAM.
+
+    Args:
+        ram: (first frame, first frame after it), in order.
+        kind_of: The index of the kind of a frame with such flags, of which it gets TELLING.
+        progress: Called with how many frames were read, and how many there are.
+
+    Returns:
+        Structured array of RUN_DTYPE, in order; every frame of RAM is in one.
+
+    Raises:
+        AccessDenied: Flags are root's.
+        Unsupported: The kernel was built without kpageflags.
+    """
+    import numpy as np
+
+    def read(part: tuple[int, int]) -> Runs:
+        return _read_slice(file, part[0], part[1], kind_of)
+
+    slices = [(at, min(SLICE, end - at)) for first, end in ram for at in range(first, end, SLICE)]
+    nr_all = sum(nr for _, nr in slices)
+    found, nr_done = [np.empty(0, dtype=RUN_DTYPE)], 0
+    file = KpageFile("kpageflags")
+    try:
+        with ThreadPoolExecutor(_ffi.nr_threads()) as pool:
+            try:
+                for runs in pool.map(read, slices):
+                    found.append(runs)
+                    nr_done += int(runs["nr"].sum())
+                    if progress:
+                        progress(nr_done, nr_all)
+            finally:
+                pool.shutdown(cancel_futures=True)
+    finally:
+        file.close()
+    return join_runs(np.concatenate(found))
+
+
+def _read_slice(file: KpageFile, first: int, nr: int, kind_of: Callable[[int], int]) -> Runs:
+    import numpy as np
+
+    frames = np.array([(first, nr)], dtype=FRAMES_DTYPE)
+    batches = []
+    for pieces in file.iter_pieces(frames):
+        # First by all flags that kinds hang on, then by kind: fewer are left to look up.
+        values = pieces["value"] & np.uint64(TELLING)
+        begins = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+        runs = np.empty(len(begins), dtype=RUN_DTYPE)
+        runs["pfn"] = pieces["pfn"][begins]
+        runs["nr"] = np.add.reduceat(pieces["nr"], begins)
+        distinct, where = np.unique(values[begins], return_inverse=True)
+        kinds = [kind_of(int(value)) for value in distinct]
+        runs["kind"] = np.array(kinds, dtype=np.uint8)[where]
+        batches.append(join_runs(runs))
+    return np.concatenate(batches)
+
+
+def join_runs(runs: Runs) -> Runs:
+    """Make one of runs that go on in each other."""
+    import numpy as np
+
+    if len(runs) < 2:
+        return runs
+    goes_on = (runs["pfn"] + runs["nr"])[:-1] == runs["pfn"][1:]
+    goes_on &= runs["kind"][:-1] == runs["kind"][1:]
+    firsts = np.flatnonzero(np.concatenate([[True], ~goes_on]))
+    joined = runs[firsts]
+    joined["nr"] = np.add.reduceat(runs["nr"], firsts)
+    return joined
+
+
+def overlay(runs: Runs, over: Runs) -> Runs:
+    """Lay runs over others: where both have a frame, it is what `over` says.
+
+    Args:
+        runs: In order, each frame once.
+        over: In any order; of a frame that is in two the first in order of frames counts. What
+            lies outside of `runs` is left out.
+
+    Returns:
+        The frames of `runs`, in order.
+    """
+    import numpy as np
+
+    if not len(over) or not len(runs):
+        return runs
+    top = _each_frame_once(over[np.argsort(over["pfn"], kind="stable")])
+    firsts, ends = top["pfn"], top["pfn"] + top["nr"]
+    run_ends = runs["pfn"] + runs["nr"]
+    edges = np.sort(np.concatenate([runs["pfn"], run_ends, firsts, ends]), kind="stable")
+    edges = edges[np.concatenate([[True], edges[1:] != edges[:-1]])]
+    pieces = np.empty(len(edges) - 1, dtype=RUN_DTYPE)
+    pieces["pfn"], pieces["nr"] = edges[:-1], np.diff(edges)
+    below = np.searchsorted(runs["pfn"], edges[:-1], side="right") - 1
+    above = np.searchsorted(firsts, edges[:-1], side="right") - 1
+    is_covered = (above >= 0) & (edges[:-1] < ends[above])
+    pieces["kind"] = np.where(is_covered, top["kind"][above], runs["kind"][below])
+    is_ram = (below >= 0) & (edges[:-1] < run_ends[below])
+    kept: Runs = pieces[is_ram]
+    return join_runs(kept)
+
+
+def _each_frame_once(runs: Runs) -> Runs:
+    """Cut off what runs that are sorted have in common with those before."""
+    import numpy as np
+
+    ends = np.maximum.accumulate(runs["pfn"] + runs["nr"])
+    before = np.concatenate([[np.uint64(0)], ends[:-1]])
+    first = np.maximum(runs["pfn"], before)
+    once: Runs = runs[ends > first]
+    once["pfn"] = first[ends > first]
+    once["nr"] = (ends - first)[ends > first]
+    return once
+
+
+def split_at(
+    first: npt.NDArray[Any], nr: npt.NDArray[Any], step: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Cut runs of numbers at the multiples of `step`.
+
+    Args:
+        first: Shape (n,): the first number of each.
+        nr: Shape (n,): how many, at least 1.
+        step: At least 1.
+
+    Returns:
+        Of each piece, in order, the index of its run, its first number, and how many it has.
+
+    >>> import numpy as np
+    >>> [column.tolist() for column in split_at(np.array([3, 9]), np.array([6, 1]), 4)]
+    [[0, 0, 0, 1], [3, 4, 8, 9], [1, 4, 1, 1]]
+    """
+    import numpy as np
+
+    first, nr = first.astype(np.int64), nr.astype(np.int64)
+    nr_pieces = (first + nr - 1) // step - first // step + 1
+    index = np.repeat(np.arange(len(first)), nr_pieces)
+    number = np.arange(len(index)) - np.repeat(np.cumsum(nr_pieces) - nr_pieces, nr_pieces)
+    start = np.where(number, (first[index] // step + number) * step, first[index])
+    end = np.minimum((start // step + 1) * step, (first + nr)[index])
+    return index, start, end - start

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What pictures are drawn of, whoever writes them: rectangles, text, cells and connectors.
+
+A colour is a name: of a kind, or one of PAPER. Lengths are in pixels of a page WIDTH wide.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from physview.pictures.kinds import Kind
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+PAPER = {
+    "paper": ("#ffffff", "#14181d"),
+    "ink": ("#1b2127", "#e6eaee"),
+    "muted": ("#66717c", "#98a3ae"),
+    "line": ("#dde2e6", "#303842"),
+    "panel": ("#f6f7f9", "#1a1f25"),
+}
+"""The colours of the page itself, on light paper and on dark."""
+
+NOTHING = 255
+UNITS = 8
+"""A cell is so many stripes wide."""
+
+LEAST = 2
+"""What the picture is about has so many stripes at least, in a cell that has any of it."""
+
+
+class Rect(NamedTuple):
+    """A rectangle; `hint` is what a viewer says of it when pointed at."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    colour: str
+    radius: float = 0
+    hint: str = ""
+
+
+class Text(NamedTuple):
+    """A line of text; x, y is the left, or with `is_right` the right end of its baseline."""
+
+    x: float
+    y: float
+    text: str
+    size: float = 13
+    colour: str = "ink"
+    is_bold: bool = False
+    is_right: bool = False
+
+
+class Cells(NamedTuple):
+    """Rows of stripes.
+
+    Args:
+        x: Left.
+        y: Top.
+        width: Of all.
+        pitch: From the top of a row to that of the next.
+        gap: What of that is left empty.
+        codes: uint8 array, shape (rows, stripes): indices of kinds; NOTHING where there is none.
+    """
+
+    x: float
+    y: float
+    width: float
+    pitch: float
+    gap: float
+    codes: npt.NDArray[np.uint8]
+
+
+class Ribbon(NamedTuple):
+    """A connector, from a stretch of one vertical line to one of another."""
+
+    x: float
+    top: float
+    bottom: float
+    other_x: float
+    other_top: float
+    other_bottom: float
+    colour: str
+    opacity: float
+
+
+Shape: TypeAlias = Rect | Text | Cells | Ribbon
+
+
+class Drawing(NamedTuple):
+    """A page.
+
+    Args:
+        width: In pixels.
+        height: In pixels.
+        title: What it is of, in one line.
+        kinds: Their slugs are names of colours.
+        shapes: In the order in which they are drawn.
+    """
+
+    width: float
+    height: float
+    title: str
+    kinds: tuple[Kind, ...]
+    shapes: list[Shape]
+
+    def colours(self, theme: str) -> dict[str, str]:
+        """What each name of a colour is, "#rrggbb". `theme`: "light" or "dark"."""
+        which = ("light", "dark").index(theme)
+        return {name: pair[which] for name, pair in PAPER.items()} | {
+            kind.slug: (kind.light, kind.dark)[which] for kind in self.kinds
+        }
+
+
+def stripes(
+    counts: npt.NDArray[np.int64], capacity: npt.NDArray[np.int64] | int, kinds: tuple[Kind, ...]
+) -> npt.NDArray[np.uint8]:
+    """Cells as stripes by shares, rounded to UNITS.
+
+    What the picture is about has LEAST stripes at least in a cell that has any of it; what else a
+    cell has may be too little to be seen.
+
+    Args:
+        counts: Shape (rows, columns, kinds).
+        capacity: What a cell has room for; shape (rows, columns, 1) if not all are alike.
+        kinds: What the last axis is.
+
+    Returns:
+        uint8 array, shape (rows, columns * UNITS): indices of kinds, or NOTHING.
+    """
+    import numpy as np
+
+    exact = counts * UNITS / capacity
+    units = np.floor(exact).astype(np.int64)
+    subject = np.array([kind.is_subject for kind in kinds])
+    units = np.maximum(units, LEAST * ((counts > 0) & subject))
+    wanted = np.ceil(exact.sum(axis=2) - 1e-9).astype(np.int64)
+    for _ in range(UNITS):
+        missing = wanted - units.sum(axis=2)
+        if not missing.any():
+            break
+        rest = np.where(exact > 0, exact - units, -np.inf)
+        for sign, where in ((1, missing > 0), (-1, missing < 0)):
+            # The largest remainder gets one; what has the most over its share gives one.
+            score = rest if sign > 0 else np.where(units > LEAST * subject, units - exact, -np.inf)
+            best = score.argmax(axis=2)
+            np.add.at(units, (*np.nonzero(where), best[where]), sign)
+    rows, columns, nr_kinds = counts.shape
+    blank = np.maximum(UNITS - units.sum(axis=2, keepdims=True), 0)
+    lengths = np.concatenate([units, blank], axis=2)
+    codes = np.array([*range(nr_kinds), NOTHING], dtype=np.uint8)
+    flat = np.repeat(np.tile(codes, rows * columns), lengths.ravel())
+    return flat.reshape(rows, columns * UNITS)
+
+
+def fit(text: str, width: float, size: float) -> str:
+    """Cut a text off where it would not fit; how wide letters are is not known, but about."""
+    room = int(width / (size * 0.58))
+    return text if len(text) <= room else text[: max(room - 1, 1)].rstrip() + "…"
