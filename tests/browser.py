@@ -79,7 +79,7 @@ class Tab:
     def open(self, path: str) -> None:
         """Open a file, and wait until its data-state is set."""
         self.call("Page.navigate", url=f"file://{path}")
-        self.wait_for("document.documentElement.dataset.state")
+        self.wait_for("document.documentElement?.dataset.state")
 
     def wait_for(self, script: str) -> Any:
         """Wait until an expression is true, and return it."""

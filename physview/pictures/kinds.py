@@ -53,7 +53,7 @@ GREYS = [
     ("#d3d9df", "#3a434d"),
     ("#b3bcc5", "#55606c"),
     ("#8b96a1", "#75818c"),
-    ("#5a6570", "#a4aeb8"),
+    ("#5a6570", "#b4bec7"),
 ]
 
 OWN, REST, PAGES = "This process", "All other memory", "Pages without a frame of their own"

@@ -56,8 +56,13 @@ def pack(picture: Picture, layout: Layout) -> str:
         nr_planes, data = _planes(values)
         header["columns"].append([name, len(values), nr_planes])
         planes.append(data)
+    return encode(header, b"".join(planes))
+
+
+def encode(header: dict[str, Any], planes: bytes) -> str:
+    """Header and planes as the page reads them."""
     text = json.dumps(header, separators=(",", ":")).encode()
-    data = len(text).to_bytes(4, "little") + text + b"".join(planes)
+    data = len(text).to_bytes(4, "little") + text + planes
     return base64.b64encode(zlib.compress(data, LEVEL)).decode()
 
 

@@ -6,7 +6,6 @@ Source: https://pillow.readthedocs.io
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +58,14 @@ def check_pillow() -> None:
     Raises:
         PhysviewError: There is not.
     """
-    if importlib.util.find_spec("PIL") is None:
+    try:
+        import PIL  # noqa: F401
+    except ImportError:
         raise PhysviewError(
             "cannot write a PNG",
             "Pillow is not installed",
             "pip install 'physview[picture]', or write .svg or .html",
-        )
+        ) from None
 
 
 def _draw_rect(canvas: ImageDraw.ImageDraw, shape: Rect, colours: dict[str, str]) -> None:

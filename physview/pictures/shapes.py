@@ -135,20 +135,21 @@ def stripes(
     import numpy as np
 
     exact = counts * UNITS / capacity
-    units = np.floor(exact).astype(np.int64)
     subject = np.array([kind.is_subject for kind in kinds])
-    units = np.maximum(units, LEAST * ((counts > 0) & subject))
+    least = np.where((counts > 0) & subject, LEAST, 0)
+    units = np.maximum(np.floor(exact).astype(np.int64), least)
     wanted = np.ceil(exact.sum(axis=2) - 1e-9).astype(np.int64)
+    wanted = np.maximum(wanted, least.sum(axis=2))
     for _ in range(UNITS):
         missing = wanted - units.sum(axis=2)
         if not missing.any():
             break
-        rest = np.where(exact > 0, exact - units, -np.inf)
-        for sign, where in ((1, missing > 0), (-1, missing < 0)):
-            # The largest remainder gets one; what has the most over its share gives one.
-            score = rest if sign > 0 else np.where(units > LEAST * subject, units - exact, -np.inf)
+        # The largest remainder gets one; what has the most over its share gives one.
+        short = np.where(exact > 0, exact - units, -np.inf)
+        over = np.where(units > least, units - exact, -np.inf)
+        for step, where, score in ((1, missing > 0, short), (-1, missing < 0, over)):
             best = score.argmax(axis=2)
-            np.add.at(units, (*np.nonzero(where), best[where]), sign)
+            np.add.at(units, (*np.nonzero(where), best[where]), step)
     rows, columns, nr_kinds = counts.shape
     blank = np.maximum(UNITS - units.sum(axis=2, keepdims=True), 0)
     lengths = np.concatenate([units, blank], axis=2)

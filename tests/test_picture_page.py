@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The page of picture in a real browser: what it says is what the kernel said."""
+
+import os
+import re
+
+import browser
+import numpy as np
+import pytest
+from memory import PAGE, raw_entry
+from test_picture_model import some_memory
+
+from physview import pictures
+from physview.model import NO_ENTRY, PM_PFRAME_MASK, Vma
+from physview.pictures import bands, pack, runs
+from physview.pictures.kinds import PROCESS_KINDS, index_of
+from physview.pictures.memory import Memory
+from physview.pictures.model import Picture, Space, make_frames
+from physview.snapshot import BASE_DTYPE
+
+pytestmark = pytest.mark.needs("browser")
+
+TIP = "document.getElementById('tip').textContent"
+FOUND = "document.getElementById('found').textContent"
+DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
+@pytest.fixture(scope="module")
+def tab():
+    """One browser for all of these; each opens its own page."""
+    with browser.browse() as tab:
+        yield tab
+
+
+@pytest.fixture
+def page(tab, stopped, physview, tmp_path):
+    """The page of a process with a piece of memory of every kind."""
+    path = tmp_path / "p.html"
+    result = physview("picture", str(stopped.pid), "-o", str(path))
+    assert result.returncode == 0, result.stderr
+    tab.complaints.clear()
+    tab.open(path)
+    assert tab.evaluate("document.documentElement.dataset.state") == "ready", tab.complaints
+    yield tab
+    assert tab.complaints == []
+
+
+def a_page(pid, *, path=""):
+    """The address of some page of an anonymous mapping that is there, and its frame."""
+    from physview.snapshot import Snapshot
+
+    with Snapshot(pid) as snapshot:
+        rows = np.concatenate(list(snapshot.iter_extents()))
+        anonymous = [i for i, vma in enumerate(snapshot.vmas) if vma.path == path]
+    rows = rows[np.isin(rows["vma"], anonymous) & (rows["pfn"] != np.uint64(NO_ENTRY))]
+    vaddr = int(rows["vaddr"][len(rows) // 2])
+    pfn = raw_entry(vaddr, pid) & PM_PFRAME_MASK
+    assert pfn
+    return vaddr, pfn
+
+
+def search(tab, words):
+    """Type into the search box as a person does."""
+    tab.evaluate("document.getElementById('search').value = ''")
+    tab.evaluate("document.getElementById('search').focus()")
+    tab.type(words)
+    tab.press("Enter")
+    tab.evaluate(DRAWN)
+    return tab.evaluate(FOUND)
+
+
+def place_of(tab, pfn):
+    """Where on the screen the cell of a frame is."""
+    return tab.evaluate(
+        "(() => { const {view, canvas} = physview, box = canvas.getBoundingClientRect();"
+        f" const [x, y, isSeen] = view.where({pfn}), scale = box.width / view.layout.width;"
+        " return isSeen && [box.left + (x + view.cell / 2) * scale,"
+        " box.top + (y + view.pitch / 2) * scale]; })()"
+    )
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_a_search_and_a_hover_find_an_address(page, stopped):
+    vaddr, pfn = a_page(stopped.pid)
+    found = search(page, hex(vaddr + 0x123))
+    assert f"virtual {vaddr + 0x123:#x}" in found
+    assert f"physical {pfn * PAGE + 0x123:#x}  (frame {pfn})" in found
+    assert page.evaluate("physview.view.level") == 0
+    page.point(*place_of(page, pfn))
+    tip = page.evaluate(TIP)
+    assert f"virtual {vaddr:#x}\nphysical {pfn * PAGE:#x}  (frame {pfn})" in tip
+    assert re.search(r"flags: .*anon", tip)
+    assert re.search(r"pagemap: .*present", tip)
+    assert "rw-p [anonymous]" in tip
+    assert "owners: this process" in tip
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_a_frame_and_a_physical_address_lead_back(page, stopped):
+    vaddr, pfn = a_page(stopped.pid, path="[stack]")
+    assert f"virtual {vaddr:#x}" in search(page, f"pfn {pfn}")
+    assert f"virtual {vaddr + 8:#x}" in search(page, f"p{pfn * PAGE + 8:#x}")
+    assert f"physical {pfn * PAGE:#x}" in search(page, f"{pfn * PAGE:#x}")
+    assert "no RAM" in search(page, "0x3fffffffff000")
+    assert "1 of 1: [stack]" in search(page, "[STACK]")
+    assert "no mapping has that name" in search(page, "nowhere.so")
+    assert search(page, "") == ""
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_the_page_counts_as_the_picture_does(page, stopped):
+    """By itself, from runs and extents, over all of RAM and at every zoom."""
+    script = """(() => {
+        const {view, model} = physview, sums = model.kinds.map(() => 0);
+        view.setLevel(%s);
+        for (const block of view.blocks)
+            for (let row = block.first; row < block.first + block.nr; row++) {
+                const nr = 128 * 2 ** view.level;
+                const [counts] = view.countRow({first: row * nr, nr});
+                counts.forEach((nr, i) => sums[i %% sums.length] += nr);
+            }
+        return sums;
+    })()"""
+    sums = page.evaluate(script % "model.shift")
+    assert page.evaluate(script % "model.shift - 3") == sums
+    ram = page.evaluate("physview.model.ram")
+    assert sum(sums) == sum(end - first for first, end in ram)
+    picture = pictures.picture_process(stopped.pid)  # it stands still; others do not
+    own = [i for i, kind in enumerate(PROCESS_KINDS) if kind.is_subject]
+    assert [sums[i] for i in own] == [picture.frames.totals[i] for i in own]
+    linked = page.evaluate(
+        "physview.view.setLevel(physview.model.shift), physview.view.drawNow(),"
+        " physview.view.links.reduce((sum, link) => sum + link.nr, 0)"
+    )
+    assert linked == picture.space.memory.nr_resident
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_bands_connectors_and_keys(page, stopped):
+    box = page.evaluate(
+        "(() => { const box = physview.canvas.getBoundingClientRect();"
+        " return [box.left, box.top, box.width / physview.view.layout.width]; })()"
+    )
+    spans = page.evaluate("physview.view.layout.spans")
+    bodies = page.evaluate("physview.view.layout.body")
+    for top, bottom in spans:
+        x, y = bodies[0] + bodies[1] / 2, (top + bottom) / 2
+        page.point(box[0] + x * box[2], box[1] + y * box[2])
+        assert re.search("virtual 0x[0-9a-f]+", page.evaluate(TIP))
+    page.evaluate(DRAWN)
+    page.point(box[0] + 5, box[1] + 5)
+    assert page.evaluate("document.getElementById('tip').hidden")
+    page.evaluate("document.activeElement.blur()")
+    level = page.evaluate("physview.view.level")
+    page.press("+")
+    assert page.evaluate("physview.view.level") == level - 1
+    page.press("End")
+    assert page.evaluate("physview.view.scroll") == page.evaluate("physview.view.mostScroll") > 0
+    page.press("-")
+    page.press("0")
+    assert page.evaluate("[physview.view.level, physview.view.scroll]") == [level, 0]
+    page.press("/")
+    assert page.evaluate("document.activeElement.id") == "search"
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_light_and_dark_as_the_viewer_prefers(page):
+    colours = {}
+    for theme in ("light", "dark"):
+        page.prefer(theme)
+        page.evaluate(DRAWN)
+        colours[theme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        first = page.evaluate(
+            "Array.from(physview.canvas.getContext('2d').getImageData(0, 0,"
+            " physview.canvas.width, physview.canvas.height).data)"
+            ".reduce((sum, byte, i) => i % 4 == 3 ? sum : (sum * 31 + byte) % 1000003, 7)"
+        )
+        colours[theme] += str(first)
+    page.prefer("light")
+    assert colours["light"].startswith("rgb(255, 255, 255)")
+    assert colours["dark"].startswith("rgb(20, 24, 29)")
+    assert colours["light"][18:] != colours["dark"][16:]
+
+
+@pytest.mark.needs("nobody")
+def test_the_virtual_half_alone(tab, physview, tmp_path, stopped):
+    picture = pictures.picture_process(stopped.pid)
+    blind = picture._replace(
+        frames=None, missing="a test", space=picture.space._replace(links=None)
+    )
+    path = tmp_path / "p.html"
+    pictures.write_picture(blind, str(path))
+    tab.complaints.clear()
+    tab.open(path)
+    assert tab.evaluate("document.documentElement.dataset.state") == "ready", tab.complaints
+    assert tab.evaluate("document.body.textContent").count("Physical memory is not drawn") == 1
+    vaddr, _ = a_page(stopped.pid)
+    assert f"virtual {vaddr:#x}" in search(tab, hex(vaddr))
+    tab.press("+")
+    assert tab.complaints == []
+
+
+@pytest.mark.needs("kpage")
+def test_the_machine(tab, physview, tmp_path):
+    path = tmp_path / "m.html"
+    assert physview("frames", "--picture", str(path)).returncode == 0
+    tab.complaints.clear()
+    tab.open(path)
+    pfn = tab.evaluate("physview.model.ram[physview.model.ram.length - 1][0]")
+    assert f"(frame {pfn})" in search(tab, f"pfn {pfn}")
+    page_x, page_y = place_of(tab, pfn)
+    tab.point(page_x, page_y)
+    assert f"physical {pfn * PAGE:#x}" in tab.evaluate(TIP)
+    assert tab.complaints == []
+
+
+def scattered(nr_pages):
+    """A picture of a process of so many pages, no two of them in a row, in real RAM's shape."""
+    ram = [(1, 159), (256, 786_432), (1 << 20, (1 << 20) + 6 * (1 << 20))]
+    pfns = np.random.default_rng(1).permutation(np.arange(1 << 20, 6 << 20))[:nr_pages]
+    start = 0x7F0000000000
+    rows = np.zeros(nr_pages, dtype=[*BASE_DTYPE, ("flags", "u8")])
+    rows["vaddr"] = np.uint64(start) + np.arange(nr_pages, dtype=np.uint64) * np.uint64(PAGE)
+    rows["nr_pages"] = 1
+    rows["pfn"] = pfns
+    rows["entry"] = pfns.astype(np.uint64) | np.uint64(1 << 63 | 1 << 56)
+    rows["swap"] = NO_ENTRY
+    rows["flags"] = 1 << 12 | 1 << 11 | 1 << 5
+    kinds = np.full(nr_pages, index_of(PROCESS_KINDS, "own_anon"), dtype=np.uint8)
+    vma = Vma(start, start + nr_pages * PAGE, "rw-p", 0, "00:00", 0, "")
+    memory = Memory([vma], rows, kinds, True, nr_pages, nr_pages)
+    others = index_of(PROCESS_KINDS, "others")
+    below = np.array([(first, end - first, others) for first, end in ram], dtype=runs.RUN_DTYPE)
+    frames = make_frames(below, memory.frames, ram, PROCESS_KINDS)
+    found = bands.make_bands(memory)
+    links, _ = bands.make_links(memory, found, frames.grid, ram)
+    space = Space(1, memory, found, bands.profiles(memory, found), links)
+    return Picture("t", "", "", "", PROCESS_KINDS, frames, space, (), (), ""), pfns
+
+
+# Loads, zooms, finds and points, each a number of times; tells milliseconds.
+WORK = """(async () => {
+    const begin = performance.now();
+    for (let i = 0; i < 5; i++) {
+        physview.whole();
+        physview.view.drawNow();
+        physview.find("0x" + (0x7f0000000000 + i * 0x10000).toString(16));
+        physview.view.drawNow();
+        physview.describeCell(physview.view.marked.pfn);
+    }
+    return performance.now() - begin;
+})()"""
+
+
+@pytest.mark.needs("root")
+def test_a_million_extents_stay_usable(tab, tmp_path):
+    """Sixteen times the extents may take little more than sixteen times the time, and nothing that
+    grows faster; the file keeps to its size: three bytes a frame's number, as base64."""
+    seconds, sizes = {}, {}
+    for nr in (1 << 16, 1 << 20):
+        picture, pfns = scattered(nr)
+        path = tmp_path / f"{nr}.html"
+        sizes[nr] = pictures.write_picture(picture, str(path))
+        tab.complaints.clear()
+        tab.open(path)
+        assert f"(frame {pfns[-1]})" in search(tab, hex(0x7F0000000000 + (nr - 1) * PAGE))
+        tab.evaluate(WORK)  # once for the browser's compiler
+        seconds[nr] = min(tab.evaluate(WORK) for _ in range(3))
+        assert tab.complaints == []
+    assert sizes[1 << 20] < 5_000_000
+    assert seconds[1 << 20] < 32 * seconds[1 << 16], seconds
+
+
+def test_packed_numbers_come_back(tab):
+    """The page's own unpack() against numbers of every width."""
+    from importlib import resources
+
+    columns = {
+        "few": np.array([0, 1, 255], dtype=np.uint64),
+        "wide": np.array([0, 1 << 52, 3, (1 << 40) + 7], dtype=np.uint64),
+        "none": np.array([], dtype=np.uint64),
+    }
+    header, data = {"columns": []}, b""
+    for name, values in columns.items():
+        nr, planes = pack._planes(values)
+        header["columns"].append([name, len(values), nr])
+        data += planes
+    packed = pack.encode(header, data)
+    script = resources.files("physview.pictures").joinpath("data.js").read_text()
+    tab.call("Page.navigate", url="about:blank")
+    tab.evaluate(script.replace("class Model", "var Model = class Model"))
+    found = tab.evaluate(
+        f"unpack('{packed}').then(([header, columns]) => Object.fromEntries("
+        "Object.entries(columns).map(([name, column]) => [name, Array.from(column)])))"
+    )
+    assert found == {name: values.tolist() for name, values in columns.items()}
+
+
+def test_extents_survive_packing():
+    memory = some_memory([5, 1, 900, 3, 3])
+    columns = pack._extents(memory, [(0, 2000)])
+    assert columns["per_vma"].tolist() == [1] * 5
+    assert columns["gap"].tolist() == [0] * 5
+    assert os.path.exists(browser.find())
+    index, found = 0, []
+    for step, nr in zip(columns["frame"].tolist(), columns["nr"].tolist(), strict=True):
+        assert step
+        index += -step // 2 if (step - 1) % 2 else (step - 1) // 2
+        found.append(index)
+        index += nr
+    assert found == memory.rows["pfn"].tolist()
