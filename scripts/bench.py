@@ -272,6 +272,7 @@ def main() -> int:
     )
     parser.add_argument("--gib", type=int, default=8, metavar="N", help="how large a process (8)")
     parser.add_argument("--machine", action="store_true", help="the machine: frames, owners")
+    parser.add_argument("--picture", action="store_true", help="pictures of a dense process")
     parser.add_argument("--module", action="store_true", help="what needs the kernel module")
     parser.add_argument("--vm", metavar="KERNEL", help="the same, in a VM with this kernel")
     args = parser.parse_args()
@@ -288,6 +289,10 @@ def main() -> int:
         import bench_machine
 
         return int(not bench_machine.run(args.n))
+    if args.picture:
+        import bench_picture
+
+        return int(not bench_picture.run(args.n))
     if args.module:
         kept = [bench_batch(args.n), bench_range(args.n)]
     else:

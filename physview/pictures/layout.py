@@ -206,7 +206,7 @@ def _place_bands(bands: list[Band]) -> list[Span]:
     """The more a band has in memory, the higher; but none takes all."""
     gaps = [_gap(one, other) for one, other in pairwise(bands)]
     room = HEIGHT - sum(gaps) - MIN_BAND * len(bands)
-    weights = [max(band.nr_resident, band.nr_pages / 64) ** 0.5 for band in bands]
+    weights = [(band.nr_resident + 1) ** 0.5 for band in bands]
     factor = max(room, 0) / (sum(weights) or 1)
     spans, y = [], float(TOP)
     for weight, gap in zip(weights, [*gaps, 0], strict=True):
