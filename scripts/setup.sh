@@ -110,8 +110,8 @@ have_browser() {
 # Debian has one without a screen, a third as large; Ubuntu's chromium is a snap, which is no use
 # to root, and is left alone.
 browser_package() {
-	[ -n "$(apt-cache search --names-only '^chromium-headless-shell$' 2>/dev/null)" ] || return 0
-	echo chromium-headless-shell
+	[ -z "$(apt-cache search --names-only '^chromium-headless-shell$')" ] ||
+		echo " chromium-headless-shell"
 }
 
 # What the tests in VMs, for arm64 and in a browser need; as root, where apt has it. They are skipped without.
@@ -121,12 +121,14 @@ install_test_tools() {
 	command -v qemu-system-x86_64 >/dev/null || packages="$packages qemu-system-x86"
 	command -v make >/dev/null || packages="$packages make"
 	command -v aarch64-linux-gnu-gcc >/dev/null || packages="$packages gcc-aarch64-linux-gnu"
-	have_browser || packages="$packages $(browser_package)"
-	[ -n "${packages# }" ] || return 0
+	[ -z "$packages" ] && have_browser && return
+	apt-get update -qq >/dev/null || say "apt-get could not update its lists"
+	have_browser || packages="$packages$(browser_package)"
+	[ -n "$packages" ] || return 0
 	say "installing$packages"
 	# shellcheck disable=SC2086 # a list
-	{ apt-get update -qq && apt-get install -qq -y --no-install-recommends $packages; } \
-		>/dev/null || say "going on without some tests: apt-get could not install$packages"
+	apt-get install -qq -y --no-install-recommends $packages >/dev/null ||
+		say "going on without some tests: apt-get could not install$packages"
 }
 
 # The one checker that PyPI has not. A test is skipped without it.

@@ -7,6 +7,7 @@ Source: https://chromedevtools.github.io/devtools-protocol/
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -27,9 +28,14 @@ OPTIONS = [
 LIMIT = 120.0
 
 
+@functools.cache
 def find() -> str | None:
-    """The path of a browser, or None."""
-    return next(filter(None, map(shutil.which, NAMES)), None)
+    """The path of a browser that starts, or None: Ubuntu's may only say that it is a snap."""
+    for program in filter(None, map(shutil.which, NAMES)):
+        version = [program, "--no-sandbox", "--version"]
+        if subprocess.run(version, capture_output=True, check=False).returncode == 0:
+            return program
+    return None
 
 
 class Tab:

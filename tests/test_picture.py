@@ -242,6 +242,7 @@ def test_nobody_sees_the_virtual_half(physview, tmp_path, suffix):
         words = words_of(path)
         assert "Physical memory is not drawn" in words
         assert any("frame numbers are told to root only" in word for word in words)
+        assert any("shared memory is told as files" in word for word in words)
         assert "libc.so.6" in words or any("mappings" in word for word in words)
     refused = physview("frames", "--picture", str(tmp_path / f"m{suffix}"), prefix=AS_NOBODY)
     assert "run as root" in one_line(refused, 1)

@@ -116,7 +116,7 @@ def test_the_page_counts_as_the_picture_does(page, stopped):
         for (const block of view.blocks)
             for (let row = block.first; row < block.first + block.nr; row++) {
                 const nr = 128 * 2 ** view.level;
-                const [counts] = view.countRow({first: row * nr, nr});
+                const counts = view.countRow({first: row * nr, nr});
                 counts.forEach((nr, i) => sums[i %% sums.length] += nr);
             }
         return sums;
@@ -241,7 +241,7 @@ def scattered(nr_pages):
 # Loads, zooms, finds and points, each a number of times; tells milliseconds.
 WORK = """(async () => {
     const begin = performance.now();
-    for (let i = 0; i < 5; i++) {
+    for (let i = 0; i < 3; i++) {
         physview.whole();
         physview.view.drawNow();
         physview.find("0x" + (0x7f0000000000 + i * 0x10000).toString(16));
@@ -265,7 +265,7 @@ def test_a_million_extents_stay_usable(tab, tmp_path):
         tab.open(path)
         assert f"(frame {pfns[-1]})" in search(tab, hex(0x7F0000000000 + (nr - 1) * PAGE))
         tab.evaluate(WORK)  # once for the browser's compiler
-        seconds[nr] = min(tab.evaluate(WORK) for _ in range(3))
+        seconds[nr] = min(tab.evaluate(WORK) for _ in range(2))
         assert tab.complaints == []
     assert sizes[1 << 20] < 5_000_000
     assert seconds[1 << 20] < 32 * seconds[1 << 16], seconds

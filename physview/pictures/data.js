@@ -135,41 +135,47 @@ class Model {
 
 	/* Extents with frames, cut where a part of their band ends, in the order of their frames. */
 	sortPieces() {
-		const pieces = {index: [], nr: [], extent: [], part: []};
-		for (let i = 0; i < (this.page || []).length; i++) {
+		const nrExtents = this.page ? this.page.length : 0;
+		/* Each end of a part can cut one extent. */
+		const room = nrExtents + this.bands.reduce((sum, band) => sum + band.parts, 0);
+		const index = new Float64Array(room), nrPages = new Float64Array(room);
+		const extents = new Uint32Array(room), parts = new Uint8Array(room);
+		let nr = 0;
+		for (let i = 0; i < nrExtents; i++) {
 			if (this.index[i] < 0)
 				continue;
 			const band = this.bands[this.bandOf[this.vma[i]]];
 			const start = this.offset(this.page[i], this.vma[i]);
-			for (let done = 0; done < this.nr[i];) {
+			for (let done = 0; done < this.nr[i]; nr++) {
 				const part = Math.floor((start + done) * band.parts / band.nrPages);
 				const end = Math.ceil((part + 1) * band.nrPages / band.parts) - start;
-				const nr = Math.min(end, this.nr[i]) - done;
-				pieces.index.push(this.index[i] + done);
-				pieces.nr.push(nr);
-				pieces.extent.push(i);
-				pieces.part.push(part);
-				done += nr;
+				index[nr] = this.index[i] + done;
+				nrPages[nr] = Math.min(end, this.nr[i]) - done;
+				extents[nr] = i;
+				parts[nr] = part;
+				done += nrPages[nr];
 			}
 		}
-		/* Sorting numbers is many times faster than sorting by a function. */
-		const nr = pieces.index.length, width = 2 ** Math.ceil(Math.log2(nr + 1));
-		const order = Float64Array.from(pieces.index, (index, i) => index * width + i).sort();
+		/* Numbers sort many times faster by themselves than by a function. */
+		const width = 2 ** Math.ceil(Math.log2(nr + 1)), order = new Float64Array(nr);
+		for (let i = 0; i < nr; i++)
+			order[i] = index[i] * width + i;
+		order.sort();
 		this.pieceIndex = new Float64Array(nr);
 		this.pieceNr = new Float64Array(nr);
 		this.pieceEnd = new Float64Array(nr); /* the furthest so far: frames may be there twice */
 		this.pieceExtent = new Uint32Array(nr);
 		this.piecePart = new Uint8Array(nr);
 		let furthest = 0;
-		order.forEach((key, at) => {
-			const i = key % width;
-			this.pieceIndex[at] = pieces.index[i];
-			this.pieceNr[at] = pieces.nr[i];
-			this.pieceExtent[at] = pieces.extent[i];
-			this.piecePart[at] = pieces.part[i];
-			furthest = Math.max(furthest, pieces.index[i] + pieces.nr[i]);
+		for (let at = 0; at < nr; at++) {
+			const i = order[at] % width;
+			this.pieceIndex[at] = index[i];
+			this.pieceNr[at] = nrPages[i];
+			this.pieceExtent[at] = extents[i];
+			this.piecePart[at] = parts[i];
+			furthest = Math.max(furthest, index[i] + nrPages[i]);
 			this.pieceEnd[at] = furthest;
-		});
+		}
 	}
 
 	kindOf(extent) {
@@ -219,11 +225,15 @@ class Model {
 		}
 	}
 
+	/* The first piece that ends after a frame. */
+	pieceAfter(index) {
+		return firstWhere(0, this.pieceIndex.length, (i) => this.pieceEnd[i] > index);
+	}
+
 	/* Call use(piece, index, nr) for the pieces within first .. end. */
 	eachPiece(first, end, use) {
 		const nr = this.pieceIndex.length;
-		for (let i = firstWhere(0, nr, (j) => this.pieceEnd[j] > first);
-			i < nr && this.pieceIndex[i] < end; i++) {
+		for (let i = this.pieceAfter(first); i < nr && this.pieceIndex[i] < end; i++) {
 			const low = Math.max(first, this.pieceIndex[i]);
 			const high = Math.min(end, this.pieceIndex[i] + this.pieceNr[i]);
 			if (low < high)

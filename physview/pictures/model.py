@@ -199,6 +199,7 @@ def picture_process(
                 notes = [f"{nr_outside:,} pages lie outside of RAM: no frames are drawn for them."]
     else:
         missing = "frame numbers are told to root only"
+        notes = ["Without them shared memory is told as files, and large folios are not told."]
     space = Space(number, memory, bands, bands_module.profiles(memory, bands), links)
     return Picture(
         title=f"{title}, process {number}",

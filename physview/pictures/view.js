@@ -21,6 +21,7 @@ class View {
 		this.chosen = null; /* {band} or {vma}: what is lit */
 		this.marked = null; /* {pfn, page, vma}: what was found */
 		this.links = [];
+		this.known = {};
 		if (this.layout.place) {
 			[this.x, this.cell, this.pitch, this.bottom] = this.layout.place;
 			this.top = this.layout.top;
@@ -161,41 +162,58 @@ class View {
 		this.drawMark(context);
 	}
 
-	/* What each cell of a row has: frames of each kind; and which cells are lit. */
+	/* What each cell of a row has: frames of each kind. */
 	countRow(row) {
-		const nrKinds = this.model.kinds.length, perCell = 2 ** this.level;
-		const counts = new Float64Array(COLUMNS * nrKinds), lit = new Uint8Array(COLUMNS);
+		const {kinds, runStart, runKind} = this.model, perCell = 2 ** this.level;
+		const counts = new Float64Array(COLUMNS * kinds.length);
 		this.model.eachRam(row.first, row.first + row.nr, (first, end, pfn) => {
 			const shift = pfn - first - row.first;
-			this.model.eachRun(first, end, (index, nr, kind) => {
-				for (let at = index + shift, left = nr; left > 0;) {
-					const cell = Math.floor(at / perCell);
-					const here = Math.min(left, (cell + 1) * perCell - at);
-					counts[cell * nrKinds + kind] += here;
-					at += here;
-					left -= here;
-				}
-			});
-			if (this.chosen)
-				this.model.eachPiece(first, end, (piece, index, nr) => {
-					if (!this.isLit(this.model.pieceExtent[piece]))
-						return;
-					const low = Math.floor((index + shift) / perCell);
-					lit.fill(1, low, Math.floor((index + shift + nr - 1) / perCell) + 1);
-				});
+			let run = firstWhere(0, runKind.length, (i) => runStart[i + 1] > first);
+			for (let at = first; at < end;) {
+				const cell = Math.floor((at + shift) / perCell);
+				const next = Math.min(end, runStart[run + 1], (cell + 1) * perCell - shift);
+				counts[cell * kinds.length + runKind[run]] += next - at;
+				at = next;
+				if (at === runStart[run + 1])
+					run++;
+			}
 		});
-		return [counts, lit];
+		return counts;
+	}
+
+	/* Which cells of a row have frames of what is chosen. */
+	litCells(row) {
+		const perCell = 2 ** this.level, lit = new Uint8Array(COLUMNS);
+		this.model.eachRam(row.first, row.first + row.nr, (first, end, pfn) => {
+			const shift = pfn - first - row.first;
+			this.model.eachPiece(first, end, (piece, index, nr) => {
+				if (!this.isLit(this.model.pieceExtent[piece]))
+					return;
+				const low = Math.floor((index + shift) / perCell);
+				lit.fill(1, low, Math.floor((index + shift + nr - 1) / perCell) + 1);
+			});
+		});
+		return lit;
+	}
+
+	/* What make() makes of what is seen; made again only when something else is. */
+	remember(name, make) {
+		const key = `${this.level} ${this.scroll}`;
+		if (this.known.key !== key)
+			this.known = {key};
+		return this.known[name] ??= make();
 	}
 
 	drawCells(context, rows) {
 		const {kinds} = this.model, perCell = 2 ** this.level;
 		const height = this.pitch - Math.min(1, this.pitch / 5);
 		const stripes = kinds.map(() => [[], []]);
-		for (const row of rows) {
-			const [counts, lit] = this.countRow(row);
+		const counted = this.remember("counts", () => rows.map((row) => this.countRow(row)));
+		rows.forEach((row, number) => {
+			const counts = counted[number], lit = this.chosen && this.litCells(row);
 			for (let cell = 0; cell < COLUMNS; cell++) {
 				let x = this.x + cell * this.cell;
-				const end = x + this.cell, isDim = this.chosen && !lit[cell] ? 1 : 0;
+				const end = x + this.cell, isDim = lit && !lit[cell] ? 1 : 0;
 				for (let kind = 0; kind < kinds.length && x < end; kind++) {
 					const nr = counts[cell * kinds.length + kind];
 					if (!nr)
@@ -206,7 +224,7 @@ class View {
 					x += width;
 				}
 			}
-		}
+		});
 		stripes.forEach((both, kind) => {
 			context.fillStyle = this.colour(kinds[kind][0]);
 			both.forEach((list, isDim) => {
@@ -236,21 +254,20 @@ class View {
 
 	/* Bundle what leads to the rows that are seen: pages by band, part, row and kind. */
 	bundle(rows) {
-		const {model} = this, nrKinds = model.kinds.length;
+		const {model} = this, nrKinds = model.kinds.length, nrPieces = model.pieceIndex.length;
+		const {pieceIndex, pieceNr, pieceExtent, piecePart, vma, bandOf, state, states} = model;
 		const sums = new Map();
 		rows.forEach((row, number) => {
 			const here = new Float64Array(model.bands.length * 32 * nrKinds);
-			let any = false;
 			model.eachRam(row.first, row.first + row.nr, (first, end) => {
-				model.eachPiece(first, end, (piece, index, nr) => {
-					const extent = model.pieceExtent[piece];
-					const band = model.bandOf[model.vma[extent]];
-					here[(band * 32 + model.piecePart[piece]) * nrKinds + model.kindOf(extent)] += nr;
-					any = true;
-				});
+				for (let i = model.pieceAfter(first); i < nrPieces && pieceIndex[i] < end; i++) {
+					const nr = Math.min(end, pieceIndex[i] + pieceNr[i]) - Math.max(first, pieceIndex[i]);
+					const extent = pieceExtent[i], place = bandOf[vma[extent]] * 32 + piecePart[i];
+					if (nr > 0)
+						here[place * nrKinds + states[state[extent]][0]] += nr;
+				}
 			});
-			if (any)
-				here.forEach((nr, key) => nr && sums.set(number * here.length + key, nr));
+			here.forEach((nr, key) => nr && sums.set(number * here.length + key, nr));
 		});
 		for (const [nrParts, nrRows] of LINK_STEPS) {
 			const found = this.coarsen(sums, nrParts, nrRows);
@@ -283,7 +300,7 @@ class View {
 		this.links = [];
 		if (!this.model.bands.length || !rows.length)
 			return;
-		const [found, nrParts, nrRows] = this.bundle(rows);
+		const [found, nrParts, nrRows] = this.remember("links", () => this.bundle(rows));
 		const begun = new Map(), filled = new Map();
 		const places = [...found.keys()].sort((one, other) => one - other);
 		for (const place of places) {
