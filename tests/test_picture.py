@@ -268,6 +268,7 @@ def test_names_that_are_no_text_do_not_break_it(physview, tmp_path):
         f"os.ftruncate(fd, {PAGE})\n"
         f"held = mmap.mmap(fd, {PAGE})\n"
         "held[0] = 1\n"
+        "open('/proc/self/comm', 'w').write('a\"<i>')\n"
         "print(flush=True)\n"
         "input()\n"
     )
@@ -285,6 +286,7 @@ def test_names_that_are_no_text_do_not_break_it(physview, tmp_path):
             assert result.returncode == 0, result.stderr
         child.communicate(b"\n")
     assert any("<b>" in word for word in words_of(tmp_path / "p.svg"))
+    assert 'aria-label="a&quot;&lt;i&gt;, process' in (tmp_path / "p.html").read_text()
     assert "<b>" not in re.sub("(?s)<script.*?</script>", "", (tmp_path / "p.html").read_text())
 
 

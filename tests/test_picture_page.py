@@ -8,6 +8,7 @@ import browser
 import numpy as np
 import pytest
 from memory import PAGE, raw_entry
+from test_kpage import plain_values
 from test_picture_model import some_memory
 
 from physview import pictures
@@ -93,6 +94,20 @@ def test_a_search_and_a_hover_find_an_address(page, stopped):
     assert re.search(r"pagemap: .*present", tip)
     assert "rw-p [anonymous]" in tip
     assert "owners: this process" in tip
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_owners_are_counted_when_asked_for(tab, stopped, physview, tmp_path):
+    path = tmp_path / "p.html"
+    assert physview("picture", str(stopped.pid), "-o", str(path), "--mapcount").returncode == 0
+    tab.complaints.clear()
+    tab.open(path)
+    vaddr, pfn = a_page(stopped.pid)
+    nr = int(plain_values("kpagecount", pfn, 1)[0])
+    assert nr >= 1
+    times = "1 time" if nr == 1 else f"{nr} times"
+    assert f"owners: this process; mapped {times} in all" in search(tab, hex(vaddr))
+    assert tab.complaints == []
 
 
 @pytest.mark.needs("pfn", "kpage")

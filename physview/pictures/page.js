@@ -68,6 +68,7 @@ class Page {
 
 	whole() {
 		const {view} = this;
+		this.pinned = false;
 		view.chosen = view.marked = null;
 		this.found.textContent = "";
 		if (view.hasFrames) {

@@ -153,6 +153,7 @@ def number(value: float) -> str:
 
 
 def text(words: str) -> str:
-    """Text that is safe in XML, which has no control characters and no lone surrogates."""
+    """Text that is safe in XML, also within quotes; it has no control characters and no lone
+    surrogates."""
     allowed = "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in words)
-    return escape(allowed)
+    return escape(allowed, {'"': "&quot;"})
