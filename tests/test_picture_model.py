@@ -259,6 +259,47 @@ def test_profiles_and_links_have_every_page(sizes):
     assert len(links.links) <= bands.MAX_LINKS
 
 
+def test_links_begin_where_their_pages_are():
+    """Also of bands of a few pages, however coarsely they are bundled."""
+    memory = some_memory([5, 900, 40, 33, 3])
+    found = bands.make_bands(memory)
+    band = np.repeat(np.arange(5), 40)
+    part = np.tile(np.arange(40), 5) % np.array([bands.parts_of(b, 32) for b in found])[band]
+    rng = np.random.default_rng(2)
+    row, kind = rng.integers(0, 100, 200), np.zeros(200, dtype=np.uint8)
+    many = 30  # more than there may be links, so that they are bundled
+    where = [np.tile(each, many) for each in (band, part, row, kind)]
+    where[2] = rng.integers(0, 100, 200 * many)
+    links = bands._bundle(found, *where, np.ones(200 * many, dtype=np.int64))
+    assert links.nr_parts < 32
+    assert sum(link.nr_pages for link in links.links) == 200 * many
+    for i, each in enumerate(found):
+        parts = {link.part for link in links.links if link.band == i}
+        assert parts == set(range(bands.parts_of(each, links.nr_parts)))
+
+
+@pytest.mark.needs("root")
+def test_a_picture_of_something_else():
+    """As of a difference: kinds of one's own, in three groups."""
+    names = ("came", "went", "moved", "stayed", "hole")
+    kinds = tuple(
+        MACHINE_KINDS[i]._replace(slug=name, label=name, group=f"group {i % 3}")
+        for i, name in enumerate(names)
+    )
+    ram = [(0, 1000), (5000, 100_000)]
+    found = as_runs((0, 500, 0), (500, 500, 1), (5000, 50_000, 2), (55_000, 45_000, 3))
+    over = as_runs((100, 50, 4))
+    drawn = pictures.make_frames(found, over, ram, kinds)
+    assert drawn.totals == [450, 500, 50_000, 45_000, 50]
+    picture = pictures.Picture("a", "b", "c", "d", kinds, drawn, None, ("e",), (), "")
+    text = pictures.to_svg(pictures.lay_out(picture)[0])
+    for word in (*names, "group 0", "group 1", "group 2"):
+        assert f">{word}<" in text
+    for name in names:
+        assert f'class="c {name}"' in text
+    assert len(pictures.to_html(picture)) > 10_000
+
+
 def test_a_process_that_ends_while_it_is_read(python):
     child = python("from memory import Region\nregion = Region(400_000).touch()")
 

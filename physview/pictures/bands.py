@@ -88,7 +88,7 @@ class Links(NamedTuple):
     Args:
         nr_parts: How many parts a band has, if it has so many pages.
         nr_rows: How many rows a link ends at.
-        links: The strongest last.
+        links: By band, part and row.
     """
 
     nr_parts: int
@@ -274,10 +274,11 @@ def make_links(
     nr_outside = int(nr[~inside].sum())
     row, band, part, pfn, nr = (each[inside] for each in (row, band, part, pfn, nr))
     grid_row = grid.place(pfn) >> COLUMN_SHIFT
-    return _bundle(band, part, grid_row, memory.kinds[row], nr), nr_outside
+    return _bundle(bands, band, part, grid_row, memory.kinds[row], nr), nr_outside
 
 
 def _bundle(
+    bands: list[Band],
     band: npt.NDArray[np.int64],
     part: npt.NDArray[np.int64],
     row: npt.NDArray[np.int64],
@@ -286,8 +287,10 @@ def _bundle(
 ) -> Links:
     import numpy as np
 
+    finest = np.array([parts_of(each, LINK_PARTS) for each in bands])
     for nr_parts, nr_rows in LINK_STEPS:
-        key = ((band << 10 | part * nr_parts // LINK_PARTS) << 20 | row // nr_rows) << 8 | kind
+        coarser = part * np.minimum(finest, nr_parts)[band] // finest[band]
+        key = ((band << 10 | coarser) << 20 | row // nr_rows) << 8 | kind
         distinct, where = np.unique(key, return_inverse=True)
         pages = np.bincount(where, weights=nr).astype(np.int64)
         places, firsts = np.unique(distinct >> 8, return_index=True)
@@ -300,4 +303,4 @@ def _bundle(
         most = int(distinct[mine][np.argmax(pages[mine])]) & 255
         at = (place >> 30, place >> 20 & 1023, (place & (1 << 20) - 1) * nr_rows)
         links.append(Link(*at, most, int(pages[mine].sum())))
-    return Links(nr_parts, nr_rows, tuple(sorted(links, key=lambda link: link.nr_pages)))
+    return Links(nr_parts, nr_rows, tuple(links))

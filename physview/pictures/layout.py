@@ -10,7 +10,7 @@ from typing import NamedTuple
 from physview.model import PAGE_SHIFT, PAGE_SIZE
 from physview.pictures.bands import PARTS, Band, parts_of
 from physview.pictures.grid import COLUMNS, Grid
-from physview.pictures.kinds import PROCESS_KINDS, Kind
+from physview.pictures.kinds import OWN, PAGES, PROCESS_KINDS, REST, Kind
 from physview.pictures.model import Picture, Space
 from physview.pictures.shapes import Cells, Drawing, Rect, Ribbon, Shape, Text, fit, stripes
 from physview.reporters.frame_tables import share, size
@@ -26,6 +26,7 @@ HOLE = 30
 MIN_BAND, BAND_GAP, FAR_GAP = 19, 5, 24
 TWO_LINES = 36
 LINE = 22
+LEGEND_COLUMNS, LEGEND_GAP = 4, 40
 THINNEST, LINK_OPACITY = 0.8, 0.55
 
 
@@ -317,30 +318,44 @@ def _legend(picture: Picture, top: float) -> tuple[list[Shape], float]:
             groups.setdefault(kind.group, []).append((kind, nr))
     shapes: list[Shape] = []
     deepest = 0
-    width = 300 if picture.space else 288
-    if picture.space:
-        lefts = [MARGIN, RIGHT - AXIS_WIDTH - 640, 388]
-        nr_columns = [1, 2, 1]
-        order = list(dict.fromkeys(kind.group for kind in picture.kinds))
-    else:
-        lefts, nr_columns = [MARGIN, MARGIN + 2 * (width + 40)], [2, 2]
-        order = list(groups)
-    for name, left, columns in zip(order, lefts, nr_columns, strict=False):
-        items = groups.get(name, [])
-        if not items:
-            continue
+    for name, (left, width, columns) in _legend_places(picture, groups).items():
+        items = groups[name]
         shapes.append(Text(left, top, name, 13, is_bold=True))
         per_column = -(-len(items) // columns)
         deepest = max(deepest, per_column)
-        wide = width if left != 388 else 240
         for i, (kind, nr) in enumerate(items):
-            x = left + i // per_column * (wide + 40)
+            x = left + i // per_column * (width + LEGEND_GAP)
             y = top + 12 + i % per_column * LINE
             shapes.append(Rect(x, y, 12, 12, kind.slug, 2))
             shapes.append(Text(x + 20, y + 10.5, kind.label, 13))
             amount = f"{size(nr)}  {share(nr, nr_ram)}" if kind.has_frame and nr_ram else size(nr)
-            shapes.append(Text(x + wide, y + 10.5, amount, 13, "muted", is_right=True))
+            shapes.append(Text(x + width, y + 10.5, amount, 13, "muted", is_right=True))
     return shapes, top + 12 + deepest * LINE + 28
+
+
+def _legend_places(
+    picture: Picture, groups: dict[str, list[tuple[Kind, int]]]
+) -> dict[str, tuple[float, float, int]]:
+    """Of each group its left, the width of a column, and how many columns it has."""
+    if picture.space:  # below what they are about
+        places = {
+            OWN: (MARGIN, 300.0, 1),
+            PAGES: (BODY + BODY_WIDTH + 28, 240.0, 1),
+            REST: (RIGHT - AXIS_WIDTH - 5 * COLUMNS, 300.0, 2),
+        }
+        return {name: places[name] for name in groups}
+    # The longest gets one more, as long as there is room.
+    columns = dict.fromkeys(groups, 1)
+    while sum(columns.values()) < LEGEND_COLUMNS:
+        longest = max(groups, key=lambda name: len(groups[name]) / columns[name])
+        columns[longest] += 1
+    nr_columns = sum(columns.values())
+    width = (RIGHT - MARGIN + LEGEND_GAP) / nr_columns - LEGEND_GAP
+    found, left = {}, float(MARGIN)
+    for name, nr in columns.items():
+        found[name] = (left, width, nr)
+        left += nr * (width + LEGEND_GAP)
+    return found
 
 
 def _totals(picture: Picture) -> list[int]:
