@@ -152,8 +152,8 @@ setup() {
 	{ [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' &&
 		[ "$(cat "$venv"/.physview-run 2>/dev/null)" = "$root" ]; } || make_venv
 	case $1 in
-	test) extra='[picture,test]' ;;
-	*) extra='[picture]' ;;
+	test) extra='[parquet,picture,test]' ;;
+	*) extra='[parquet,picture]' ;;
 	esac
 	say "installing physview$extra and what it needs into .venv"
 	# shellcheck disable=SC2086 # a list
