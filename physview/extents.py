@@ -92,13 +92,27 @@ class ExtentReader:
         self._fd = proc.open_pagemap()
         try:
             self.use_scan = self._has_scan() if use_scan is None else use_scan
-            self.memory = MemoryMap(proc)
-            # At their ends, too: what was mapped behind one meanwhile is not in it.
-            borders = {border for vma in self.memory.vmas for border in vma[:2]}
-            self._cuts = array("Q", sorted(borders))
+            self._take(MemoryMap(proc))
         except BaseException:
             self.close()
             raise
+
+    def _take(self, memory: MemoryMap) -> None:
+        self.memory = memory
+        # At their ends, too: what was mapped behind one meanwhile is not in it.
+        borders = {border for vma in memory.vmas for border in vma[:2]}
+        self._cuts = array("Q", sorted(borders))
+
+    def refresh(self) -> bool:
+        """Read the mappings again; return whether they are others than before.
+
+        The pagemap stays that of the address space that there was: after exec it is gone.
+        """
+        memory = MemoryMap(self._proc, self.memory)
+        changed = memory.vmas != self.memory.vmas
+        if changed:
+            self._take(memory)
+        return changed
 
     def close(self) -> None:
         """Close the pagemap. Closing twice is harmless."""

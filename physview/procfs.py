@@ -41,12 +41,16 @@ class Stat(NamedTuple):
         flags: PF_* bits.
         start_time: Clock ticks after boot; with the pid it names a process.
         start_stack: Where the stack began: argc lies there. 0 without permission.
+        nr_minor_faults: Page faults of all its threads that needed no reading of a disk.
+        nr_major_faults: Those that did.
     """
 
     state: str
     flags: int
     start_time: int
     start_stack: int
+    nr_minor_faults: int
+    nr_major_faults: int
 
     @property
     def has_ended(self) -> bool:
@@ -57,12 +61,16 @@ class Stat(NamedTuple):
 def parse_stat(data: bytes) -> Stat:
     """Read /proc/PID/stat. Source: Documentation/filesystems/proc.rst, table 1-4.
 
-    >>> parse_stat(b"7 (a) b) S 1 7 7 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 99 0 0 0 0 0 4096")
-    Stat(state='S', flags=4194560, start_time=99, start_stack=4096)
+    >>> stat = parse_stat(b"7 (a) b) S 1 7 7 0 -1 64 5 0 6 0 0 0 0 0 20 0 1 0 99 0 0 0 0 0 4096")
+    >>> stat[:4]
+    ('S', 64, 99, 4096)
+    >>> stat.nr_minor_faults, stat.nr_major_faults
+    (5, 6)
     """
     # The name may hold anything, also blanks and parentheses: fields count from its end.
     fields = data[data.rindex(b")") + 2 :].split()
-    return Stat(fields[0].decode(), int(fields[6]), int(fields[19]), int(fields[25]))
+    numbers = (int(fields[at]) for at in (6, 19, 25, 7, 9))
+    return Stat(fields[0].decode(), *numbers)
 
 
 def parse_maps_line(line: bytes) -> Vma:
@@ -303,14 +311,19 @@ class MemoryMap:
 
     Args:
         proc: The process.
+        before: Its mappings at an earlier moment: what has not changed is not parsed again.
 
     Raises:
         PhysviewError: /proc/PID/maps cannot be read.
     """
 
-    def __init__(self, proc: ProcDir) -> None:
+    def __init__(self, proc: ProcDir, before: MemoryMap | None = None) -> None:
         self._proc = proc
-        self.vmas = list(_in_order(proc.iter_vmas()))
+        known: dict[bytes, Vma] = before._by_line if before else {}
+        self._by_line: dict[bytes, Vma] = {
+            line: known.get(line) or parse_maps_line(line) for line in proc.iter_lines("maps")
+        }
+        self.vmas = list(_in_order(self._by_line.values()))
         if not self.vmas:  # no living process is without a mapping
             raise proc.error(ProcessLookupError(errno.ESRCH, ""), "maps")
         self._ends = [vma.end for vma in self.vmas]

@@ -15,6 +15,7 @@ from physview.model import (
     PM_GUARD_REGION,
     PM_PFRAME_MASK,
     PM_PRESENT,
+    PM_SWAP,
     PTE_MARKER_SWAP_TYPE,
     SWAP_TYPE_BITS,
 )
@@ -46,6 +47,34 @@ there is no frame. cgroup is an inode number, see `topology.cgroup_paths()`."""
 
 # How many pages are looked up at once: what this takes of memory is the most that a batch takes.
 CHUNK_PAGES = 1 << 16
+
+
+def from_extents(extents: Any, spans: Any, dtype: list[tuple[str, str]]) -> Rows:
+    """Rows of what the core found; other columns than those of BASE_DTYPE are left unset.
+
+    Args:
+        extents: Structured array of `extents.EXTENT_DTYPE`.
+        spans: uint64 array, shape (n, 2): where mappings begin and end, in address order.
+        dtype: BASE_DTYPE, and what else the rows are to have.
+    """
+    import numpy as np
+
+    vma = np.searchsorted(spans[:, 0], extents["vaddr"], side="right") - 1
+    inside = (vma >= 0) & (extents["vaddr"] < spans[vma, 1])
+    if not inside.all():  # mapped since the mappings were read
+        extents, vma = extents[inside], vma[inside]
+    rows = np.empty(len(extents), dtype=dtype)
+    for name in ("vaddr", "nr_pages", "entry"):
+        rows[name] = extents[name]
+    entries = extents["entry"]
+    value = entries & np.uint64(PM_PFRAME_MASK)
+    present = entries & np.uint64(PM_PRESENT) != 0
+    none = np.uint64(NO_ENTRY)
+    is_swap = ~present & (value != 0) & (entries & np.uint64(PM_GUARD_REGION) == 0)
+    rows["pfn"] = np.where(present & (value != 0), value, none)
+    rows["swap"] = np.where(is_swap & (entries & np.uint64(PM_SWAP) != 0), value, none)
+    rows["vma"] = vma
+    return rows
 
 
 def ends(rows: Rows) -> npt.NDArray[np.uint64]:

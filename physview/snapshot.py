@@ -16,14 +16,10 @@ from physview.kpage import FLAG_BITS, FRAMES_DTYPE, KpageFile
 from physview.model import (
     NO_ENTRY,
     PAGE_SIZE,
-    PM_GUARD_REGION,
-    PM_PFRAME_MASK,
-    PM_PRESENT,
-    PM_SWAP,
     Vma,
 )
 from physview.procfs import ProcDir
-from physview.rows import BASE_DTYPE, COLUMNS, iter_chunks, join
+from physview.rows import BASE_DTYPE, COLUMNS, from_extents, iter_chunks, join
 from physview.topology import NO_NODE, node_map
 
 if TYPE_CHECKING:
@@ -147,7 +143,7 @@ class Snapshot:
         held = None
         try:
             for chunk in iter_chunks(extents, self.reader.zero_pfn):
-                rows = looker.look_up(self._base_rows(chunk, spans, looker.dtype))
+                rows = looker.look_up(from_extents(chunk, spans, looker.dtype))
                 if where is not None:
                     chosen = where.matches(rows["flags"]) & (rows["flags"] != np.uint64(NO_ENTRY))
                     rows = rows[chosen]
@@ -161,26 +157,6 @@ class Snapshot:
                 yield held
         finally:
             looker.close()
-
-    def _base_rows(self, extents: Any, spans: Any, dtype: list[tuple[str, str]]) -> Rows:
-        import numpy as np
-
-        vma = np.searchsorted(spans[:, 0], extents["vaddr"], side="right") - 1
-        inside = (vma >= 0) & (extents["vaddr"] < spans[vma, 1])
-        if not inside.all():  # mapped since the mappings were read
-            extents, vma = extents[inside], vma[inside]
-        rows = np.empty(len(extents), dtype=dtype)
-        for name in ("vaddr", "nr_pages", "entry"):
-            rows[name] = extents[name]
-        entries = extents["entry"]
-        value = entries & np.uint64(PM_PFRAME_MASK)
-        present = entries & np.uint64(PM_PRESENT) != 0
-        none = np.uint64(NO_ENTRY)
-        is_swap = ~present & (value != 0) & (entries & np.uint64(PM_GUARD_REGION) == 0)
-        rows["pfn"] = np.where(present & (value != 0), value, none)
-        rows["swap"] = np.where(is_swap & (entries & np.uint64(PM_SWAP) != 0), value, none)
-        rows["vma"] = vma
-        return rows
 
 
 class _Looker:

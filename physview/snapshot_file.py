@@ -381,6 +381,11 @@ class SnapshotFile:
         return bool(self.about["shows_frames"])
 
     @property
+    def zero_pfn(self) -> int:
+        """The zero page's frame when it was taken; 0 where it was hidden."""
+        return int(self.about["zero_pfn"])
+
+    @property
     def nr_extents(self) -> int:
         """How many rows there are."""
         return int(self._file.metadata.num_rows)

@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import pty
+import select
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -182,6 +187,48 @@ def bench_files() -> bool:
     return kept
 
 
+def cpu_seconds(pid: int) -> float:
+    """What a process has had of processors."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def bench_watch() -> bool:
+    """What watch takes of a core on a terminal, at a reading a second, of a process of 1 GiB."""
+    target, _ = start_target(1 << 30, "write")
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    watch = subprocess.Popen(
+        [PHYSVIEW, "watch", str(target.pid)],
+        stdin=slave,
+        stdout=slave,
+        env=os.environ | {"TERM": "xterm"},
+    )
+    drawn = b""
+
+    def read_for(seconds: float) -> None:
+        nonlocal drawn
+        end = time.monotonic() + seconds
+        while select.select([master], [], [], max(0.0, end - time.monotonic()))[0]:
+            drawn += os.read(master, 1 << 16)
+
+    while b"core since the last" not in drawn:  # started, and twice read
+        read_for(0.1)
+    before, begin = cpu_seconds(watch.pid), time.monotonic()
+    read_for(10)
+    share = (cpu_seconds(watch.pid) - before) / (time.monotonic() - begin)
+    os.write(master, b"q")
+    read_for(0.5)
+    # A longer interval would make it cheap.
+    kept = watch.wait() == 0 and b"costs too much" not in drawn
+    target.kill()
+    target.communicate()
+    os.close(master)
+    os.close(slave)
+    detail = f"{share:.1%} of a core over 10 readings"
+    return kept & report("watch, 1 GiB, every second: share of a core", share, 0.05, detail)
+
+
 def run(nr: int, size: int) -> bool:
     """Run all of them; return whether all limits are kept."""
     target, start = start_target(size, "write")
@@ -194,4 +241,4 @@ def run(nr: int, size: int) -> bool:
     finally:
         target.kill()
         target.communicate()
-    return all([*kept, bench_sparse(nr), bench_files()])
+    return all([*kept, bench_sparse(nr), bench_files(), bench_watch()])

@@ -25,8 +25,9 @@ names = st.binary(min_size=1, max_size=15).filter(lambda name: b"\0" not in name
 def test_stat_is_read_whatever_the_process_is_called(name, flags, start_time):
     fields = [b"0"] * 50
     fields[0], fields[6], fields[19], fields[25] = b"R", b"%d" % flags, b"%d" % start_time, b"99"
+    fields[7], fields[9] = b"5", b"6"
     stat = parse_stat(b"12 (" + name + b") " + b" ".join(fields) + b"\n")
-    assert stat == ("R", flags, start_time, 99)
+    assert stat == ("R", flags, start_time, 99, 5, 6)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_stat_is_read_whatever_the_process_is_called(name, flags, start_time):
     [("R", 0, False), ("Z", 0, True), ("X", 0, True), ("R", 0x4, True), ("S", 0x400100, False)],
 )
 def test_a_process_has_ended_from_when_it_begins_to_exit(state, flags, ended):
-    assert Stat(state, flags, 0, 0).has_ended is ended
+    assert Stat(state, flags, 0, 0, 0, 0).has_ended is ended
 
 
 @pytest.mark.parametrize(

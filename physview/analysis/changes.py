@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from physview.errors import PhysviewError
 from physview.kpage import FLAG_BITS
@@ -13,6 +13,7 @@ from physview.model import (
     MIN_SPECIAL_SWAP_TYPE,
     NO_ENTRY,
     PAGE_SIZE,
+    PM_FILE,
     PM_PFRAME_MASK,
     PM_PRESENT,
     PM_SWAP,
@@ -83,6 +84,21 @@ vma_before, vma_after: index of the mapping; -1 where nothing is mapped.
 _INDEX = {change: at for at, change in enumerate(CHANGES)}
 # What is at an address. A frame whose number is hidden is one, too.
 _ABSENT, _FRAME, _SWAP, _SPECIAL = range(4)
+
+
+class Pages(Protocol):
+    """All pages of a process at one time: a snapshot in a file, or what was read just now."""
+
+    @property
+    def vmas(self) -> Sequence[Vma]:
+        """The mappings, in address order."""
+
+    @property
+    def zero_pfn(self) -> int:
+        """The zero page's frame; 0 where frame numbers were hidden."""
+
+    def iter_extents(self) -> Iterator[Rows]:
+        """Yield rows in address order, as `Snapshot.iter_extents()`."""
 
 
 class Diff(NamedTuple):
@@ -207,6 +223,11 @@ def iter_changes(before: SnapshotFile, after: SnapshotFile) -> Iterator[Changes]
         PhysviewError: They cannot be compared, or a file is damaged.
     """
     check_comparable(before, after)
+    return iter_page_changes(before, after)
+
+
+def iter_page_changes(before: Pages, after: Pages) -> Iterator[Changes]:
+    """As `iter_changes()`, of any two that are known to be comparable, in memory or not."""
     one, other = _Side(before), _Side(after)
     judge = _Judge(one, other)
     while one.fill() and other.fill():
@@ -225,11 +246,11 @@ def iter_changes(before: SnapshotFile, after: SnapshotFile) -> Iterator[Changes]
 class _Side:
     """One of both snapshots, read as far as is needed."""
 
-    def __init__(self, file: SnapshotFile) -> None:
-        self.vmas = file.vmas
-        self.zero_pfn: int = file.about["zero_pfn"]
-        self.starts, self.stops = _spans(file.vmas)
-        self._batches = file.iter_extents()
+    def __init__(self, pages: Pages) -> None:
+        self.vmas = pages.vmas
+        self.zero_pfn = pages.zero_pfn
+        self.starts, self.stops = _spans(pages.vmas)
+        self._batches = pages.iter_extents()
         self._rows: Any = None
 
     def fill(self) -> bool:
@@ -362,7 +383,12 @@ class _Judge:
         ]
         rules = [(~same_place & (names[0] != names[1]), Change.REPLACED)]
         if "flags" not in (one.dtype.names or ()) or "flags" not in (other.dtype.names or ()):
-            return rules
+            # The zero page and files' pages are known without: own ones are neither.
+            file_then, file_now = (row["entry"] & np.uint64(PM_FILE) != 0 for row in (one, other))
+            zero_then = one["pfn"] == np.uint64(self._before.zero_pfn)
+            zero_now = other["pfn"] == np.uint64(self._after.zero_pfn)
+            own_now = ~file_now & ~zero_now
+            return [*rules, (~same_place & (file_then | zero_then) & own_now, Change.COPIED)]
 
         def flag(rows: Rows, name: str) -> Any:
             known = rows["flags"] != np.uint64(NO_ENTRY)

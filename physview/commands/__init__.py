@@ -32,6 +32,7 @@ from physview.commands import (
     translate,
     vm,
     walk,
+    watch,
 )
 from physview.errors import PhysviewError
 
@@ -40,6 +41,7 @@ COMMANDS = (
     translate,
     maps,
     pages,
+    watch,
     snapshot,
     diff,
     walk,

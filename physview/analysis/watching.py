@@ -1,0 +1,405 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A process's memory read again and again: what it has, and what became of it since the last time.
+
+Nothing here draws. What is kept from one reading to the next is bounded: see MAX_KEPT.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from physview.analysis.changes import CHANGES, Change, iter_page_changes
+from physview.errors import PhysviewError
+from physview.extents import EXTENT_DTYPE, USER_END, ExtentReader
+from physview.machine import ram_ranges, read_resources
+from physview.model import (
+    MIN_SPECIAL_SWAP_TYPE,
+    PAGE_SIZE,
+    PM_FILE,
+    PM_GUARD_REGION,
+    PM_MMAP_EXCLUSIVE,
+    PM_PFRAME_MASK,
+    PM_PRESENT,
+    PM_SWAP,
+    SWAP_TYPE_BITS,
+    Vma,
+)
+from physview.procfs import ProcDir
+from physview.rows import BASE_DTYPE, from_extents
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from physview.rows import Rows
+
+    Extents = npt.NDArray[np.void]
+
+MAX_KEPT = 1 << 21
+"""How many extents are kept for comparison: 48 MiB. Each may be gigabytes, or one page: of 8 GiB in
+which no two pages are in a row that is all."""
+
+MAX_CELLS = 8192
+"""Into how many cells RAM is divided; who draws fewer joins them."""
+
+CHUNK = 1 << 16
+
+GROUPS = {
+    "new": (Change.APPEARED, Change.MAPPED),
+    "gone": (Change.WENT, Change.UNMAPPED),
+    "moved": (Change.MOVED, Change.COPIED, Change.REPLACED),
+    "out": (Change.SWAPPED_OUT,),
+    "in": (Change.SWAPPED_IN,),
+}
+"""The changes that a mapping is told of. Without flags of frames none is a split or a collapse."""
+
+HAS = ("resident", "swapped", "exclusive", "file")
+"""What a mapping has, in pages, by name."""
+
+
+class RamMap(NamedTuple):
+    """How much of each part of RAM is this process's.
+
+    Args:
+        frames: int64 array, shape (n,): its frames in each cell, in the order of their addresses.
+        cell_frames: How many frames a cell has; the last may have fewer.
+        nr_frames: How many RAM has; holes between its ranges are left out.
+        nr_elsewhere: Its frames that are not in RAM: memory of devices.
+    """
+
+    frames: npt.NDArray[np.int64]
+    cell_frames: int
+    nr_frames: int
+    nr_elsewhere: int
+
+
+class Reading(NamedTuple):
+    """A process at one moment; what belongs to a mapping is an int64 array in the order of `vmas`.
+
+    Args:
+        pid: Process id.
+        name: Its comm.
+        time: When, in seconds since 1970.
+        seconds: Since the reading before; None for the first.
+        vmas: The mappings, in address order.
+        pages: What each mapping has, in pages: HAS. Zero pages are left out where they are known.
+        changes: What became of each mapping's pages since the reading before, by GROUPS; None for
+            the first reading, and "moved" is missing where frame numbers are hidden.
+        counts: The same of the whole process, also of mappings that are gone, by Change; None for
+            the first.
+        nr_minor_faults: Page faults that the kernel counted since the process began.
+        nr_major_faults: Those of them that read from a disk.
+        new_faults: Both, since the reading before; None for the first.
+        knows_frames: Whether frame numbers are shown.
+        ram: Where in RAM it is; None where that is hidden.
+        compared_to: First address beyond which nothing was kept to be compared; None: all was.
+        cost_seconds: Processor time that the reading took of us.
+    """
+
+    pid: int
+    name: str
+    time: float
+    seconds: float | None
+    vmas: Sequence[Vma]
+    pages: dict[str, npt.NDArray[np.int64]]
+    changes: dict[str, npt.NDArray[np.int64]] | None
+    counts: dict[Change, int] | None
+    nr_minor_faults: int
+    nr_major_faults: int
+    new_faults: tuple[int, int] | None
+    knows_frames: bool
+    ram: RamMap | None
+    compared_to: int | None
+    cost_seconds: float
+
+
+class Watcher:
+    """Reads a process again and again. A context manager.
+
+    Args:
+        pid: Process id; None is this process.
+        max_kept: How many extents are kept to be compared.
+
+    Raises:
+        PhysviewError: As `Snapshot`.
+    """
+
+    def __init__(self, pid: int | None, *, max_kept: int = MAX_KEPT) -> None:
+        self.proc = ProcDir(pid)
+        try:
+            self._reader = ExtentReader(self.proc)
+        except BaseException:
+            self.proc.close()
+            raise
+        self._max_kept = max_kept
+        self._ram = _Ram.find() if self._reader.zero_pfn else None
+        self._spans = _spans(self._vmas())
+        self._before: _Kept | None = None
+        self._last: Reading | None = None
+        self._last_clock = 0.0
+
+    def close(self) -> None:
+        """Close the process's files. Closing twice is harmless."""
+        self._reader.close()
+        self.proc.close()
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _vmas(self) -> list[Vma]:
+        return [vma for vma in self._reader.memory.vmas if vma.start < USER_END]
+
+    def read(self) -> Reading:
+        """Read it once, and compare that with the time before.
+
+        Raises:
+            ProcessGone: The process ended or ran another program.
+            PhysviewError: Its memory is no longer there, or ours to look into.
+        """
+        clock, began = time.monotonic(), time.process_time()
+        if self._reader.refresh():
+            self._spans = _spans(self._vmas())
+        stat = self.proc.stat()
+        if stat is None:
+            raise self.proc.gone()
+        vmas = self._before.vmas if self._before else []
+        if not self._before or self._before.spans is not self._spans:
+            vmas = self._vmas()
+        kept, pages, ram = self._read_pages(vmas)
+        changes, counts = None, None
+        if self._before:
+            changes, counts = self._compare(self._before, kept)
+        limits = [side.limit for side in (self._before, kept) if side and side.limit is not None]
+        faults = (stat.nr_minor_faults, stat.nr_major_faults)
+        last = self._last
+        reading = Reading(
+            pid=self.proc.pid,
+            name=self.proc.read("comm").rstrip(b"\n").decode("utf-8", "surrogateescape"),
+            time=time.time(),
+            seconds=clock - self._last_clock if last else None,
+            vmas=vmas,
+            pages=pages,
+            changes=changes,
+            counts=counts,
+            nr_minor_faults=faults[0],
+            nr_major_faults=faults[1],
+            new_faults=(faults[0] - last.nr_minor_faults, faults[1] - last.nr_major_faults)
+            if last
+            else None,
+            knows_frames=self._reader.zero_pfn != 0,
+            ram=ram,
+            compared_to=min(limits) if limits else None,
+            cost_seconds=time.process_time() - began,
+        )
+        self._before, self._last, self._last_clock = kept, reading, clock
+        return reading
+
+    def _read_pages(
+        self, vmas: list[Vma]
+    ) -> tuple[_Kept, dict[str, npt.NDArray[np.int64]], RamMap | None]:
+        import numpy as np
+
+        pages = {name: np.zeros(len(vmas), dtype=np.int64) for name in HAS}
+        ram = self._ram.counter() if self._ram else None
+        batches: list[Extents] = []
+        nr_kept, limit = 0, None
+        # One thread: it has to cost little, not to be done soon.
+        for batch in self._reader.iter_extents(nr_threads=1):
+            self._add_pages(batch, pages)
+            if ram:
+                ram.add(batch, self._reader.zero_pfn)
+            room = self._max_kept - nr_kept
+            if limit is None and len(batch) > room:
+                limit = int(batch["vaddr"][room])
+            if limit is None or room:
+                batches.append(batch[:room])
+                nr_kept += len(batches[-1])
+        extents = np.concatenate(batches) if batches else np.empty(0, dtype=EXTENT_DTYPE)
+        kept = _Kept(vmas, self._spans, extents, self._reader.zero_pfn, limit)
+        return kept, pages, ram.map() if ram else None
+
+    def _add_pages(self, batch: Extents, pages: dict[str, npt.NDArray[np.int64]]) -> None:
+        """Add to what mappings have. No extent lies in two, so that sums up to each border do."""
+        import numpy as np
+
+        lows = np.searchsorted(batch["vaddr"], self._spans[:, 0])
+        highs = np.searchsorted(batch["vaddr"], self._spans[:, 1])
+        at = np.flatnonzero(highs > lows)
+        entry, nr = batch["entry"].copy(), batch["nr_pages"].astype(np.int64)
+        value = entry & np.uint64(PM_PFRAME_MASK)
+        present = entry & np.uint64(PM_PRESENT) != 0
+        zero_pfn = self._reader.zero_pfn
+        if zero_pfn:
+            present &= value != np.uint64(zero_pfn)
+        swap_type = value & np.uint64((1 << SWAP_TYPE_BITS) - 1)
+        swapped = entry & np.uint64(PM_PRESENT | PM_SWAP | PM_GUARD_REGION) == np.uint64(PM_SWAP)
+        swapped &= swap_type < MIN_SPECIAL_SWAP_TYPE
+        of_each = {
+            "resident": present,
+            "swapped": swapped,
+            "exclusive": present & (entry & np.uint64(PM_MMAP_EXCLUSIVE) != 0),
+            "file": present & (entry & np.uint64(PM_FILE) != 0),
+        }
+        for name, chosen in of_each.items():
+            sums = np.concatenate([[0], np.cumsum(np.where(chosen, nr, 0))])
+            pages[name][at] += sums[highs[at]] - sums[lows[at]]
+
+    def _compare(
+        self, before: _Kept, after: _Kept
+    ) -> tuple[dict[str, npt.NDArray[np.int64]], dict[Change, int]]:
+        """What is alike is sorted out first: most extents of most processes are."""
+        import numpy as np
+
+        by_vma = {name: np.zeros(len(after.vmas), dtype=np.int64) for name in GROUPS}
+        counts = np.zeros(len(CHANGES), dtype=np.int64)
+        for changes in iter_page_changes(*different(before, after)):
+            np.add.at(counts, changes["change"].astype(np.intp), changes["nr_pages"].astype(int))
+            for name, members in GROUPS.items():
+                indices = [CHANGES.index(change) for change in members]
+                chosen = np.isin(changes["change"], indices) & (changes["vma_after"] >= 0)
+                found = changes[chosen]
+                np.add.at(by_vma[name], found["vma_after"], found["nr_pages"].astype(int))
+        if not self._reader.zero_pfn:
+            del by_vma["moved"]
+        nrs = zip(CHANGES, counts.tolist(), strict=True)
+        return by_vma, {change: nr for change, nr in nrs if nr and not change.same}
+
+
+class _Kept:
+    """The extents of one reading, up to a limit, as `changes.Pages`."""
+
+    def __init__(
+        self, vmas: list[Vma], spans: Any, extents: Extents, zero_pfn: int, limit: int | None
+    ) -> None:
+        self.vmas = vmas
+        self.spans = spans
+        self.extents = extents
+        self.zero_pfn = zero_pfn
+        self.limit = limit
+
+    def only(self, chosen: Any) -> _Kept:
+        return _Kept(self.vmas, self.spans, self.extents[chosen], self.zero_pfn, self.limit)
+
+    def iter_extents(self) -> Iterator[Rows]:
+        """Yield rows; in pieces, for comparing takes many times their size."""
+        for at in range(0, len(self.extents), CHUNK):
+            rows = from_extents(self.extents[at : at + CHUNK], self.spans, BASE_DTYPE)
+            if len(rows):
+                yield rows
+
+
+def different(before: _Kept, after: _Kept) -> tuple[_Kept, _Kept]:
+    """Both without the extents that are the same in both, and without what only one of them kept.
+
+    An extent that is partly the same stays in both, whole.
+    """
+    import numpy as np
+
+    limits = [side.limit for side in (before, after) if side.limit is not None]
+    one, other = before, after
+    if limits:
+        one, other = (side.only(_below(side.extents, min(limits))) for side in (before, after))
+    if np.array_equal(one.extents.view(np.uint64), other.extents.view(np.uint64)):
+        return one.only(slice(0)), other.only(slice(0))
+    if not len(one.extents) or not len(other.extents):
+        return one, other
+    at = np.searchsorted(one.extents["vaddr"], other.extents["vaddr"])
+    found = np.minimum(at, len(one.extents) - 1)
+    same = np.ones(len(found), dtype=bool)
+    for name, _ in EXTENT_DTYPE:
+        same &= one.extents[name][found] == other.extents[name]
+    left = np.ones(len(one.extents), dtype=bool)
+    left[found[same]] = False
+    return one.only(left), other.only(~same)
+
+
+def _below(extents: Extents, limit: int) -> Any:
+    """Which of the extents end at or below an address."""
+    import numpy as np
+
+    return extents["vaddr"] + extents["nr_pages"] * np.uint64(PAGE_SIZE) <= np.uint64(limit)
+
+
+def _spans(vmas: list[Vma]) -> npt.NDArray[np.uint64]:
+    import numpy as np
+
+    return np.array([vma[:2] for vma in vmas], dtype=np.uint64).reshape(-1, 2)
+
+
+class _Ram:
+    """Where RAM is, without its holes: a frame's place is how many frames of RAM lie below it."""
+
+    def __init__(self, ranges: list[tuple[int, int]]) -> None:
+        import numpy as np
+
+        self.firsts = np.array([first for first, _ in ranges], dtype=np.int64)
+        self.ends = np.array([end for _, end in ranges], dtype=np.int64)
+        sizes = self.ends - self.firsts
+        self.places = np.cumsum(sizes) - sizes
+        self.nr_frames = int(sizes.sum())
+        self.cell_frames = -(-self.nr_frames // MAX_CELLS)
+
+    @classmethod
+    def find(cls) -> _Ram | None:
+        """None where it is hidden."""
+        try:
+            return cls(ram_ranges(read_resources()))
+        except (PhysviewError, OSError):
+            return None
+
+    def counter(self) -> _RamCounter:
+        return _RamCounter(self)
+
+
+class _RamCounter:
+    def __init__(self, ram: _Ram) -> None:
+        import numpy as np
+
+        self._ram = ram
+        self._frames = np.zeros(-(-ram.nr_frames // ram.cell_frames), dtype=np.int64)
+        self._nr_elsewhere = 0
+
+    def add(self, batch: Extents, zero_pfn: int) -> None:
+        import numpy as np
+
+        ram = self._ram
+        pfn = (batch["entry"] & np.uint64(PM_PFRAME_MASK)).astype(np.int64)
+        chosen = batch["entry"] & np.uint64(PM_PRESENT) != 0
+        chosen &= (pfn != 0) & (pfn != zero_pfn)
+        pfn, nr = pfn[chosen], batch["nr_pages"][chosen].astype(np.int64)
+        within = np.searchsorted(ram.firsts, pfn, side="right") - 1
+        inside = (within >= 0) & (pfn < ram.ends[within])
+        if not inside.all():
+            self._nr_elsewhere += int(nr[~inside].sum())
+            pfn, nr, within = pfn[inside], nr[inside], within[inside]
+        place = pfn - ram.firsts[within] + ram.places[within]
+        cell = place // ram.cell_frames
+        nr_cells = (place + nr - 1) // ram.cell_frames - cell + 1
+        if (nr_cells > 1).any():
+            place, nr = _cut_at_cells(place, nr, nr_cells, ram.cell_frames)
+            cell = place // ram.cell_frames
+        room = len(self._frames)
+        # A run that goes on behind a range of RAM, which none should, stays within the map.
+        cell = np.minimum(cell, room - 1)
+        self._frames += np.bincount(cell, weights=nr, minlength=room).astype(np.int64)
+
+    def map(self) -> RamMap:
+        ram = self._ram
+        return RamMap(self._frames, ram.cell_frames, ram.nr_frames, self._nr_elsewhere)
+
+
+def _cut_at_cells(place: Any, nr: Any, nr_cells: Any, size: int) -> tuple[Any, Any]:
+    """Runs of frames cut where cells end."""
+    import numpy as np
+
+    run = np.repeat(np.arange(len(place)), nr_cells)
+    number = np.arange(len(run)) - np.repeat(np.cumsum(nr_cells) - nr_cells, nr_cells)
+    cell = place[run] // size + number
+    begin = np.maximum(place[run], cell * size)
+    end = np.minimum(place[run] + nr[run], (cell + 1) * size)
+    return begin, end - begin

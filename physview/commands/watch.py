@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Show a process's memory live: what it has, what became of its pages, and where in RAM they are.
+
+A terminal shows it again and again, and takes keys; q ends it. What has changed is known from two
+readings: a page that came and went between them is not seen. --ticks and --json print instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from physview.commands import _common
+from physview.errors import UsageError
+from physview.lookup import find_pid
+
+if TYPE_CHECKING:
+    from physview.analysis.watching import Reading, Watcher
+    from physview.reporters.watch_screen import State
+
+NAME = "watch"
+HELP = "a process's memory live: what comes, goes, moves and is swapped, and where in RAM it is"
+
+STEPS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+MIN_PAUSES = 4
+"""At least so many times as long as a reading takes there is none."""
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument("process", metavar="PID", help="a pid, self, or the name of one process")
+    parser.add_argument(
+        "--interval", type=_seconds, metavar="S", default=1.0, help="seconds between readings (1)"
+    )
+    parser.add_argument(
+        "--ticks", type=_count, metavar="N", help="print N readings as text, and end; for pipes"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON document a reading, each a line"
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not STEPS[0] <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"'{text}' is not between {STEPS[0]} and 86400 seconds")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1 << 31:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of readings")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show it, or print it."""
+    pid = find_pid(args.process)
+    prints = args.ticks is not None or args.json
+    if not prints:
+        _check_terminal()
+    from physview.analysis.watching import Watcher
+
+    with Watcher(pid) as watcher:
+        if prints:
+            _print(watcher, args)
+        else:
+            _show(watcher, args.interval)
+    return 0
+
+
+def _check_terminal() -> None:
+    remedy = "--ticks N prints readings, and physview maps PID prints what there is now"
+    if not (sys.stdin and sys.stdin.isatty() and os.isatty(1)):
+        raise UsageError("cannot draw", "stdin and stdout are not both a terminal", remedy)
+    if os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
+        raise UsageError("cannot draw", "by TERM this terminal has no cursor to move", remedy)
+
+
+def _print(watcher: Watcher, args: argparse.Namespace) -> None:
+    from physview.reporters import watch_text
+    from physview.reporters.sizes import terminal_width
+
+    width, nr = terminal_width(), 0
+    while True:
+        began = time.monotonic()
+        reading = watcher.read()
+        if args.json:
+            watch_text.print_document(reading)
+        else:
+            watch_text.print_reading(reading, width)
+        sys.stdout.flush()
+        nr += 1
+        if nr == args.ticks:
+            break
+        time.sleep(_pause(args.interval, began))
+    if not reading.knows_frames:
+        _common.say(
+            "frame numbers are hidden, so what moved, and where in RAM it is, is not known;"
+            f" {_common.root_remedy()}"
+        )
+
+
+def _pause(interval: float, began: float) -> float:
+    """How long to wait after a reading that began then."""
+    took = time.monotonic() - began
+    return max(interval - took, MIN_PAUSES * took)
+
+
+def _show(watcher: Watcher, interval: float) -> None:
+    from physview.reporters.watch_screen import Screen, State
+    from physview.terminal import Terminal
+
+    state = State(interval)
+    reading = watcher.read()  # what fails at once, fails before anything is drawn
+    if not reading.knows_frames:
+        state.remedy = _common.root_remedy()
+    screen = Screen()
+    gone = _open_pidfd(reading.pid)
+    try:
+        with Terminal(screen.enter, screen.leave) as terminal:
+            due = time.monotonic() + interval
+            clocks = time.monotonic(), time.process_time()
+            while True:
+                screen.draw(reading, state)
+                wait = None if state.paused else max(0.0, due - time.monotonic())
+                keys, ended = terminal.wait(wait, gone)
+                for key in keys:
+                    if key == "q":
+                        return
+                    _obey(key, state, reading)
+                if {" ", "p"} & set(keys):
+                    due = time.monotonic()
+                elif {"+", "-"} & set(keys):
+                    due, state.lengthened = time.monotonic() + state.interval, None
+                if ended:  # the reading tells how
+                    os.close(gone.pop())
+                if not ended and (state.paused or time.monotonic() < due):
+                    continue
+                began = time.monotonic()
+                reading = watcher.read()
+                state.own_share = (time.process_time() - clocks[1]) / (began - clocks[0])
+                clocks = began, time.process_time()
+                pause = _pause(state.interval, began)
+                due = time.monotonic() + pause
+                longer = due - began
+                state.lengthened = longer if longer > state.interval * 1.05 else None
+    finally:
+        for fd in gone:
+            os.close(fd)
+
+
+def _obey(key: str, state: State, reading: Reading) -> None:
+    from physview.reporters.watch_screen import SORTS
+
+    if key in (" ", "p"):
+        state.paused = not state.paused
+    elif key == "+":
+        state.interval = next((step for step in STEPS if step > state.interval), state.interval)
+    elif key == "-":
+        shorter = [step for step in STEPS if step < state.interval]
+        state.interval = shorter[-1] if shorter else state.interval
+    elif key in SORTS:
+        state.sort, state.first = key, 0
+    else:
+        state.scroll(key, len(reading.vmas))
+
+
+def _open_pidfd(pid: int) -> list[int]:
+    """What can be waited for to learn at once that the process ends; Linux 5.3 has it."""
+    try:
+        return [os.pidfd_open(pid)]
+    except OSError:
+        return []

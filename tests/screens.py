@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A real pseudo-terminal with a command in it, and what a person would see there, by pyte."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyte
+
+LEFT = "\x1b[?1049l"
+
+
+class Screen(pyte.Screen):
+    """Counts how often the cursor is moved by writing beyond the last column."""
+
+    nr_wraps = 0
+
+    def draw(self, data: str) -> None:
+        for char in data:
+            if self.cursor.x == self.columns:
+                self.nr_wraps += 1
+            super().draw(char)
+
+
+class PtyRun:
+    """A command in a terminal of its own, of which it is the session's first process.
+
+    Args:
+        command: What to run.
+        columns: Width of the terminal.
+        lines: Its height.
+        env: Variables besides ours.
+    """
+
+    def __init__(
+        self, command: list[str], *, columns: int = 80, lines: int = 24, env: Any = None
+    ) -> None:
+        self.master, self.slave = pty.openpty()
+        self.raw = b""
+        self._resize(columns, lines)
+        self.screen = Screen(columns, lines)
+        self._stream = pyte.ByteStream(self.screen)
+        self.settings = termios.tcgetattr(self.slave)
+        variables = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+        self.process = subprocess.Popen(
+            command,
+            stdin=self.slave,
+            stdout=self.slave,
+            stderr=self.slave,
+            cwd="/",
+            env=variables | {"TERM": "xterm-256color"} | (env or {}),
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
+        )
+
+    def _resize(self, columns: int, lines: int) -> None:
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
+
+    def resize(self, columns: int, lines: int) -> None:
+        """Give the window another size; the kernel tells who is in it."""
+        self.screen.resize(lines, columns)
+        self._resize(columns, lines)
+
+    def __enter__(self) -> PtyRun:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+        os.close(self.slave)
+
+    @property
+    def lines(self) -> list[str]:
+        """What is on the screen now."""
+        return [line.rstrip() for line in self.screen.display]
+
+    def press(self, keys: str) -> None:
+        """Type."""
+        os.write(self.master, keys.encode())
+
+    def read(self, seconds: float) -> None:
+        """Take what was written, waiting for it so long at most."""
+        if select.select([self.master], [], [], seconds)[0]:
+            data = os.read(self.master, 1 << 16)
+            self.raw += data
+            self._stream.feed(data)
+
+    def until(self, seen: Callable[[list[str]], object], seconds: float = 60) -> list[str]:
+        """Wait until the screen shows something; return its lines then."""
+        end = time.monotonic() + seconds
+        while not seen(self.lines):
+            assert time.monotonic() < end, "\n".join(self.lines)
+            self.read(0.1)
+        return self.lines
+
+    def shows(self, text: str) -> list[str]:
+        """Wait until a line has this text."""
+        return self.until(lambda lines: any(text in line for line in lines))
+
+    def wait(self) -> int:
+        """Wait for the end, and return how it ended."""
+        end = time.monotonic() + 60
+        while self.process.poll() is None:
+            assert time.monotonic() < end, "\n".join(self.lines)
+            self.read(0.1)
+        while select.select([self.master], [], [], 0.1)[0]:
+            self.read(0)
+        return self.process.returncode
+
+    def is_as_before(self) -> bool:
+        """Whether the terminal was given back as it had been."""
+        text = self.raw.decode()
+        return (
+            termios.tcgetattr(self.slave) == self.settings
+            and text.count("\x1b[?1049h") == text.count(LEFT)
+            and text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")
+        )
+
+
+def watch(pid: int, *options: str, **terminal: Any) -> PtyRun:
+    """physview watch in a terminal."""
+    command = [sys.executable, "-m", "physview", "watch", str(pid), *options]
+    return PtyRun(command, **terminal)

@@ -1,0 +1,432 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""physview watch, in a real terminal, on processes that do what is to be seen."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+from conftest import AS_NOBODY, one_line
+from memory import PAGE
+from screens import LEFT, PtyRun, watch
+
+from physview.analysis.changes import Change
+from physview.analysis.watching import Watcher
+from physview.terminal import split_keys
+
+# Does what it is told, a line each, and says so.
+OBEDIENT = """
+import mmap, os, sys
+from memory import PAGE, Region
+regions = []
+"""
+WAIT = """
+for line in sys.stdin:
+    exec(line)
+    print("done", flush=True)
+"""
+
+
+@pytest.fixture
+def obedient(python):
+    """A process that runs lines of Python when it is told."""
+    child = python(OBEDIENT, wait=WAIT)
+
+    def tell(line):
+        child.stdin.write(line + "\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "done\n"
+
+    child.tell = tell
+    return child
+
+
+def at(reading, start):
+    """The index of the mapping at an address."""
+    return next(i for i, vma in enumerate(reading.vmas) if vma.start <= start < vma.end)
+
+
+def address_of(child):
+    """Where its last region is."""
+    child.stdin.write("print(regions[-1].start, flush=True)\n")
+    child.stdin.flush()
+    start = int(child.stdout.readline())
+    assert child.stdout.readline() == "done\n"
+    return start
+
+
+def test_keys_are_split_whatever_their_bytes():
+    assert split_keys(b"\x1b[5~\x1bOAx\x01\xff\x1b[1;5A\x1b[24~j") == (
+        ["pageup", "up", "x", "j"],
+        b"",
+    )
+    keys, rest = split_keys(b"\x1b")
+    assert (keys, rest) == ([], b"\x1b")
+    assert split_keys(rest + b"[6~")[0] == ["pagedown"]
+
+
+def test_what_grows_goes_and_is_unmapped_is_told_of(obedient):
+    obedient.tell("regions.append(Region(1000)); regions[-1].madvise(Region.MADV_NOHUGEPAGE)")
+    start = address_of(obedient)
+    with Watcher(obedient.pid) as watcher:
+        first = watcher.read()
+        assert (first.changes, first.counts, first.seconds, first.new_faults) == (None,) * 4
+        obedient.tell("regions[-1].touch(*range(300))")
+        grown = watcher.read()
+        index = at(grown, start)
+        assert grown.changes["new"][index] == 300
+        assert grown.pages["resident"][index] - first.pages["resident"][at(first, start)] == 300
+        assert grown.new_faults[0] >= 300
+        assert grown.nr_minor_faults - first.nr_minor_faults == grown.new_faults[0]
+        obedient.tell("regions[-1].madvise(Region.MADV_DONTNEED)")
+        freed = watcher.read()
+        assert freed.changes["gone"][at(freed, start)] == 300
+        obedient.tell("regions[-1].touch(*range(7))")
+        watcher.read()
+        obedient.tell("regions.clear()")
+        unmapped = watcher.read()
+        assert unmapped.counts[Change.UNMAPPED] == 7
+        obedient.tell("regions.append(Region(20000).touch())")
+        mapped = watcher.read()
+        assert mapped.counts.get(Change.MAPPED, 0) + mapped.counts.get(Change.APPEARED, 0) >= 20000
+
+
+@pytest.mark.needs("pfn")
+def test_pages_given_back_and_touched_again_have_moved(obedient):
+    obedient.tell("regions.append(Region(200).touch())")
+    start = address_of(obedient)
+    with Watcher(obedient.pid) as watcher:
+        watcher.read()
+        # Others take the frames first, or the same would come back.
+        obedient.tell(
+            "regions[-1].madvise(Region.MADV_DONTNEED); taken = Region(5000).touch();"
+            " regions[-1].touch(*reversed(range(200)))"
+        )
+        reading = watcher.read()
+        assert reading.changes["moved"][at(reading, start)] > 100
+        assert reading.counts[Change.MOVED] > 100
+
+
+@pytest.mark.needs("pfn")
+def test_a_zero_page_that_is_written_to_was_copied_not_moved(obedient):
+    obedient.tell("regions.append(Region(64)); [regions[-1].read(i) for i in range(64)]")
+    with Watcher(obedient.pid) as watcher:
+        assert not watcher.read().counts
+        obedient.tell("regions[-1].touch()")
+        after = watcher.read()
+        assert after.counts[Change.COPIED] >= 64
+        assert Change.MOVED not in after.counts
+
+
+def test_what_it_has_is_what_smaps_says(stopped):
+    from test_maps import smaps
+
+    expected = smaps(stopped.pid)
+    with Watcher(stopped.pid) as watcher:
+        reading = watcher.read()
+        again = watcher.read()
+    if reading.knows_frames:
+        for vma, nr in zip(reading.vmas, reading.pages["resident"].tolist(), strict=True):
+            assert nr * PAGE == expected[vma.start]["Rss"], vma
+        assert reading.ram.nr_elsewhere + reading.ram.frames.sum() <= sum(
+            reading.pages["resident"].tolist()
+        )
+    assert again.counts == {}
+    assert all(not column.any() for column in again.changes.values())
+
+
+@pytest.mark.needs("root")
+def test_every_frame_is_in_its_cell_of_ram(stopped):
+    from physview.machine import ram_ranges, read_resources
+    from physview.snapshot import Snapshot
+
+    ranges = ram_ranges(read_resources())
+    with Watcher(stopped.pid) as watcher, Snapshot(stopped.pid) as snapshot:
+        ram = watcher.read().ram
+        zero_pfn = snapshot.reader.zero_pfn
+        expected = [0] * len(ram.frames)
+        for rows in snapshot.iter_extents():
+            for pfn, nr in zip(rows["pfn"].tolist(), rows["nr_pages"].tolist(), strict=True):
+                if pfn in (zero_pfn, (1 << 64) - 1):
+                    continue
+                for frame in range(pfn, pfn + nr):
+                    place = 0
+                    for first, end in ranges:
+                        if first <= frame < end:
+                            expected[(place + frame - first) // ram.cell_frames] += 1
+                        place += end - first
+    assert ram.frames.tolist() == expected
+    assert sum(expected) > 1000
+    assert ram.nr_frames == sum(end - first for first, end in ranges)
+
+
+def test_what_is_kept_is_bounded_and_the_limit_is_named(obedient):
+    obedient.tell("regions.append(Region(100).touch(*range(0, 100, 2)))")
+    with Watcher(obedient.pid, max_kept=10) as watcher:
+        first = watcher.read()
+        assert first.compared_to is not None
+        assert len(watcher._before.extents) == 10
+        with Watcher(obedient.pid) as other:
+            assert other.read().pages["resident"].sum() == first.pages["resident"].sum()
+        obedient.tell("regions[-1].touch(*range(1, 100, 2))")
+        second = watcher.read()
+        assert second.pages["resident"].sum() >= first.pages["resident"].sum() + 50
+        assert second.compared_to <= first.vmas[-1].end
+
+
+def test_the_screen_shows_it_and_keys_work(obedient):
+    obedient.tell("regions.append(Region(30000))")
+    with watch(obedient.pid, "--interval", "0.2") as run:
+        run.shows("new,")
+        obedient.tell("regions[-1].touch(*range(500))")
+        run.until(lambda lines: re.search(r"pages +[5-9]\d\d new", lines[1]))
+        obedient.tell("regions[-1].madvise(Region.MADV_DONTNEED)")
+        run.until(lambda lines: re.search(r"[5-9]\d\d gone", lines[1]))
+        assert run.screen.nr_wraps == 0
+        assert all(run.lines), "every line is used"
+        assert re.search(r"^1-\d+ of \d+ by address  q quit  space pause", run.lines[-1])
+        first_row = next(i for i, line in enumerate(run.lines) if line.endswith("mapping")) + 1
+        top = run.lines[first_row]
+        run.press("j")
+        run.until(lambda lines: lines[-1].startswith("2-") and lines[first_row] != top)
+        run.press("\x1b[A")
+        run.until(lambda lines: lines[-1].startswith("1-") and lines[first_row] == top)
+        run.press("\x1b[F")
+        run.until(lambda lines: re.match(r"\d+-(\d+) of \1 ", lines[-1]))
+        run.press("s")
+        run.shows("by size")
+        assert run.lines[first_row].split()[2] == "117M"
+        run.press(" ")
+        run.until(lambda lines: lines[0].endswith("paused"))
+        frozen = run.lines
+        obedient.tell("regions[-1].touch()")
+        run.read(0.5)
+        run.read(0.5)
+        assert run.lines == frozen
+        run.press(" ")
+        run.until(lambda lines: "30000 new" in lines[1] or re.search(r"3\d{4} new", lines[1]))
+        run.press("+")
+        run.shows("every 0.5 s")
+        run.press("--")
+        run.shows("every 0.1 s")
+        run.press("q")
+        assert run.wait() == 0
+        assert run.is_as_before()
+
+
+@pytest.mark.parametrize("size", [(80, 24), (40, 10), (160, 50), (20, 4), (1, 1), (300, 30)])
+def test_no_size_wraps_or_fails(sleeper, size):
+    columns, lines = size
+    with watch(sleeper.pid, columns=columns, lines=lines) as run:
+        run.until(lambda _: b"\x1b[?25l" in run.raw and run.lines[-1])
+        run.read(1.5)
+        run.read(1.5)
+        assert run.screen.nr_wraps == 0
+        if size == (40, 10):
+            assert sum("mapping" in line for line in run.lines) >= 1
+            assert sum(bool(line) for line in run.lines) == 10
+        run.press("q")
+        assert run.wait() == 0
+        assert run.is_as_before()
+
+
+def test_a_new_size_is_used_at_once(sleeper):
+    with watch(sleeper.pid, "--interval", "60") as run:
+        run.shows("q quit")
+        run.resize(120, 30)
+        run.until(lambda lines: lines[29].startswith("1-") and "excl" in "".join(lines))
+        run.resize(50, 12)
+        run.until(lambda lines: lines[11].startswith("1-") and len(lines) == 12)
+        assert run.screen.nr_wraps == 0
+        run.press("q")
+        assert run.wait() == 0
+
+
+def test_only_what_changes_is_written(sleeper):
+    with watch(sleeper.pid, "--interval", "0.5") as run:
+        run.until(lambda lines: "new," in lines[1])
+        before = len(run.raw)
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            run.read(0.2)
+        assert len(run.raw) - before < 2000, "a screen is as much at 80x24"
+        assert run.raw.count(b"\x1b[2J") == 0
+        assert run.raw.count(b"\x1b[?1049h") == 1
+
+
+@pytest.mark.parametrize(
+    ("signum", "ended"),
+    [(s, -s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)],
+)
+def test_the_terminal_is_put_back_whatever_ends_us(sleeper, signum, ended):
+    with watch(sleeper.pid) as run:
+        run.shows("q quit")
+        assert run.settings != termios.tcgetattr(run.slave)
+        if signum == signal.SIGINT:
+            run.press("\x03")
+        else:
+            run.process.send_signal(signum)
+        assert run.wait() == ended
+        assert run.is_as_before()
+        assert b"Traceback" not in run.raw
+
+
+def test_the_end_of_the_process_is_said_when_the_screen_is_back(obedient):
+    with watch(obedient.pid, "--interval", "60") as run:
+        run.shows("q quit")
+        obedient.kill()
+        assert run.wait() == 1  # not only at the next reading, in a minute
+        assert run.is_as_before()
+        after = run.raw.decode().rpartition(LEFT)[2]
+        assert re.search(rf"^physview: .*{obedient.pid}.*(ended|gone)", after, re.MULTILINE)
+        assert after.count("\n") == 1
+
+
+def test_exec_is_said(obedient):
+    with watch(obedient.pid, "--interval", "0.2") as run:
+        run.shows("new,")
+        obedient.stdin.write("os.execvp('sleep', ['sleep', '100'])\n")
+        obedient.stdin.flush()
+        assert run.wait() == 1
+        assert run.is_as_before()
+        assert b"it ran another program (exec)" in run.raw.rpartition(LEFT.encode())[2]
+
+
+def test_ctrl_z_gives_the_terminal_back_and_fg_takes_it_again(sleeper):
+    # A shell with job control, for a process group that is nobody's job is not stopped.
+    command = f"{sys.executable} -m physview watch {sleeper.pid}"
+    with PtyRun(["bash", "--norc", "-i"], env={"PS1": "$ ", "HISTFILE": ""}) as run:
+        run.press(f"{command}\r")
+        run.shows("q quit")
+        run.press("\x1a")
+        run.until(lambda _: b"Stopped" in run.raw)
+        assert run.raw.count(b"\x1b[?1049l") == 1
+        assert run.raw.rfind(b"\x1b[?25h") > run.raw.rfind(b"\x1b[?25l")
+        run.press("fg\r")
+        run.until(lambda _: run.raw.count(b"\x1b[?1049h") == 2)
+        run.shows("q quit")
+        run.press("q")
+        run.until(lambda _: run.raw.count(b"\x1b[?1049l") == 2)
+        run.press("echo it is $((20 + 3))\r")
+        run.until(lambda _: b"it is 23" in run.raw)
+
+
+def test_without_colour_there_is_none(sleeper):
+    with watch(sleeper.pid, env={"NO_COLOR": "1"}) as run:
+        run.shows("q quit")
+        assert not re.search(rb"\x1b\[[0-9;]*(3[0-7]|4[0-7]|9[0-7])m", run.raw)
+
+
+def test_without_utf8_all_is_ascii(sleeper):
+    with watch(sleeper.pid, env={"PYTHONIOENCODING": "ascii"}) as run:
+        run.shows("q quit")
+        run.read(1.5)
+        assert run.raw.isascii()
+        run.press("q")
+        assert run.wait() == 0
+
+
+def test_where_it_cannot_draw_it_says_what_can_be_done(physview, sleeper):
+    said = one_line(physview("watch", str(sleeper.pid)), 2)
+    assert "terminal" in said
+    assert "physview maps" in said
+    assert "--ticks N" in said
+    with watch(sleeper.pid, env={"TERM": "dumb"}) as run:
+        assert run.wait() == 2
+        assert b"--ticks N" in run.raw
+        assert b"\x1b" not in run.raw
+
+
+def test_ticks_print_as_many_readings(physview, sleeper):
+    result = physview("watch", str(sleeper.pid), "--ticks", "3", "--interval", "0.1")
+    assert result.returncode == 0, result
+    assert len(re.findall(rf"^\S+ \({sleeper.pid}\)  mem", result.stdout, re.MULTILINE)) == 3
+    assert result.stdout.count("[stack]") == 3
+    assert "the first reading" in result.stdout
+
+
+def test_json_is_a_document_a_line(physview, obedient):
+    obedient.tell("regions.append(Region(5).touch())")
+    result = physview("watch", str(obedient.pid), "--ticks", "2", "--json", "--interval", "0.1")
+    first, second = map(json.loads, result.stdout.splitlines())
+    assert first["changes"] is first["seconds"] is first["mappings"][0]["changes"] is None
+    assert second["changes"] == {}
+    assert second["seconds"] >= 0.1
+    start = hex(address_of(obedient))
+    (found,) = [m for m in second["mappings"] if m["mapping"]["start"] == start]
+    assert found["nr_resident"] == 5
+    assert found["changes"]["new"] == 0
+    if second["ram"]:
+        total = sum(m["nr_resident"] for m in second["mappings"])
+        assert 0 < sum(second["ram"]["cells"].values()) <= total
+
+
+def test_json_goes_on_until_the_process_ends(python):
+    child = python(wait="import time; time.sleep(0.7)")
+    command = [sys.executable, "-m", "physview", "watch", str(child.pid), "--json"]
+    result = subprocess.run(
+        [*command, "--interval", "0.1"], capture_output=True, text=True, check=False
+    )
+    assert one_line(result, 1)
+    assert all(json.loads(line)["pid"] == child.pid for line in result.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--interval", "0"],
+        ["--interval", "nan"],
+        ["--interval", "x"],
+        ["--ticks", "0"],
+        ["--ticks", "-1"],
+    ],
+)
+def test_wrong_numbers_are_refused(physview, options):
+    one_line(physview("watch", "self", *options), 2)
+
+
+def test_who_is_not_there_is_said_before_anything_is_drawn():
+    with watch(1 << 30) as run:
+        assert run.wait() == 1
+        assert b"\x1b" not in run.raw
+        assert b"no process" in run.raw
+
+
+@pytest.mark.needs("nobody")
+def test_without_root_the_virtual_half_is_shown_and_what_is_missing(python, physview):
+    child = python(prefix=AS_NOBODY)
+    result = physview(
+        "watch", str(child.pid), "--ticks", "2", "--interval", "0.1", prefix=AS_NOBODY
+    )
+    assert result.returncode == 0, result
+    assert "frame numbers are hidden" in result.stdout
+    assert "? moved" in result.stdout
+    assert not re.search(r"^RAM +\d", result.stdout, re.MULTILINE)
+    assert "run as root: sudo" in result.stderr
+    stranger = physview("watch", str(os.getpid()), "--ticks", "1", prefix=AS_NOBODY)
+    assert "not yours" in one_line(stranger, 1)
+
+
+def test_a_process_with_many_mappings_stays_usable(python):
+    with open("/proc/sys/vm/max_map_count") as file:
+        nr = min(60_000, int(file.read()) - 3000)
+    child = python(
+        "from memory import Region, PAGE, libc\n"
+        f"region = Region({nr})\n"
+        f"for i in range(0, {nr}, 2): libc.mprotect(region.start + i * PAGE, PAGE, 1)\n"
+        "region.touch(*range(1, 4000, 2))"
+    )
+    with watch(child.pid) as run:
+        run.until(lambda lines: "new," in lines[1], 120)
+        run.press("\x1b[F")
+        run.until(lambda lines: re.match(r"\d+-(\d+) of \1 ", lines[-1]), 60)
+        assert int(re.match(r"\d+-(\d+)", run.lines[-1])[1]) >= nr
+        run.press("c")
+        run.shows("by change")
+        run.press("q")
+        assert run.wait() == 0
