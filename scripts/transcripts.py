@@ -10,7 +10,7 @@ A block is a comment and what is fenced behind it:
     ```
 
 Blocks with the same options share a VM. A block of whose commands physview knows one not, or of
-which one was used wrongly, is left as it is, and said so.
+which one was used wrongly, is left as it is, and said so. The home folder is written as ~.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
-
-from physview import kernels, module, vm
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "labs.md"
@@ -86,6 +84,9 @@ def fill(text: str, results: dict[Block, list[Result]]) -> str:
 
 def run_blocks(options: str, wanted: list[Block]) -> dict[Block, list[Result]]:
     """Run blocks in one VM; those that can't be run yet are left out."""
+    # Not in the VM: there nothing but the commands may have physview's library mapped.
+    from physview import kernels, module, vm
+
     parser = argparse.ArgumentParser()
     parser.add_argument("--kernel", default="6.1")
     parser.add_argument("--module")
@@ -143,7 +144,8 @@ def _run(command: str) -> Result:
         stderr=subprocess.STDOUT,
         check=False,
     )
-    return Result(done.stdout.decode("utf-8", "replace"), done.returncode)
+    output = done.stdout.decode("utf-8", "replace")
+    return Result(output.replace(str(Path.home()), "~"), done.returncode)
 
 
 def _say(message: str) -> None:
@@ -151,15 +153,15 @@ def _say(message: str) -> None:
 
 
 def main() -> None:
-    """Renew the page, or those of its transcripts that have a word."""
+    """Renew the page, or those of its transcripts that have one of the words."""
     if sys.argv[1:2] == ["--inside"]:
         inside(sys.argv[2], json.loads(sys.argv[3]))
         return
-    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    words = sys.argv[1:] or [""]
     text = PAGE.read_text()
-    wanted = [one for one in blocks(text) if any(word in command for command in one.commands)]
+    wanted = [one for one in blocks(text) if any(word in "".join(one.commands) for word in words)]
     if not wanted:
-        sys.exit(f"transcripts: no command in {PAGE} has '{word}'")
+        sys.exit(f"transcripts: no command in {PAGE} has {' or '.join(words)}")
     results: dict[Block, list[Result]] = {}
     for options in dict.fromkeys(block.options for block in wanted):
         found = run_blocks(options, [one for one in wanted if one.options == options])

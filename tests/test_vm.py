@@ -36,6 +36,7 @@ print(json.dumps({
     "cpuflags": open("/proc/cpuinfo").read().split(),
     "dummies": [name for name in os.listdir("/sys/class/net") if name != "lo"],
     "modules": os.path.isdir(f"/lib/modules/{os.uname().release}/kernel"),
+    "swaps": open("/proc/swaps").read().split(),
     "mounts": [line.split()[1] for line in open("/proc/mounts")],
 }), file=sys.stderr)
 for i in range(10):
@@ -60,6 +61,7 @@ def booted(kernel, tmp_path_factory):
         ["sh", "-c", script, sys.executable],
         modules=[kernel.modules / "kernel/drivers/net/dummy.ko"],
         la57=True,
+        swap_mib=16,
         append="dummy.numdummies=3",
         cwd=folder,
         env=os.environ | {"MADE": str(made), "FACTS": FACTS, "ODD": "\udcff"},
@@ -97,6 +99,9 @@ class TestBooted:
     def test_modules_are_loaded_with_their_parameters(self, booted):
         assert sorted(booted.facts["dummies"]) == ["dummy0", "dummy1", "dummy2"]
         assert booted.facts["modules"]
+
+    def test_it_has_the_swap_that_was_asked_for(self, booted):
+        assert booted.facts["swaps"][5:8] == ["/dev/zram0", "partition", str(16 * 1024 - 4)]
 
     def test_it_is_a_whole_machine(self, booted):
         wanted = {"/", "/proc", "/sys", "/dev", "/dev/pts", "/dev/shm", "/sys/kernel/debug"}

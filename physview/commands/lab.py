@@ -9,7 +9,6 @@ says so, and exits with 1. What it changes it puts back.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -104,8 +103,6 @@ def _do(lab: Lab, options: dict[str, bool], *, quiz: bool) -> int:
 
     lab_tables.print_plan(lab)
     chosen = [_ask(lab, number) for number in range(len(lab.questions))] if quiz else []
-    if os.isatty(1):
-        sys.stdout.flush()
     evidence = labs.run(lab.name, **options)
     lab_tables.print_evidence(evidence)
     if quiz:

@@ -79,16 +79,10 @@ def _path(found: Translation) -> str:
 
 
 def _cached_frames(path: str) -> dict[int, int]:
-    """The frame of each page of a file that is cached."""
     from physview.filecache import PageCache
 
-    with PageCache(with_frames=True) as cache, cache.open(path) as file:
-        return {
-            first + i: pfn + i
-            for runs in file.iter_cached()
-            for first, pfn, nr, _ in runs.tolist()
-            for i in range(nr)
-        }
+    with PageCache(with_frames=True) as cache:
+        return look.cached_frames(cache, path)
 
 
 def _tabulate(

@@ -60,7 +60,8 @@ def started(*, aslr: bool = True) -> Iterator[Child]:
     # The same each time, so that what differs between two runs is the kernel's doing: Python
     # places the same things in the same order.
     package = str(Path(__file__).parents[2])
-    env = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": package}
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    env = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": paths}
     # Ctrl-C while a process is being made would leave one that nobody knows.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:

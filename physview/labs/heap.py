@@ -85,8 +85,13 @@ def _explain_steps(evidence: Evidence, steps: list[int], begins: list[Translatio
         f"All {len(steps)} steps are {step:#x} = {step}: the {BUF_SIZE} bytes that were asked for,"
         f" and {step - BUF_SIZE} more, in which malloc() notes the size of the block and which keep"
         f" it aligned to 16. The buffers lie one behind the other in {' and '.join(names)}.",
-        f"The steps are {', '.join(f'{s:#x} ({nr} times)' for s, nr in by_step.most_common())}:"
-        " malloc() filled holes that were left in the heap, or it is not glibc's.",
+        f"The steps are {', '.join(f'{s:#x} ({nr} times)' for s, nr in by_step.most_common())}: "
+        + (
+            "malloc() filled holes that were left in the heap, or it is not glibc's."
+            if "[heap]" in names
+            else f"malloc() put them in {' and '.join(sorted(names))}, not in the heap: it is told"
+            " to take mappings for blocks of this size (mallopt), or it is not glibc's."
+        ),
     )
     evidence.answer(2 if not is_equal else 1 if step > BUF_SIZE else 0)
 

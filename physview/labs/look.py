@@ -6,12 +6,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from physview.frames import Use, use_of
 from physview.kpage import FLAG_BITS, KpageFile
 from physview.labs.base import Cell, Evidence
 from physview.model import PAGE_SHIFT, PAGE_SIZE, PM_FILE, Cause, Translation
 from physview.process import Process
+
+if TYPE_CHECKING:
+    from physview.filecache import PageCache
 
 OFFSET_MASK = PAGE_SIZE - 1
 
@@ -36,9 +40,10 @@ def are_hidden(translations: Iterable[Translation]) -> bool:
 
 def note_hidden(evidence: Evidence) -> None:
     """Say that the physical half is missing, and how to get it."""
+    remedy = "run as root" if os.geteuid() else "give root CAP_SYS_ADMIN, which a container lacks"
     evidence.note(
         "frame numbers are hidden from this user, so that only the virtual half could be looked"
-        f" at: run as root, or physview vm -- physview lab {evidence.lab}"
+        f" at: {remedy}, or physview vm -- physview lab {evidence.lab}"
     )
 
 
@@ -72,6 +77,18 @@ def nr_runs(pfns: Sequence[int]) -> int:
     2
     """
     return bool(pfns) + sum(second != first + 1 for first, second in pairwise(pfns))
+
+
+def cached_frames(cache: PageCache, path: str) -> dict[int, int]:
+    """The frame of each page of a file that the page cache has."""
+    with cache.open(path) as file:
+        return {
+            first + i: pfn + i
+            for runs in file.iter_cached()
+            for first, pfn, nr, _ in runs.tolist()
+            for i in range(nr)
+            if pfn
+        }
 
 
 def name_of(translation: Translation) -> str:
@@ -115,12 +132,12 @@ def log2_aligned(address: int) -> int:
 def align_words(address: int) -> str:
     """The largest power of two that an address is a multiple of, as a size.
 
-    >>> align_words(0x200000), align_words(0x3000)
-    ('2 MiB', '4 KiB')
+    >>> align_words(0x200000), align_words(0x3000), align_words(1 << 48)
+    ('2 MiB', '4 KiB', '256 TiB')
     """
     size = address & -address
-    for unit in ("bytes", "KiB", "MiB"):
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size} {unit}"
         size >>= 10
-    return f"{size} GiB"
+    return f"{size} TiB"

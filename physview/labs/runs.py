@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
-from physview.errors import UsageError
+from physview.errors import PhysviewError, UsageError
 from physview.labs import child, look, needs
 from physview.labs.base import Cell, Column, Evidence, Lab, Question, Table
 from physview.model import Translation
@@ -102,7 +103,7 @@ def _run_all(nr_runs: int, *, aslr: bool) -> tuple[list[str], list[list[Translat
     return names, found, has_aslr
 
 
-def _look_into_page_cache(labels: list[Label]) -> dict[str, int | None]:
+def _look_into_page_cache(labels: list[Label]) -> dict[str, int]:
     """Of labels in files, the frame in which the page cache has that page of that file."""
     from physview.filecache import PageCache
 
@@ -112,20 +113,17 @@ def _look_into_page_cache(labels: list[Label]) -> dict[str, int | None]:
         if label.is_of_file and last.vma:
             pages = wanted.setdefault(last.vma.path, {})
             pages.setdefault(look.page_of_file(last), []).append(label.name)
-    proof: dict[str, int | None] = {}
+    proof: dict[str, int] = {}
     with PageCache(with_frames=True) as cache:
         for path, pages in wanted.items():
-            with cache.open(path) as file:
-                for runs in file.iter_cached():
-                    for first, pfn, nr, _ in runs.tolist():
-                        for page in pages.keys() & set(range(first, first + nr)):
-                            for name in pages[page]:
-                                proof[name] = pfn + page - first if pfn else None
+            with suppress(PhysviewError):  # it was removed, or another has its place
+                for page, pfn in look.cached_frames(cache, path).items():
+                    proof.update(dict.fromkeys(pages.get(page, []), pfn))
     return proof
 
 
 def _tabulate(
-    evidence: Evidence, labels: list[Label], proof: dict[str, int | None], nr_runs: int
+    evidence: Evidence, labels: list[Label], proof: dict[str, int], nr_runs: int
 ) -> Table:
     table = evidence.table(
         "labels",
@@ -155,7 +153,7 @@ def _words(nr_different: int) -> str:
     return "stayed" if nr_different == 1 else f"{nr_different} different"
 
 
-def _what(label: Label, proof: dict[str, int | None]) -> str:
+def _what(label: Label, proof: dict[str, int]) -> str:
     last = label.found[-1]
     name = look.name_of(last)
     if not label.is_of_file:
@@ -204,9 +202,7 @@ def _explain_virtual(
     )
 
 
-def _explain_physical(
-    evidence: Evidence, labels: list[Label], proof: dict[str, int | None]
-) -> None:
+def _explain_physical(evidence: Evidence, labels: list[Label], proof: dict[str, int]) -> None:
     of_files = [label for label in labels if label.is_of_file]
     stayed = [label.name for label in of_files if label.nr_physical == 1]
     proved = [label for label in of_files if proof.get(label.name) == label.found[-1].pfn]

@@ -68,8 +68,8 @@ def run() -> Evidence:
         "one_frame",
         len(pfns) == 1 and all(zero_flags) and len(zero_flags) == NR_READ,
         f"The {NR_READ} pages that were read are all in frame {read[0].pfn or 0:#x}, which the"
-        f" kernel flags zero_page; every byte that was read was {max(values)}. This one frame serves all"
-        " processes.",
+        f" kernel flags zero_page; every byte that was read was {max(values)}. This one frame"
+        " serves all processes.",
         f"The {NR_READ} pages that were read are in {look.count(len(pfns), 'frame')}, of which"
         f" {sum(zero_flags)} are flagged zero_page: this kernel gives a frame at the first read,"
         " as s390 and some others do, or the flag is newer than it.",
