@@ -234,7 +234,7 @@ def _bands(space: Space, spans: tuple[Span, ...]) -> list[Shape]:
         codes = stripes(space.profile[i, :nr_parts].reshape(nr_parts, 1, -1), room, PROCESS_KINDS)
         shapes.append(Cells(BODY, span.top, BODY_WIDTH, height / nr_parts, 0, codes))
         shapes += _band_label(band, span)
-        if i + 1 < len(spans) and spans[i + 1].top - span.bottom == FAR_GAP:
+        if i + 1 < len(spans) and _gap(band, space.bands[i + 1]) == FAR_GAP:
             free = size((space.bands[i + 1].start - band.end) // PAGE_SIZE)
             y = span.bottom + FAR_GAP / 2 + 4
             shapes.append(
