@@ -114,7 +114,8 @@ browser_package() {
 		echo " chromium-headless-shell"
 }
 
-# What the tests in VMs, for arm64 and in a browser need; as root, where apt has it. They are skipped without.
+# What the tests in VMs, for arm64 and in a browser need; as root, where apt has it. They are
+# skipped without.
 install_test_tools() {
 	[ "$(uname -m)" = x86_64 ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 0
 	packages=
