@@ -27,7 +27,10 @@ class Extra(NamedTuple):
     commands: str
 
 
-EXTRAS = (Extra("pyarrow", "pyarrow", "parquet", "snapshot and diff"),)
+EXTRAS = (
+    Extra("pyarrow", "pyarrow", "parquet", "snapshot and diff"),
+    Extra("PIL", "pillow", "picture", "PNG pictures"),
+)
 
 
 def missing() -> list[Extra]:
@@ -35,9 +38,10 @@ def missing() -> list[Extra]:
     return [extra for extra in EXTRAS if find_spec(extra.module) is None]
 
 
-def install_line(extra: Extra) -> str:
-    """The command that installs one for this interpreter."""
-    return f"{sys.executable} -m pip install {extra.package}"
+def install_line(*extras: Extra) -> str:
+    """The command that installs them for this interpreter."""
+    packages = " ".join(extra.package for extra in extras)
+    return f"{sys.executable} -m pip install {packages}"
 
 
 def need(name: str, what: str) -> Any:

@@ -89,7 +89,7 @@ def test_a_missing_package_is_named_with_what_needs_it():
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert result.stdout.splitlines() == [
         "part",
-        "no pyarrow, for snapshot and diff",
-        f"{sys.executable} -m pip install pyarrow",
+        "no pyarrow, for snapshot and diff; no pillow, for PNG pictures",
+        f"{sys.executable} -m pip install pyarrow pillow",
     ]
     assert checkup.look_at_extras().state == checkup.YES

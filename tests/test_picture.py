@@ -124,8 +124,8 @@ def test_what_it_is_not_to_write(physview, tmp_path):
     cases = {
         "picture.gif": (2, "'.gif' is no kind of picture; end it in .svg, .png, .html"),
         "picture": (2, "its name does not tell the kind; end it in .svg, .png, .html"),
-        "there.svg": (1, "it is there already; name another, or write over it with --force"),
-        "nowhere/p.svg": (1, f"there is no folder {tmp_path}/nowhere; make it first"),
+        "there.svg": (1, "it is there already; choose another name, or add --force"),
+        "nowhere/p.svg": (1, f"there is no folder {tmp_path}/nowhere; make it"),
     }
     (tmp_path / "folder.svg").mkdir()
     cases["folder.svg"] = (1, "it is a folder; name a file in it")
@@ -218,8 +218,8 @@ def test_without_pillow_it_says_how_to_get_it(tmp_path):
         [sys.executable, "-c", code, path], capture_output=True, text=True, check=False
     )
     assert one_line(result, 1) == (
-        "physview: cannot write a PNG: Pillow is not installed; pip install 'physview[picture]',"
-        " or write .svg or .html\n"
+        "physview: cannot write a PNG: the Python package pillow (extra 'picture') is missing;"
+        f" {sys.executable} -m pip install pillow\n"
     )
     assert not os.listdir(tmp_path)
 

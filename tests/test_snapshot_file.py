@@ -213,6 +213,16 @@ def test_a_process_that_ends_leaves_nothing(tmp_path, python):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.needs("root")
+def test_through_sudo_it_is_the_callers(tmp_path):
+    path = tmp_path / "a.parquet"
+    environment = os.environ | {"SUDO_UID": "65534", "SUDO_GID": "65533"}
+    command = [sys.executable, "-m", "physview", "snapshot", "self", "-o", str(path)]
+    subprocess.run(command, check=True, env=environment, capture_output=True, cwd="/")
+    info = path.stat()
+    assert (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) == (65534, 65533, 0o600)
+
+
 def test_interrupted_it_leaves_nothing(tmp_path):
     code = f"""
 import os, signal

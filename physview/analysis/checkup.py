@@ -357,7 +357,7 @@ def look_at_extras() -> Finding:
         value = ", ".join(extra.package for extra in extras.EXTRAS)
         return Finding("packages", YES, value, details=details)
     value = "; ".join(f"no {extra.package}, for {extra.commands}" for extra in missing)
-    return Finding("packages", PART, value, extras.install_line(missing[0]), details=details)
+    return Finding("packages", PART, value, extras.install_line(*missing), details=details)
 
 
 def _read(path: str) -> bytes:

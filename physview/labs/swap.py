@@ -93,8 +93,8 @@ def _explain(
         "back",
         bool(moved),
         f"Read again, {'all' if not again else len(moved)} of these are in other frames.{by_chance}"
-        " Each touch was a page fault: the kernel took a free frame, whichever that was, and read the"
-        " slot into it.",
+        " Each touch was a page fault: the kernel took a free frame, whichever that was, and read"
+        " the slot into it.",
         f"Of {len(swapped)} that went out none came back in another frame: they were still in the"
         " swap cache, or got theirs again, which was free.",
     )

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 
-from physview.errors import PhysviewError, UsageError
+from physview.errors import UsageError
 from physview.pictures.html import to_html
 from physview.pictures.layout import lay_out
 from physview.pictures.model import Picture
-from physview.pictures.png import to_png
+from physview.pictures.png import need_pillow, to_png
 from physview.pictures.svg import to_svg
+from physview.wholefile import check_target, whole_file
 
 THEMES = ("light", "dark")
 
@@ -55,28 +55,8 @@ def check_path(path: str, *, force: bool = False) -> None:
         why = f"'{suffix}' is no kind of picture" if suffix else "its name does not tell the kind"
         raise UsageError(f"cannot draw '{path}'", why, f"end it in {', '.join(SUFFIXES)}")
     if suffix == ".png":
-        from physview.pictures.png import check_pillow
-
-        check_pillow()
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise PhysviewError(
-            f"cannot write {path}", f"there is no folder {folder}", "make it first", path=path
-        )
-    if os.path.isdir(path):
-        raise PhysviewError(
-            f"cannot write {path}", "it is a folder", "name a file in it", path=path
-        )
-    if os.path.lexists(path) and not force:
-        raise _exists(path)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        why = f"the folder {folder} is not yours to write to"
-        raise PhysviewError(f"cannot write {path}", why, "name another", path=path)
-
-
-def _exists(path: str) -> PhysviewError:
-    why, remedy = "it is there already", "name another, or write over it with --force"
-    return PhysviewError(f"cannot write {path}", why, remedy, path=path)
+        need_pillow()
+    check_target(path, overwrite=force)
 
 
 def write_picture(
@@ -96,39 +76,12 @@ def write_picture(
 
     Raises:
         As `check_path()`.
-        OSError: It cannot be written.
+        PhysviewError: It cannot be written.
     """
     check_path(path, force=force)
     data = _WRITERS[os.path.splitext(path)[1].lower()](picture, theme)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".physview-")
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-            os.fchmod(handle, 0o666 & ~_umask())
-        if force:
-            os.replace(temporary, path)
-        else:
-            _give_name(temporary, path)
-    finally:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
+    # A page holds every frame's number; what is drawn does not tell them.
+    private = path.lower().endswith(".html")
+    with whole_file(path, overwrite=force, private=private) as file:
+        file.write(data)
     return len(data)
-
-
-def _give_name(temporary: str, path: str) -> None:
-    """Rename, but not over what came to be there meanwhile."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise _exists(path) from None
-    except OSError:  # a file system without hard links
-        if os.path.lexists(path):
-            raise _exists(path) from None
-        os.rename(temporary, path)
-
-
-def _umask() -> int:
-    """What new files are not to be allowed; it can only be read by setting it."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return umask

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from physview.errors import PhysviewError
+from physview.extras import need
 from physview.pictures.shapes import NOTHING, Cells, Drawing, Rect, Ribbon, Text
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ def to_png(drawing: Drawing, *, theme: str = "light") -> bytes:
         theme: "light" or "dark".
 
     Raises:
-        PhysviewError: Pillow is not installed.
+        Unsupported: Pillow is not installed.
     """
-    check_pillow()
+    need_pillow()
     from PIL import Image, ImageDraw
 
     colours = drawing.colours(theme)
@@ -52,20 +52,13 @@ def to_png(drawing: Drawing, *, theme: str = "light") -> bytes:
     return buffer.getvalue()
 
 
-def check_pillow() -> None:
+def need_pillow() -> None:
     """Find out whether there is Pillow.
 
     Raises:
-        PhysviewError: There is not.
+        Unsupported: There is not.
     """
-    try:
-        import PIL  # noqa: F401
-    except ImportError:
-        raise PhysviewError(
-            "cannot write a PNG",
-            "Pillow is not installed",
-            "pip install 'physview[picture]', or write .svg or .html",
-        ) from None
+    need("PIL", "cannot write a PNG")
 
 
 def _draw_rect(canvas: ImageDraw.ImageDraw, shape: Rect, colours: dict[str, str]) -> None:
