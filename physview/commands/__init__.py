@@ -16,6 +16,7 @@ from physview import __version__
 from physview.commands import (
     _common,
     compare,
+    completion,
     diff,
     doctor,
     file,
@@ -55,6 +56,7 @@ COMMANDS = (
     module,
     vm,
     doctor,
+    completion,
 )
 """Modules with NAME, HELP, `prepare_parser(parser)` and `run(args) -> exit code`."""
 

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Writes the man page and the shells' completions, all from the parser of the command line.
+
+    .venv/bin/python scripts/generate.py
+
+They are kept in git, so that a wheel is built without this; a test says when they are old.
+shtab makes the completions; argparse-manpage was left aside: its page says everything twice and
+has no line for whatis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import shtab
+
+from physview import __version__
+from physview.commands import make_parser
+
+ROOT = Path(__file__).parent.parent
+COMPLETIONS = {"bash": "physview", "zsh": "_physview", "fish": "physview.fish"}
+"""File names as the shells look for them."""
+
+# Programs with a name that no other has, of letters that no shell takes for anything else: bash
+# would run what is in $(…), and a process may be called that. Kernel threads have no cmdline.
+PROCESSES = shtab.cmd(
+    "grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null"
+    " | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u"
+)
+COMPLETE = {
+    "PID": PROCESSES,
+    "FILE": shtab.FILE,
+    "PATH": shtab.FILE,
+    "BEFORE": shtab.FILE,
+    "AFTER": shtab.FILE,
+}
+"""What completes an argument, by its name in the usage."""
+
+EXIT_STATUS = (
+    ("0", "All went well."),
+    ("1", "Something failed, an address is UNKNOWN, or what was compared differs."),
+    ("2", "It was used wrongly."),
+)
+SEE_ALSO = ("madvise(2)", "mincore(2)", "proc(5)")
+
+
+def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The commands' own parsers, by name."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    raise AssertionError("no commands")
+
+
+def completion(shell: str) -> str:
+    """The completion of all commands for one of COMPLETIONS."""
+    parser = make_parser()
+    for command in subparsers(parser).values():
+        for action in command._actions:
+            complete = COMPLETE.get(str(action.metavar))
+            if complete:
+                action.complete = complete  # type: ignore[attr-defined]
+    script = shtab.complete(parser, shell).rstrip()
+    return "\n".join(line.rstrip() for line in script.splitlines()) + "\n"
+
+
+def roff(text: str) -> str:
+    r"""Text as roff takes it.
+
+    >>> roff("a-b \\ …")
+    'a\\-b \\e \\[u2026]'
+    """
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
+    return "".join(c if c.isascii() else f"\\[u{ord(c):04X}]" for c in text)
+
+
+def paragraph(text: str) -> Iterator[str]:
+    """A paragraph's lines."""
+    for line in textwrap.wrap(text, 68, break_long_words=False, break_on_hyphens=False):
+        # A dot would begin a request.
+        yield f"\\&{roff(line)}" if line.startswith(".") else roff(line)
+
+
+def paragraphs(text: str) -> Iterator[str]:
+    """A docstring's lines."""
+    for number, part in enumerate(text.strip().split("\n\n")):
+        if number:
+            yield ".PP"
+        yield from paragraph(part)
+
+
+def synopsis(name: str, parser: argparse.ArgumentParser) -> str:
+    """How a command is called."""
+    if parser.usage:
+        return parser.usage
+    words = [f"physview {name}"]
+    options = [a for a in parser._actions if a.option_strings and a.dest != "help"]
+    words += ["[OPTIONS]"] if options else []
+    forms = {"*": "[{}…]", "+": "{}…", "?": "[{}]", None: "{}"}
+    for action in parser._actions:
+        if not action.option_strings:
+            words.append(forms[action.nargs].format(_metavar(action)))  # type: ignore[index]
+    return " ".join(words)
+
+
+def _metavar(action: argparse.Action) -> str:
+    if action.metavar:
+        return str(action.metavar)
+    return "|".join(map(str, action.choices)) if action.choices else action.dest.upper()
+
+
+def options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The arguments and options, each with its help."""
+    formatter = parser._get_formatter()
+    for action in parser._actions:
+        if action.dest == "help" or not (action.help or action.option_strings):
+            continue
+        names = ", ".join(f"\\fB{roff(name)}\\fR" for name in action.option_strings)
+        value = "" if action.nargs == 0 else f"\\fI{roff(_metavar(action))}\\fR"
+        yield ".TP"
+        yield f"{names} {value}".strip()
+        yield from paragraph(formatter._expand_help(action) if action.help else "")
+
+
+def man_page() -> str:
+    """physview(1), as man(7) has it."""
+    parser = make_parser()
+    about = str(parser.description).rstrip(".")
+    lines = [
+        '.\\" Made by scripts/generate.py: do not edit.',
+        f'.TH PHYSVIEW 1 "" "physview {__version__}" "User Commands"',
+        ".SH NAME",
+        f"physview \\- {roff(about[0].lower() + about[1:])}",
+        ".SH SYNOPSIS",
+        "\\fBphysview\\fR \\fICOMMAND\\fR [\\fIOPTIONS\\fR] [\\fIARGUMENTS\\fR]",
+        ".SH DESCRIPTION",
+        *paragraph(
+            f"{parser.description} Physical addresses are shown to root only (CAP_SYS_ADMIN), as"
+            " the kernel has decided; everything else works without, and says what it lacks."
+            " Reports are on stdout, all else on stderr. Every command takes --help."
+        ),
+        ".SH OPTIONS",
+        *options(parser),
+        ".SH COMMANDS",
+    ]
+    for name, command in subparsers(parser).items():
+        lines += [f".SS {roff(synopsis(name, command))}"]
+        lines += [*paragraphs(str(command.description)), *options(command)]
+    lines.append(".SH EXIT STATUS")
+    for code, meaning in EXIT_STATUS:
+        lines += [".TP", f"\\fB{code}\\fR", *paragraph(meaning)]
+    lines += [".SH SEE ALSO"]
+    pages = [see.rstrip(")").split("(") for see in SEE_ALSO]
+    lines += [
+        f".BR {page} ({part}){',' * (at + 1 < len(pages))}" for at, (page, part) in enumerate(pages)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def generated() -> dict[Path, str]:
+    """What is to be in which file."""
+    files = {ROOT / "docs/physview.1": man_page()}
+    for shell, name in COMPLETIONS.items():
+        files[ROOT / "physview/completions" / name] = completion(shell)
+    return files
+
+
+if __name__ == "__main__":
+    for path, text in generated().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        print(path.relative_to(ROOT))

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The man page and the completions are what the parser says now, and the real shells take them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from screens import PtyRun
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import generate
+
+SOURCE = {
+    "bash": f'eval "$({sys.executable} -m physview completion bash)"',
+    "fish": f"{sys.executable} -m physview completion fish | source",
+}
+
+
+def shell(*command, **env):
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+    )
+    assert result.returncode == 0, result
+    assert result.stderr == ""
+    return result.stdout
+
+
+def in_bash(*words):
+    """What bash has to choose of for the last word; asked as readline asks."""
+    quoted = " ".join(f"'{word}'" for word in words)
+    return shell(
+        "bash",
+        "--norc",
+        "-c",
+        f"{SOURCE['bash']}; COMP_WORDS=(physview {quoted}); COMP_CWORD={len(words)};"
+        " [[ $(complete -p physview) =~ -F\\ ([^ ]+) ]]; ${BASH_REMATCH[1]} physview;"
+        " printf '%s\\n' \"${COMPREPLY[@]}\"",
+    ).split()
+
+
+def in_fish(home, line):
+    command = f"{SOURCE['fish']}; complete -C '{line}'"
+    out = shell("fish", "--no-config", "-c", command, HOME=str(home))
+    return [choice.split("\t")[0] for choice in out.splitlines()]
+
+
+@pytest.mark.parametrize("path", generate.generated(), ids=lambda path: path.name)
+def test_what_is_generated_is_not_old(path):
+    expected = generate.generated()[path]
+    assert path.read_text() == expected, "run .venv/bin/python scripts/generate.py"
+
+
+def test_the_man_page_has_every_option():
+    page = generate.man_page().replace("\\-", "-")
+    for name, parser in generate.subparsers(generate.make_parser()).items():
+        assert f"physview {name}" in page
+        for action in parser._actions:
+            for option in action.option_strings:
+                assert action.dest == "help" or f"\\fB{option}\\fR" in page, (name, option)
+
+
+@pytest.mark.needs("groff")
+def test_groff_warns_of_nothing():
+    page = str(ROOT / "docs/physview.1")
+    result = subprocess.run(
+        ["groff", "-man", "-Tutf8", "-ww", "-P-cbou", page],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stderr == ""
+    assert "EXIT STATUS" in result.stdout
+
+
+@pytest.mark.needs("mandoc")
+def test_mandoc_finds_only_that_there_is_no_date():
+    page = str(ROOT / "docs/physview.1")
+    result = subprocess.run(
+        ["mandoc", "-T", "lint", page], capture_output=True, text=True, check=False
+    )
+    assert [line for line in result.stdout.splitlines() if "missing date" not in line] == []
+
+
+@pytest.mark.needs("bash")
+def test_bash_completes_commands_options_and_choices():
+    assert in_bash("tra") == ["translate"]
+    assert set(in_bash("")) >= {"memview", "watch", "doctor", "completion"}
+    assert in_bash("maps", "--roll") == ["--rollup"]
+    assert in_bash("memview", "--source", "k") == ["kmod"]
+    assert in_bash("completion", "z") == ["zsh"]
+
+
+@pytest.mark.needs("bash")
+def test_bash_completes_when_tab_is_pressed():
+    with PtyRun(["bash", "--norc", "-i"], env={"PS1": "$ ", "PYTHONPATH": str(ROOT)}) as run:
+        run.press(f"{SOURCE['bash']}; echo it is $((20 + 3))\r")
+        run.until(lambda _: b"it is 23" in run.raw)
+        run.press("physview tra\t")
+        run.shows("$ physview translate")
+
+
+def named(python, name):
+    """A process whose comm is this."""
+    return python(f"import ctypes\nctypes.CDLL(None).prctl(15, {name!r}.encode())")
+
+
+@pytest.mark.needs("bash")
+def test_bash_completes_the_names_of_processes_that_are_unique(python):
+    named(python, "only-one-here")
+    named(python, "two-of-these")
+    named(python, "two-of-these")
+    assert in_bash("watch", "only-o") == ["only-one-here"]
+    assert in_bash("maps", "two-of") == []
+    assert in_bash("owners", "1", "--pid", "only-o") == ["only-one-here"]
+
+
+@pytest.mark.needs("bash")
+def test_bash_runs_no_process_name(python, tmp_path):
+    child = named(python, "$(touch ran)")
+    named(python, "only-one-here")
+    with open(f"/proc/{child.pid}/comm") as file:
+        assert file.read() == "$(touch ran)\n"
+    command = (
+        f"cd {tmp_path}; {SOURCE['bash']}; COMP_WORDS=(physview watch ''); COMP_CWORD=2;"
+        " _shtab_physview physview; echo ${COMPREPLY[@]}"
+    )
+    assert "only-one-here" in shell("bash", "--norc", "-c", command).split()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.needs("bash")
+def test_bash_completes_files(tmp_path):
+    (tmp_path / "some-file.parquet").touch()
+    assert in_bash("diff", f"{tmp_path}/some") == [f"{tmp_path}/some-file.parquet"]
+
+
+@pytest.mark.needs("fish")
+def test_fish_completes(python, tmp_path):
+    named(python, "only-one-here")
+    assert in_fish(tmp_path, "physview tra") == ["translate"]
+    assert in_fish(tmp_path, "physview maps --roll") == ["--rollup"]
+    assert "only-one-here" in in_fish(tmp_path, "physview watch only-")
+
+
+@pytest.mark.needs("zsh")
+def test_zsh_completes_when_tab_is_pressed(python, tmp_path):
+    named(python, "only-one-here")
+    env = {"PYTHONPATH": str(ROOT), "ZDOTDIR": str(tmp_path), "PS1": "$ "}
+    with PtyRun(["zsh", "-f", "-i"], env=env) as run:
+        load = f'eval "$({sys.executable} -m physview completion zsh)"'
+        run.press("autoload -Uz compinit; compinit -u -D\r")
+        run.press(f"{load}; echo it is $((20 + 3))\r")
+        run.until(lambda _: b"it is 23" in run.raw)
+        run.press("physview tra\t")
+        run.shows("physview translate")
+        run.press("\x15physview watch only-\t")
+        run.shows("physview watch only-one-here")
+
+
+def test_a_shell_without_one_is_refused(physview):
+    assert physview("completion", "csh").returncode == 2
