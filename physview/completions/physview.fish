@@ -50,8 +50,8 @@ function _shtab_physview_using
   test "$_shtab_physview_cmdpath" = "$argv"
 end
 
-set -g _shtab_physview_commands memview translate maps pages watch snapshot diff walk compare frames owners file module vm doctor completion
-set -g _shtab_physview_opts_with_value --append --cgroup --columns --cpus --flags --format --interval --kernel --la57 --memory --module --nodes --only --output --pid --repeat --sleep --source --ticks --timeout -o
+set -g _shtab_physview_commands memview translate maps pages watch snapshot diff walk compare frames owners file picture lab trace module vm doctor completion
+set -g _shtab_physview_opts_with_value --append --buffer --cgroup --columns --cpus --flags --format --interval --kernel --la57 --memory --module --nodes --number --only --output --picture --pid --repeat --seconds --sleep --source --swap --theme --ticks --timeout -n -o
 
 complete -c physview -e
 complete -c physview -f
@@ -121,6 +121,9 @@ complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -
 complete -c physview -n '_shtab_physview_using frames' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using frames' -l flags -d 'every combination of flags, not the first few'
 complete -c physview -n '_shtab_physview_using frames' -l raw -d 'keep apart what differs only in flags that are the kernel'"'"'s own (bit 32 and up), or in being the head or the tail of a compound page'
+complete -c physview -n '_shtab_physview_using frames' -l picture -xka "(__fish_complete_path (commandline -ct))" -d 'draw them instead: .svg, .png or .html'
+complete -c physview -n '_shtab_physview_using frames' -l theme -xka "light dark" -d 'colours on light paper or on dark; by default an SVG and a page follow their viewer, and a PNG is light'
+complete -c physview -n '_shtab_physview_using frames' -l force -d 'write over a picture that is there'
 complete -c physview -n '_shtab_physview_using frames' -l json -d 'print one JSON document'
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a owners -d 'Say which processes map frames, where, and what a frame is when none does.'
 complete -c physview -n '_shtab_physview_using owners' -s h -l help -d 'show this help message and exit'
@@ -132,6 +135,30 @@ complete -c physview -n '_shtab_physview_using file' -l each -d 'a line for each
 complete -c physview -n '_shtab_physview_using file' -l frames -d 'the frames of each file, run by run; needs root'
 complete -c physview -n '_shtab_physview_using file' -l json -d 'print one JSON document'
 complete -c physview -n '_shtab_physview_using file; and test $_shtab_physview_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file or a folder'
+complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a picture -d 'Draw where a process'"'"'s memory is: its mappings, the machine'"'"'s frames, and what connects them.'
+complete -c physview -n '_shtab_physview_using picture' -s h -l help -d 'show this help message and exit'
+complete -c physview -n '_shtab_physview_using picture' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'what to write: .svg, .png or .html'
+complete -c physview -n '_shtab_physview_using picture' -l mapcount -d 'also look up how often each frame is mapped, for the page'
+complete -c physview -n '_shtab_physview_using picture' -l theme -xka "light dark" -d 'colours on light paper or on dark; by default an SVG and a page follow their viewer, and a PNG is light'
+complete -c physview -n '_shtab_physview_using picture' -l force -d 'write over a picture that is there'
+complete -c physview -n '_shtab_physview_using picture' -l json -d 'print one JSON document'
+complete -c physview -n '_shtab_physview_using picture; and test $_shtab_physview_npos -eq 0' -ka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'a pid, self, or the name of one process'
+complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a lab -d 'Do the course'"'"'s experiments on this machine, and explain them from what was measured.'
+complete -c physview -n '_shtab_physview_using lab' -s h -l help -d 'show this help message and exit'
+complete -c physview -n '_shtab_physview_using lab' -l quiz -d 'ask first, on the terminal or from stdin, and say afterwards what was right'
+complete -c physview -n '_shtab_physview_using lab' -l machine -d 'with cache: drop all of the machine'"'"'s caches, as the course does, not one file'"'"'s'
+complete -c physview -n '_shtab_physview_using lab' -l json -d 'print one JSON document'
+complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a trace -d 'Trace the kernel: each time something happens, what it was and which functions led to it.'
+complete -c physview -n '_shtab_physview_using trace' -s h -l help -d 'show this help message and exit'
+complete -c physview -n '_shtab_physview_using trace' -l pid -xka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'the same as PID'
+complete -c physview -n '_shtab_physview_using trace' -s n -l number -x -d 'end after N events (default: 100)'
+complete -c physview -n '_shtab_physview_using trace' -l seconds -x -d 'end after S seconds, whatever happened'
+complete -c physview -n '_shtab_physview_using trace' -l follow -d 'with a process: also what it starts, threads and processes'
+complete -c physview -n '_shtab_physview_using trace' -l summary -d 'count the events by their stacks, the most first'
+complete -c physview -n '_shtab_physview_using trace' -l no-stacks -d 'events without stacks'
+complete -c physview -n '_shtab_physview_using trace' -l buffer -x -d 'how large the kernel'"'"'s buffers are, where events were lost'
+complete -c physview -n '_shtab_physview_using trace' -l json -d 'print one JSON document'
+complete -c physview -n '_shtab_physview_using trace; and test $_shtab_physview_npos -eq 1' -ka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'a pid, self, or the name of one process'
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a module -d 'Build, load and unload the kernel module on this machine, and say how things stand.'
 complete -c physview -n '_shtab_physview_using module' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using module' -l insecure -d 'load: let every user look at memory of their own, as the course'"'"'s module does'
@@ -146,6 +173,7 @@ complete -c physview -n '_shtab_physview_using vm' -l cpus -x -d 'its CPUs (defa
 complete -c physview -n '_shtab_physview_using vm' -l nodes -x -d 'its NUMA nodes, among which memory and CPUs are dealt out (default: 1)'
 complete -c physview -n '_shtab_physview_using vm' -l module -xka "(__fish_complete_path (commandline -ct))" -d 'load this .ko; none: load nothing (default: build physview'"'"'s own and load that)'
 complete -c physview -n '_shtab_physview_using vm' -l append -x -d 'more of the kernel'"'"'s command line, as '"'"'hugepages=8'"'"'; NAME.PARAMETER=VALUE is also given to a module that is loaded'
+complete -c physview -n '_shtab_physview_using vm' -l swap -x -d 'swap, so much of it, into compressed memory of the VM'"'"'s own (zram)'
 complete -c physview -n '_shtab_physview_using vm' -l timeout -x -d 'end the command after so many seconds'
 complete -c physview -n '_shtab_physview_using vm' -l console -d 'show the kernel'"'"'s log on stderr'
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a doctor -d 'Say what this machine and this user can do, what is missing, and what gets it.'
