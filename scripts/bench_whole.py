@@ -212,7 +212,7 @@ def bench_watch() -> bool:
         while select.select([master], [], [], max(0.0, end - time.monotonic()))[0]:
             drawn += os.read(master, 1 << 16)
 
-    while b"core since the last" not in drawn:  # started, and twice read
+    while b"of a core" not in drawn:  # started, and twice read
         read_for(0.1)
     before, begin = cpu_seconds(watch.pid), time.monotonic()
     read_for(10)
@@ -220,7 +220,7 @@ def bench_watch() -> bool:
     os.write(master, b"q")
     read_for(0.5)
     # A longer interval would make it cheap.
-    kept = watch.wait() == 0 and b"costs too much" not in drawn
+    kept = watch.wait() == 0 and b"as asked" not in drawn
     target.kill()
     target.communicate()
     os.close(master)

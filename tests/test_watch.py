@@ -179,6 +179,22 @@ def test_what_is_kept_is_bounded_and_the_limit_is_named(obedient):
         assert second.compared_to <= first.vmas[-1].end
 
 
+def test_what_only_one_reading_kept_is_not_compared(obedient):
+    """An extent across the limit of the other reading is cut there, and did not come or go."""
+    with Watcher(obedient.pid) as watcher:
+        watcher.read()
+        extents = watcher._before.extents
+        large = int(extents["nr_pages"].argmax())
+        assert extents["nr_pages"][large] > 1
+        half = watcher._before.of(extents[: large + 1].copy())
+        half.extents["nr_pages"][-1] -= 1
+        half.limit = int(half.extents["vaddr"][-1] + half.extents["nr_pages"][-1] * PAGE)
+        watcher._before = half
+        reading = watcher.read()
+        assert reading.counts == {}
+        assert reading.compared_to == half.limit
+
+
 def test_the_screen_shows_it_and_keys_work(obedient):
     obedient.tell("regions.append(Region(30000))")
     with watch(obedient.pid, "--interval", "0.2") as run:

@@ -282,8 +282,9 @@ class _Kept:
         self.zero_pfn = zero_pfn
         self.limit = limit
 
-    def only(self, chosen: Any) -> _Kept:
-        return _Kept(self.vmas, self.spans, self.extents[chosen], self.zero_pfn, self.limit)
+    def of(self, extents: Extents) -> _Kept:
+        """The same with these extents instead."""
+        return _Kept(self.vmas, self.spans, extents, self.zero_pfn, self.limit)
 
     def iter_extents(self) -> Iterator[Rows]:
         """Yield rows; in pieces, for comparing takes many times their size."""
@@ -303,9 +304,9 @@ def different(before: _Kept, after: _Kept) -> tuple[_Kept, _Kept]:
     limits = [side.limit for side in (before, after) if side.limit is not None]
     one, other = before, after
     if limits:
-        one, other = (side.only(_below(side.extents, min(limits))) for side in (before, after))
+        one, other = (side.of(_below(side.extents, min(limits))) for side in (before, after))
     if np.array_equal(one.extents.view(np.uint64), other.extents.view(np.uint64)):
-        return one.only(slice(0)), other.only(slice(0))
+        return one.of(one.extents[:0]), other.of(other.extents[:0])
     if not len(one.extents) or not len(other.extents):
         return one, other
     at = np.searchsorted(one.extents["vaddr"], other.extents["vaddr"])
@@ -315,14 +316,18 @@ def different(before: _Kept, after: _Kept) -> tuple[_Kept, _Kept]:
         same &= one.extents[name][found] == other.extents[name]
     left = np.ones(len(one.extents), dtype=bool)
     left[found[same]] = False
-    return one.only(left), other.only(~same)
+    return one.of(one.extents[left]), other.of(other.extents[~same])
 
 
-def _below(extents: Extents, limit: int) -> Any:
-    """Which of the extents end at or below an address."""
+def _below(extents: Extents, limit: int) -> Extents:
+    """What of the extents lies below an address."""
     import numpy as np
 
-    return extents["vaddr"] + extents["nr_pages"] * np.uint64(PAGE_SIZE) <= np.uint64(limit)
+    below: Extents = extents[: int(np.searchsorted(extents["vaddr"], np.uint64(limit)))].copy()
+    if len(below):  # only the last can lie across it
+        room = (limit - int(below["vaddr"][-1])) // PAGE_SIZE
+        below["nr_pages"][-1] = min(int(below["nr_pages"][-1]), room)
+    return below
 
 
 def _spans(vmas: list[Vma]) -> npt.NDArray[np.uint64]:

@@ -167,7 +167,7 @@ def compose(reading: Reading, state: State, width: int, height: int, *, plain: b
 
 
 def _head(reading: Reading, state: State, width: int, height: int, blocks: str) -> Rows:
-    status = f"every {state.lengthened or state.interval:g} s"
+    status = f"every {state.lengthened or state.interval:.3g} s"
     if state.paused:
         status = "paused"
     lines = [(f"{watch_text.process_line(reading)}  {status}", HEAD)]
@@ -187,21 +187,15 @@ def _head(reading: Reading, state: State, width: int, height: int, blocks: str) 
         lines.append((note, NOTE))
     if not reading.knows_frames and state.remedy:
         lines.append((state.remedy, NOTE))
-    if state.lengthened:
-        lines.append(
-            (
-                f"a reading costs too much for every {state.interval:g} s: the interval is longer",
-                NOTE,
-            )
-        )
     return lines
 
 
 def _cost(reading: Reading, state: State) -> str:
-    line = f"physview itself: {reading.cost_seconds * 1e3:.0f} ms for this reading"
-    if state.own_share is None:
-        return line
-    return f"{line}, {state.own_share:.1%} of a core since the last"
+    line = f"physview itself: {reading.cost_seconds * 1e3:.0f} ms a reading"
+    if state.own_share is not None:
+        line += f", {state.own_share:.1%} of a core"
+    # In this line, so that nothing moves when it comes and goes.
+    return f"{line}; so not every {state.interval:g} s as asked" if state.lengthened else line
 
 
 def _foot(state: State, nr_rows: int, width: int) -> str:
