@@ -25,10 +25,11 @@ COMPLETIONS = {"bash": "physview", "zsh": "_physview", "fish": "physview.fish"}
 """File names as the shells look for them."""
 
 # Programs with a name that no other has, of letters that no shell takes for anything else: bash
-# would run what is in $(…), and a process may be called that. Kernel threads have no cmdline.
+# would run what is in $(…), and a process may be called that. Kernel threads have no cmdline. Of
+# bytes that are no text grep would say nothing but that they are binary, hence tr.
 PROCESSES = shtab.cmd(
     "grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null"
-    " | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u"
+    " | LC_ALL=C tr -c '\\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u"
 )
 COMPLETE = {
     "PID": PROCESSES,

@@ -12,6 +12,8 @@ from screens import PtyRun
 sys.path.insert(0, str(ROOT / "scripts"))
 import generate
 
+# With our pid, for others may run these tests at the same time.
+ONE, TWO = f"one-{os.getpid()}-x", f"two-{os.getpid()}-x"
 SOURCE = {
     "bash": f'eval "$({sys.executable} -m physview completion bash)"',
     "fish": f"{sys.executable} -m physview completion fish | source",
@@ -113,25 +115,26 @@ def named(python, name):
 
 @pytest.mark.needs("bash")
 def test_bash_completes_the_names_of_processes_that_are_unique(python):
-    named(python, "only-one-here")
-    named(python, "two-of-these")
-    named(python, "two-of-these")
-    assert in_bash("watch", "only-o") == ["only-one-here"]
-    assert in_bash("maps", "two-of") == []
-    assert in_bash("owners", "1", "--pid", "only-o") == ["only-one-here"]
+    named(python, ONE)
+    named(python, TWO)
+    named(python, TWO)
+    python("import ctypes\nctypes.CDLL(None).prctl(15, b'no \\xff text')")
+    assert in_bash("watch", ONE[:-1]) == [ONE]
+    assert in_bash("maps", TWO[:-1]) == []
+    assert in_bash("owners", "1", "--pid", ONE[:-1]) == [ONE]
 
 
 @pytest.mark.needs("bash")
 def test_bash_runs_no_process_name(python, tmp_path):
     child = named(python, "$(touch ran)")
-    named(python, "only-one-here")
+    named(python, ONE)
     with open(f"/proc/{child.pid}/comm") as file:
         assert file.read() == "$(touch ran)\n"
     command = (
         f"cd {tmp_path}; {SOURCE['bash']}; COMP_WORDS=(physview watch ''); COMP_CWORD=2;"
         " _shtab_physview physview; echo ${COMPREPLY[@]}"
     )
-    assert "only-one-here" in shell("bash", "--norc", "-c", command).split()
+    assert ONE in shell("bash", "--norc", "-c", command).split()
     assert os.listdir(tmp_path) == []
 
 
@@ -143,15 +146,15 @@ def test_bash_completes_files(tmp_path):
 
 @pytest.mark.needs("fish")
 def test_fish_completes(python, tmp_path):
-    named(python, "only-one-here")
+    named(python, ONE)
     assert in_fish(tmp_path, "physview tra") == ["translate"]
     assert in_fish(tmp_path, "physview maps --roll") == ["--rollup"]
-    assert "only-one-here" in in_fish(tmp_path, "physview watch only-")
+    assert ONE in in_fish(tmp_path, f"physview watch {ONE[:-1]}")
 
 
 @pytest.mark.needs("zsh")
 def test_zsh_completes_when_tab_is_pressed(python, tmp_path):
-    named(python, "only-one-here")
+    named(python, ONE)
     env = {"PYTHONPATH": str(ROOT), "ZDOTDIR": str(tmp_path), "PS1": "$ "}
     with PtyRun(["zsh", "-f", "-i"], env=env) as run:
         load = f'eval "$({sys.executable} -m physview completion zsh)"'
@@ -160,8 +163,8 @@ def test_zsh_completes_when_tab_is_pressed(python, tmp_path):
         run.until(lambda _: b"it is 23" in run.raw)
         run.press("physview tra\t")
         run.shows("physview translate")
-        run.press("\x15physview watch only-\t")
-        run.shows("physview watch only-one-here")
+        run.press(f"\x15physview watch {ONE[:-1]}\t")
+        run.shows(f"physview watch {ONE}")
 
 
 def test_a_shell_without_one_is_refused(physview):
