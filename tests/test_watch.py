@@ -123,6 +123,23 @@ def test_a_zero_page_that_is_written_to_was_copied_not_moved(obedient):
         assert Change.MOVED not in after.counts
 
 
+@pytest.mark.needs("swap")
+def test_what_is_swapped_out_and_in_again_is_told_of(obedient):
+    obedient.tell("regions.append(Region(2000)); regions[-1].madvise(Region.MADV_NOHUGEPAGE)")
+    obedient.tell("regions[-1].touch()")
+    start = address_of(obedient)
+    with Watcher(obedient.pid) as watcher:
+        watcher.read()
+        obedient.tell("regions[-1].madvise(21)")  # MADV_PAGEOUT
+        out = watcher.read()
+        nr_out = int(out.changes["out"][at(out, start)])
+        assert nr_out > 1000, "MADV_PAGEOUT swapped nothing out"
+        assert out.pages["swapped"][at(out, start)] == nr_out
+        obedient.tell("[regions[-1].read(i) for i in range(2000)]")
+        back = watcher.read()
+        assert back.changes["in"][at(back, start)] == nr_out
+
+
 def test_what_it_has_is_what_smaps_says(stopped):
     from test_maps import smaps
 
