@@ -230,6 +230,7 @@ class Watcher:
         lows = np.searchsorted(batch["vaddr"], self._spans[:, 0])
         highs = np.searchsorted(batch["vaddr"], self._spans[:, 1])
         at = np.flatnonzero(highs > lows)
+        # Copies, for the columns of a batch lie apart, and they are gone through often.
         entry, nr = batch["entry"].copy(), batch["nr_pages"].astype(np.int64)
         value = entry & np.uint64(PM_PFRAME_MASK)
         present = entry & np.uint64(PM_PRESENT) != 0
@@ -246,6 +247,8 @@ class Watcher:
             "file": present & (entry & np.uint64(PM_FILE) != 0),
         }
         for name, chosen in of_each.items():
+            if not chosen.any():
+                continue
             sums = np.concatenate([[0], np.cumsum(np.where(chosen, nr, 0))])
             pages[name][at] += sums[highs[at]] - sums[lows[at]]
 
@@ -373,10 +376,13 @@ class _RamCounter:
         import numpy as np
 
         ram = self._ram
-        pfn = (batch["entry"] & np.uint64(PM_PFRAME_MASK)).astype(np.int64)
-        chosen = batch["entry"] & np.uint64(PM_PRESENT) != 0
+        entry = batch["entry"].copy()
+        pfn, nr = (entry & np.uint64(PM_PFRAME_MASK)).view(np.int64), batch["nr_pages"]
+        chosen = entry & np.uint64(PM_PRESENT) != 0
         chosen &= (pfn != 0) & (pfn != zero_pfn)
-        pfn, nr = pfn[chosen], batch["nr_pages"][chosen].astype(np.int64)
+        if not chosen.all():
+            pfn, nr = pfn[chosen], nr[chosen]
+        nr = nr.astype(np.int64)
         within = np.searchsorted(ram.firsts, pfn, side="right") - 1
         inside = (within >= 0) & (pfn < ram.ends[within])
         if not inside.all():
