@@ -92,7 +92,7 @@ def test_mandoc_finds_only_that_there_is_no_date():
 
 @pytest.mark.needs("bash")
 def test_bash_completes_commands_options_and_choices():
-    assert in_bash("tra") == ["translate"]
+    assert in_bash("tra") == ["trace", "translate"]
     assert set(in_bash("")) >= {"memview", "watch", "doctor", "completion"}
     assert in_bash("maps", "--roll") == ["--rollup"]
     assert in_bash("memview", "--source", "k") == ["kmod"]
@@ -104,7 +104,7 @@ def test_bash_completes_when_tab_is_pressed():
     with PtyRun(["bash", "--norc", "-i"], env={"PS1": "$ ", "PYTHONPATH": str(ROOT)}) as run:
         run.press(f"{SOURCE['bash']}; echo it is $((20 + 3))\r")
         run.until(lambda _: b"it is 23" in run.raw)
-        run.press("physview tra\t")
+        run.press("physview tran\t")
         run.shows("$ physview translate")
 
 
@@ -147,7 +147,7 @@ def test_bash_completes_files(tmp_path):
 @pytest.mark.needs("fish")
 def test_fish_completes(python, tmp_path):
     named(python, ONE)
-    assert in_fish(tmp_path, "physview tra") == ["translate"]
+    assert in_fish(tmp_path, "physview tra") == ["trace", "translate"]
     assert in_fish(tmp_path, "physview maps --roll") == ["--rollup"]
     assert ONE in in_fish(tmp_path, f"physview watch {ONE[:-1]}")
 
@@ -161,7 +161,7 @@ def test_zsh_completes_when_tab_is_pressed(python, tmp_path):
         run.press("autoload -Uz compinit; compinit -u -D\r")
         run.press(f"{load}; echo it is $((20 + 3))\r")
         run.until(lambda _: b"it is 23" in run.raw)
-        run.press("physview tra\t")
+        run.press("physview tran\t")
         run.shows("physview translate")
         run.press(f"\x15physview watch {ONE[:-1]}\t")
         run.shows(f"physview watch {ONE}")
