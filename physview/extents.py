@@ -131,6 +131,8 @@ class ExtentReader:
         except OSError as error:
             if error.errno == errno.ENOTTY:
                 return False
+            if error.errno == errno.ESRCH:
+                raise self._proc.gone() from None
             raise
         return True
 

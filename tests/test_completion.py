@@ -92,7 +92,7 @@ def test_mandoc_finds_only_that_there_is_no_date():
 
 @pytest.mark.needs("bash")
 def test_bash_completes_commands_options_and_choices():
-    assert in_bash("tra") == ["trace", "translate"]
+    assert set(in_bash("tra")) == {"trace", "translate"}
     assert set(in_bash("")) >= {"memview", "watch", "doctor", "completion"}
     assert in_bash("maps", "--roll") == ["--rollup"]
     assert in_bash("memview", "--source", "k") == ["kmod"]
@@ -147,7 +147,7 @@ def test_bash_completes_files(tmp_path):
 @pytest.mark.needs("fish")
 def test_fish_completes(python, tmp_path):
     named(python, ONE)
-    assert in_fish(tmp_path, "physview tra") == ["trace", "translate"]
+    assert set(in_fish(tmp_path, "physview tra")) == {"trace", "translate"}
     assert in_fish(tmp_path, "physview maps --roll") == ["--rollup"]
     assert ONE in in_fish(tmp_path, f"physview watch {ONE[:-1]}")
 

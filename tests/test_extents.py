@@ -255,3 +255,20 @@ def test_any_pattern_of_pages(runs, batch):
     for use_scan in (None, False):
         found = extents_of(None, region.start, region.end, use_scan=use_scan, batch=batch)
         assert found == expected
+
+
+@pytest.mark.needs("scan")
+def test_a_process_that_ends_before_the_first_scan(python, monkeypatch):
+    child = python()
+    open_pagemap = ProcDir.open_pagemap
+
+    def open_and_end(proc):
+        fd = open_pagemap(proc)
+        if proc.pid == child.pid:
+            child.kill()
+            child.wait()
+        return fd
+
+    monkeypatch.setattr(ProcDir, "open_pagemap", open_and_end)
+    with pytest.raises(ProcessGone, match="it ended"):
+        ExtentReader(ProcDir(child.pid))
