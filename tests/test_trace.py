@@ -355,7 +355,7 @@ def test_the_library_yields_events_as_they_happen():
         (["kmalloc", "--"], "nothing to run"),
         (["kmalloc", "--follow"], "--follow goes with a process"),
         (["kmalloc", "-n", "0"], "is not a number"),
-        (["kmalloc", "--seconds", "0"], "is no time"),
+        (["kmalloc", "--seconds", "0"], "is not a number of seconds"),
     ],
 )
 def test_wrong_uses(physview, args, said):

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from physview import _ffi
@@ -78,6 +78,33 @@ def print_written(written: Written) -> None:
         f"{written.path}: {written.nr_pages} pages in {written.nr_extents} extents,"
         f" {written.size_bytes} bytes"
     )
+
+
+def count(most: int = 1_000_000) -> Callable[[str], int]:
+    """What argparse reads a number from 1 to `most` with."""
+
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 to {most}")
+        return int(text)
+
+    return parse
+
+
+def seconds(least: float = 0, most: float = 1_000_000) -> Callable[[str], float]:
+    """What argparse reads a time from `least` to `most` with, in seconds."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not least <= value <= most:
+            why = f"'{text}' is not a number of seconds from {least:.10g} to {most:.10g}"
+            raise argparse.ArgumentTypeError(why)
+        return value
+
+    return parse
 
 
 def parse_address(text: str) -> int:

@@ -37,13 +37,13 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--repeat",
-        type=_count,
+        type=_common.count(10_000),
         metavar="N",
         help="run N new processes and say which addresses stayed",
     )
     parser.add_argument(
         "--sleep",
-        type=_seconds,
+        type=_common.seconds(),
         metavar="S",
         help="say the pid on stderr and sleep S seconds first, so that a tracer can be attached",
     )
@@ -128,19 +128,3 @@ def _run_once(command: list[str], *, first: bool) -> dict[str, Any]:
             "a run of memview failed", f"it ended with {done.returncode}", "run it without --repeat"
         ) from None
     return document
-
-
-def _count(value: str) -> int:
-    if not value.isdecimal() or not 1 <= int(value) <= 10_000:
-        raise argparse.ArgumentTypeError(f"'{value}' is not a number from 1 to 10000")
-    return int(value)
-
-
-def _seconds(value: str) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 1e6:
-        raise argparse.ArgumentTypeError(f"'{value}' is not a number of seconds")
-    return seconds

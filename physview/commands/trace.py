@@ -10,12 +10,11 @@ so many events, or with the process, or with Ctrl-C. Exits with 1 if nothing hap
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -53,13 +52,16 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-n",
         "--number",
-        type=_count(MAX_EVENTS),
+        type=_common.count(MAX_EVENTS),
         metavar="N",
         default=100,
         help="end after N events (default: 100)",
     )
     parser.add_argument(
-        "--seconds", type=_seconds, metavar="S", help="end after S seconds, whatever happened"
+        "--seconds",
+        type=_common.seconds(0.001),
+        metavar="S",
+        help="end after S seconds, whatever happened",
     )
     parser.add_argument(
         "--follow",
@@ -72,7 +74,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-stacks", action="store_true", help="events without stacks")
     parser.add_argument(
         "--buffer",
-        type=_count(MAX_BUFFER_KIB),
+        type=_common.count(MAX_BUFFER_KIB),
         metavar="KIB",
         help="how large the kernel's buffers are, where events were lost",
     )
@@ -281,22 +283,3 @@ def _signals() -> Iterator[list[int]]:
 def _die_of(signum: int) -> None:
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
-
-
-def _count(most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 to {most}")
-        return int(text)
-
-    return parse
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' is no time in seconds")
-    return seconds

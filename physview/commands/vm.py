@@ -11,7 +11,6 @@ PHYSVIEW_VM_ACCEL=kvm or tcg chooses how the CPU is had; by default KVM where th
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from typing import TYPE_CHECKING
 
@@ -43,12 +42,18 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "--la57", choices=("on", "off"), default="off", help="page tables of 5 levels, not 4"
     )
     parser.add_argument(
-        "--memory", type=_count, metavar="MIB", default=1024, help="its RAM (default: %(default)s)"
+        "--memory",
+        type=_common.count(),
+        metavar="MIB",
+        default=1024,
+        help="its RAM (default: %(default)s)",
     )
-    parser.add_argument("--cpus", type=_count, metavar="N", default=2, help="its CPUs (default: 2)")
+    parser.add_argument(
+        "--cpus", type=_common.count(), metavar="N", default=2, help="its CPUs (default: 2)"
+    )
     parser.add_argument(
         "--nodes",
-        type=_count,
+        type=_common.count(),
         metavar="N",
         default=1,
         help="its NUMA nodes, among which memory and CPUs are dealt out (default: 1)",
@@ -67,12 +72,15 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--swap",
-        type=_count,
+        type=_common.count(),
         metavar="MIB",
         help="swap, so much of it, into compressed memory of the VM's own (zram)",
     )
     parser.add_argument(
-        "--timeout", type=_seconds, metavar="S", help="end the command after so many seconds"
+        "--timeout",
+        type=_common.seconds(0.001),
+        metavar="S",
+        help="end the command after so many seconds",
     )
     parser.add_argument("--console", action="store_true", help="show the kernel's log on stderr")
     parser.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="what to run")
@@ -136,19 +144,3 @@ def _modules(wanted: str | None, kernel: Kernel) -> list[Path]:
     if wanted:
         return [] if wanted == "none" else [Path(wanted)]
     return [kernels.build_module(kernel, module.source_dir())]
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of 1 or more")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' is no time in seconds")
-    return seconds

@@ -8,7 +8,6 @@ readings: a page that came and went between them is not seen. --ticks and --json
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import time
@@ -34,30 +33,21 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("process", metavar="PID", help="a pid, self, or the name of one process")
     parser.add_argument(
-        "--interval", type=_seconds, metavar="S", default=1.0, help="seconds between readings (1)"
+        "--interval",
+        type=_common.seconds(STEPS[0], 86400),
+        metavar="S",
+        default=1.0,
+        help="seconds between readings (1)",
     )
     parser.add_argument(
-        "--ticks", type=_count, metavar="N", help="print N readings as text, and end; for pipes"
+        "--ticks",
+        type=_common.count(),
+        metavar="N",
+        help="print N readings as text, and end; for pipes",
     )
     parser.add_argument(
         "--json", action="store_true", help="print a JSON document a reading, each a line"
     )
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not STEPS[0] <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"'{text}' is not between {STEPS[0]} and 86400 seconds")
-    return seconds
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 1 << 31:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of readings")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
