@@ -28,8 +28,15 @@ SHARED_MEMORY_PATHS = ("/dev/zero", "/dev/shm/")
 KERNELS_PATH = "[vvar"
 
 
-SMAPS_HUGE = frozenset(
-    ["AnonHugePages", "ShmemPmdMapped", "FilePmdMapped", "Shared_Hugetlb", "Private_Hugetlb"]
+SMAPS_SIZES = frozenset(
+    [
+        "Rss",
+        "AnonHugePages",
+        "ShmemPmdMapped",
+        "FilePmdMapped",
+        "Shared_Hugetlb",
+        "Private_Hugetlb",
+    ]
 )
 
 
@@ -368,10 +375,10 @@ class MemoryMap:
             self._flags = parse_vm_flags(self._proc.read("smaps"))
         return flag in self._flags.get(vma.start, ())
 
-    def huge_sizes(self, vma: Vma) -> dict[str, int]:
-        """What smaps says of a mapping's huge pages, in bytes. The first call reads smaps."""
+    def sizes(self, vma: Vma) -> dict[str, int]:
+        """What smaps says of a mapping: SMAPS_SIZES, in bytes. The first call reads smaps."""
         if self._sizes is None:
-            self._sizes = parse_smaps_sizes(self._proc.iter_lines("smaps"), SMAPS_HUGE)
+            self._sizes = parse_smaps_sizes(self._proc.iter_lines("smaps"), SMAPS_SIZES)
         return self._sizes.get(vma.start, {})
 
     def cause(self, vaddr: int, entry: PagemapEntry) -> Cause | None:

@@ -57,12 +57,15 @@ def tracer(tracefs):
         def is_at_work():
             assert process.poll() is None, process.communicate()
             new = instances(tracefs) - before
-            return any(
-                Path(tracefs, "instances", name, "tracing_on").read_text() == "1\n"
-                and Path(tracefs, "instances", name, "set_event").read_text()
-                for name in new
-                if name.split("-")[2] == str(process.pid)
-            )
+            try:
+                return any(
+                    Path(tracefs, "instances", name, "tracing_on").read_text() == "1\n"
+                    and Path(tracefs, "instances", name, "set_event").read_text()
+                    for name in new
+                    if name.split("-")[2] == str(process.pid)
+                )
+            except FileNotFoundError:  # it is just being made: its files come after it
+                return False
 
         wait_for(is_at_work)
         return process

@@ -284,6 +284,7 @@ class UsageReader:
         usage.exclusive_bytes = pages["nr_exclusive"]
         usage.zero_bytes = pages["nr_zero"]
         usage.hugetlb_bytes = pages["nr_hugetlb"]
+        usage.resident_bytes = pages["nr_present"]  # with what is taken away below
         contiguous = _by_size(sums.contiguous)
         if sums.nr_hidden or (sums.nr_present and contiguous.get(self._huge)) or not has_flags:
             self._find_huge(snapshot, vma, usage, hidden=bool(sums.nr_hidden) or not has_flags)
@@ -359,12 +360,15 @@ class UsageReader:
             usage.anon_huge_bytes = 0
 
     def _find_huge_in_smaps(self, snapshot: Snapshot, vma: Vma, usage: Usage) -> None:
-        fields = snapshot.reader.memory.huge_sizes(vma)
+        fields = snapshot.reader.memory.sizes(vma)
         usage.anon_huge_bytes = fields.get("AnonHugePages", 0)
         other = fields.get("ShmemPmdMapped", 0) + fields.get("FilePmdMapped", 0)
         hugetlb = fields.get("Shared_Hugetlb", 0) + fields.get("Private_Hugetlb", 0)
         usage.hugetlb_bytes = usage.hugetlb_bytes or hugetlb
         usage.huge_bytes = usage.anon_huge_bytes + other + hugetlb
+        if not snapshot.knows_frames:  # then pagemap does not tell zero pages, which Rss is without
+            present = usage.resident_bytes - usage.hugetlb_bytes
+            usage.zero_bytes = max(0, present - fields.get("Rss", 0))
 
 
 _COUNTED = (

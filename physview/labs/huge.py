@@ -114,7 +114,7 @@ def _mapped_by(memory: Memory) -> str:
                 pass
         maps = MemoryMap(proc)
         vma = maps.find(memory.start)
-        sizes = maps.huge_sizes(vma) if vma else {}
+        sizes = maps.sizes(vma) if vma else {}
     finally:
         proc.close()
     return "a pmd entry" if sizes.get("AnonHugePages") else "pte entries"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs in the VM: swap in memory, folios smaller than huge pages, no khugepaged; then what is to be
-# run, then a look at the kernel's log, which has to be free of complaints, and for leaks where the
+# Runs in the VM: swap in memory, folios smaller than huge pages, no khugepaged, no NUMA balancing; then
+# what is to be run, then a look at the kernel's log, which has to be free of complaints, and for leaks where the
 # kernel looks for them.
 # Exits as the command does, or with 99 if the log is not clean.
 set -u
@@ -14,6 +14,9 @@ small_folios=/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled
 # It takes the pages of a stopped process away for the time in which it makes a huge page of them.
 khugepaged=/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs
 [ ! -e $khugepaged ] || echo 4000000000 >$khugepaged
+# It moves pages to the node of who uses them, also of a process that looks at itself.
+balancing=/proc/sys/kernel/numa_balancing
+[ ! -e $balancing ] || echo 0 >$balancing
 
 "$@"
 code=$?
