@@ -134,7 +134,7 @@ def test_every_command_and_option_is_documented():
     parser = make_parser()
     readme = (ROOT / "README.md").read_text()
     commands = next(action for action in parser._actions if action.choices)
-    assert list(commands.choices) == [command.NAME for command in COMMANDS]
+    assert list(commands.choices) == list(COMMANDS)
     for name, subparser in commands.choices.items():
         heading = f"### `physview {name}"
         assert heading in readme

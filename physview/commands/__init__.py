@@ -10,55 +10,37 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from physview import __version__
-from physview.commands import (
-    _common,
-    compare,
-    completion,
-    diff,
-    doctor,
-    file,
-    frames,
-    lab,
-    maps,
-    memview,
-    module,
-    owners,
-    pages,
-    picture,
-    snapshot,
-    trace,
-    translate,
-    vm,
-    walk,
-    watch,
-)
+from physview.commands import _common
 from physview.errors import PhysviewError
 
 COMMANDS = (
-    memview,
-    translate,
-    maps,
-    pages,
-    watch,
-    snapshot,
-    diff,
-    walk,
-    compare,
-    frames,
-    owners,
-    file,
-    picture,
-    lab,
-    trace,
-    module,
-    vm,
-    doctor,
-    completion,
+    "memview",
+    "translate",
+    "maps",
+    "pages",
+    "watch",
+    "snapshot",
+    "diff",
+    "walk",
+    "compare",
+    "frames",
+    "owners",
+    "file",
+    "picture",
+    "lab",
+    "trace",
+    "module",
+    "vm",
+    "doctor",
+    "completion",
 )
-"""Modules with NAME, HELP, `prepare_parser(parser)` and `run(args) -> exit code`."""
+"""Modules here, each with NAME, which is its own, HELP, `prepare_parser(parser)` and `run(args)`,
+which returns the exit code."""
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -84,8 +66,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see '{self.prog} --help'\n")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The whole command line; also for those who make documentation of it."""
+def make_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The whole command line; also for those who make documentation of it.
+
+    Args:
+        commands: Which commands it has. Each costs time at the start, used or not.
+    """
     parser = _Parser(
         prog="physview",
         description="Shows where a process's memory really is.",
@@ -97,7 +83,8 @@ def make_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, prog="physview", parser_class=_Parser
     )
-    for command in COMMANDS:
+    for name in commands:
+        command = import_module(f"physview.commands.{name}")
         subparser = subparsers.add_parser(
             command.NAME,
             help=command.HELP,
@@ -117,7 +104,9 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; sys.argv's by default.
     """
     try:
-        args = make_parser().parse_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        known = words[0] in COMMANDS if words else False
+        args = make_parser(words[:1] if known else COMMANDS).parse_args(words)
         if sys.stdout is None:
             raise PhysviewError("cannot write the report", "standard output is closed", "open it")
         code: int = args.run(args)
