@@ -145,7 +145,7 @@ def write_rows(
         tables = _Tables(arrow, schema, snapshot.vmas)
         words = [name for name, kind, *_ in fields if kind == "dictionary"]
         with parquet.ParquetWriter(
-            file, schema, compression="zstd", use_dictionary=words
+            file, schema, compression="zstd", use_dictionary=words, write_page_checksum=True
         ) as writer:
             for rows in _grouped(batches):
                 writer.write_table(tables.table(rows))
@@ -349,16 +349,20 @@ class SnapshotFile:
         arrow, parquet = need("pyarrow", what), need("pyarrow.parquet", what)
         self.path = path
         try:
-            self._file = parquet.ParquetFile(path)
-        except OSError as error:
-            raise PhysviewError(what, error.strerror or "it cannot be read") from None
-        except arrow.ArrowException as error:
-            why = str(error).splitlines()[0].rstrip(".")
+            self._file = parquet.ParquetFile(path, page_checksum_verification=True)
+        except (arrow.ArrowException, OSError) as error:
+            # Of a file's contents pyarrow complains by OSError, too, then without errno.
+            if isinstance(error, OSError) and error.errno:
+                raise PhysviewError(what, os.strerror(error.errno), path=path) from None
+            why = _first_line(error)
             raise PhysviewError(what, f"it is no Parquet file, or damaged ({why})") from None
         try:
             self.about: dict[str, Any] = self._read_metadata(what)
             self.vmas = [Vma(*members) for members in self.about["mappings"]]
-        except BaseException:
+        except (ValueError, KeyError, TypeError) as error:
+            self.close()
+            raise PhysviewError(what, f"its metadata are damaged ({_first_line(error)})") from None
+        except PhysviewError:
             self.close()
             raise
         stored = set(self._file.schema_arrow.names)
@@ -435,5 +439,9 @@ class SnapshotFile:
                 rows["swap"] = np.where(is_swap, slot, np.uint64(NO_ENTRY))
                 yield rows
         except (arrow.ArrowException, OSError) as error:
-            why = str(error).splitlines()[0].rstrip(".")
+            why = _first_line(error)
             raise PhysviewError(f"cannot read {self.path}", f"it is damaged ({why})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

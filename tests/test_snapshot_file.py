@@ -3,6 +3,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -275,6 +276,28 @@ def test_a_file_that_is_none(physview, tmp_path):
     }
     for path, why in cases.items():
         assert why in one_line(physview("diff", str(path), str(path)), 1), path
+
+
+def test_whatever_is_damaged_is_said(tmp_path):
+    path = tmp_path / "a.parquet"
+    with Snapshot() as snapshot:
+        write_snapshot(snapshot, str(path), columns=[])
+    data = path.read_bytes()
+    dice = random.Random(22)
+    nr_refused = 0
+    for _ in range(150):
+        damaged = bytearray(data)
+        at = dice.randrange(len(data))
+        size = dice.choice((1, 8, 1000))
+        damaged[at : at + size] = dice.randbytes(min(size, len(data) - at))
+        path.write_bytes(damaged)
+        try:
+            with SnapshotFile(str(path)) as file:
+                for _ in file.iter_extents():
+                    pass
+        except PhysviewError:
+            nr_refused += 1
+    assert nr_refused > 120
 
 
 def test_without_pyarrow_the_line_says_what_to_install(tmp_path):
