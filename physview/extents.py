@@ -196,7 +196,7 @@ class ExtentReader:
         ]
 
     def _choose_nr_threads(self) -> int:
-        nr_resident = int(self._proc.read("statm").split()[1])
+        nr_resident = self._proc.nr_resident()
         if nr_resident < MIN_PAGES_FOR_THREADS:
             return 1
         return _ffi.nr_threads()

@@ -344,3 +344,16 @@ class Walk(NamedTuple):
     page_size_bytes: int
     swap: tuple[int, int] | None
     levels: list[Level]
+
+
+def size_words(size_bytes: int) -> str:
+    """A power of two of bytes.
+
+    >>> size_words(4096), size_words(1 << 21), size_words(1 << 30)
+    ('4 KiB', '2 MiB', '1 GiB')
+    """
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes} {unit}"
+        size_bytes //= 1024
+    return f"{size_bytes} TiB"

@@ -311,7 +311,7 @@ class _Index:
                 ]
             finally:
                 reader.close()
-            comm = os.fsdecode(proc.read("comm").rstrip(b"\n")) if owned else ""
+            comm = proc.comm() if owned else ""
         finally:
             proc.close()
         return _Found(pid, comm, owned)

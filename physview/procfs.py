@@ -280,6 +280,17 @@ class ProcDir:
             path=self.path,
         )
 
+    def comm(self) -> str:
+        """The process's name. Raises as `open()` does."""
+        return os.fsdecode(self.read("comm").rstrip(b"\n"))
+
+    def nr_resident(self) -> int:
+        """Pages in memory, about: the kernel's own count at this moment. Raises as `open()` does.
+
+        Source: statm in Documentation/filesystems/proc.rst, table 1-3.
+        """
+        return int(self.read("statm").split()[1])
+
     def iter_vmas(self) -> Iterator[Vma]:
         """Yield the mappings in address order. Raises as `open()` does."""
         return map(parse_maps_line, self.iter_lines("maps"))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from physview.model import (
+    MIN_SPECIAL_SWAP_TYPE,
     NO_ENTRY,
     PAGE_SIZE,
     PM_GUARD_REGION,
@@ -75,6 +76,22 @@ def from_extents(extents: Any, spans: Any, dtype: list[tuple[str, str]]) -> Rows
     rows["swap"] = np.where(is_swap & (entries & np.uint64(PM_SWAP) != 0), value, none)
     rows["vma"] = vma
     return rows
+
+
+def is_swapped(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Which entries of a pagemap are of pages in a swap area, also where the slot is hidden.
+
+    Guards, markers and pages in migration are swap entries, too, but by their types no pages in
+    an area.
+    """
+    import numpy as np
+
+    bits = np.uint64(PM_PRESENT | PM_SWAP | PM_GUARD_REGION)
+    swap_type = entries & np.uint64((1 << SWAP_TYPE_BITS) - 1)
+    chosen: npt.NDArray[np.bool_] = (entries & bits == np.uint64(PM_SWAP)) & (
+        swap_type < MIN_SPECIAL_SWAP_TYPE
+    )
+    return chosen
 
 
 def ends(rows: Rows) -> npt.NDArray[np.uint64]:
@@ -157,6 +174,34 @@ def join(rows: Rows, zero_pfn: int) -> Rows:
     joined = rows[firsts]
     joined["nr_pages"] = np.add.reduceat(rows["nr_pages"], firsts)
     return joined
+
+
+def split_at(
+    first: npt.NDArray[Any], nr: npt.NDArray[Any], step: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Cut runs of numbers at the multiples of `step`.
+
+    Args:
+        first: Shape (n,): the first number of each.
+        nr: Shape (n,): how many, at least 1.
+        step: At least 1.
+
+    Returns:
+        Of each piece, in order, the index of its run, its first number, and how many it has.
+
+    >>> import numpy as np
+    >>> [column.tolist() for column in split_at(np.array([3, 9]), np.array([6, 1]), 4)]
+    [[0, 0, 0, 1], [3, 4, 8, 9], [1, 4, 1, 1]]
+    """
+    import numpy as np
+
+    first, nr = first.astype(np.int64), nr.astype(np.int64)
+    nr_pieces = (first + nr - 1) // step - first // step + 1
+    index = np.repeat(np.arange(len(first)), nr_pieces)
+    number = np.arange(len(index)) - np.repeat(np.cumsum(nr_pieces) - nr_pieces, nr_pieces)
+    start = np.where(number, (first[index] // step + number) * step, first[index])
+    end = np.minimum((start // step + 1) * step, (first + nr)[index])
+    return index, start, end - start
 
 
 def iter_chunks(batches: Iterable[Rows], zero_pfn: int) -> Iterator[Any]:

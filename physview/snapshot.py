@@ -78,7 +78,7 @@ class Snapshot:
     @property
     def nr_resident(self) -> int:
         """Pages in memory, about: the kernel's own count at this moment."""
-        return int(self.proc.read("statm").split()[1])
+        return self.proc.nr_resident()
 
     def close(self) -> None:
         """Close the process's files. Closing twice is harmless."""

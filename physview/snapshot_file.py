@@ -140,7 +140,7 @@ def write_rows(
     fields = [*FIELDS, *(field for name in columns for field in MORE_FIELDS[name])]
     about = json.dumps(_about(snapshot, columns, complete=complete)).encode()
     schema = arrow.schema([_field(arrow, *field) for field in fields], {KEY: about})
-    nr_extents = nr_pages = 0
+    nr_extents, nr_pages, nr_resident = 0, 0, snapshot.nr_resident
     with whole_file(path, overwrite=overwrite) as file:
         tables = _Tables(arrow, schema, snapshot.vmas)
         words = [name for name, kind, *_ in fields if kind == "dictionary"]
@@ -149,11 +149,10 @@ def write_rows(
         ) as writer:
             for rows in _grouped(batches):
                 writer.write_table(tables.table(rows))
-                arrow.default_memory_pool().release_unused()
                 nr_extents += len(rows)
                 nr_pages += int(rows["nr_pages"].sum())
                 if on_progress:
-                    on_progress(nr_pages, snapshot.nr_resident)
+                    on_progress(nr_pages, nr_resident)
         file.flush()
         size = os.fstat(file.fileno()).st_size
     return Written(path, nr_extents, nr_pages, size)
@@ -188,7 +187,7 @@ def _about(snapshot: Snapshot, columns: Sequence[str], *, complete: bool) -> dic
         "time": now.isoformat(timespec="milliseconds"),
         "pid": snapshot.pid,
         "start_time_ticks": stat.start_time if stat else None,
-        "comm": os.fsdecode(snapshot.proc.read("comm").rstrip(b"\n")),
+        "comm": snapshot.proc.comm(),
         "page_size_bytes": PAGE_SIZE,
         "zero_pfn": snapshot.reader.zero_pfn,
         "shows_frames": snapshot.knows_frames,

@@ -25,6 +25,7 @@ from physview.pictures.kinds import (
     rest_kind,
 )
 from physview.pictures.memory import Memory
+from physview.rows import split_at
 
 
 def as_runs(*items):
@@ -58,7 +59,7 @@ def test_what_lies_over_ram_hides_what_is_below_and_nothing_else(over, nr, more)
 )
 def test_runs_are_cut_at_multiples_and_stay_whole(items, step):
     first, nr = (np.array([item[i] for item in items], dtype=np.int64) for i in (0, 1))
-    index, start, length = runs.split_at(first, nr, step)
+    index, start, length = split_at(first, nr, step)
     assert (start // step == (start + length - 1) // step).all()
     for i, (low, count) in enumerate(items):
         mine = [(s, n) for j, s, n in zip(index, start, length, strict=True) if j == i]

@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from physview.errors import PhysviewError
 from physview.kpage import FLAG_BITS
 from physview.model import (
-    MIN_SPECIAL_SWAP_TYPE,
     NO_ENTRY,
     PAGE_SIZE,
     PM_FILE,
-    PM_PFRAME_MASK,
     PM_PRESENT,
-    PM_SWAP,
     SWAP_TYPE_BITS,
     Vma,
 )
-from physview.rows import advance, cut, ends
+from physview.rows import advance, cut, ends, is_swapped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -297,11 +294,7 @@ def _what(rows: Rows) -> Any:
     import numpy as np
 
     present = rows["entry"] & np.uint64(PM_PRESENT) != 0
-    swap_type = rows["swap"] & np.uint64((1 << SWAP_TYPE_BITS) - 1)
-    in_area = (rows["swap"] != np.uint64(NO_ENTRY)) & (swap_type < MIN_SPECIAL_SWAP_TYPE)
-    # A swap entry that is hidden has no slot.
-    hidden = rows["entry"] & np.uint64(PM_SWAP | PM_PFRAME_MASK) == PM_SWAP
-    return np.where(present, _FRAME, np.where(in_area | hidden, _SWAP, _SPECIAL))
+    return np.where(present, _FRAME, np.where(is_swapped(rows["entry"]), _SWAP, _SPECIAL))
 
 
 class _Judge:

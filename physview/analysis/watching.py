@@ -15,19 +15,15 @@ from physview.errors import PhysviewError
 from physview.extents import EXTENT_DTYPE, USER_END, ExtentReader
 from physview.machine import ram_ranges, read_resources
 from physview.model import (
-    MIN_SPECIAL_SWAP_TYPE,
     PAGE_SIZE,
     PM_FILE,
-    PM_GUARD_REGION,
     PM_MMAP_EXCLUSIVE,
     PM_PFRAME_MASK,
     PM_PRESENT,
-    PM_SWAP,
-    SWAP_TYPE_BITS,
     Vma,
 )
 from physview.procfs import ProcDir
-from physview.rows import BASE_DTYPE, from_extents
+from physview.rows import BASE_DTYPE, from_extents, is_swapped, split_at
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,7 +175,7 @@ class Watcher:
         last = self._last
         reading = Reading(
             pid=self.proc.pid,
-            name=self.proc.read("comm").rstrip(b"\n").decode("utf-8", "surrogateescape"),
+            name=self.proc.comm(),
             time=time.time(),
             seconds=clock - self._last_clock if last else None,
             vmas=vmas,
@@ -237,12 +233,9 @@ class Watcher:
         zero_pfn = self._reader.zero_pfn
         if zero_pfn:
             present &= value != np.uint64(zero_pfn)
-        swap_type = value & np.uint64((1 << SWAP_TYPE_BITS) - 1)
-        swapped = entry & np.uint64(PM_PRESENT | PM_SWAP | PM_GUARD_REGION) == np.uint64(PM_SWAP)
-        swapped &= swap_type < MIN_SPECIAL_SWAP_TYPE
         of_each = {
             "resident": present,
-            "swapped": swapped,
+            "swapped": is_swapped(entry),
             "exclusive": present & (entry & np.uint64(PM_MMAP_EXCLUSIVE) != 0),
             "file": present & (entry & np.uint64(PM_FILE) != 0),
         }
@@ -392,7 +385,7 @@ class _RamCounter:
         cell = place // ram.cell_frames
         nr_cells = (place + nr - 1) // ram.cell_frames - cell + 1
         if (nr_cells > 1).any():
-            place, nr = _cut_at_cells(place, nr, nr_cells, ram.cell_frames)
+            _, place, nr = split_at(place, nr, ram.cell_frames)
             cell = place // ram.cell_frames
         room = len(self._frames)
         # A run that goes on behind a range of RAM, which none should, stays within the map.
@@ -402,15 +395,3 @@ class _RamCounter:
     def map(self) -> RamMap:
         ram = self._ram
         return RamMap(self._frames, ram.cell_frames, ram.nr_frames, self._nr_elsewhere)
-
-
-def _cut_at_cells(place: Any, nr: Any, nr_cells: Any, size: int) -> tuple[Any, Any]:
-    """Runs of frames cut where cells end."""
-    import numpy as np
-
-    run = np.repeat(np.arange(len(place)), nr_cells)
-    number = np.arange(len(run)) - np.repeat(np.cumsum(nr_cells) - nr_cells, nr_cells)
-    cell = place[run] // size + number
-    begin = np.maximum(place[run], cell * size)
-    end = np.minimum(place[run] + nr[run], (cell + 1) * size)
-    return begin, end - begin

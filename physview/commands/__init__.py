@@ -114,11 +114,11 @@ def main(argv: list[str] | None = None) -> int:
     except PhysviewError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:
-        _die_of("SIGPIPE")
+        _common.die_of("SIGPIPE")
     except KeyboardInterrupt:
-        _die_of("SIGINT")
+        _common.die_of("SIGINT")
     except OSError as error:
-        _discard_stdout()
+        _common.discard_stdout()
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 1)
     return code
@@ -127,19 +127,3 @@ def main(argv: list[str] | None = None) -> int:
 def _fail(message: str, code: int) -> int:
     _common.say(message)
     return code
-
-
-def _discard_stdout() -> None:
-    """Keep the interpreter from trying once more, at its exit, to write what can't be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def _die_of(name: str) -> NoReturn:
-    """End as a program does that never heard of Python: killed by the signal, saying nothing."""
-    import signal
-
-    signum = signal.Signals[name]
-    _discard_stdout()
-    signal.signal(signum, signal.SIG_DFL)
-    os.kill(os.getpid(), signum)
-    raise SystemExit(128 + signum)  # where the signal is blocked

@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from physview import _ffi
 from physview.errors import UsageError
@@ -150,6 +150,22 @@ def say(message: str) -> None:
     """Tell the person something that is not part of the report."""
     if sys.stderr is not None:  # it is when it was closed, and print() would take stdout then
         print(f"physview: {message}", file=sys.stderr, flush=True)
+
+
+def discard_stdout() -> None:
+    """Keep the interpreter from trying once more, at its exit, to write what can't be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def die_of(name: str) -> NoReturn:
+    """End as a program does that never heard of Python: killed by the signal, saying nothing."""
+    import signal
+
+    signum = signal.Signals[name]
+    discard_stdout()
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+    raise SystemExit(128 + signum)  # where the signal is blocked
 
 
 def say_if_core_is_missing(source: str) -> None:

@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="colours on light paper or on dark; by default an SVG and a page follow their viewer,"
         " and a PNG is light",
     )
-    parser.add_argument("--force", action="store_true", help="write over a picture that is there")
+    _common.add_force_option(parser)
 
 
 def draw(args: argparse.Namespace, path: str, read: Callable[[], Picture]) -> None:

@@ -60,7 +60,7 @@ def _progress(proc: ProcDir) -> Iterator[Callable[[int], None] | None]:
     from rich.progress import Progress
 
     # What is resident is nearly all; swap and the like come on top.
-    nr_resident = int(proc.read("statm").split()[1])
+    nr_resident = proc.nr_resident()
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("comparing pages", total=nr_resident)
         yield lambda nr_pages: bar.update(task, completed=nr_pages)

@@ -78,7 +78,7 @@ def _report_process(
     with Snapshot("self" if pid is None else pid) as snapshot:
         usages = reader.iter_usage(snapshot)
         own = Usage()
-        report.begin_process(snapshot.pid, _comm(snapshot.proc.read("comm")))
+        report.begin_process(snapshot.pid, snapshot.proc.comm())
         try:
             for usage in usages:
                 own.add(usage)
@@ -91,10 +91,6 @@ def _report_process(
         report.end_process(own)
         total.add(own)
         return not snapshot.knows_frames
-
-
-def _comm(data: bytes) -> str:
-    return os.fsdecode(data.rstrip(b"\n"))
 
 
 def _pids(args: argparse.Namespace) -> list[int | None]:

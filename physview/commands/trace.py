@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         trace, launched = _trace(args, pid, caught)
     exit_code = _wait(launched) if launched else 0
     if caught and caught[0] != signal.SIGINT:
-        _die_of(caught[0])
+        _common.die_of(signal.Signals(caught[0]).name)
     kernel = read_kernel_map()
     ownership = _find_frames(trace, kernel)
     _print(args, trace, ownership, kernel)
@@ -278,8 +278,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def _die_of(signum: int) -> None:
-    signal.signal(signum, signal.SIG_DFL)
-    os.kill(os.getpid(), signum)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from physview.frames import Use, use_of
 from physview.kpage import FLAG_BITS, KpageFile
 from physview.labs.base import Cell, Evidence
-from physview.model import PAGE_SHIFT, PAGE_SIZE, PM_FILE, Cause, Translation
+from physview.model import PAGE_SHIFT, PAGE_SIZE, PM_FILE, Cause, Translation, size_words
 from physview.process import Process
 
 if TYPE_CHECKING:
@@ -135,9 +135,4 @@ def align_words(address: int) -> str:
     >>> align_words(0x200000), align_words(0x3000), align_words(1 << 48)
     ('2 MiB', '4 KiB', '256 TiB')
     """
-    size = address & -address
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size} {unit}"
-        size >>= 10
-    return f"{size} TiB"
+    return size_words(address & -address)

@@ -16,7 +16,7 @@ from physview.model import PAGE_SIZE, Vma, printable
 from physview.pictures.grid import COLUMN_SHIFT, Grid
 from physview.pictures.kinds import PROCESS_KINDS
 from physview.pictures.memory import NO_KIND, Memory
-from physview.pictures.runs import split_at
+from physview.rows import split_at
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from physview.machine import Resource
 from physview.model import PAGE_SHIFT
-from physview.pictures.runs import split_at
 from physview.reporters.frame_tables import size
+from physview.rows import split_at
 
 if TYPE_CHECKING:
     import numpy as np

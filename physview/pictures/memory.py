@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from physview.extents import USER_END
 from physview.kpage import FLAG_BITS
 from physview.model import (
-    MIN_SPECIAL_SWAP_TYPE,
     NO_ENTRY,
     PM_FILE,
-    PM_GUARD_REGION,
     PM_MMAP_EXCLUSIVE,
     PM_PRESENT,
-    PM_SWAP,
-    SWAP_TYPE_BITS,
     Vma,
 )
 from physview.pictures.kinds import PROCESS_KINDS, index_of, own_kind
 from physview.pictures.runs import RUN_DTYPE
+from physview.rows import is_swapped
 from physview.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -129,10 +126,7 @@ def _kinds(rows: Any, *, knows_frames: bool) -> npt.NDArray[np.uint8]:
     has_frame = entries & np.uint64(PM_PRESENT) != 0
     is_file = entries & np.uint64(PM_FILE) != 0
     kinds = np.full(len(rows), NO_KIND, dtype=np.uint8)
-    is_swap = entries & np.uint64(PM_SWAP | PM_PRESENT | PM_GUARD_REGION) == np.uint64(PM_SWAP)
-    # Markers and pages in migration have types of their own; 0 is a type that is hidden, too.
-    is_swap &= entries & np.uint64((1 << SWAP_TYPE_BITS) - 1) < MIN_SPECIAL_SWAP_TYPE
-    kinds[is_swap] = index_of(PROCESS_KINDS, "swapped")
+    kinds[is_swapped(entries)] = index_of(PROCESS_KINDS, "swapped")
     flags = rows["flags"] if knows_frames else np.full(len(rows), NO_ENTRY, dtype=np.uint64)
     for file in (False, True):
         chosen = np.flatnonzero(has_frame & (is_file == file))

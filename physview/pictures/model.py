@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from physview import machine
 from physview.errors import AccessDenied
-from physview.model import PAGE_SIZE, printable
+from physview.model import PAGE_SIZE, printable, size_words
 from physview.pictures import bands as bands_module
 from physview.pictures.bands import Band, Links
 from physview.pictures.grid import Grid, count_cells, make_grid
@@ -30,7 +30,6 @@ from physview.pictures.memory import Memory, read_memory
 from physview.pictures.runs import overlay, read_runs
 from physview.procfs import ProcDir
 from physview.reporters.frame_tables import share, size
-from physview.reporters.text import size_words
 from physview.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -223,9 +222,8 @@ def _origin() -> str:
 
 def _names(proc: ProcDir) -> tuple[str, str]:
     """The process's name and its command line."""
-    comm = printable(os.fsdecode(proc.read("comm").rstrip(b"\n")))
     words = os.fsdecode(proc.read("cmdline").rstrip(b"\0")).split("\0")
-    return comm, " ".join(map(printable, words))
+    return printable(proc.comm()), " ".join(map(printable, words))
 
 
 def _process_summary(memory: Memory, frames: Frames | None) -> str:

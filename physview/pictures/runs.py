@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from physview import _ffi
 from physview.kpage import FRAMES_DTYPE, KpageFile
@@ -143,31 +143,3 @@ def _each_frame_once(runs: Runs) -> Runs:
     once["pfn"] = first[ends > first]
     once["nr"] = (ends - first)[ends > first]
     return once
-
-
-def split_at(
-    first: npt.NDArray[Any], nr: npt.NDArray[Any], step: int
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Cut runs of numbers at the multiples of `step`.
-
-    Args:
-        first: Shape (n,): the first number of each.
-        nr: Shape (n,): how many, at least 1.
-        step: At least 1.
-
-    Returns:
-        Of each piece, in order, the index of its run, its first number, and how many it has.
-
-    >>> import numpy as np
-    >>> [column.tolist() for column in split_at(np.array([3, 9]), np.array([6, 1]), 4)]
-    [[0, 0, 0, 1], [3, 4, 8, 9], [1, 4, 1, 1]]
-    """
-    import numpy as np
-
-    first, nr = first.astype(np.int64), nr.astype(np.int64)
-    nr_pieces = (first + nr - 1) // step - first // step + 1
-    index = np.repeat(np.arange(len(first)), nr_pieces)
-    number = np.arange(len(index)) - np.repeat(np.cumsum(nr_pieces) - nr_pieces, nr_pieces)
-    start = np.where(number, (first[index] // step + number) * step, first[index])
-    end = np.minimum((start // step + 1) * step, (first + nr)[index])
-    return index, start, end - start

@@ -15,8 +15,7 @@ from typing import Any
 from physview.flags import well_known
 from physview.frames import Machine, Use, ZoneFrames, by_use
 from physview.kpage import flag_names
-from physview.model import NO_ENTRY, PAGE_SHIFT, PAGE_SIZE
-from physview.reporters.text import size_words
+from physview.model import NO_ENTRY, PAGE_SHIFT, PAGE_SIZE, size_words
 
 NR_FLAGS_SHOWN = 10
 WIDE = 120

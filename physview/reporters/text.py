@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from physview.model import Gap, Level, PageKind, Probe, Translation, Walk
+from physview.model import Gap, Level, PageKind, Probe, Translation, Walk, size_words
 
 BitNames = Callable[[Level], list[str]]
 
@@ -81,16 +81,3 @@ def walk_tree(walk: Walk, bit_names: BitNames) -> str:
         swap = f" (type {walk.swap[0]}, offset {walk.swap[1]:#x})" if walk.swap else ""
         lines.append(f"{walk.vaddr:#018x} -> UNKNOWN  {what}{swap}")
     return "\n".join([*lines, ""])
-
-
-def size_words(size_bytes: int) -> str:
-    """A power of two of bytes.
-
-    >>> size_words(4096), size_words(1 << 21), size_words(1 << 30)
-    ('4 KiB', '2 MiB', '1 GiB')
-    """
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size_bytes < 1024:
-            return f"{size_bytes} {unit}"
-        size_bytes //= 1024
-    return f"{size_bytes} TiB"
