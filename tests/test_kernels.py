@@ -338,6 +338,10 @@ def test_the_running_kernel_is_there_when_its_files_are(tmp_path):
     assert kernels.running_kernel(tmp_path) is None
     modules = tmp_path / f"lib/modules/{release}"
     modules.mkdir(parents=True)
+    image.unlink()
+    assert kernels.running_kernel(tmp_path) is None
+    assert kernels.running_kernel(tmp_path, to_boot=False) == (release, image, modules, None)
+    image.touch()
     assert kernels.running_kernel(tmp_path) == (release, image, modules, None)
     (modules / "build").mkdir()
     assert kernels.running_kernel(tmp_path).headers == modules / "build"

@@ -54,7 +54,7 @@ def _build() -> Path:
     from physview import kernels, module
     from physview.analysis import packages
 
-    kernel = kernels.running_kernel()
+    kernel = kernels.running_kernel(to_boot=False)
     if kernel is None or kernel.headers is None:
         release = os.uname().release
         raise ModuleUnavailable(

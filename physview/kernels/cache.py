@@ -88,17 +88,20 @@ def unpacked_kernel(folder: Path) -> Kernel:
     return Kernel(release, image, modules, folder / f"usr/src/linux-headers-{release}")
 
 
-def running_kernel(root: Path = Path("/")) -> Kernel | None:
+def running_kernel(root: Path = Path("/"), *, to_boot: bool = True) -> Kernel | None:
     """The kernel that runs, or None where this user cannot read its image and modules.
 
     Args:
         root: Where its files are looked for.
+        to_boot: Whether its image is needed; modules are built without.
     """
     release = os.uname().release
     modules = root / "lib/modules" / release
+    if not os.access(modules, os.R_OK | os.X_OK):
+        return None
+    headers = modules / "build"
     for image in image_places(root, release):
-        if os.access(image, os.R_OK) and os.access(modules, os.R_OK | os.X_OK):
-            headers = modules / "build"
+        if not to_boot or os.access(image, os.R_OK):
             return Kernel(release, image, modules, headers if headers.is_dir() else None)
     return None
 
