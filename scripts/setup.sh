@@ -114,13 +114,32 @@ browser_package() {
 		echo " chromium-headless-shell"
 }
 
+# Whether apt can be used here, for what is built for this processor only.
+may_use_apt() {
+	[ "$(uname -m)" = x86_64 ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null
+}
+
+# What a VM lacks: QEMU, and make for the module in it.
+vm_packages() {
+	command -v qemu-system-x86_64 >/dev/null || printf ' qemu-system-x86'
+	command -v make >/dev/null || printf ' make'
+}
+
+# As root, where apt has it; physview itself says what is missing then.
+install_vm_tools() {
+	packages=$(vm_packages)
+	[ -n "$packages" ] && may_use_apt || return 0
+	say "installing$packages"
+	# shellcheck disable=SC2086 # a list
+	{ apt-get update -qq && apt-get install -qq -y --no-install-recommends $packages; } \
+		>/dev/null || say "apt-get could not install$packages: see above"
+}
+
 # What the tests in VMs, for arm64 and in a browser need; as root, where apt has it. They are
 # skipped without.
 install_test_tools() {
-	[ "$(uname -m)" = x86_64 ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 0
-	packages=
-	command -v qemu-system-x86_64 >/dev/null || packages="$packages qemu-system-x86"
-	command -v make >/dev/null || packages="$packages make"
+	may_use_apt || return 0
+	packages=$(vm_packages)
 	command -v aarch64-linux-gnu-gcc >/dev/null || packages="$packages gcc-aarch64-linux-gnu"
 	[ -z "$packages" ] && have_browser && return
 	apt-get update -qq >/dev/null || say "apt-get could not update its lists"
