@@ -136,6 +136,15 @@ def read_resources() -> list[Resource]:
     return resources
 
 
+def boot_id() -> str:
+    """Which boot this is.
+
+    Source: /proc/sys/kernel/random/boot_id
+    """
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
 def ram_ranges(resources: list[Resource]) -> list[tuple[int, int]]:
     """Where RAM is, as whole frames.
 

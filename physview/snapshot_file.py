@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from physview.errors import PhysviewError
 from physview.extras import need
 from physview.kpage import FLAG_NAMES, flag_names
+from physview.machine import RAM, Resource, boot_id, read_resources
 from physview.model import (
     MIN_SPECIAL_SWAP_TYPE,
     NO_ENTRY,
@@ -175,15 +176,13 @@ def _about(snapshot: Snapshot, columns: Sequence[str], *, complete: bool) -> dic
     system = os.uname()
     stat = snapshot.proc.stat()
     now = datetime.datetime.now(datetime.timezone.utc)
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        boot_id = file.read().strip()
     return {
         "format": FORMAT,
         "physview": __version__,
         "host": system.nodename,
         "kernel": system.release,
         "machine": system.machine,
-        "boot_id": boot_id,
+        "boot_id": boot_id(),
         "time": now.isoformat(timespec="milliseconds"),
         "pid": snapshot.pid,
         "start_time_ticks": stat.start_time if stat else None,
@@ -192,11 +191,21 @@ def _about(snapshot: Snapshot, columns: Sequence[str], *, complete: bool) -> dic
         "zero_pfn": snapshot.reader.zero_pfn,
         "shows_frames": snapshot.knows_frames,
         "complete": complete,
+        "resources": _resources() if snapshot.knows_frames else None,
         "columns": list(columns),
         "flag_bits": {str(bit): name for bit, name in FLAG_NAMES.items()},
         "mapping_members": list(Vma._fields),
         "mappings": [list(vma) for vma in snapshot.vmas],
     }
+
+
+def _resources() -> list[Resource] | None:
+    """Where RAM is, and what lies between, to draw frames by; None where that is not told."""
+    try:
+        found = read_resources()
+    except OSError:  # a container may have no iomem
+        return None
+    return [each for each in found if each.depth == 0 or each.name.startswith(RAM)]
 
 
 def _grouped(batches: Iterable[Rows]) -> Iterator[Rows]:
@@ -336,6 +345,8 @@ class SnapshotFile:
     Attributes:
         about: The metadata: host, boot_id, kernel, time, pid, start_time_ticks, comm and more.
         vmas: The mappings, in address order.
+        resources: What lay at which physical address, as `machine.read_resources()`, outermost and
+            RAM only; None if that was hidden, or if an earlier physview wrote the file.
         columns: What rows have besides the base: of "flags", "mapcount" and "node".
 
     Raises:
@@ -358,6 +369,10 @@ class SnapshotFile:
         try:
             self.about: dict[str, Any] = self._read_metadata(what)
             self.vmas = [Vma(*members) for members in self.about["mappings"]]
+            resources = self.about.get("resources")
+            self.resources: list[Resource] | None = resources and [
+                Resource(*members) for members in resources
+            ]
         except (ValueError, KeyError, TypeError) as error:
             self.close()
             raise PhysviewError(what, f"its metadata are damaged ({_first_line(error)})") from None
@@ -387,6 +402,11 @@ class SnapshotFile:
     def zero_pfn(self) -> int:
         """The zero page's frame when it was taken; 0 where it was hidden."""
         return int(self.about["zero_pfn"])
+
+    @property
+    def process(self) -> tuple[int, int | None]:
+        """Which process: pids are used again, but not with the same start time, in clock ticks."""
+        return self.about["pid"], self.about["start_time_ticks"]
 
     @property
     def nr_extents(self) -> int:

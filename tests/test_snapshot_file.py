@@ -23,6 +23,7 @@ import pytest
 from conftest import AS_NOBODY, ROOT, one_line
 from memory import PAGE
 
+from physview import machine
 from physview.errors import PhysviewError
 from physview.model import NO_ENTRY, PM_PFRAME_MASK, PagemapEntry
 from physview.rows import COLUMNS, iter_each
@@ -55,6 +56,30 @@ def test_what_was_read_comes_back(kept, stopped):
             assert (found[name] == rows[name]).all(), name
         with Snapshot(stopped.pid) as snapshot:
             assert file.vmas == list(snapshot.vmas)
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_it_keeps_where_ram_is_and_files_without_that_are_read(kept, tmp_path):
+    path, _ = kept
+    there = machine.read_resources()
+    with SnapshotFile(path) as file:
+        assert machine.ram_ranges(file.resources) == machine.ram_ranges(there)
+        assert {each for each in there if each.depth == 0} <= set(file.resources)
+    table = pq.read_table(path)
+    about = json.loads(table.schema.metadata[b"physview"])
+    old = str(tmp_path / "old.parquet")
+    for value, resources in (("drop", None), (None, None), ([[1, 2]], "damaged")):
+        changed = about | {"resources": value}
+        if value == "drop":
+            del changed["resources"]
+        pq.write_table(table.replace_schema_metadata({b"physview": json.dumps(changed)}), old)
+        if resources == "damaged":
+            with pytest.raises(PhysviewError, match="its metadata are damaged"):
+                SnapshotFile(old)
+        else:
+            with SnapshotFile(old) as file:
+                assert file.resources is None
+                assert sum(len(rows) for rows in file.iter_extents()) == len(table)
 
 
 @pytest.mark.needs("pfn", "kpage")
