@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import GIB, paired, report, start_target, timed
+from bench_whole import SHUFFLED, peak_kib
 
 PHYSVIEW = str(Path(sys.executable).with_name("physview"))
 
@@ -29,6 +31,43 @@ def snapshot(pid: int) -> Callable[[], float]:
     return read
 
 
+def bench_diff(nr: int) -> bool:
+    """What became of 4 GiB of single pages, half of which are given back: drawn, and only told."""
+    target = subprocess.Popen(
+        [sys.executable, "-c", SHUFFLED.replace("2 << 30", "4 << 30")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert target.stdin
+    assert target.stdout
+    target.stdout.readline()
+    kept = True
+    with tempfile.TemporaryDirectory() as folder:
+        files = [f"{folder}/{i}.parquet" for i in (0, 1)]
+        picture = [PHYSVIEW, "picture", str(target.pid), "--force", "-o", f"{folder}/p.html"]
+        peak = peak_kib(*picture)
+        for path in files:
+            subprocess.run(
+                [PHYSVIEW, "snapshot", str(target.pid), "-o", path],
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
+            target.stdin.write("\n")
+            target.stdin.flush()
+            target.stdout.readline()
+        target.kill()
+        target.communicate()
+        told = timed(PHYSVIEW, "diff", *files, code=1)
+        for suffix in (".svg", ".html"):
+            draw = [PHYSVIEW, "diff", *files, "--force", "--picture", f"{folder}/diff{suffix}"]
+            ratio, detail = paired(timed(*draw, code=1), told, max(3, nr // 6))
+            kept &= report(f"4 GiB of single pages: diff, {suffix} / told", ratio, 4, detail)
+        mine = peak_kib(*draw)
+    what = "4 GiB of single pages: memory of diff, .html / of picture"
+    return kept & report(what, mine / peak, 1.5, f"{mine} and {peak} KiB")
+
+
 def run(nr: int) -> bool:
     """All of them; whether all limits are kept."""
     target, _ = start_target(4 * GIB, "write")
@@ -44,4 +83,4 @@ def run(nr: int) -> bool:
             kept &= report(what, ratio, limit, f"{detail}, {size} bytes")
     target.kill()
     target.communicate()
-    return kept
+    return kept & bench_diff(nr)

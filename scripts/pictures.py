@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Draws the pictures of docs/pictures: of five processes that it starts, and of this machine.
+"""Draws the pictures of docs/pictures: of processes that it starts, of what becomes of the pages of
+two of them, and of this machine.
 
 Needs root, 4 GiB of free memory, and a Chromium. As in:
   sudo .venv/bin/python scripts/pictures.py
@@ -12,12 +13,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench import GIB, start_target
 
+import physview
 from physview import pictures
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +34,41 @@ memory = mmap.mmap(-1, 4 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 memory.madvise(mmap.MADV_HUGEPAGE)
 for offset in range(0, 4 << 30, mmap.PAGESIZE):
     memory[offset] = 1
+print(flush=True)
+input()
+"""
+
+
+# Keeps a page of 16, all over RAM.
+FRAGMENTED = """
+import mmap
+size, page = 4 << 30, mmap.PAGESIZE
+memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+for offset in range(0, size, page):
+    memory[offset] = 1
+for offset in range(0, size, 16 * page):
+    memory.madvise(mmap.MADV_DONTNEED, offset, 15 * page)
+print(flush=True)
+input()
+"""
+
+# Has each eighth frame of 4 GiB; when told so, asks for large folios instead (MADV_COLLAPSE).
+COLLAPSING = """
+import mmap
+size, page = 512 << 20, mmap.PAGESIZE
+memory, others = (mmap.mmap(-1, n * size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for n in (1, 7))
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+others.madvise(mmap.MADV_NOHUGEPAGE)
+for offset in range(0, size, page):
+    memory[offset] = 1
+    for i in range(7):
+        others[7 * offset + i * page] = 1
+others.close()
+print(flush=True)
+input()
+memory.madvise(mmap.MADV_HUGEPAGE)
+memory.madvise(25)
 print(flush=True)
 input()
 """
@@ -95,11 +133,52 @@ SUBJECTS: dict[str, Callable[[], contextlib.AbstractContextManager[int]]] = {
 }
 
 
+def snapshots(code: str, act: Callable[[subprocess.Popen[bytes]], None]) -> pictures.Picture:
+    """What becomes of the pages of a process by what is done to it when it is ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout
+    process.stdout.readline()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/{name}.parquet" for name in ("before", "after")]
+        for path in paths:
+            with physview.Snapshot(process.pid) as snapshot:
+                physview.write_snapshot(snapshot, path)
+            if path == paths[0]:
+                act(process)
+        process.kill()
+        process.communicate()
+        with physview.SnapshotFile(paths[0]) as before, physview.SnapshotFile(paths[1]) as after:
+            return pictures.picture_moves(pictures.read_moves(before, after), before, after)
+
+
+def compact(process: subprocess.Popen[bytes]) -> None:
+    for _ in range(3):
+        Path("/proc/sys/vm/compact_memory").write_text("1")
+
+
+def collapse(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    process.stdout.readline()
+
+
+CHANGES: dict[str, tuple[str, Callable[[subprocess.Popen[bytes]], None]]] = {
+    "moved": (FRAGMENTED, compact),
+    "collapsed": (COLLAPSING, collapse),
+}
+
+
 def main() -> int:
-    wanted = sys.argv[1:] or [*SUBJECTS, "machine"]
+    wanted = sys.argv[1:] or [*SUBJECTS, *CHANGES, "machine"]
     for name in wanted:
         if name == "machine":
             picture = pictures.picture_machine()
+        elif name in CHANGES:
+            picture = snapshots(*CHANGES[name])
         else:
             with SUBJECTS[name]() as pid:
                 picture = pictures.picture_process(pid)

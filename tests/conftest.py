@@ -347,6 +347,24 @@ def sleeper(python: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[st
 
 
 @pytest.fixture
+def actor(python, tmp_path):
+    """A process with memory of every kind that does as it is told, and snapshots of it."""
+    from actors import OBEY, Actor
+    from memory import KINDS
+
+    return Actor(python(KINDS, wait=OBEY), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tab():
+    """One browser for all tests of a module; each opens its own page."""
+    from browser import browse
+
+    with browse() as tab:
+        yield tab
+
+
+@pytest.fixture
 def stopped(python: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
     """A process with a piece of memory of every kind, which stands still."""
     child = python(KINDS, wait=WAIT)

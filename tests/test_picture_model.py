@@ -16,6 +16,7 @@ from physview.machine import Resource
 from physview.model import Vma
 from physview.pictures import bands, grid, runs, shapes
 from physview.pictures.kinds import (
+    DIFF_KINDS,
     MACHINE_KINDS,
     PROCESS_KINDS,
     TELLING,
@@ -26,6 +27,8 @@ from physview.pictures.kinds import (
 )
 from physview.pictures.memory import Memory
 from physview.rows import split_at
+
+ALL_KINDS = [PROCESS_KINDS, MACHINE_KINDS, DIFF_KINDS]
 
 
 def as_runs(*items):
@@ -46,9 +49,9 @@ def test_what_lies_over_ram_hides_what_is_below_and_nothing_else(over, nr, more)
     found = runs.overlay(below, as_runs(*over))
     expected = expand(below)
     covered = {}
-    for first, length, kind in sorted(over, key=lambda item: item[0]):
+    for first, length, kind in over:
         for pfn in range(first, first + length):
-            covered.setdefault(pfn, kind)
+            covered[pfn] = min(kind, covered.get(pfn, kind))
     expected |= {pfn: kind for pfn, kind in covered.items() if pfn in expected}
     assert expand(found) == expected
     assert (found["pfn"][1:] >= (found["pfn"] + found["nr"])[:-1]).all()
@@ -290,7 +293,7 @@ def test_a_picture_of_something_else():
     ram = [(0, 1000), (5000, 100_000)]
     found = as_runs((0, 500, 0), (500, 500, 1), (5000, 50_000, 2), (55_000, 45_000, 3))
     over = as_runs((100, 50, 4))
-    drawn = pictures.make_frames(found, over, ram, kinds)
+    drawn = pictures.make_frames(found, over, ram, kinds, [])
     assert drawn.totals == [450, 500, 50_000, 45_000, 50]
     picture = pictures.Picture("a", "b", "c", "d", kinds, drawn, None, ("e",), (), "")
     text = pictures.to_svg(pictures.lay_out(picture)[0])
@@ -334,17 +337,17 @@ def lab(colour, cones):
 
 @pytest.mark.parametrize("cones", CONES)
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("kinds", [PROCESS_KINDS, MACHINE_KINDS], ids=["process", "machine"])
+@pytest.mark.parametrize("kinds", ALL_KINDS, ids=["process", "machine", "diff"])
 def test_colours_can_be_told_apart(kinds, theme, cones):
     colours = {kind.slug: lab(getattr(kind, theme), cones) for kind in kinds if kind.has_frame}
     colours["paper"] = lab(shapes.PAPER["paper"][theme == "dark"], cones)
     for (one, a), (other, b) in itertools.combinations(colours.items(), 2):
-        least = 5 if "free" in (one, other) else 9
+        least = 5 if {"free", "other"} & {one, other} else 9
         assert np.linalg.norm(a - b) >= least, (one, other)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("kinds", [PROCESS_KINDS, MACHINE_KINDS], ids=["process", "machine"])
+@pytest.mark.parametrize("kinds", ALL_KINDS, ids=["process", "machine", "diff"])
 def test_each_group_is_of_steps_of_lightness(kinds, theme):
     for group in {kind.group for kind in kinds if kind.has_frame}:
         levels = sorted(
@@ -352,4 +355,4 @@ def test_each_group_is_of_steps_of_lightness(kinds, theme):
             for kind in kinds
             if kind.group == group and kind.has_frame
         )
-        assert min(np.diff(levels)) >= 4, (group, levels)
+        assert all(np.diff(levels) >= 4), (group, levels)

@@ -26,13 +26,6 @@ FOUND = "document.getElementById('found').textContent"
 DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
-@pytest.fixture(scope="module")
-def tab():
-    """One browser for all of these; each opens its own page."""
-    with browser.browse() as tab:
-        yield tab
-
-
 @pytest.fixture
 def page(tab, stopped, physview, tmp_path):
     """The page of a process with a piece of memory of every kind."""
@@ -246,7 +239,7 @@ def scattered(nr_pages):
     memory = Memory([vma], rows, kinds, True, nr_pages, nr_pages)
     others = index_of(PROCESS_KINDS, "others")
     below = np.array([(first, end - first, others) for first, end in ram], dtype=runs.RUN_DTYPE)
-    frames = make_frames(below, memory.frames, ram, PROCESS_KINDS)
+    frames = make_frames(below, memory.frames, ram, PROCESS_KINDS, [])
     found = bands.make_bands(memory)
     links, _ = bands.make_links(memory, found, frames.grid, ram)
     space = Space(1, memory, found, bands.profiles(memory, found), links)

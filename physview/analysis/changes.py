@@ -70,13 +70,16 @@ CHANGE_DTYPE = [
     ("after", "u8"),
     ("vma_before", "i4"),
     ("vma_after", "i4"),
+    ("frames", "u1"),
 ]
 """A run of pages of which the same became.
 
 vaddr, nr_pages: the first page, and how many. change: index in CHANGES. before, after: the first
 page's frame, or the slot of its swap entry as in `rows.BASE_DTYPE`; NO_ENTRY without either.
-vma_before, vma_after: index of the mapping; -1 where nothing is mapped.
+vma_before, vma_after: index of the mapping; -1 where nothing is mapped. frames: WAS_FRAME if before
+is a frame, and IS_FRAME if after is one.
 """
+WAS_FRAME, IS_FRAME = 1, 2
 
 _INDEX = {change: at for at, change in enumerate(CHANGES)}
 # What is at an address. A frame whose number is hidden is one, too.
@@ -332,6 +335,8 @@ class _Judge:
         for name, row, what in zip(("before", "after"), rows, (was, is_now), strict=True):
             value = np.where(what == _FRAME, row["pfn"], row["swap"])
             found[name] = np.where(what == _ABSENT, np.uint64(NO_ENTRY), value)
+        found["frames"] = np.where(was == _FRAME, WAS_FRAME, 0)
+        found["frames"] |= np.where(is_now == _FRAME, IS_FRAME, 0).astype(np.uint8)
         found["change"] = self._judge(rows[0], was, rows[1], is_now, found)
         return self._join(found, was, is_now)
 

@@ -9,10 +9,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from physview.commands import _common
+from physview.errors import UsageError
 from physview.model import printable
 
 if TYPE_CHECKING:
     from physview.pictures import Picture
+
+
+def refuse_options(args: argparse.Namespace) -> None:
+    """Refuse what is about a picture where none is asked for.
+
+    Raises:
+        UsageError: There is such an option.
+    """
+    if args.theme or args.force:
+        raise UsageError("--theme and --force are about a picture", "", "name one with --picture")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +37,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _common.add_force_option(parser)
 
 
-def draw(args: argparse.Namespace, path: str, read: Callable[[], Picture]) -> None:
-    """Read what is drawn, draw it, and say what came of it; nothing is written if that fails."""
+def draw(
+    args: argparse.Namespace, path: str, read: Callable[[], Picture], *, remedy: str | None = None
+) -> None:
+    """Read what is drawn, draw it, and say what came of it; nothing is written if that fails.
+
+    Args:
+        args: With what `add_options()` added, and json.
+        path: The picture's file.
+        read: Makes the picture.
+        remedy: What gets frames where they are missing; by default to be root.
+    """
     from physview.pictures import check_path, write_picture
 
     check_path(path, force=args.force)
@@ -40,4 +60,6 @@ def draw(args: argparse.Namespace, path: str, read: Callable[[], Picture]) -> No
     else:
         sys.stdout.write(f"{printable(path)}: {picture.title}: {picture.summary}\n")
     if picture.missing:
-        _common.say(f"physical memory is not drawn: {picture.missing}; {_common.root_remedy()}")
+        _common.say(
+            f"physical memory is not drawn: {picture.missing}; {remedy or _common.root_remedy()}"
+        )

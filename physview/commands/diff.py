@@ -2,7 +2,8 @@
 """Say what became of a process's pages between two snapshots of it.
 
 Which stayed in their frames, moved, appeared, went, were swapped out or in, were copied, and whose
-large folios were split or collapsed. Exits with 1 if anything changed, as diff does.
+large folios were split or collapsed. With --picture it is drawn: where pages were, and where they
+are. Exits with 1 if anything changed, as diff does.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from physview.commands import _common
+from physview.commands import _common, _pictures
 from physview.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,12 +30,17 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "--extents", action="store_true", help="every run of pages, and its frames before and after"
     )
     parser.add_argument("--only", metavar="NAMES", help="with --extents, only these: moved,went")
+    parser.add_argument("--picture", metavar="FILE", help="draw it instead: .svg, .png or .html")
+    _pictures.add_options(parser)
     _common.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what changed."""
+    """Print what changed, or draw it."""
     _common.save_memory()
+    if args.picture is not None:
+        return _draw(args)
+    _pictures.refuse_options(args)
     from physview.analysis import changes
     from physview.commands._progress import progress_bar
     from physview.reporters import change_documents, change_tables
@@ -49,6 +55,27 @@ def run(args: argparse.Namespace) -> int:
         report = change_documents if args.json else change_tables
         report.print_diff(before, after, found, runs, only)
     return 1 if found.nr_changed else 0
+
+
+def _draw(args: argparse.Namespace) -> int:
+    if args.extents or args.only is not None:
+        what = "--extents and --only are about what is printed"
+        raise UsageError(what, "", "leave them out: a picture has all that changed")
+    from physview.commands._progress import progress_bar
+    from physview.pictures import Moves, Picture, picture_moves, read_moves
+    from physview.snapshot_file import SnapshotFile
+
+    found: list[Moves] = []
+    with SnapshotFile(args.before) as before, SnapshotFile(args.after) as after:
+        _say_what_is_odd(before, after)
+
+        def read() -> Picture:
+            with progress_bar("comparing") as show:
+                found.append(read_moves(before, after, progress=show))
+            return picture_moves(found[0], before, after)
+
+        _pictures.draw(args, args.picture, read, remedy="take both as root")
+    return 1 if found[0].is_changed.any() else 0
 
 
 def _parse_names(args: argparse.Namespace) -> frozenset[Change]:
@@ -69,7 +96,7 @@ def _parse_names(args: argparse.Namespace) -> frozenset[Change]:
 def _say_what_is_odd(before: SnapshotFile, after: SnapshotFile) -> None:
     if before.time > after.time:
         _common.say(f"{before.path} is the later of both: what is told goes back in time")
-    if any(before.about[name] != after.about[name] for name in ("pid", "start_time_ticks")):
+    if before.process != after.process:
         names = (f"{file.about['comm']} ({file.about['pid']})" for file in (before, after))
         _common.say(f"two processes, {' and '.join(names)}: page by page at the same addresses")
     if not (before.knows_frames and after.knows_frames):

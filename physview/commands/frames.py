@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 
 from physview.commands import _common, _pictures
-from physview.errors import UsageError
 
 NAME = "frames"
 HELP = "the machine: frames by use, zone, node and flags, and free blocks by size"
@@ -37,8 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.picture is not None:
         _draw(args)
         return 0
-    if args.theme or args.force:
-        raise UsageError("--theme and --force are about a picture", "", "name one with --picture")
+    _pictures.refuse_options(args)
     from physview.commands import _progress
     from physview.frames import read_machine
     from physview.reporters import documents, frame_tables

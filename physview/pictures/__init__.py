@@ -12,7 +12,7 @@ What a frame can be, its kind, is not fixed: `make_frames()` takes kinds of one'
 """
 
 from physview.pictures.html import to_html
-from physview.pictures.kinds import MACHINE_KINDS, PROCESS_KINDS, Kind
+from physview.pictures.kinds import DIFF_KINDS, MACHINE_KINDS, PROCESS_KINDS, Kind
 from physview.pictures.layout import lay_out
 from physview.pictures.model import (
     Frames,
@@ -22,24 +22,30 @@ from physview.pictures.model import (
     picture_machine,
     picture_process,
 )
+from physview.pictures.moved import picture_moves
+from physview.pictures.moves import Moves, read_moves
 from physview.pictures.output import SUFFIXES, THEMES, check_path, write_picture
 from physview.pictures.png import to_png
 from physview.pictures.svg import to_svg
 
 __all__ = [
+    "DIFF_KINDS",
     "MACHINE_KINDS",
     "PROCESS_KINDS",
     "SUFFIXES",
     "THEMES",
     "Frames",
     "Kind",
+    "Moves",
     "Picture",
     "Space",
     "check_path",
     "lay_out",
     "make_frames",
     "picture_machine",
+    "picture_moves",
     "picture_process",
+    "read_moves",
     "to_html",
     "to_png",
     "to_svg",

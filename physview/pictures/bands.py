@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import os
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from physview.model import PAGE_SIZE, Vma, printable
 from physview.pictures.grid import COLUMN_SHIFT, Grid
-from physview.pictures.kinds import PROCESS_KINDS
-from physview.pictures.memory import NO_KIND, Memory
+from physview.pictures.kinds import NO_KIND, Kind
 from physview.rows import split_at
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from physview.pictures.runs import Runs
 
     Columns = tuple[npt.NDArray[np.int64], ...]
 
@@ -35,6 +36,46 @@ LINK_PARTS = LINK_STEPS[0][0]
 MAX_LINKS = 1200
 
 
+class Placed(NamedTuple):
+    """Pages that have frames.
+
+    Args:
+        rows: intp array, shape (n,): which rows of the pages.
+        frames: Array of `runs.RUN_DTYPE`, shape (n,): the frames of each, and what they are.
+    """
+
+    rows: npt.NDArray[np.intp]
+    frames: Runs
+
+
+class Pages(Protocol):
+    """What an address space has: a process's memory at one time, or what became of it."""
+
+    @property
+    def all_kinds(self) -> tuple[Kind, ...]:
+        """What its pages and frames can be."""
+
+    @property
+    def vmas(self) -> list[Vma]:
+        """The mappings, in address order."""
+
+    @property
+    def rows(self) -> npt.NDArray[np.void]:
+        """Structured array, shape (n,), with vaddr, nr_pages and vma, in address order."""
+
+    @property
+    def kinds(self) -> npt.NDArray[np.uint8]:
+        """Shape (n,): what the pages of each row are; NO_KIND where that is not drawn."""
+
+    @property
+    def placed(self) -> list[Placed]:
+        """Which have frames; a row may be there more than once."""
+
+    @property
+    def is_changed(self) -> npt.NDArray[np.bool_] | None:
+        """Shape (n,): which are not as they were; None if that is not what it is about."""
+
+
 class Band(NamedTuple):
     """A mapping, or mappings in a row.
 
@@ -45,7 +86,9 @@ class Band(NamedTuple):
         start: The first address.
         end: The first address after the last.
         nr_pages: Base pages that are mapped.
-        counts: Pages of each kind in PROCESS_KINDS.
+        counts: Pages of each kind.
+        nr_resident: Pages that have, or had, a frame of their own.
+        nr_changed: Pages that are not as they were; None if that is not what it is about.
     """
 
     first: int
@@ -55,13 +98,8 @@ class Band(NamedTuple):
     end: int
     nr_pages: int
     counts: tuple[int, ...]
-
-    @property
-    def nr_resident(self) -> int:
-        """Pages that have a frame of their own."""
-        return sum(
-            nr for nr, kind in zip(self.counts, PROCESS_KINDS, strict=True) if kind.has_frame
-        )
+    nr_resident: int
+    nr_changed: int | None
 
 
 class Link(NamedTuple):
@@ -71,7 +109,7 @@ class Link(NamedTuple):
         band: The index of the band.
         part: Which part of it, of so many as `Links.nr_parts`.
         row: The first of the rows, over all that are drawn.
-        kind: What most of the pages are: the index in PROCESS_KINDS.
+        kind: What most of the pages are, or all, see `Links`.
         nr_pages: How many pages.
     """
 
@@ -85,10 +123,13 @@ class Link(NamedTuple):
 class Links(NamedTuple):
     """All that leads from bands to frames; every page that has a frame in RAM is in one.
 
+    Where there are kinds of what was, each kind has links of its own, for then it tells apart where
+    pages were and where they are.
+
     Args:
         nr_parts: How many parts a band has, if it has so many pages.
         nr_rows: How many rows a link ends at.
-        links: By band, part and row.
+        links: By band, part, row and kind.
     """
 
     nr_parts: int
@@ -96,25 +137,30 @@ class Links(NamedTuple):
     links: tuple[Link, ...]
 
 
-def make_bands(memory: Memory, *, max_bands: int = MAX_BANDS) -> list[Band]:
+def make_bands(memory: Pages, *, max_bands: int = MAX_BANDS) -> list[Band]:
     """Put mappings together until there are few enough bands.
 
     Those that have most in memory have bands of their own; the others share one with their
     neighbours.
 
     Args:
-        memory: The process.
+        memory: The pages.
         max_bands: How many there may be.
     """
     import numpy as np
 
-    nr_kinds = len(PROCESS_KINDS)
+    nr_kinds = len(memory.all_kinds)
+    has_frame = np.array([kind.has_frame for kind in memory.all_kinds])
     known = memory.kinds != NO_KIND
     key = memory.rows["vma"][known].astype(np.int64) * nr_kinds + memory.kinds[known]
     weights = memory.rows["nr_pages"][known]
     size = len(memory.vmas) * nr_kinds
     counts = np.bincount(key, weights=weights, minlength=size).astype(np.int64)
     counts = counts.reshape(len(memory.vmas), nr_kinds)
+    changed = None
+    if memory.is_changed is not None:
+        nr = np.where(memory.is_changed, memory.rows["nr_pages"], 0)
+        changed = np.bincount(memory.rows["vma"], weights=nr, minlength=len(memory.vmas))
     bounds = _bounds(memory.vmas, counts.sum(axis=1).tolist(), max_bands)
     return [
         Band(
@@ -125,6 +171,8 @@ def make_bands(memory: Memory, *, max_bands: int = MAX_BANDS) -> list[Band]:
             memory.vmas[end - 1].end,
             sum(vma.end - vma.start for vma in memory.vmas[first:end]) // PAGE_SIZE,
             tuple(counts[first:end].sum(axis=0).tolist()),
+            int(counts[first:end, has_frame].sum()),
+            None if changed is None else int(changed[first:end].sum()),
         )
         for first, end in bounds
     ]
@@ -183,7 +231,7 @@ def name_of(vma: Vma) -> str:
     return printable(name or vma.path)
 
 
-def _offsets(memory: Memory, bands: list[Band]) -> tuple[Columns, npt.NDArray[np.int64]]:
+def _offsets(memory: Pages, bands: list[Band]) -> tuple[Columns, npt.NDArray[np.int64]]:
     """Of each row its band and its offset in it, in pages; and how long each band is."""
     import numpy as np
 
@@ -200,12 +248,12 @@ def _offsets(memory: Memory, bands: list[Band]) -> tuple[Columns, npt.NDArray[np
 
 
 def _split_parts(
-    memory: Memory, bands: list[Band], rows: npt.NDArray[np.intp], nr_parts: int
+    memory: Pages, bands: list[Band], rows: npt.NDArray[np.intp], nr_parts: int
 ) -> Columns:
     """Cut rows where a part of a band ends; a page lies in the part that it begins in.
 
     Returns:
-        Of each piece its row, its band, its part, its first page in the row and its pages.
+        Of each piece which of `rows`, its band, its part, its first page in the row and its pages.
     """
     import numpy as np
 
@@ -220,7 +268,7 @@ def _split_parts(
         index, start, length = split_at(offset[mine] * scale, nr[mine] * scale, int(lengths[each]))
         low, high = -(-start // scale), -(-(start + length) // scale)
         row = mine[index]
-        columns = (rows[row], band[row], start // lengths[each], low - offset[row], high - low)
+        columns = (row, band[row], start // lengths[each], low - offset[row], high - low)
         pieces.append(np.array([column[high > low] for column in columns], dtype=np.int64))
     return tuple(np.concatenate(pieces, axis=1))
 
@@ -230,7 +278,7 @@ def parts_of(band: Band, nr_parts: int) -> int:
     return min(nr_parts, band.nr_pages)
 
 
-def profiles(memory: Memory, bands: list[Band]) -> npt.NDArray[np.int64]:
+def profiles(memory: Pages, bands: list[Band]) -> npt.NDArray[np.int64]:
     """What each band has where: pages of each kind in each of its parts.
 
     Returns:
@@ -240,20 +288,20 @@ def profiles(memory: Memory, bands: list[Band]) -> npt.NDArray[np.int64]:
 
     rows = np.flatnonzero(memory.kinds != NO_KIND)
     row, band, part, _, nr = _split_parts(memory, bands, rows, PARTS)
-    nr_kinds = len(PROCESS_KINDS)
-    key = (band * PARTS + part) * nr_kinds + memory.kinds[row]
+    nr_kinds = len(memory.all_kinds)
+    key = (band * PARTS + part) * nr_kinds + memory.kinds[rows[row]]
     size = len(bands) * PARTS * nr_kinds
     counts = np.bincount(key, weights=nr, minlength=size).astype(np.int64)
     return counts.reshape(len(bands), PARTS, nr_kinds)
 
 
 def make_links(
-    memory: Memory, bands: list[Band], grid: Grid, ram: list[tuple[int, int]]
+    memory: Pages, bands: list[Band], grid: Grid, ram: list[tuple[int, int]]
 ) -> tuple[Links, int]:
     """Bundle what leads from pages to frames, more coarsely until there are few enough.
 
     Args:
-        memory: The process; its frames must be known.
+        memory: The pages; their frames must be known.
         bands: Its bands.
         grid: Where frames are drawn.
         ram: (first frame, first frame after it), in order.
@@ -263,9 +311,10 @@ def make_links(
     """
     import numpy as np
 
-    rows = np.flatnonzero(memory.has_frames)
+    rows = np.concatenate([each.rows for each in memory.placed])
+    frames = np.concatenate([each.frames for each in memory.placed])
     row, band, part, first, nr = _split_parts(memory, bands, rows, LINK_PARTS)
-    pfn = memory.rows["pfn"][row].astype(np.int64) + first
+    pfn = frames["pfn"][row].astype(np.int64) + first
     index, pfn, nr = split_at(pfn, nr, 1 << grid.row_shift)
     row, band, part = row[index], band[index], part[index]
     edges = np.array(ram, dtype=np.int64)
@@ -274,7 +323,8 @@ def make_links(
     nr_outside = int(nr[~inside].sum())
     row, band, part, pfn, nr = (each[inside] for each in (row, band, part, pfn, nr))
     grid_row = grid.place(pfn) >> COLUMN_SHIFT
-    return _bundle(bands, band, part, grid_row, memory.kinds[row], nr), nr_outside
+    apart = any(kind.is_past for kind in memory.all_kinds)
+    return _bundle(bands, band, part, grid_row, frames["kind"][row], nr, apart), nr_outside
 
 
 def _bundle(
@@ -284,6 +334,7 @@ def _bundle(
     row: npt.NDArray[np.int64],
     kind: npt.NDArray[np.uint8],
     nr: npt.NDArray[np.int64],
+    apart: bool = False,
 ) -> Links:
     import numpy as np
 
@@ -291,9 +342,10 @@ def _bundle(
     for nr_parts, nr_rows in LINK_STEPS:
         coarser = part * np.minimum(finest, nr_parts)[band] // finest[band]
         key = ((band << 10 | coarser) << 20 | row // nr_rows) << 8 | kind
-        distinct, where = np.unique(key, return_inverse=True)
-        pages = np.bincount(where, weights=nr).astype(np.int64)
-        places, firsts = np.unique(distinct >> 8, return_index=True)
+        distinct, index = np.unique(key, return_inverse=True)
+        pages = np.bincount(index, weights=nr).astype(np.int64)
+        # A place of its own for each kind, or the one that most are of.
+        places, firsts = np.unique(distinct >> (0 if apart else 8), return_index=True)
         if len(places) <= MAX_LINKS:
             break
     links = []
@@ -301,6 +353,7 @@ def _bundle(
         end = firsts[i + 1] if i + 1 < len(firsts) else len(distinct)
         mine = slice(int(firsts[i]), int(end))
         most = int(distinct[mine][np.argmax(pages[mine])]) & 255
-        at = (place >> 30, place >> 20 & 1023, (place & (1 << 20) - 1) * nr_rows)
+        where = place >> (8 if apart else 0)
+        at = (where >> 30, where >> 20 & 1023, (where & (1 << 20) - 1) * nr_rows)
         links.append(Link(*at, most, int(pages[mine].sum())))
     return Links(nr_parts, nr_rows, tuple(links))

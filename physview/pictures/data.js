@@ -49,6 +49,7 @@ class Model {
 		this.vmas ||= [];
 		this.bands ||= [];
 		this.states ||= [];
+		this.isDiff = this.kinds.some((kind) => kind[4]);
 		this.bases = [];
 		this.nrFrames = 0;
 		for (const [first, end] of this.ram) {
@@ -89,15 +90,19 @@ class Model {
 		return this.bases[range] + pfn - this.ram[range][0];
 	}
 
-	/* Extents: page, nr, index (-1 without a frame), state and vma of each, in address order. */
+	/*
+	 * Extents: page, nr, index (-1 without a frame), state and vma of each, in address order; and
+	 * past, the index of the frame that they were in, if that is another.
+	 */
 	readExtents(columns) {
 		const nr = columns.nr.length;
 		this.nr = columns.nr;
 		this.state = columns.state;
 		this.page = new Float64Array(nr);
-		this.index = new Float64Array(nr);
+		this.index = this.readFrames(columns.frame);
+		this.past = this.readFrames(columns.past);
 		this.vma = new Uint32Array(nr);
-		let at = 0, next = 0;
+		let at = 0;
 		this.vmas.forEach((vma, number) => {
 			let page = vma.first;
 			vma.firstExtent = at;
@@ -105,13 +110,6 @@ class Model {
 				this.page[at] = page += columns.gap[at];
 				page += this.nr[at];
 				this.vma[at] = number;
-				const step = columns.frame[at] - 1;
-				if (step < 0) {
-					this.index[at] = -1;
-				} else {
-					this.index[at] = next + (step % 2 ? -(step + 1) / 2 : step / 2);
-					next = this.index[at] + this.nr[at];
-				}
 			}
 			vma.endExtent = at;
 		});
@@ -128,33 +126,56 @@ class Model {
 		});
 	}
 
+	/* The index of each extent's first frame, or -1; without a column none has one. */
+	readFrames(column) {
+		const found = new Float64Array(this.nr.length).fill(-1);
+		let next = 0;
+		for (let at = 0; column && at < found.length; at++) {
+			const step = column[at] - 1;
+			if (step < 0)
+				continue;
+			found[at] = next + (step % 2 ? -(step + 1) / 2 : step / 2);
+			next = found[at] + this.nr[at];
+		}
+		return found;
+	}
+
 	/* Where in its band a page is, in pages. */
 	offset(page, vma) {
 		return this.bandStart[vma] + page - this.vmas[vma].first;
 	}
 
-	/* Extents with frames, cut where a part of their band ends, in the order of their frames. */
+	/*
+	 * Extents with frames, cut where a part of their band ends, in the order of their frames; and
+	 * the same of the frames that they were in.
+	 */
 	sortPieces() {
 		const nrExtents = this.page ? this.page.length : 0;
 		/* Each end of a part can cut one extent. */
-		const room = nrExtents + this.bands.reduce((sum, band) => sum + band.parts, 0);
+		const room = 2 * nrExtents + 2 * this.bands.reduce((sum, band) => sum + band.parts, 0);
 		const index = new Float64Array(room), nrPages = new Float64Array(room);
 		const extents = new Uint32Array(room), parts = new Uint8Array(room);
+		const isPast = new Uint8Array(room);
 		let nr = 0;
-		for (let i = 0; i < nrExtents; i++) {
-			if (this.index[i] < 0)
-				continue;
+		const cut = (i, first, past) => {
 			const band = this.bands[this.bandOf[this.vma[i]]];
 			const start = this.offset(this.page[i], this.vma[i]);
 			for (let done = 0; done < this.nr[i]; nr++) {
 				const part = Math.floor((start + done) * band.parts / band.nrPages);
 				const end = Math.ceil((part + 1) * band.nrPages / band.parts) - start;
-				index[nr] = this.index[i] + done;
+				index[nr] = first + done;
 				nrPages[nr] = Math.min(end, this.nr[i]) - done;
 				extents[nr] = i;
 				parts[nr] = part;
+				isPast[nr] = past;
 				done += nrPages[nr];
 			}
+		};
+		for (let i = 0; i < nrExtents; i++) {
+			if (this.index[i] >= 0)
+				cut(i, this.index[i], 0);
+			if (this.past[i] >= 0)
+				cut(i, this.past[i], 1);
 		}
 		/* Numbers sort many times faster by themselves than by a function. */
 		const width = 2 ** Math.ceil(Math.log2(nr + 1)), order = new Float64Array(nr);
@@ -166,6 +187,8 @@ class Model {
 		this.pieceEnd = new Float64Array(nr); /* the furthest so far: frames may be there twice */
 		this.pieceExtent = new Uint32Array(nr);
 		this.piecePart = new Uint8Array(nr);
+		this.piecePast = new Uint8Array(nr);
+		this.pieceKind = new Uint8Array(nr);
 		let furthest = 0;
 		for (let at = 0; at < nr; at++) {
 			const i = order[at] % width;
@@ -173,20 +196,43 @@ class Model {
 			this.pieceNr[at] = nrPages[i];
 			this.pieceExtent[at] = extents[i];
 			this.piecePart[at] = parts[i];
+			this.piecePast[at] = isPast[i];
+			this.pieceKind[at] = this.states[this.state[extents[i]]][isPast[i]];
 			furthest = Math.max(furthest, index[i] + nrPages[i]);
 			this.pieceEnd[at] = furthest;
 		}
 	}
 
-	kindOf(extent) {
-		return this.states[this.state[extent]][0];
+	/* The page that is, or was, in a frame of a piece. */
+	pageOfPiece(piece, index) {
+		const extent = this.pieceExtent[piece];
+		return this.page[extent] + index - (this.piecePast[piece] ? this.past : this.index)[extent];
 	}
 
-	/* All frames by kind: what the file says, and over it the process's own. */
+	/* Call use(kind) for each kind that pieces are of, the last first. */
+	eachKind(use) {
+		const there = new Set(this.pieceKind);
+		for (let kind = this.kinds.length - 1; kind >= 0; kind--)
+			if (there.has(kind))
+				use(kind);
+	}
+
+	/* All frames by kind: what the file says, and over it pages; of several the first kind counts. */
 	readRuns(columns) {
-		const room = columns.run_nr.length + 2 * this.pieceIndex.length + 2;
+		const nr = columns.run_nr.length;
+		this.runStart = new Float64Array(nr + 1);
+		for (let i = 0; i < nr; i++)
+			this.runStart[i + 1] = this.runStart[i] + columns.run_nr[i];
+		this.runKind = Uint8Array.from(columns.run_kind);
+		this.eachKind((kind) => this.layOver(kind));
+	}
+
+	/* Have the frames of one kind's pieces be of that kind. */
+	layOver(ofKind) {
+		const {runStart, runKind} = this;
+		const room = runKind.length + 2 * this.pieceIndex.length + 2;
 		const starts = new Float64Array(room), kinds = new Uint8Array(room);
-		let nr = 0, at = 0, run = 0, end = columns.run_nr[0];
+		let nr = 0, at = 0, run = 0;
 		const put = (kind) => {
 			if (nr && kinds[nr - 1] === kind)
 				return;
@@ -195,18 +241,20 @@ class Model {
 		};
 		const goTo = (index) => {
 			while (at < index) {
-				while (end <= at)
-					end += columns.run_nr[++run];
-				put(columns.run_kind[run]);
-				at = Math.min(index, end);
+				while (runStart[run + 1] <= at)
+					run++;
+				put(runKind[run]);
+				at = Math.min(index, runStart[run + 1]);
 			}
 		};
 		for (let i = 0; i < this.pieceIndex.length; i++) {
+			if (this.pieceKind[i] !== ofKind)
+				continue;
 			goTo(this.pieceIndex[i]);
 			const last = this.pieceIndex[i] + this.pieceNr[i];
 			if (last <= at)
 				continue;
-			put(this.kindOf(this.pieceExtent[i]));
+			put(ofKind);
 			at = last;
 		}
 		goTo(this.nrFrames);

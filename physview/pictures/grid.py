@@ -77,12 +77,13 @@ class Grid(NamedTuple):
         return cells
 
 
-def make_grid(ram: list[tuple[int, int]], resources: list[Resource]) -> Grid:
+def make_grid(ram: list[tuple[int, int]], resources: list[Resource] | None) -> Grid:
     """Choose how many frames a cell has, so that all of RAM fits.
 
     Args:
         ram: (first frame, first frame after it), in order.
-        resources: Those of /proc/iomem, for the names of holes.
+        resources: Those of /proc/iomem, for the names of holes; None if it is not known what lies
+            in them, and whether they have RAM.
     """
     shift = 0
     while True:
@@ -110,9 +111,11 @@ def _row_spans(ram: list[tuple[int, int]], row_shift: int) -> list[tuple[int, in
     return spans
 
 
-def _name_hole(ram: list[tuple[int, int]], resources: list[Resource], index: int) -> str:
+def _name_hole(ram: list[tuple[int, int]], resources: list[Resource] | None, index: int) -> str:
     """What is between a range of RAM and the one before it."""
     low, high = ram[index - 1][1] << PAGE_SHIFT, ram[index][0] << PAGE_SHIFT
+    if resources is None:
+        return f"{size((high - low) >> PAGE_SHIFT)} of which no frame is named"
     inside = [
         (min(each.end, high) - max(each.start, low), each.name)
         for each in resources

@@ -24,6 +24,10 @@ TELLING = sum(
 LARGE = 1 << FLAG_BITS["thp"] | 1 << FLAG_BITS["huge"]
 
 
+NO_KIND = 255
+"""What is not drawn, in arrays of kinds: guards and markers."""
+
+
 class Kind(NamedTuple):
     """One thing that a frame, or a page, can be.
 
@@ -35,6 +39,7 @@ class Kind(NamedTuple):
         group: The heading that it stands under in the legend.
         is_subject: Whether the picture is about it: then a cell that has any of it shows some.
         has_frame: Whether it is of frames; else it is of pages that have none of their own.
+        is_past: Whether it is what frames were, and not what they are.
     """
 
     slug: str
@@ -44,10 +49,13 @@ class Kind(NamedTuple):
     group: str
     is_subject: bool = False
     has_frame: bool = True
+    is_past: bool = False
 
 
 BLUE, SKY = ("#0072b2", "#3b9bdc"), ("#7cc7f2", "#a8dcf8")
 ORANGE, PURPLE, VERMILLION = ("#e69f00", "#eeae2e"), ("#7b2fb0", "#a050e0"), ("#d55e00", "#f08850")
+BROWN = ("#7a2e00", "#a04a10")
+SLATE = ("#8b96a1", "#7d8994")
 GREYS = [
     ("#eceff2", "#242a31"),
     ("#d3d9df", "#3a434d"),
@@ -88,6 +96,25 @@ MACHINE_KINDS = (
     Kind("free", "free", *GREYS[0], IDLE),
 )
 """What there is in the picture of the machine."""
+
+NOW, BEFORE = "There now", "There before, and no longer"
+MACHINE = "The rest of RAM"
+
+DIFF_KINDS = (
+    Kind("stayed", "stayed in its frame", *SLATE, NOW, is_subject=True),
+    Kind("moved", "moved, copied, collapsed", *BLUE, NOW, is_subject=True),
+    Kind("new", "touched or mapped since", *SKY, NOW, is_subject=True),
+    Kind("swapped_in", "swapped in", *PURPLE, NOW, is_subject=True),
+    Kind("left", "left: its page has moved", *ORANGE, BEFORE, is_subject=True, is_past=True),
+    Kind("gone", "given back, unmapped", *VERMILLION, BEFORE, is_subject=True, is_past=True),
+    Kind("swapped_out", "swapped out", *BROWN, BEFORE, is_subject=True, is_past=True),
+    Kind("swapped", "swapped out both times", *GREYS[2], PAGES, has_frame=False),
+    Kind("untold", "in memory both times", *GREYS[3], PAGES, has_frame=False),
+    Kind("zero", "zero page", *GREYS[1], PAGES, has_frame=False),
+    Kind("other", "not this process's", *GREYS[0], MACHINE),
+)
+"""What there is in the picture of a difference. What stayed is grey, as nothing became of it; what
+is there now is blue, and what was there is of the colours of rust."""
 
 _RESERVED = (Use.RESERVED, Use.ZERO_PAGE, Use.POISONED, Use.OFFLINE, Use.NO_FRAME)
 _REST = {

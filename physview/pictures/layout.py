@@ -10,7 +10,7 @@ from typing import NamedTuple
 from physview.model import PAGE_SHIFT, PAGE_SIZE
 from physview.pictures.bands import PARTS, Band, parts_of
 from physview.pictures.grid import COLUMNS, Grid
-from physview.pictures.kinds import OWN, PAGES, PROCESS_KINDS, REST, Kind
+from physview.pictures.kinds import OWN, PAGES, REST, Kind
 from physview.pictures.model import Picture, Space
 from physview.pictures.shapes import Cells, Drawing, Rect, Ribbon, Shape, Text, fit, stripes
 from physview.reporters.frame_tables import share, size
@@ -100,14 +100,14 @@ def lay_out(picture: Picture, *, with_frames: bool = True) -> tuple[Drawing, Lay
     bottom = max([place.bottom if place else 0, *(span.bottom for span in spans), TOP + 240])
     shapes: list[Shape] = [*_header(picture)]
     if picture.space:
-        shapes += _bands(picture.space, spans)
+        shapes += _bands(picture.space, spans, picture.kinds)
     if picture.frames and place:
         shapes.append(_heading(place.x, "Physical memory, from low to high addresses"))
         shapes += _frames(picture, place) if with_frames else []
     else:
         shapes += _missing(picture)
     if picture.space and picture.frames and place and with_frames:
-        shapes += _links(picture.space, place, spans, picture.frames.grid)
+        shapes += _links(picture.space, place, spans, picture.frames.grid, picture.kinds)
     legend, y = _legend(picture, bottom + 52)
     shapes += legend
     for note in (*(picture.scale if with_frames else ()), *picture.notes):
@@ -221,17 +221,18 @@ def _gap(one: Band, other: Band) -> float:
     return FAR_GAP if other.start - one.end >= 1 << 30 else BAND_GAP
 
 
-def _bands(space: Space, spans: tuple[Span, ...]) -> list[Shape]:
+def _bands(space: Space, spans: tuple[Span, ...], kinds: tuple[Kind, ...]) -> list[Shape]:
     import numpy as np
 
     shapes: list[Shape] = [_heading(LABELS, "Virtual memory, from low to high addresses")]
     for i, (band, span) in enumerate(zip(space.bands, spans, strict=True)):
         height = span.bottom - span.top
-        shapes.append(Rect(BODY, span.top, BODY_WIDTH, height, "panel", 2, hint=_band_hint(band)))
+        hint = _band_hint(band, kinds)
+        shapes.append(Rect(BODY, span.top, BODY_WIDTH, height, "panel", 2, hint=hint))
         nr_parts = parts_of(band, PARTS)
         edges = -(-np.arange(nr_parts + 1) * band.nr_pages // nr_parts)
         room = np.diff(edges).reshape(-1, 1, 1)
-        codes = stripes(space.profile[i, :nr_parts].reshape(nr_parts, 1, -1), room, PROCESS_KINDS)
+        codes = stripes(space.profile[i, :nr_parts].reshape(nr_parts, 1, -1), room, kinds)
         shapes.append(Cells(BODY, span.top, BODY_WIDTH, height / nr_parts, 0, codes))
         shapes += _band_label(band, span)
         if i + 1 < len(spans) and _gap(band, space.bands[i + 1]) == FAR_GAP:
@@ -251,38 +252,40 @@ def _band_label(band: Band, span: Span) -> list[Shape]:
     end = BODY - 14
     if height < TWO_LINES:
         return [Text(LABELS, middle + 4.5, name), Text(end, middle + 4.5, resident, is_right=True)]
+    more = f"of {size(band.nr_pages)}"
+    if band.nr_changed is not None:
+        more = f"{size(band.nr_changed)} changed" if band.nr_changed else "as it was"
     return [
         Text(LABELS, middle - 3, name),
         Text(end, middle - 3, resident, is_right=True),
         Text(LABELS, middle + 14, f"{band.start:#x}", 11, "muted"),
-        Text(end, middle + 14, f"of {size(band.nr_pages)}", 11, "muted", is_right=True),
+        Text(end, middle + 14, more, 11, "muted", is_right=True),
     ]
 
 
-def _band_hint(band: Band) -> str:
-    kinds = [
-        f"{kind.label} {size(nr)}"
-        for kind, nr in zip(PROCESS_KINDS, band.counts, strict=True)
-        if nr
-    ]
+def _band_hint(band: Band, kinds: tuple[Kind, ...]) -> str:
+    found = [f"{kind.label} {size(nr)}" for kind, nr in zip(kinds, band.counts, strict=True) if nr]
     where = f"{band.start:#x}-{band.end:#x}"
-    return f"{band.name}\n{where}, {size(band.nr_pages)}\n{', '.join(kinds) or 'nothing there'}"
+    return f"{band.name}\n{where}, {size(band.nr_pages)}\n{', '.join(found) or 'nothing there'}"
 
 
-def _links(space: Space, place: Place, spans: tuple[Span, ...], grid: Grid) -> list[Shape]:
+def _links(
+    space: Space, place: Place, spans: tuple[Span, ...], grid: Grid, kinds: tuple[Kind, ...]
+) -> list[Shape]:
     """A ribbon for each link, as broad at both ends as what it bundles is there: side by side, so
-    that one sees how much goes where."""
+    that one sees how much goes where. Those to where pages were begin where those do that lead to
+    where they are."""
     assert space.links
     links = space.links
     row_room = links.nr_rows << grid.row_shift
     last = place.rows[-1]
-    begun: dict[tuple[int, int], int] = {}
+    begun: dict[tuple[int, int, bool], int] = {}
     filled: dict[int, int] = {}
-    shapes: list[Shape] = []
+    ribbons: list[tuple[int, Ribbon]] = []
     for link in sorted(links.links):
         band, span = space.bands[link.band], spans[link.band]
         nr_parts = parts_of(band, links.nr_parts)
-        at = (link.band, link.part)
+        at = (link.band, link.part, kinds[link.kind].is_past)
         # In pages from the start of the band, and in frames from the start of the rows.
         begin = link.part * band.nr_pages / nr_parts + begun.get(at, 0)
         end = filled.get(link.row, 0)
@@ -293,25 +296,29 @@ def _links(space: Space, place: Place, spans: tuple[Span, ...], grid: Grid) -> l
         per_frame = (height - place.y(link.row)) / row_room
         top = span.top + begin * per_page
         other = place.y(link.row) + end * per_frame
-        shapes.append(
-            Ribbon(
-                BODY + BODY_WIDTH + 2,
-                top,
-                top + max(link.nr_pages * per_page, THINNEST),
-                place.x - 6,
-                other,
-                other + max(link.nr_pages * per_frame, THINNEST),
-                PROCESS_KINDS[link.kind].slug,
-                LINK_OPACITY,
-            )
+        ribbon = Ribbon(
+            BODY + BODY_WIDTH + 2,
+            top,
+            top + max(link.nr_pages * per_page, THINNEST),
+            place.x - 6,
+            other,
+            other + max(link.nr_pages * per_frame, THINNEST),
+            kinds[link.kind].slug,
+            LINK_OPACITY,
         )
-    return shapes
+        ribbons.append((link.kind, ribbon))
+    if any(kind.is_past for kind in kinds):
+        # First what stayed, over it where pages were, and over that where they are.
+        ribbons.sort(key=lambda each: (each[0] > 0, not kinds[each[0]].is_past, each[0]))
+    return [ribbon for _, ribbon in ribbons]
 
 
 def _legend(picture: Picture, top: float) -> tuple[list[Shape], float]:
     """What the colours are, and how much there is of each."""
     totals = _totals(picture)
-    nr_ram = sum(picture.frames.totals) if picture.frames else 0
+    # Of what has come and gone a share of RAM would tell nothing.
+    is_diff = any(kind.is_past for kind in picture.kinds)
+    nr_ram = sum(picture.frames.totals) if picture.frames and not is_diff else 0
     groups: dict[str, list[tuple[Kind, int]]] = {}
     for kind, nr in zip(picture.kinds, totals, strict=True):
         if nr:
@@ -337,7 +344,7 @@ def _legend_places(
     picture: Picture, groups: dict[str, list[tuple[Kind, int]]]
 ) -> dict[str, tuple[float, float, int]]:
     """Of each group its left, the width of a column, and how many columns it has."""
-    if picture.space:  # below what they are about
+    if OWN in groups:  # below what they are about
         places = {
             OWN: (MARGIN, 300.0, 1),
             PAGES: (BODY + BODY_WIDTH + 28, 240.0, 1),
@@ -359,13 +366,18 @@ def _legend_places(
 
 
 def _totals(picture: Picture) -> list[int]:
-    """Frames of each kind; of what has no frame, or where frames are not known, pages."""
+    """Frames of each kind; of what has no frame, or where frames are not known, pages.
+
+    Of a difference, pages; and frames of what no page is, as of those that were left.
+    """
     pages = [0] * len(picture.kinds)
     if picture.space:
         for band in picture.space.bands:
             pages = [one + other for one, other in zip(pages, band.counts, strict=True)]
     if not picture.frames:
         return pages
+    if any(kind.is_past for kind in picture.kinds):
+        return [nr or frames for nr, frames in zip(pages, picture.frames.totals, strict=True)]
     return [
         frames if kind.has_frame else nr
         for kind, frames, nr in zip(picture.kinds, picture.frames.totals, pages, strict=True)

@@ -15,7 +15,8 @@ from physview.model import (
     PM_PRESENT,
     Vma,
 )
-from physview.pictures.kinds import PROCESS_KINDS, index_of, own_kind
+from physview.pictures.bands import Placed
+from physview.pictures.kinds import NO_KIND, PROCESS_KINDS, Kind, index_of, own_kind
 from physview.pictures.runs import RUN_DTYPE
 from physview.rows import is_swapped
 from physview.snapshot import Snapshot
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from physview.pictures.runs import Runs
 
-NO_KIND = 255
 HUGETLB = 1 << FLAG_BITS["huge"]
 
 
@@ -62,13 +62,33 @@ class Memory(NamedTuple):
     @property
     def frames(self) -> Runs:
         """The frames that the process maps; one that it maps twice is there twice."""
+        (placed,) = self.placed
+        return placed.frames
+
+    @property
+    def placed(self) -> list[Placed]:
+        """Its rows with frames, each once."""
         import numpy as np
 
-        rows, chosen = self.rows, self.has_frames
-        frames: Runs = np.empty(int(chosen.sum()), dtype=RUN_DTYPE)
-        frames["pfn"], frames["nr"] = rows["pfn"][chosen], rows["nr_pages"][chosen]
-        frames["kind"] = self.kinds[chosen]
-        return frames
+        chosen = np.flatnonzero(self.has_frames)
+        rows = self.rows[chosen]
+        frames: Runs = np.empty(len(chosen), dtype=RUN_DTYPE)
+        frames["pfn"], frames["nr"], frames["kind"] = (
+            rows["pfn"],
+            rows["nr_pages"],
+            self.kinds[chosen],
+        )
+        return [Placed(chosen, frames)]
+
+    @property
+    def all_kinds(self) -> tuple[Kind, ...]:
+        """What its pages and frames can be."""
+        return PROCESS_KINDS
+
+    @property
+    def is_changed(self) -> None:
+        """It is of one moment."""
+        return None
 
 
 def read_memory(

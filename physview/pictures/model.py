@@ -16,7 +16,7 @@ from physview import machine
 from physview.errors import AccessDenied
 from physview.model import PAGE_SIZE, printable, size_words
 from physview.pictures import bands as bands_module
-from physview.pictures.bands import Band, Links
+from physview.pictures.bands import Band, Links, Pages
 from physview.pictures.grid import Grid, count_cells, make_grid
 from physview.pictures.kinds import (
     MACHINE_KINDS,
@@ -70,14 +70,14 @@ class Space(NamedTuple):
 
     Args:
         pid: The process.
-        memory: Its mappings and extents.
+        memory: Its mappings, and what they have.
         bands: Its mappings as they are drawn.
         profile: int64 array, shape (bands, PARTS, kinds): what a band has where.
         links: What connects them with frames; None where frames are not known.
     """
 
     pid: int
-    memory: Memory
+    memory: Pages
     bands: list[Band]
     profile: npt.NDArray[np.int64]
     links: Links | None
@@ -112,17 +112,23 @@ class Picture(NamedTuple):
 
 
 def make_frames(
-    runs: Runs, over: Runs, ram: list[tuple[int, int]], kinds: tuple[Kind, ...]
+    runs: Runs,
+    over: Runs,
+    ram: list[tuple[int, int]],
+    kinds: tuple[Kind, ...],
+    resources: list[machine.Resource] | None,
 ) -> Frames:
     """Physical memory as cells.
 
     Args:
         runs: All of RAM by kind: array of `runs.RUN_DTYPE`, in order, each frame once.
-        over: What lies over it, in any order; may be empty.
+        over: What lies over it, in any order; may be empty. Of a frame that is in several of these
+            the first kind counts.
         ram: Where RAM is.
         kinds: What the runs' kinds are.
+        resources: What lies in its holes, as of `machine.read_resources()`; None if not known.
     """
-    grid = make_grid(ram, machine.read_resources())
+    grid = make_grid(ram, resources)
     return Frames(ram, runs, over, grid, count_cells(grid, overlay(runs, over), len(kinds)))
 
 
@@ -137,9 +143,10 @@ def picture_machine(*, progress: Progress | None = None) -> Picture:
         Unsupported: The kernel was built without kpageflags.
         CoreUnavailable: The core is not built.
     """
-    ram = machine.ram_ranges(machine.read_resources())
+    resources = machine.read_resources()
+    ram = machine.ram_ranges(resources)
     runs = read_runs(ram, machine_kind, progress=progress)
-    frames = make_frames(runs, runs[:0], ram, MACHINE_KINDS)
+    frames = make_frames(runs, runs[:0], ram, MACHINE_KINDS, resources)
     nr_all, nr_free = sum(frames.totals), frames.totals[index_of(MACHINE_KINDS, "free")]
     summary = (
         f"{size(nr_all)} of RAM, {nr_all:,} frames of {size_words(PAGE_SIZE)};"
@@ -186,12 +193,13 @@ def picture_process(
     notes: list[str] = []
     if memory.knows_frames:
         try:
-            ram = machine.ram_ranges(machine.read_resources())
+            resources = machine.read_resources()
+            ram = machine.ram_ranges(resources)
         except AccessDenied as error:
             missing = str(error)
         else:
             runs = read_runs(ram, rest_kind, progress=progress)
-            frames = make_frames(runs, memory.frames, ram, PROCESS_KINDS)
+            frames = make_frames(runs, memory.frames, ram, PROCESS_KINDS, resources)
             links, nr_outside = bands_module.make_links(memory, bands, frames.grid, ram)
             scale = [_cell_note(frames, True), _link_note(links)]
             if nr_outside:

@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 from physview.flags import well_known
 from physview.kpage import flag_names
 from physview.model import NO_ENTRY, PAGE_SIZE, PM_FLAG_NAMES, Cause, PagemapEntry, printable
-from physview.pictures.bands import parts_of
+from physview.pictures.bands import Pages, parts_of
+from physview.pictures.kinds import NO_KIND
 from physview.pictures.layout import Layout
-from physview.pictures.memory import NO_KIND, Memory
+from physview.pictures.memory import Memory
 from physview.pictures.model import Picture
+from physview.pictures.moves import Moves
+from physview.pictures.pack_moves import distinct_rows, move_states
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +50,11 @@ def pack(picture: Picture, layout: Layout) -> str:
             for vma in memory.vmas
         ]
         header["bands"] = [[band.first, band.nr, band.name] for band in picture.space.bands]
-        header["states"], columns["state"] = _states(memory)
+        if isinstance(memory, Moves):
+            header["states"], columns["state"] = move_states(memory)
+        else:
+            assert isinstance(memory, Memory)
+            header["states"], columns["state"] = _states(memory)
         columns |= _extents(memory, picture.frames.ram if picture.frames else [])
     header["layout"] = _layout(picture, layout)
     planes = []
@@ -67,7 +74,10 @@ def encode(header: dict[str, Any], planes: bytes) -> str:
 
 
 def _kinds(picture: Picture) -> list[Any]:
-    return [[kind.slug, kind.label, kind.is_subject, kind.has_frame] for kind in picture.kinds]
+    return [
+        [kind.slug, kind.label, kind.is_subject, kind.has_frame, kind.is_past]
+        for kind in picture.kinds
+    ]
 
 
 def _layout(picture: Picture, layout: Layout) -> dict[str, Any]:
@@ -97,12 +107,13 @@ def _planes(values: npt.NDArray[Any]) -> tuple[int, bytes]:
     return nr, np.ascontiguousarray(as_bytes[:, :nr].T).tobytes()
 
 
-def _extents(memory: Memory, ram: list[tuple[int, int]]) -> dict[str, npt.NDArray[Any]]:
+def _extents(memory: Pages, ram: list[tuple[int, int]]) -> dict[str, npt.NDArray[Any]]:
     """Columns of the extents, in address order.
 
     per_vma: how many each mapping has. gap: pages between the one before, or the mapping's start,
     and this. nr: pages. frame: 0 without one; else its place in RAM less that of the frame which
-    would go on, with the sign in the lowest bit, plus 1.
+    would go on, with the sign in the lowest bit, plus 1. past: the same of the frame that pages
+    were in, where that is another.
     """
     import numpy as np
 
@@ -112,20 +123,19 @@ def _extents(memory: Memory, ram: list[tuple[int, int]]) -> dict[str, npt.NDArra
     end = page + rows["nr_pages"]
     is_first = np.concatenate([[True], rows["vma"][1:] != rows["vma"][:-1]])
     before = np.where(is_first, starts[rows["vma"]], np.concatenate([end[:1], end[:-1]]))
-    index = frame_index(rows["pfn"], ram)
-    index[~memory.has_frames] = -1
-    known = np.flatnonzero(index >= 0)
-    steps = index[known] - np.concatenate(
-        [[0], (index + rows["nr_pages"].astype(np.int64))[known][:-1]]
-    )
-    frame = np.zeros(len(rows), dtype=np.int64)
-    frame[known] = np.where(steps < 0, -2 * steps - 1, 2 * steps) + 1
-    return {
+    columns = {
         "per_vma": np.bincount(rows["vma"], minlength=len(memory.vmas)),
         "gap": page - before,
         "nr": rows["nr_pages"],
-        "frame": frame,
     }
+    for name, placed in zip(("frame", "past"), memory.placed, strict=False):
+        index = frame_index(placed.frames["pfn"], ram)
+        inside = index >= 0
+        index, nr = index[inside], placed.frames["nr"][inside].astype(np.int64)
+        steps = index - np.concatenate([[0], (index + nr)[:-1]])
+        columns[name] = np.zeros(len(rows), dtype=np.int64)
+        columns[name][placed.rows[inside]] = np.where(steps < 0, -2 * steps - 1, 2 * steps) + 1
+    return columns
 
 
 def frame_index(pfns: npt.NDArray[np.uint64], ram: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
@@ -155,11 +165,7 @@ def _states(memory: Memory) -> tuple[list[Any], npt.NDArray[Any]]:
     parts: list[Any] = [rows["entry"] >> np.uint64(ENTRY_BITS_SHIFT), memory.kinds]
     names = rows.dtype.names or ()
     parts += [rows[name] for name in ("flags", "mapcount") if name in names]
-    key = np.zeros(len(rows), dtype=np.int64)
-    for part in parts:
-        distinct, where = np.unique(part, return_inverse=True)
-        key = key * len(distinct) + where
-    _, firsts, state = np.unique(key, return_index=True, return_inverse=True)
+    firsts, state = distinct_rows(parts)
     return [_state(rows[i], int(memory.kinds[i])) for i in firsts.tolist()], state
 
 

@@ -158,8 +158,10 @@ class Page {
 		const {model} = this, band = model.bands[link.band];
 		const [first, last] = link.rows;
 		const part = link.parts > 1 ? `part ${link.part + 1} of ${link.parts} of ` : "";
-		return `${part}${band.name}\n${count(link.nr, "page")}, ${roundSize(link.nr * model.pageSize)}`
-			+ ` in frames from ${model.address(first.first)} to ${model.address(last.first + last.nr)}`;
+		const kind = model.isDiff ? `: ${model.kinds[link.kind][1]}` : "";
+		const were = link.isPast ? "that were " : "";
+		return `${part}${band.name}${kind}\n${count(link.nr, "page")}, ${roundSize(link.nr * model.pageSize)}`
+			+ ` ${were}in frames from ${model.address(first.first)} to ${model.address(last.first + last.nr)}`;
 	}
 
 	describeBand(number, y) {
@@ -184,6 +186,8 @@ class Page {
 		const address = model.address(page, offset);
 		if (extent < 0)
 			return [`virtual ${address}`, "no page is there", ...lines];
+		if (model.isDiff)
+			return [`virtual ${address}`, ...this.describeChange(extent, page, offset), ...lines];
 		const [kind, flags, bits, cause, mapcount] = model.states[model.state[extent]];
 		const isThere = model.index[extent] >= 0;
 		const pfn = isThere ? model.pfnOf(model.index[extent] + page - model.page[extent]) : -1;
@@ -203,6 +207,22 @@ class Page {
 		return lines;
 	}
 
+	/* What became of a page: what that is called, and where it was and is. */
+	describeChange(extent, page, offset) {
+		const {model} = this, state = model.states[model.state[extent]];
+		const [, pastKind, change, text, was, is] = state;
+		const place = (index) => {
+			if (index < 0)
+				return "in a frame outside of RAM";
+			const pfn = model.pfnOf(index + page - model.page[extent]);
+			return `physical ${model.address(pfn, offset)}  (frame ${pfn})`;
+		};
+		const past = (pastKind === null ? model.index : model.past)[extent];
+		return [`${change}: ${text}`, `before: ${was || place(past)}`,
+			`now: ${is || place(model.index[extent])}`,
+			`${count(model.nr[extent], "page")} in a row of which the same became`];
+	}
+
 	describeCell(pfn) {
 		const {model, view} = this, nr = 2 ** view.level;
 		const kinds = new Map(), vmas = new Map(), pages = [];
@@ -212,11 +232,11 @@ class Page {
 			model.eachPiece(first, end, (piece, index, length) => {
 				const extent = model.pieceExtent[piece], vma = model.vma[extent];
 				vmas.set(vma, (vmas.get(vma) || 0) + length);
-				pages.push([model.page[extent] + index - model.index[extent], vma]);
+				pages.push([model.pageOfPiece(piece, index), vma]);
 			});
 		});
 		if (nr === 1 && pages.length)
-			return pages.flatMap((page) => this.describePage(...page)).join("\n");
+			return pages.map((page) => this.describePage(...page).join("\n")).join("\n\n");
 		const most = (map) => [...map].sort((one, other) => other[1] - one[1]);
 		const lines = [nr === 1 ? `physical ${model.address(pfn)}  (frame ${pfn})`
 			: `physical ${model.address(pfn)}-${model.address(pfn + nr)}`];
@@ -263,9 +283,11 @@ class Page {
 		const extent = model.findExtent(page, vma);
 		const isThere = extent >= 0 && model.index[extent] >= 0;
 		const pfn = isThere ? model.pfnOf(model.index[extent] + page - model.page[extent]) : -1;
-		view.marked = {pfn, page, vma};
-		if (isThere)
-			view.show(pfn);
+		const hasPast = extent >= 0 && model.past[extent] >= 0;
+		const past = hasPast ? model.pfnOf(model.past[extent] + page - model.page[extent]) : -1;
+		view.marked = {pfn, past, page, vma};
+		if (isThere || hasPast)
+			view.show(isThere ? pfn : past);
 		this.found.textContent = this.describePage(page, vma, offset).join("  ·  ");
 	}
 
@@ -276,15 +298,16 @@ class Page {
 			return;
 		}
 		let page = -1, vma = -1;
+		const texts = [];
 		model.eachPiece(index, index + 1, (piece) => {
 			const extent = model.pieceExtent[piece];
 			vma = model.vma[extent];
-			page = model.page[extent] + index - model.index[extent];
+			page = model.pageOfPiece(piece, index);
+			texts.push(...this.describePage(page, vma, offset));
 		});
 		view.marked = {pfn, page, vma};
 		view.show(pfn);
-		this.found.textContent = vma < 0 ? this.describeCell(pfn).split("\n").join("  ·  ")
-			: this.describePage(page, vma, offset).join("  ·  ");
+		this.found.textContent = (texts.length ? texts : this.describeCell(pfn).split("\n")).join("  ·  ");
 	}
 
 	findName(words) {

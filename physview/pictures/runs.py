@@ -106,8 +106,8 @@ def overlay(runs: Runs, over: Runs) -> Runs:
 
     Args:
         runs: In order, each frame once.
-        over: In any order; of a frame that is in two the first in order of frames counts. What
-            lies outside of `runs` is left out.
+        over: In any order; of a frame that is in several the first kind counts. What lies outside
+            of `runs` is left out.
 
     Returns:
         The frames of `runs`, in order.
@@ -116,30 +116,20 @@ def overlay(runs: Runs, over: Runs) -> Runs:
 
     if not len(over) or not len(runs):
         return runs
-    top = _each_frame_once(over[np.argsort(over["pfn"], kind="stable")])
-    firsts, ends = top["pfn"], top["pfn"] + top["nr"]
-    run_ends = runs["pfn"] + runs["nr"]
-    edges = np.sort(np.concatenate([runs["pfn"], run_ends, firsts, ends]), kind="stable")
+    over = over[np.argsort(over["pfn"])]  # what is in order is found faster
+    run_ends, over_ends = runs["pfn"] + runs["nr"], over["pfn"] + over["nr"]
+    edges = np.sort(np.concatenate([runs["pfn"], run_ends, over["pfn"], over_ends]), kind="stable")
     edges = edges[np.concatenate([[True], edges[1:] != edges[:-1]])]
     pieces = np.empty(len(edges) - 1, dtype=RUN_DTYPE)
     pieces["pfn"], pieces["nr"] = edges[:-1], np.diff(edges)
     below = np.searchsorted(runs["pfn"], edges[:-1], side="right") - 1
-    above = np.searchsorted(firsts, edges[:-1], side="right") - 1
-    is_covered = (above >= 0) & (edges[:-1] < ends[above])
-    pieces["kind"] = np.where(is_covered, top["kind"][above], runs["kind"][below])
     is_ram = (below >= 0) & (edges[:-1] < run_ends[below])
+    pieces["kind"] = runs["kind"][below]
+    for kind in np.unique(over["kind"])[::-1]:
+        mine = over["kind"] == kind
+        # How many runs of this kind begin at each edge, less those that end there.
+        steps = np.bincount(np.searchsorted(edges, over["pfn"][mine]), minlength=len(edges))
+        steps -= np.bincount(np.searchsorted(edges, over_ends[mine]), minlength=len(edges))
+        pieces["kind"][np.cumsum(steps)[:-1] > 0] = kind
     kept: Runs = pieces[is_ram]
     return join_runs(kept)
-
-
-def _each_frame_once(runs: Runs) -> Runs:
-    """Cut off what runs that are sorted have in common with those before."""
-    import numpy as np
-
-    ends = np.maximum.accumulate(runs["pfn"] + runs["nr"])
-    before = np.concatenate([[np.uint64(0)], ends[:-1]])
-    first = np.maximum(runs["pfn"], before)
-    once: Runs = runs[ends > first]
-    once["pfn"] = first[ends > first]
-    once["nr"] = (ends - first)[ends > first]
-    return once

@@ -28,7 +28,8 @@ UNITS = 8
 """A cell is so many stripes wide."""
 
 LEAST = 2
-"""What the picture is about has so many stripes at least, in a cell that has any of it."""
+"""What the picture is about has so many stripes at least, in a cell that has any of it; or one,
+where that would be more than there are."""
 
 
 class Rect(NamedTuple):
@@ -136,7 +137,8 @@ def stripes(
 
     exact = counts * UNITS / capacity
     subject = np.array([kind.is_subject for kind in kinds])
-    least = np.where((counts > 0) & subject, LEAST, 0)
+    nr_shown = ((counts > 0) & subject).sum(axis=2, keepdims=True)
+    least = np.where((counts > 0) & subject, np.where(nr_shown * LEAST > UNITS, 1, LEAST), 0)
     units = np.maximum(np.floor(exact).astype(np.int64), least)
     wanted = np.ceil(exact.sum(axis=2) - 1e-9).astype(np.int64)
     wanted = np.maximum(wanted, least.sum(axis=2))

@@ -9,7 +9,7 @@ const MAX_LINKS = 1200;
 const LINK_STEPS = [[32, 1], [16, 1], [16, 2], [8, 2], [8, 4], [4, 4], [4, 8], [2, 8], [1, 8]];
 const LINK_OPACITY = 0.55;
 const THINNEST = 0.8;
-const LEAST = 0.25; /* of a cell, for what the picture is about */
+const LEAST = 0.25; /* of a cell, for what the picture is about; half of it where that is much */
 
 class View {
 	constructor(model, canvas) {
@@ -19,7 +19,7 @@ class View {
 		this.level = model.shift || 0;
 		this.scroll = 0;
 		this.chosen = null; /* {band} or {vma}: what is lit */
-		this.marked = null; /* {pfn, page, vma}: what was found */
+		this.marked = null; /* {pfn, past, page, vma}: what was found */
 		this.links = [];
 		this.known = {};
 		if (this.layout.place) {
@@ -214,11 +214,15 @@ class View {
 			for (let cell = 0; cell < COLUMNS; cell++) {
 				let x = this.x + cell * this.cell;
 				const end = x + this.cell, isDim = lit && !lit[cell] ? 1 : 0;
+				let nrShown = 0;
+				for (let kind = 0; kind < kinds.length; kind++)
+					nrShown += kinds[kind][2] && counts[cell * kinds.length + kind] ? 1 : 0;
+				const least = nrShown * LEAST > 1 ? LEAST / 2 : LEAST;
 				for (let kind = 0; kind < kinds.length && x < end; kind++) {
 					const nr = counts[cell * kinds.length + kind];
 					if (!nr)
 						continue;
-					const share = Math.max(nr / perCell, kinds[kind][2] ? LEAST : 0);
+					const share = Math.max(nr / perCell, kinds[kind][2] ? least : 0);
 					const width = Math.min(share * this.cell, end - x);
 					stripes[kind][isDim].push(x, row.y, width);
 					x += width;
@@ -255,7 +259,7 @@ class View {
 	/* Bundle what leads to the rows that are seen: pages by band, part, row and kind. */
 	bundle(rows) {
 		const {model} = this, nrKinds = model.kinds.length, nrPieces = model.pieceIndex.length;
-		const {pieceIndex, pieceNr, pieceExtent, piecePart, vma, bandOf, state, states} = model;
+		const {pieceIndex, pieceNr, pieceExtent, piecePart, pieceKind, vma, bandOf} = model;
 		const sums = new Map();
 		rows.forEach((row, number) => {
 			const here = new Float64Array(model.bands.length * 32 * nrKinds);
@@ -264,7 +268,7 @@ class View {
 					const nr = Math.min(end, pieceIndex[i] + pieceNr[i]) - Math.max(first, pieceIndex[i]);
 					const extent = pieceExtent[i], place = bandOf[vma[extent]] * 32 + piecePart[i];
 					if (nr > 0)
-						here[place * nrKinds + states[state[extent]][0]] += nr;
+						here[place * nrKinds + pieceKind[i]] += nr;
 				}
 			});
 			here.forEach((nr, key) => nr && sums.set(number * here.length + key, nr));
@@ -286,7 +290,8 @@ class View {
 			const {parts} = model.bands[band];
 			const part = Math.floor(rest % 32 * Math.min(nrParts, parts) / parts);
 			const row = Math.floor(rest / 32 / model.bands.length / nrRows) * nrRows;
-			const place = (band * 32 + part) * 4096 + row;
+			/* Where there are kinds of what was, each has connectors of its own. */
+			const place = ((band * 32 + part) * 4096 + row) * 256 + (model.isDiff ? kind : 0);
 			const link = found.get(place) || {band, part, row, nr: 0, most: 0, kind};
 			link.nr += nr;
 			if (nr > link.most)
@@ -306,7 +311,9 @@ class View {
 		for (const place of places) {
 			const link = found.get(place), band = this.model.bands[link.band];
 			const [top, bottom] = this.layout.spans[link.band];
-			const parts = Math.min(nrParts, band.parts), at = link.band * 32 + link.part;
+			const parts = Math.min(nrParts, band.parts);
+			link.isPast = this.model.kinds[link.kind][4];
+			const at = (link.band * 32 + link.part) * 2 + (link.isPast ? 1 : 0);
 			const perPage = (bottom - top) / band.nrPages;
 			const start = top + (link.part * band.nrPages / parts + (begun.get(at) || 0)) * perPage;
 			const last = rows[Math.min(link.row + nrRows, rows.length) - 1];
@@ -320,6 +327,10 @@ class View {
 			link.parts = parts;
 			this.links.push(link);
 		}
+		/* First what stayed, over it where pages were, and over that where they are. */
+		const order = (link) => link.kind === 0 ? 0 : link.isPast ? 1 : 2;
+		if (this.model.isDiff)
+			this.links.sort((one, other) => order(one) - order(other));
 		const band = this.chosen && (this.chosen.band ?? this.model.bandOf[this.chosen.vma]);
 		for (const link of this.links) {
 			context.globalAlpha = this.chosen && link.band !== band ? 0.06 : LINK_OPACITY;
@@ -350,12 +361,21 @@ class View {
 	drawMark(context) {
 		if (!this.marked)
 			return;
-		const {pfn, page, vma} = this.marked;
+		const {pfn, past, page, vma} = this.marked;
 		context.strokeStyle = context.fillStyle = this.colour("ink");
 		context.lineWidth = 1.5;
 		const [left, width] = this.layout.body;
 		if (vma >= 0)
 			context.fillRect(left - 4, this.pageY(page, vma) - 0.75, width + 8, 1.5);
+		this.drawFrameMark(context, pfn, page, vma);
+		context.setLineDash([4, 3]);
+		this.drawFrameMark(context, past ?? -1, page, vma);
+		context.setLineDash([]);
+	}
+
+	/* A frame around the cell of a frame, and a line from the page that it is of. */
+	drawFrameMark(context, pfn, page, vma) {
+		const [left, width] = this.layout.body;
 		if (pfn < 0)
 			return;
 		const [x, y, isSeen] = this.where(pfn);

@@ -44,7 +44,7 @@ def print_diff(
     sys.stdout.write(json.dumps(document).removesuffix("]}"))
     separator = "\n"
     for changes in runs:
-        for vaddr, nr_pages, kind, was, is_now, _, _ in changes.tolist():
+        for vaddr, nr_pages, kind, was, is_now, *_ in changes.tolist():
             if CHANGES[kind] in only:
                 run = {
                     "vaddr": hex(vaddr),

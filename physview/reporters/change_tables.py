@@ -61,7 +61,7 @@ def _print_runs(
     sys.stdout.write(f"\n  {'vaddr':<12} {'pages':>8} {'before':>9}    {'after':<9} change\n")
     shown = None
     for changes in runs:
-        for vaddr, nr_pages, kind, was, is_now, vma_before, vma_after in changes.tolist():
+        for vaddr, nr_pages, kind, was, is_now, vma_before, vma_after, _ in changes.tolist():
             change = CHANGES[kind]
             if change not in only:
                 continue

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the page says of pages that became something, once for all that are alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from physview.analysis.changes import CHANGES, IS_FRAME, WAS_FRAME, Change
+from physview.model import MIN_SPECIAL_SWAP_TYPE, NO_ENTRY, SWAP_TYPE_BITS
+from physview.pictures.kinds import NO_KIND
+from physview.pictures.moves import SIDES, Moves
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+# What is at a place, as far as it is told: a frame of its own is said by its address.
+_OWN, _ZERO, _HIDDEN, _SLOT, _MARKER, _NOTHING = range(6)
+_WORDS = ("", "the zero page, which all share", "in memory, in a frame that is hidden", "in swap",
+          "a marker, or in migration", "no page")  # fmt: skip
+_SWAPPED = {
+    "before": (Change.SWAPPED_IN, Change.STILL_SWAPPED, Change.RESWAPPED),
+    "after": (Change.SWAPPED_OUT, Change.STILL_SWAPPED, Change.RESWAPPED),
+}
+_ABSENT = {"before": (Change.APPEARED, Change.MAPPED), "after": (Change.WENT, Change.UNMAPPED)}
+
+
+def move_states(moves: Moves) -> tuple[list[Any], npt.NDArray[Any]]:
+    """What can be said of a run of pages but for where it is and was.
+
+    Returns:
+        [kind, kind of the frames that were left, change, what that means, what was there, what is
+        there] of each state; and each row's state. A frame of its own is not said, but "".
+    """
+    rows = moves.rows
+    past = moves.past_kinds
+    places = [_places(moves, name) for name in SIDES]
+    firsts, state = distinct_rows([moves.kinds, past, rows["change"], *places])
+    states = []
+    for i in firsts.tolist():
+        change = CHANGES[rows["change"][i]]
+        words = [
+            _word(name, change, int(place[i]), knows_frames=moves.knows_frames)
+            for name, place in zip(SIDES, places, strict=True)
+        ]
+        kinds = [None if kind == NO_KIND else int(kind) for kind in (moves.kinds[i], past[i])]
+        states.append([*kinds, change.value.replace("_", " "), change.text, *words])
+    return states, state
+
+
+def _places(moves: Moves, name: str) -> npt.NDArray[np.uint8]:
+    """What was, or is, where each row is."""
+    import numpy as np
+
+    rows, values = moves.rows, moves.rows[name]
+    is_frame = rows["frames"] & (WAS_FRAME, IS_FRAME)[SIDES.index(name)] != 0
+    swap_type = values & np.uint64((1 << SWAP_TYPE_BITS) - 1)
+    hidden = values == np.uint64(NO_ENTRY)
+    places = np.where(swap_type < MIN_SPECIAL_SWAP_TYPE, _SLOT, _MARKER)
+    places[hidden] = _NOTHING
+    places[is_frame] = _ZERO
+    places[is_frame & hidden] = _HIDDEN
+    places[moves.has_frame(name)] = _OWN
+    return places.astype(np.uint8)
+
+
+def _word(name: str, change: Change, place: int, *, knows_frames: bool) -> str:
+    if place != _NOTHING or change in _ABSENT[name]:
+        return _WORDS[place]
+    if change in _SWAPPED[name]:
+        return "in swap, in a slot that is hidden"
+    return "a guard" if knows_frames else "a swap entry or a guard: which is hidden"
+
+
+def distinct_rows(parts: list[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Of columns, the first row of each that differs, and which of these each row is like."""
+    import numpy as np
+
+    key = np.zeros(len(parts[0]), dtype=np.int64)
+    for part in parts:
+        distinct, where = np.unique(part, return_inverse=True)
+        key = key * len(distinct) + where
+    _, firsts, state = np.unique(key, return_index=True, return_inverse=True)
+    return firsts, state

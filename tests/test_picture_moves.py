@@ -1,0 +1,453 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""physview diff --picture: what became of every page and every frame, against the plainest look."""
+
+import json
+import os
+import re
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from actors import EVENTS, kind_of
+from conftest import AS_NOBODY, one_line
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory import PAGE
+from test_extents import plain_entries
+from test_picture import words_of
+from test_picture_model import expand
+
+from physview import machine
+from physview.analysis.changes import CHANGES, IS_FRAME, WAS_FRAME, Change, diff
+from physview.extents import find_zero_pfn
+from physview.model import NO_ENTRY, PagemapEntry, Vma
+from physview.pictures import bands, moved, moves
+from physview.pictures.kinds import DIFF_KINDS, NO_KIND, index_of
+from physview.pictures.model import make_frames
+from physview.pictures.runs import RUN_DTYPE, overlay
+from physview.snapshot_file import SnapshotFile
+
+NR_BLOCK = moved.BLOCK
+
+
+def slug(kind):
+    return None if kind == NO_KIND else DIFF_KINDS[kind].slug
+
+
+def made(items, *, vmas=None):
+    """Moves of (page, pages, change, frame before or None, frame after or None)."""
+    rows = np.zeros(len(items), dtype=moves.MOVE_DTYPE)
+    for row, (page, nr, change, before, after) in zip(rows, items, strict=True):
+        row["vaddr"], row["nr_pages"], row["change"] = page * PAGE, nr, CHANGES.index(change)
+        for name, pfn, bit in (("before", before, WAS_FRAME), ("after", after, IS_FRAME)):
+            row[name] = NO_ENTRY if pfn is None else pfn
+            row["frames"] |= 0 if pfn is None else bit
+    vmas = vmas or [Vma(0, 1000 * PAGE, "rw-p", 0, "00:00", 0, "")]
+    zeros = (7, 7)
+    return moves.Moves(vmas, rows, moves._kinds(rows, zeros, True), zeros, True)
+
+
+def test_pages_and_frames_are_of_the_kind_that_they_became():
+    found = made(
+        [
+            (0, 4, Change.STAYED, 100, 100),
+            (4, 2, Change.MOVED, 110, 120),
+            (6, 1, Change.COPIED, 7, 130),
+            (7, 1, Change.COPIED, 131, 132),
+            (8, 1, Change.COLLAPSED, 140, 140),
+            (9, 1, Change.REPLACED, 150, 151),
+            (10, 1, Change.SWAPPED_OUT, 160, None),
+            (11, 1, Change.SWAPPED_IN, None, 161),
+            (12, 1, Change.APPEARED, None, 7),
+            (13, 1, Change.APPEARED, None, 170),
+            (14, 1, Change.WENT, 180, None),
+            (15, 1, Change.WENT, 7, None),
+            (16, 1, Change.SPECIAL, 190, None),
+            (17, 1, Change.SPECIAL, None, 191),
+            (18, 1, Change.STILL_SPECIAL, None, None),
+            (19, 1, Change.STAYED, 7, 7),
+            (20, 1, Change.MOVED, 200, 7),
+        ]
+    )
+    assert [slug(kind) for kind in found.kinds] == [
+        *["stayed", "moved", "new", "moved", "stayed", "new", "swapped_out", "swapped_in", "zero"],
+        *["new", "gone", "gone", "gone", "new", None, "zero", "zero"],
+    ]
+    now, past = (
+        {pfn: slug(kind) for pfn, kind in expand(placed.frames).items()} for placed in found.placed
+    )
+    assert now == {
+        **dict.fromkeys([100, 101, 102, 103, 140], "stayed"),
+        **dict.fromkeys([120, 121, 132], "moved"),
+        **dict.fromkeys([130, 151, 170, 191], "new"),
+        161: "swapped_in",
+    }
+    assert past == {
+        **dict.fromkeys([110, 111, 131, 200], "left"),
+        **dict.fromkeys([150, 180, 190], "gone"),
+        160: "swapped_out",
+    }
+
+
+items = st.lists(
+    st.tuples(
+        st.integers(1, 6),
+        st.sampled_from([Change.MOVED, Change.WENT, Change.APPEARED, Change.STAYED]),
+        st.integers(10, 60),
+        st.integers(10, 60),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(items)
+def test_of_a_frame_that_is_several_the_first_kind_counts_and_links_have_every_page(some):
+    page, rows = 0, []
+    for nr, change, before, after in some:
+        was = None if change is Change.APPEARED else before
+        is_now = None if change is Change.WENT else before if change is Change.STAYED else after
+        if change is Change.MOVED and was == is_now:
+            is_now += 1
+        rows.append((page, nr, change, was, is_now))
+        page += nr
+    found = made(rows, vmas=[Vma(0, page * PAGE, "rw-p", 0, "00:00", 0, "")])
+    expected = {}
+    for _, nr, change, was, is_now in rows:
+        kinds = {Change.MOVED: ("left", "moved"), Change.STAYED: ("stayed",) * 2}
+        kinds |= {Change.WENT: ("gone", None), Change.APPEARED: (None, "new")}
+        for pfn, kind in zip((was, is_now), kinds[change], strict=True):
+            for i in range(nr if kind else 0):
+                index = index_of(DIFF_KINDS, kind)
+                expected[pfn + i] = min(index, expected.get(pfn + i, index))
+    over = np.concatenate([placed.frames for placed in found.placed])
+    other = index_of(DIFF_KINDS, "other")
+    runs = np.array([(0, 200, other)], dtype=RUN_DTYPE)
+    drawn = expand(overlay(runs, over))
+    assert drawn == dict.fromkeys(range(200), other) | expected
+    frames = make_frames(runs, over, [(0, 200)], DIFF_KINDS, [])
+    assert frames.totals == [Counter(drawn.values())[i] for i in range(len(DIFF_KINDS))]
+    made_bands = bands.make_bands(found)
+    links, nr_outside = bands.make_links(found, made_bands, frames.grid, [(0, 200)])
+    assert nr_outside == 0
+    by_kind = Counter()
+    for link in links.links:
+        by_kind[DIFF_KINDS[link.kind].slug] += link.nr_pages
+    by_change = Counter()
+    for _, nr, change, *_ in rows:
+        by_change[change] += nr
+    assert by_kind["left"] == by_kind["moved"] == by_change[Change.MOVED]
+    assert by_kind["stayed"] == by_change[Change.STAYED]
+    assert by_kind["gone"] == by_change[Change.WENT]
+    assert by_kind["new"] == by_change[Change.APPEARED]
+    profile = bands.profiles(found, made_bands)
+    assert profile.sum() == page
+    nr_same = by_change[Change.STAYED]
+    assert sum(band.nr_changed for band in made_bands) == page - nr_same
+
+
+def test_what_is_gone_keeps_its_place_among_the_mappings():
+    def vma(start, end, path, inode=0):
+        return Vma(start * PAGE, end * PAGE, "rw-p", 0, "00:00", inode, path)
+
+    before = [vma(1, 4, ""), vma(10, 30, "/a", 5), vma(30, 32, "/b", 6), vma(90, 91, "[stack]")]
+    after = [vma(2, 3, ""), vma(12, 14, "/c", 7), vma(20, 31, "/a", 5), vma(90, 91, "[stack]")]
+    found = moves.merge_mappings(before, after)
+    assert [(each.start // PAGE, each.end // PAGE, each.path) for each in found] == [
+        *[(1, 2, "[anonymous] (gone)"), (2, 3, ""), (3, 4, "[anonymous] (gone)")],
+        *[(10, 12, "/a (gone)"), (12, 14, "/c"), (14, 20, "/a (gone)"), (20, 31, "/a")],
+        *[(31, 32, "/b (gone)"), (90, 91, "[stack]")],
+    ]
+    assert found[5].offset == 4 * PAGE
+    assert found[0].offset == 0
+    assert moves.merge_mappings([], after) == after
+
+
+def test_without_ram_only_what_is_named_is_drawn():
+    def runs(*firsts):
+        return np.array([(first, 2, 0) for first in firsts], dtype=RUN_DTYPE)
+
+    assert moved.named_ranges(runs(5)) == [(0, NR_BLOCK)]
+    assert moved.named_ranges(runs(NR_BLOCK - 1)) == [(0, 2 * NR_BLOCK)]
+    many = moved.named_ranges(runs(*range(0, 4000 * NR_BLOCK, 2 * NR_BLOCK)))
+    assert many == [(0, 3999 * NR_BLOCK)]
+    far = moved.named_ranges(runs(800 * NR_BLOCK, 3, 90 * NR_BLOCK))
+    assert far == [(i * NR_BLOCK, (i + 1) * NR_BLOCK) for i in (0, 90, 800)]
+
+
+def draw(before, after):
+    with SnapshotFile(before) as one, SnapshotFile(after) as other:
+        found = moves.read_moves(one, other)
+        return found, moved.picture_moves(found, one, other), diff(one, other)
+
+
+def expected_frames(actor):
+    """What each frame is, of pages judged one by one."""
+    found, zero = {}, find_zero_pfn()
+    judged = actor.expected()
+    for vaddr, change in judged.items():
+        entries = [PagemapEntry(seen[0].get(vaddr, 0)) for seen in actor.seen]
+        pfns = [
+            entry.pfn if kind_of(entry) == "frame" and entry.pfn != zero else None
+            for entry in entries
+        ]
+        kinds = [None, None]
+        if pfns[1] is not None:
+            came = {Change.SWAPPED_IN: "swapped_in"}
+            went = (Change.MOVED, Change.COPIED, Change.COLLAPSED)
+            was_own = pfns[0] is not None and change in went
+            kinds[1] = "moved" if was_own else came.get(change, "new")
+        if pfns[0] is not None:
+            kinds[0] = {Change.SWAPPED_OUT: "swapped_out"}.get(change, "gone")
+            if change in (Change.MOVED, Change.COPIED, Change.COLLAPSED):
+                kinds[0] = "left"
+        if pfns[0] == pfns[1]:
+            kinds = [None, "stayed"]
+        for pfn, kind in zip(pfns, kinds, strict=True):
+            if pfn is not None and kind is not None:
+                index = index_of(DIFF_KINDS, kind)
+                found[pfn] = min(index, found.get(pfn, index))
+    return found
+
+
+def check(actor):
+    """Every page and every frame of both snapshots is drawn once, as what it became."""
+    found, picture, counted = draw(*actor.paths)
+    assert found.counts == counted.counts
+    frames = {
+        pfn: kind
+        for pfn, kind in expand(overlay(picture.frames.runs, over_of(found))).items()
+        if kind != index_of(DIFF_KINDS, "other")
+    }
+    assert frames == expected_frames(actor)
+    assert sum(picture.frames.totals) == sum(end - first for first, end in picture.frames.ram)
+    totals = Counter(frames.values())
+    assert picture.frames.totals[:7] == [totals[i] for i in range(7)]
+    by_band = np.array([band.counts for band in picture.space.bands]).sum(axis=0)
+    assert picture.space.profile.sum(axis=(0, 1)).tolist() == by_band.tolist()
+    assert by_band.sum() == found.rows["nr_pages"][found.kinds != NO_KIND].sum()
+    nr_changed = sum(band.nr_changed for band in picture.space.bands)
+    assert nr_changed == counted.nr_changed
+    return picture
+
+
+def over_of(found):
+    return np.concatenate([placed.frames for placed in found.placed])
+
+
+@pytest.mark.needs("pfn", "kpage", "guard")
+def test_every_frame_of_two_real_snapshots_is_what_became_of_it(actor, physview, tmp_path):
+    actor.keep()
+    for line in EVENTS.values():
+        actor.do(line)
+    actor.keep()
+    picture = check(actor)
+    assert not picture.missing
+    there = machine.ram_ranges(machine.read_resources())
+    assert picture.frames.ram == there
+    for kind in ("stayed", "moved", "new", "left", "gone"):
+        assert picture.frames.totals[index_of(DIFF_KINDS, kind)] > 0, kind
+    path = tmp_path / "what moved.svg"
+    result = physview("diff", *actor.paths, "--picture", str(path), "--json")
+    assert (result.returncode, result.stderr) == (1, "")
+    document = json.loads(result.stdout)
+    assert document["pid"] == actor.child.pid
+    assert document["size_bytes"] == path.stat().st_size < 300_000
+    kinds = [(each["kind"], each["nr_frames"]) for each in document["kinds"]]
+    assert kinds == [
+        (kind.slug, nr if kind.has_frame else None)
+        for kind, nr in zip(DIFF_KINDS, picture.frames.totals, strict=True)
+    ]
+    assert any("(gone)" in band["name"] for band in document["bands"])
+    words = "\n".join(words_of(path))
+    host = os.uname()
+    with SnapshotFile(actor.paths[0]) as one, SnapshotFile(actor.paths[1]) as other:
+        times = [file.time.astimezone() for file in (one, other)]
+    for word in (
+        f"process {actor.child.pid}: what moved",
+        f"{host.nodename}  ·  Linux {host.release}",
+        f"Before: {times[0]:%Y-%m-%d %H:%M:%S}  ·  after: {times[1]:%H:%M:%S}",
+        "stayed in its frame",
+        "left: its page has moved",
+        "MiB changed",
+        "Each cell is",
+        "those that moved have one to where they were and one to where they are",
+    ):
+        assert word in words, word
+    document_of = (Path(__file__).parent.parent / "docs/json.md").read_text()
+    for kind in DIFF_KINDS:
+        assert f"`{kind.slug}`" in document_of, kind
+
+
+@pytest.mark.needs("pfn", "kpage", "thp")
+def test_collapsed_pages_left_their_frames(actor):
+    actor.do("other = Region.huge(2); o = other.__enter__(); o.madvise(15, check=False); o.touch()")
+    actor.keep()
+    actor.do("o.madvise(14); o.madvise(25)")  # MADV_COLLAPSE, Linux 6.1
+    actor.keep()
+    picture = check(actor)
+    assert picture.frames.totals[index_of(DIFF_KINDS, "moved")] >= 1024
+
+
+@pytest.mark.needs("pfn", "kpage", "compaction")
+def test_compaction(actor):
+    actor.do("holes = Region(1 << 15).touch()")
+    actor.do("[libc.madvise(v, PAGE, 4) for v in holes.pages if v // PAGE % 3]")
+    actor.keep()
+    deadline = time.monotonic() + 60
+    while actor.seen[0][0] == plain_entries(actor.child.pid)[0]:
+        assert time.monotonic() < deadline, "compaction has moved nothing"
+        Path("/proc/sys/vm/compact_memory").write_text("1")
+    actor.keep()
+    picture = check(actor)
+    assert picture.frames.totals[index_of(DIFF_KINDS, "moved")] > 0
+
+
+@pytest.mark.needs("pfn", "kpage", "swap")
+def test_swapped_out_and_in(actor):
+    actor.do("dense.madvise(21)")  # MADV_PAGEOUT
+    actor.keep()
+    actor.do("fragmented.madvise(21); [dense.read(i) for i in range(0, 3000, 3)]")
+    actor.keep()
+    picture = check(actor)
+    nr = dict(zip((kind.slug for kind in DIFF_KINDS), picture.frames.totals, strict=True))
+    assert nr["swapped_in"] > 100
+    assert nr["swapped_out"] + nr["swapped_in"] > 1000
+    pages = np.array([band.counts for band in picture.space.bands]).sum(axis=0)
+    assert pages[index_of(DIFF_KINDS, "swapped")] > 100
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_nothing_happened_and_a_fork(physview, python, tmp_path):
+    fork = (
+        "import os, signal\nregion = __import__('memory').Region(1000).touch()\n"
+        "start, end = os.pipe()\nchild = os.fork()\n"
+        "if not child: os.close(start); region.touch(*range(10)); os.write(end, b'x')"
+        "; signal.pause()\nos.read(start, 1)\nprint(child, flush=True)"
+    )
+    program = python(wait=f"exec({fork!r})\ninput()")
+    child = int(program.stdout.readline())
+    paths = [str(tmp_path / f"{i}.parquet") for i in range(3)]
+    try:
+        for pid, path in zip((program.pid, program.pid, child), paths, strict=True):
+            assert physview("snapshot", str(pid), "-o", path).returncode == 0
+    finally:
+        os.kill(child, 9)
+    same = str(tmp_path / "same.svg")
+    result = physview("diff", *paths[:2], "--picture", same)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "as it was" in words_of(same)
+    shared = str(tmp_path / "shared.svg")
+    result = physview("diff", paths[0], paths[2], "--picture", shared)
+    assert result.returncode == 1
+    assert "two processes, python" in result.stderr
+    assert f"python {program.pid} and python {child}: what differs" in result.stdout
+    _, picture, _ = draw(paths[0], paths[2])
+    assert picture.frames.totals[index_of(DIFF_KINDS, "stayed")] > 990
+    assert picture.frames.totals[index_of(DIFF_KINDS, "moved")] >= 10
+
+
+@pytest.fixture
+def two(actor):
+    """Two snapshots that differ."""
+    actor.keep()
+    actor.do(EVENTS[Change.MOVED])
+    actor.keep()
+    return actor.paths
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_what_is_refused(physview, two, tmp_path):
+    there = tmp_path / "there.svg"
+    there.write_text("mine")
+    new = str(tmp_path / "new.svg")
+    cases = [
+        (["--picture", "p.gif"], 2, "'.gif' is no kind of picture; end it in .svg, .png, .html"),
+        (["--picture", str(there)], 1, "it is there already; choose another name, or add --force"),
+        (["--picture", new, "--extents"], 2, "a picture has all that changed"),
+        (["--picture", new, "--only", "moved"], 2, "a picture has all that changed"),
+        (["--theme", "dark"], 2, "name one with --picture"),
+        (["--force"], 2, "name one with --picture"),
+    ]
+    for options, code, message in cases:
+        assert message in one_line(physview("diff", *two, *options), code), options
+    assert there.read_text() == "mine"
+    assert not os.path.exists(new)
+    damaged = tmp_path / "damaged.parquet"
+    data = Path(two[1]).read_bytes()
+    damaged.write_bytes(data[: len(data) // 2])
+    one_line(physview("diff", two[0], str(damaged), "--picture", new), 1)
+    assert not os.path.exists(new)
+    assert physview("diff", *two, "--picture", str(there), "--force").returncode == 1
+    assert words_of(there)
+
+
+def without(path, other, **members):
+    """The same snapshot with other metadata."""
+    table = pq.read_table(path)
+    about = json.loads(table.schema.metadata[b"physview"]) | members
+    about = {name: value for name, value in about.items() if value != "drop"}
+    pq.write_table(table.replace_schema_metadata({b"physview": json.dumps(about)}), other)
+
+
+@pytest.mark.needs("pfn", "kpage", "nobody")
+@pytest.mark.parametrize("suffix", [".svg", ".png", ".html"])
+def test_whoever_may_read_them_can_draw_them(physview, two, tmp_path, suffix):
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    old = [str(tmp_path / f"old{i}.parquet") for i in (0, 1)]
+    for path, name in zip(two, old, strict=True):
+        without(path, name, resources="drop")
+        os.chmod(path, 0o644)
+        os.chmod(name, 0o644)
+    path = str(tmp_path / f"p{suffix}")
+    result = physview("diff", *two, "--picture", path, prefix=AS_NOBODY)
+    assert (result.returncode, result.stderr) == (1, "")
+    as_root = physview("diff", *old, "--picture", str(tmp_path / f"root{suffix}"))
+    assert (as_root.returncode, as_root.stderr) == (1, "")
+    unknown = str(tmp_path / f"unknown{suffix}")
+    result = physview("diff", *old, "--picture", unknown, prefix=AS_NOBODY)
+    assert (result.returncode, result.stderr) == (1, "")
+    if suffix == ".svg":
+        named = "only the memory around the frames that they name is drawn"
+        assert not any(named in words for words in words_of(path))
+        assert not any(named in words for words in words_of(tmp_path / "root.svg"))
+        assert any(named in words for words in words_of(unknown))
+        assert not any("without RAM" in words for words in words_of(unknown))
+
+
+@pytest.mark.needs("pfn", "kpage")
+def test_after_a_reboot_ram_is_not_that_of_this_boot(two, tmp_path):
+    paths = [str(tmp_path / f"old{i}.parquet") for i in (0, 1)]
+    for path, name in zip(two, paths, strict=True):
+        without(path, name, resources="drop", boot_id="another")
+    found, picture, _ = draw(*paths)
+    assert picture.frames.ram == moved.named_ranges(over_of(found))
+    assert any("is not known here" in note for note in picture.notes)
+    for path, name in zip(two, paths, strict=True):
+        without(path, name, boot_id="another")
+    assert draw(*paths)[1].frames.ram == machine.ram_ranges(machine.read_resources())
+
+
+@pytest.mark.needs("nobody")
+def test_where_frames_are_hidden_the_virtual_half_is_drawn(physview, tmp_path):
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    paths = [str(tmp_path / f"{i}.parquet") for i in (0, 1)]
+    for path in paths:
+        assert physview("snapshot", "self", "-o", path, prefix=AS_NOBODY).returncode == 0
+    picture = str(tmp_path / "p.svg")
+    result = physview("diff", *paths, "--picture", picture, prefix=AS_NOBODY)
+    assert result.returncode == 1  # two processes, each of its own
+    assert "physical memory is not drawn: frame numbers were hidden from who took" in result.stderr
+    assert "; take both as root\n" in result.stderr
+    words = words_of(picture)
+    assert "Physical memory is not drawn" in words
+    assert any("it is not known what moved" in word for word in words)
+    assert re.search("untold|unmapped|mapped", "\n".join(words))
