@@ -65,6 +65,8 @@ def test_a_page_that_moved_is_found_by_either_address_and_says_both(page, actor)
     assert is_now in found
     assert "rw-p [anonymous]" in found
     assert page.evaluate("[physview.view.marked.pfn, physview.view.marked.past]") == [after, before]
+    seen = "[view.marked.pfn, view.marked.past].map((pfn) => view.where(pfn)[2])"
+    assert page.evaluate(f"((view) => {seen})(physview.view)") == [True, True]
     for words in (f"pfn {after}", f"p{before * PAGE:#x}"):
         found = search(page, words)
         assert f"virtual {vaddr:#x}  ·  moved" in found

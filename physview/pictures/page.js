@@ -220,7 +220,7 @@ class Page {
 		const past = (pastKind === null ? model.index : model.past)[extent];
 		return [`${change}: ${text}`, `before: ${was || place(past)}`,
 			`now: ${is || place(model.index[extent])}`,
-			`${count(model.nr[extent], "page")} in a row of which the same became`];
+			`in a run of ${count(model.nr[extent], "page")} of which the same became`];
 	}
 
 	describeCell(pfn) {
@@ -286,7 +286,9 @@ class Page {
 		const hasPast = extent >= 0 && model.past[extent] >= 0;
 		const past = hasPast ? model.pfnOf(model.past[extent] + page - model.page[extent]) : -1;
 		view.marked = {pfn, past, page, vma};
-		if (isThere || hasPast)
+		if (isThere && hasPast) /* both are to be seen, however far from each other */
+			view.setLevel(model.shift);
+		else if (isThere || hasPast)
 			view.show(isThere ? pfn : past);
 		this.found.textContent = this.describePage(page, vma, offset).join("  ·  ");
 	}
