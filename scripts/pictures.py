@@ -87,6 +87,11 @@ def started(*command: str) -> Iterator[int]:
     process.communicate()
 
 
+def memview() -> contextlib.AbstractContextManager[int]:
+    command = f"exec {ROOT}/.venv/bin/physview memview --sleep 99 2>&1"
+    return started("sh", "-c", command)
+
+
 def shell() -> contextlib.AbstractContextManager[int]:
     return started("bash", "-c", "echo; read")
 
@@ -125,6 +130,7 @@ def huge_pages() -> contextlib.AbstractContextManager[int]:
 
 
 SUBJECTS: dict[str, Callable[[], contextlib.AbstractContextManager[int]]] = {
+    "memview": memview,
     "shell": shell,
     "interpreter": interpreter,
     "browser": browser,
@@ -172,6 +178,20 @@ CHANGES: dict[str, tuple[str, Callable[[subprocess.Popen[bytes]], None]]] = {
 }
 
 
+def published(picture: pictures.Picture) -> pictures.Picture:
+    """Without this machine's name, its paths, and what its owner calls the kernel."""
+    machine = os.uname()
+    release = machine.release.partition("-")[0]
+    subtitle = picture.subtitle.replace(sys.executable, "python3").replace(f"{ROOT}/", "")
+    return picture._replace(
+        origin=picture.origin.replace(machine.nodename, "debian", 1).replace(
+            machine.release, release
+        ),
+        title=picture.title.replace(machine.nodename, "debian", 1),
+        subtitle=subtitle[:90],
+    )
+
+
 def main() -> int:
     wanted = sys.argv[1:] or [*SUBJECTS, *CHANGES, "machine"]
     for name in wanted:
@@ -182,14 +202,7 @@ def main() -> int:
         else:
             with SUBJECTS[name]() as pid:
                 picture = pictures.picture_process(pid)
-        # No machine's name, and no path of it, in what is published.
-        picture = picture._replace(
-            origin=picture.origin.replace(os.uname().nodename, "debian", 1),
-            title=picture.title.replace(os.uname().nodename, "debian", 1),
-            subtitle=picture.subtitle.replace(sys.executable, "python3").replace(f"{ROOT}/", "")[
-                :90
-            ],
-        )
+        picture = published(picture)
         size = pictures.write_picture(picture, f"{ROOT}/docs/pictures/{name}.svg", force=True)
         print(f"{name}: {size} bytes, {picture.summary}", flush=True)
         if size > MAX_BYTES:

@@ -1,16 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Makes the transcripts in docs/labs.md, of real runs in throwaway VMs.
+"""Renews the transcripts and screens of the documentation by real runs, most in throwaway VMs.
 
-A block is a comment and what is fenced behind it:
-
-    <!-- transcript: OPTIONS OF physview vm; lines=N -->
-    ```
-    $ sudo ./scripts/run COMMAND
-    what it printed
-    ```
-
-Blocks with the same options share a VM. A block of whose commands physview knows one not, or of
-which one was used wrongly, is left as it is, and said so. The home folder is written as ~.
+`documented.py` says how they are written. Those of all pages with the same options share a VM. A
+block that does not end as its page says is left as it is, and said so.
 """
 
 from __future__ import annotations
@@ -19,71 +11,33 @@ import argparse
 import io
 import json
 import os
-import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "labs.md"
-BLOCK = re.compile(r"^<!-- transcript: (.*?)(?:; lines=(\d+))? -->\n```\n(.*?)^```$", re.M | re.S)
-USED_WRONGLY = 2
+import documented
+from documented import ROOT, Block, Result
 
-
-class Block(NamedTuple):
-    """One transcript of the page."""
-
-    options: str
-    nr_lines: int | None
-    commands: tuple[str, ...]
+Outcomes = dict[Block, list[Result] | str]
+HERE = "here"
 
 
-class Result(NamedTuple):
-    """What a command printed, and its exit code."""
-
-    output: str
-    code: int
-
-
-def blocks(text: str) -> list[Block]:
-    """The transcripts of a page."""
-    return [_block(match) for match in BLOCK.finditer(text)]
-
-
-def _block(match: re.Match[str]) -> Block:
-    commands = (line[2:] for line in match[3].splitlines() if line.startswith("$ "))
-    return Block(match[1], int(match[2]) if match[2] else None, tuple(commands))
+def run_blocks(where: str, wanted: list[Block]) -> Outcomes:
+    """Run blocks here, or in one VM; those that do not end as they should are left out."""
+    answers = _run_all(wanted) if where == HERE else _run_in_vm(where, wanted)
+    found: Outcomes = {}
+    for block, answer in zip(wanted, answers, strict=True):
+        codes = tuple(result.code for result in answer) if isinstance(answer, list) else ()
+        if codes and codes != block.exits:
+            assert isinstance(answer, list)
+            _say(f"left as it is: {block.commands}: exit codes {codes}: {answer[-1].output}")
+        else:
+            found[block] = answer
+    return found
 
 
-def in_guest(command: str) -> str:
-    """The command as the VM's root has it: there physview is on PATH."""
-    return command.replace("sudo ", "").replace("./scripts/run ", "physview ")
-
-
-def fill(text: str, results: dict[Block, list[Result]]) -> str:
-    """Put what was printed into the page."""
-
-    def replace(match: re.Match[str]) -> str:
-        block = _block(match)
-        if block not in results:
-            return match[0]
-        lines = []
-        for command, result in zip(block.commands, results[block], strict=True):
-            printed = result.output.rstrip("\n").splitlines()
-            if block.nr_lines is not None and len(printed) > block.nr_lines:
-                printed = [*printed[: block.nr_lines], "…"]
-            lines += [f"$ {command}", *printed]
-        head, _, _ = match[0].partition("```\n")
-        return head + "```\n" + "".join(f"{line}\n" for line in lines) + "```"
-
-    return BLOCK.sub(replace, text)
-
-
-def run_blocks(options: str, wanted: list[Block]) -> dict[Block, list[Result]]:
-    """Run blocks in one VM; those that can't be run yet are left out."""
+def _run_in_vm(options: str, wanted: list[Block]) -> list[list[Result] | str]:
     # Not in the VM: there nothing but the commands may have physview's library mapped.
     from physview import kernels, module, vm
 
@@ -92,6 +46,7 @@ def run_blocks(options: str, wanted: list[Block]) -> dict[Block, list[Result]]:
     parser.add_argument("--module")
     parser.add_argument("--la57", default="off")
     parser.add_argument("--swap", type=int, default=0)
+    parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--append", default="")
     args = parser.parse_args(options.split())
     kernel = kernels.find_kernel(args.kernel, _say)
@@ -101,10 +56,11 @@ def run_blocks(options: str, wanted: list[Block]) -> dict[Block, list[Result]]:
     stdout = io.BytesIO()
     outcome = vm.run(
         kernel,
-        [sys.executable, __file__, "--inside", str(kernel.image), json.dumps(wanted)],
+        [sys.executable, __file__, "--inside", json.dumps(wanted)],
         modules=modules,
         la57=args.la57 == "on",
         swap_mib=args.swap,
+        nodes=args.nodes,
         append=args.append,
         cwd=ROOT,
         stdout=stdout,
@@ -112,40 +68,49 @@ def run_blocks(options: str, wanted: list[Block]) -> dict[Block, list[Result]]:
     )
     if outcome.exit_code:
         sys.exit(f"transcripts: the VM's part failed: {outcome}")
-    found = {}
-    for block, results in zip(wanted, json.loads(stdout.getvalue()), strict=True):
-        printed = [Result(*result) for result in results]
-        if any(result.code == USED_WRONGLY for result in printed):
-            _say(f"left as it is: {block.commands[0]}: {printed[-1].output.strip()}")
-        else:
-            found[block] = printed
-    return found
+    answers = json.loads(stdout.getvalue())
+    return [
+        answer if isinstance(answer, str) else [Result(*result) for result in answer]
+        for answer in answers
+    ]
 
 
-def inside(image: str, wanted: Iterable[list[object]]) -> None:
+def inside(wanted: Iterable[list[object]]) -> None:
     """In the VM: run the commands, and print what they printed as JSON."""
-    installed = Path("/boot") / f"vmlinuz-{os.uname().release}"
-    if not installed.exists():  # as on a machine that has this kernel installed
-        installed.parent.mkdir(exist_ok=True)
-        installed.symlink_to(image)
-    answers = []
-    for _, _, commands in wanted:
-        assert isinstance(commands, list)
-        answers.append([_run(in_guest(command)) for command in commands])
-        print(f"transcripts: {commands[0]}", file=sys.stderr, flush=True)
-    json.dump(answers, sys.stdout)
+    json.dump(_run_all([Block(*block) for block in wanted]), sys.stdout)
 
 
-def _run(command: str) -> Result:
-    done = subprocess.run(
-        ["sh", "-c", command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-    output = done.stdout.decode("utf-8", "replace")
-    return Result(output.replace(str(Path.home()), "~"), done.returncode)
+def _run_all(wanted: Iterable[Block]) -> list[list[Result] | str]:
+    answers: list[list[Result] | str] = []
+    for block in wanted:
+        _say(block.commands[-1])
+        if block.size:
+            import terminal_picture
+
+            answers.append(terminal_picture.draw(block))
+        else:
+            answers.append(documented.run(block))
+    return answers
+
+
+def renew(page: Path, outcomes: Outcomes) -> None:
+    """Put what was printed and drawn where a page has it."""
+    shown = {block: found for block, found in outcomes.items() if isinstance(found, list)}
+    text = page.read_text()
+    filled = documented.fill(text, shown)
+    if filled != text:
+        _write(page, filled)
+    for block in documented.blocks(text):
+        svg = outcomes.get(block)
+        if isinstance(svg, str):
+            _write(page.parent / block.picture, svg)
+
+
+def _write(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
 
 
 def _say(message: str) -> None:
@@ -153,23 +118,23 @@ def _say(message: str) -> None:
 
 
 def main() -> None:
-    """Renew the page, or those of its transcripts that have one of the words."""
+    """Renew all pages, or those blocks whose page or commands have one of the words."""
     if sys.argv[1:2] == ["--inside"]:
-        inside(sys.argv[2], json.loads(sys.argv[3]))
+        inside(json.loads(sys.argv[2]))
         return
     words = sys.argv[1:] or [""]
-    text = PAGE.read_text()
-    wanted = [one for one in blocks(text) if any(word in "".join(one.commands) for word in words)]
+    wanted = [
+        block
+        for page in documented.PAGES
+        for block in documented.blocks(page.read_text())
+        if any(word in f"{page.relative_to(ROOT)}\n{' '.join(block.commands)}" for word in words)
+    ]
     if not wanted:
-        sys.exit(f"transcripts: no command in {PAGE} has {' or '.join(words)}")
-    results: dict[Block, list[Result]] = {}
-    for options in dict.fromkeys(block.options for block in wanted):
-        found = run_blocks(options, [one for one in wanted if one.options == options])
-        results.update(found)
-        with tempfile.NamedTemporaryFile("w", dir=PAGE.parent, delete=False) as file:
-            file.write(fill(PAGE.read_text(), results))
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, PAGE)
+        sys.exit(f"transcripts: no page and no command has {' or '.join(words)}")
+    for where in dict.fromkeys(block.where for block in wanted):
+        outcomes = run_blocks(where, [one for one in wanted if one.where == where])
+        for page in documented.PAGES:
+            renew(page, outcomes)
 
 
 if __name__ == "__main__":

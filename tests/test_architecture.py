@@ -8,7 +8,6 @@ import pytest
 from conftest import ROOT
 
 import physview
-from physview.commands import COMMANDS, make_parser
 
 PACKAGE = ROOT / "physview"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -129,21 +128,6 @@ def test_the_build_requirements_are_one():
     setup = (ROOT / "scripts/setup.sh").read_text()
     required = " ".join(re.findall('"(.*?)"', listed))
     assert f"build_requires='{required}'" in setup
-
-
-def test_every_command_and_option_is_documented():
-    parser = make_parser()
-    readme = (ROOT / "README.md").read_text()
-    commands = next(action for action in parser._actions if action.choices)
-    assert list(commands.choices) == list(COMMANDS)
-    for name, subparser in commands.choices.items():
-        heading = f"### `physview {name}"
-        assert heading in readme
-        section = readme.split(heading)[1].split("\n### ")[0].split("\n## ")[0]
-        for action in subparser._actions:
-            for option in action.option_strings:
-                if option.startswith("--") and option != "--help":
-                    assert f"`{option}" in section, f"{name} {option}"
 
 
 def test_every_public_thing_has_a_docstring():

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """physview lab: what it prints and asks, wrong use, and what it says of unusual machines."""
 
-import importlib.util
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import documented
 import psutil
 import pytest
 from conftest import AS_NOBODY, ROOT, WITHOUT_CAPABILITIES, one_line
@@ -230,35 +230,9 @@ def test_the_child_ends_with_the_lab_and_with_its_stdin():
     assert not os.path.exists(f"/proc/{process.pid}")
 
 
-def transcripts():
-    """scripts/transcripts.py, which is no module of the package."""
-    path = ROOT / "scripts/transcripts.py"
-    spec = importlib.util.spec_from_file_location("transcripts", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_transcripts_are_put_where_their_commands_are():
-    script = transcripts()
-    page = (
-        "a\n<!-- transcript: --kernel 6.1; lines=2 -->\n```\n$ sudo ./scripts/run lab x\nold\n```\n"
-        "b\n<!-- transcript: --kernel 6.1 -->\n```\n$ one\n$ two\n```\n```\n$ no transcript\n```\n"
-    )
-    first, second = script.blocks(page)
-    assert first == ("--kernel 6.1", 2, ("sudo ./scripts/run lab x",))
-    assert second == ("--kernel 6.1", None, ("one", "two"))
-    assert script.in_guest(first.commands[0]) == "physview lab x"
-    filled = script.fill(page, {first: [script.Result("1\n2\n3\n", 0)]})
-    assert filled == page.replace("old\n", "1\n2\n…\n")
-    filled = script.fill(page, {second: [script.Result("", 0), script.Result("3\n", 1)]})
-    assert filled == page.replace("$ two\n", "$ two\n3\n")
-
-
 def test_the_page_shows_real_runs_of_every_lab():
-    script = transcripts()
     text = (ROOT / "docs/labs.md").read_text()
-    shown = {match[3].splitlines()[0]: match[3] for match in script.BLOCK.finditer(text)}
+    shown = {match[2].splitlines()[0]: match[2] for match in documented.TRANSCRIPT.finditer(text)}
     for name in labs.NAMES:
         printed = shown[f"$ sudo ./scripts/run lab {name}"]
         lab = labs.find(name)

@@ -33,7 +33,7 @@ class Change(Enum):
     """What became of a page; `text` says it, `same` is whether that is nothing at all."""
 
     STAYED = "stayed", "in the same frame", True
-    MOVED = "moved", "in another frame: migrated, or brought back", False
+    MOVED = "moved", "in another frame: migrated, brought back, or copied after fork", False
     COPIED = "copied", "now its own: was a file's or the zero page", False
     SPLIT = "split", "in the same frame, whose large folio was split", False
     COLLAPSED = "collapsed", "in a large folio now, which it was not in", False

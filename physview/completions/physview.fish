@@ -108,7 +108,7 @@ complete -c physview -n '_shtab_physview_using diff' -l extents -d 'every run of
 complete -c physview -n '_shtab_physview_using diff' -l only -x -d 'with --extents, only these: moved,went'
 complete -c physview -n '_shtab_physview_using diff' -l picture -xka "(__fish_complete_path (commandline -ct))" -d 'draw it instead: .svg, .png or .html'
 complete -c physview -n '_shtab_physview_using diff' -l theme -xka "light dark" -d 'colours on light paper or on dark; by default an SVG and a page follow their viewer, and a PNG is light'
-complete -c physview -n '_shtab_physview_using diff' -l force -d 'write over a picture that is there'
+complete -c physview -n '_shtab_physview_using diff' -l force -d 'replace a file that is there'
 complete -c physview -n '_shtab_physview_using diff' -l json -d 'print one JSON document'
 complete -c physview -n '_shtab_physview_using diff; and test $_shtab_physview_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file of physview snapshot'
 complete -c physview -n '_shtab_physview_using diff; and test $_shtab_physview_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'a later one'

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The commands that the documentation shows: found in its pages, run for real, put back.
+
+A transcript is a comment and what is fenced behind it; a screen is a comment and a picture:
+
+    <!-- transcript: WHERE; needs=kmod; exits=0,1; lines=N -->
+    ```
+    $ sudo ./scripts/run COMMAND
+    what it printed
+    ```
+
+    <!-- screen: WHERE; size=80x24; seconds=9
+    sudo ./scripts/run COMMAND
+    -->
+    ![What it is](pictures/NAME.svg)
+
+WHERE is `here`, or options of physview vm: scripts/transcripts renews them there, and the tests run
+them wherever there is what they need. All commands of one block share a shell, so that $! and files
+are those of the command before. `exits` are the exit codes, 0 each if not given. A screen is what
+a terminal shows when the last command is done, or after so many seconds; <TAB> is the key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TRANSCRIPT = re.compile(r"^<!-- transcript: ([^\n]*?) -->\n```\n(.*?)^```$", re.M | re.S)
+SCREEN = re.compile(r"^<!-- screen: ([^\n]*?)\n(.*?)^-->\n!\[[^\]]*\]\(([^)]*)\)", re.M | re.S)
+
+
+class Block(NamedTuple):
+    """A transcript or a screen.
+
+    Args:
+        where: `here`, or options of physview vm.
+        commands: The command lines as they are shown.
+        exits: Their exit codes.
+        needs: What the machine must have, as in the tests' table of capabilities.
+        nr_lines: After how many lines each output is cut off in the page; None: nowhere.
+        size: Columns and lines of a screen; None for a transcript.
+        seconds: When a screen is taken of a command that does not end; None waits for its end.
+        picture: Where a screen's picture is, relative to its page.
+    """
+
+    where: str
+    commands: tuple[str, ...]
+    exits: tuple[int, ...]
+    needs: tuple[str, ...] = ()
+    nr_lines: int | None = None
+    size: tuple[int, int] | None = None
+    seconds: float | None = None
+    picture: str = ""
+
+
+class Result(NamedTuple):
+    """What a command printed, and its exit code."""
+
+    output: str
+    code: int
+
+
+def _make(head: str, commands: list[str], picture: str = "") -> Block:
+    where, *rest = (part.strip() for part in head.split(";"))
+    values = dict(part.split("=", 1) for part in rest)
+    exits = [int(code) for code in values.get("exits", "").split(",") if code]
+    columns, _, lines = values.get("size", "").partition("x")
+    return Block(
+        where,
+        tuple(commands),
+        tuple(exits) or (0,) * len(commands),
+        tuple(name for name in values.get("needs", "").split(",") if name),
+        int(values["lines"]) if "lines" in values else None,
+        (int(columns), int(lines)) if columns else None,
+        float(values["seconds"]) if "seconds" in values else None,
+        picture,
+    )
+
+
+def _transcript(match: re.Match[str]) -> Block:
+    return _make(match[1], [line[2:] for line in match[2].splitlines() if line.startswith("$ ")])
+
+
+def blocks(text: str) -> list[Block]:
+    """The transcripts of a page, then its screens."""
+    screens = [_make(m[1], m[2].splitlines(), m[3]) for m in SCREEN.finditer(text)]
+    return [*(_transcript(match) for match in TRANSCRIPT.finditer(text)), *screens]
+
+
+def fill(text: str, results: dict[Block, list[Result]]) -> str:
+    """Put what was printed into a page."""
+
+    def replace(match: re.Match[str]) -> str:
+        block = _transcript(match)
+        if block not in results:
+            return match[0]
+        lines = []
+        for command, result in zip(block.commands, results[block], strict=True):
+            printed = result.output.rstrip("\n").splitlines()
+            if block.nr_lines is not None and len(printed) > block.nr_lines:
+                printed = [*printed[: block.nr_lines], "…"]
+            lines += [f"$ {command}", *printed]
+        head, _, _ = match[0].partition("```\n")
+        return head + "```\n" + "".join(f"{line}\n" for line in lines) + "```"
+
+    return TRANSCRIPT.sub(replace, text)
+
+
+def as_run(command: str) -> str:
+    """The command as root has it where physview is on PATH."""
+    command = command.replace("sudo ", "")
+    if command == "./scripts/run":
+        return "physview memview"
+    return command.replace("./scripts/run", "physview")
+
+
+def as_published(output: str) -> str:
+    """Without this machine's folders."""
+    return output.replace(str(ROOT), "~/physview").replace(str(Path.home()), "~")
+
+
+def environment() -> dict[str, str]:
+    """Ours, with physview on PATH, behind all else: python3 is the system's."""
+    own = os.path.join(sys.prefix, "bin")
+    folders = [name for name in os.environ["PATH"].split(":") if name != own]
+    return os.environ | {"PATH": ":".join([*folders, own]), "COLUMNS": "100", "LC_ALL": "C.UTF-8"}
+
+
+def run(block: Block) -> list[Result]:
+    """Run the commands of a transcript in one shell, in an empty folder; end what they started."""
+    script = "".join(f"{as_run(command)}\nprintf '\\0%d\\0' $?\n" for command in block.commands)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+b") as output:
+        shell = subprocess.Popen(
+            ["bash", "--norc", "-c", script],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=folder,
+            env=environment(),
+            start_new_session=True,
+        )
+        try:
+            shell.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
+        output.seek(0)
+        parts = output.read().decode("utf-8", "replace").split("\0")
+    return [
+        Result(as_published(printed), int(code))
+        for printed, code in zip(parts[:-1:2], parts[1::2], strict=True)
+    ]

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the documentation shows of physview vm runs, and ends as shown."""
+
+import re
+
+import documented
+import pytest
+from conftest import ROOT
+
+pytestmark = pytest.mark.needs("vm", "index", "cc", "kernels")
+
+BLOCKS = [
+    block
+    for page in documented.PAGES
+    for block in documented.blocks(page.read_text())
+    if "vm" in block.needs
+]
+START = re.compile(r"^## Start here\n.*?^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_the_first_lines_of_the_readme_run():
+    text = START.search((ROOT / "README.md").read_text())[1]
+    lines = tuple(line.partition("  #")[0].rstrip() for line in text.splitlines())
+    results = documented.run(documented.Block("here", lines, (0,) * len(lines)))
+    report, compare, lab, picture = results
+    assert (report.code, compare.code, picture.code) == (0, 0, 0), results
+    assert len(report.output.splitlines()) == 41
+    assert re.search(r"^0 unexplained$", compare.output, re.MULTILINE), compare.output
+    assert lab.code in (0, 1), lab.output  # 1: not as on most machines
+    assert "physview.html: " in picture.output
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.commands[-1])
+def test_documented_vms_run_and_end_as_shown(block):
+    results = documented.run(block)
+    for command, result, code in zip(block.commands, results, block.exits, strict=True):
+        assert result.code == code, f"{command}\n{result.output}"
+        assert result.output.strip()
