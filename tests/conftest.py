@@ -7,6 +7,7 @@ the skips for want of one of these into failures: what a machine is known to hav
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -276,7 +277,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"PHYSVIEW_REQUIRE knows no {', '.join(sorted(unknown))}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def physview() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command line in a process of its own."""
 
@@ -297,11 +298,11 @@ def kmod() -> Iterator[object]:
         yield kmod
 
 
-@pytest.fixture
-def python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+@contextlib.contextmanager
+def processes() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts processes that run a piece of Python and then wait; it says "ready" when it waits.
 
-    They end with the test.
+    They end with the context.
     """
     started = []
 
@@ -322,10 +323,27 @@ def python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             pass
         return process
 
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    try:
+        yield start
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def start_stopped(start: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    """A process with a piece of memory of every kind, which stands still."""
+    child = start(KINDS, wait=WAIT)
+    os.kill(child.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+    return child
+
+
+@pytest.fixture
+def python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts processes that run a piece of Python and then wait; they end with the test."""
+    with processes() as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
@@ -367,10 +385,7 @@ def tab():
 @pytest.fixture
 def stopped(python: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
     """A process with a piece of memory of every kind, which stands still."""
-    child = python(KINDS, wait=WAIT)
-    os.kill(child.pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
-    return child
+    return start_stopped(python)
 
 
 @pytest.fixture

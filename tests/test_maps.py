@@ -18,7 +18,7 @@ from memory import HUGE, PAGE, WAIT, Region
 from physview.analysis.folio_sizes import smallest_anon_order
 from physview.analysis.usage import Usage, UsageReader
 from physview.errors import ProcessGone
-from physview.extents import BATCH, ExtentReader
+from physview.extents import BATCH, SLICE_BYTES, ExtentReader
 from physview.snapshot import Snapshot
 
 KIB = 1024
@@ -204,11 +204,20 @@ def test_parts_make_the_same_whole(python, monkeypatch):
             found = reader.iter_usage(snapshot, nr_threads=nr_threads)
             return [plain(usage) for usage in found]
 
-    def agree(*args, **options):
-        """The kernel may move a page meanwhile; then it is read once more."""
-        return any(read(*args, **options) == read(1, every_flag=True) for _ in range(5))
+    whole = read(1, every_flag=True)
 
-    folios = [usage["folios"]["anon"] for usage in read(1, every_flag=True)]
+    def agree(*args, **options):
+        """The kernel may move a page meanwhile; then both are read once more."""
+        nonlocal whole
+        for _ in range(5):
+            if read(*args, **options) == whole:
+                return True
+            with monkeypatch.context() as patch:
+                patch.setattr("physview.extents.SLICE_BYTES", SLICE_BYTES)
+                whole = read(1, every_flag=True)
+        return False
+
+    folios = [usage["folios"]["anon"] for usage in whole]
     assert sum(item["pmd_bytes"] for item in folios) >= 2 * HUGE
     assert any(item["partial_bytes"] for item in folios)
     assert agree(1)

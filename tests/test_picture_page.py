@@ -7,6 +7,7 @@ import re
 import browser
 import numpy as np
 import pytest
+from conftest import processes, start_stopped
 from memory import PAGE, raw_entry
 from test_kpage import plain_values
 from test_picture_model import some_memory
@@ -26,14 +27,27 @@ FOUND = "document.getElementById('found').textContent"
 DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
-@pytest.fixture
-def page(tab, stopped, physview, tmp_path):
+@pytest.fixture(scope="module")
+def stopped():
+    """One for all of these, which only look at it."""
+    with processes() as start:
+        yield start_stopped(start)
+
+
+@pytest.fixture(scope="module")
+def written(stopped, physview, tmp_path_factory):
     """The page of a process with a piece of memory of every kind."""
-    path = tmp_path / "p.html"
+    path = tmp_path_factory.mktemp("page") / "p.html"
     result = physview("picture", str(stopped.pid), "-o", str(path))
     assert result.returncode == 0, result.stderr
+    return path
+
+
+@pytest.fixture
+def page(tab, written):
+    """That page, opened anew."""
     tab.complaints.clear()
-    tab.open(path)
+    tab.open(written)
     assert tab.evaluate("document.documentElement.dataset.state") == "ready", tab.complaints
     yield tab
     assert tab.complaints == []

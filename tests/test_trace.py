@@ -189,11 +189,13 @@ def test_without_stacks(physview):
     assert [event["stack"] for event in json.loads(result.stdout)["events"]] == [[]] * 5
 
 
-def test_it_ends_with_the_process(python, physview):
-    child = python(wait="import time; time.sleep(1.5)")
-    result = physview("trace", "sched:sched_switch", "--pid", str(child.pid), "-n", "99999")
-    assert result.returncode == 0, result.stderr
-    assert " of sched:sched_switch (tracepoint)" in result.stdout
+def test_it_ends_with_the_process(python, tracer):
+    child = python()
+    process = tracer("sched:sched_switch", "--pid", str(child.pid), "-n", "99999")
+    child.communicate("\n")
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert " of sched:sched_switch (tracepoint)" in stdout
 
 
 def test_threads_are_traced_and_with_follow_what_a_process_starts(physview):

@@ -255,10 +255,10 @@ def test_the_screen_shows_it_and_keys_work(obedient):
 @pytest.mark.parametrize("size", [(80, 24), (40, 10), (160, 50), (20, 4), (1, 1), (300, 30)])
 def test_no_size_wraps_or_fails(sleeper, size):
     columns, lines = size
-    with watch(sleeper.pid, columns=columns, lines=lines) as run:
+    with watch(sleeper.pid, "--interval", "0.2", columns=columns, lines=lines) as run:
         run.until(lambda _: b"\x1b[?25l" in run.raw and run.lines[-1])
-        run.read(1.5)
-        run.read(1.5)
+        run.read(0.5)
+        run.read(0.5)
         assert run.screen.nr_wraps == 0
         if size == (40, 10):
             assert sum("mapping" in line for line in run.lines) >= 1
@@ -281,10 +281,10 @@ def test_a_new_size_is_used_at_once(sleeper):
 
 
 def test_only_what_changes_is_written(sleeper):
-    with watch(sleeper.pid, "--interval", "0.5") as run:
+    with watch(sleeper.pid, "--interval", "0.1") as run:
         run.until(lambda lines: "new," in lines[1])
         before = len(run.raw)
-        end = time.monotonic() + 3
+        end = time.monotonic() + 1
         while time.monotonic() < end:
             run.read(0.2)
         assert len(run.raw) - before < 2000, "a screen is as much at 80x24"
@@ -356,9 +356,9 @@ def test_without_colour_there_is_none(sleeper):
 
 
 def test_without_utf8_all_is_ascii(sleeper):
-    with watch(sleeper.pid, env={"PYTHONIOENCODING": "ascii"}) as run:
+    with watch(sleeper.pid, "--interval", "0.2", env={"PYTHONIOENCODING": "ascii"}) as run:
         run.shows("q quit")
-        run.read(1.5)
+        run.read(0.5)
         assert run.raw.isascii()
         run.press("q")
         assert run.wait() == 0
