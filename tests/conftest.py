@@ -20,6 +20,7 @@ from pathlib import Path
 
 import browser
 import pytest
+import turns
 from memory import KINDS, WAIT, Region, libc, pfnmap_ranges
 from witnesses import open_kmod
 
@@ -234,6 +235,14 @@ def one_line(result, code):
     return result.stderr
 
 
+def let_others_pass(folder: Path) -> None:
+    """Open pytest's own folders around one of its temporary ones, which are the user's alone."""
+    for parent in folder.parents:
+        if not parent.name.startswith(("pytest-", "popen-")):
+            break
+        parent.chmod(0o755)
+
+
 def ends_while_written(child: subprocess.Popen[str], nr_lines: int, *args: str) -> None:
     """Run physview on a process that ends when so many lines are written, and hear what it says."""
     command = [sys.executable, "-m", "physview", *args]
@@ -267,6 +276,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.fail(f"required, but: {reason}", pytrace=False)
             if reason:
                 pytest.skip(reason)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini("part", "of the tests, those that run together or alone; all by default")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    turns.choose(config, items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    return turns.scheduler(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -55,7 +55,8 @@ def run_in_guest(
             modules.append(folder / f"{name}.ko")
     modules.append(kernels.build_module(kernel, module.source_dir()))
     env = os.environ | modules_by_turns(kernel) | {"PHYSVIEW_REQUIRE": has}
-    defaults = {"memory_mib": MEMORY_MIB, "append": HUGE_PAGES, "timeout": 1200}
+    # Four times what it takes while another VM runs beside it.
+    defaults = {"memory_mib": MEMORY_MIB, "append": HUGE_PAGES, "timeout": 2400}
     with open(folder / "stdout", "wb") as stdout:
         outcome = vm.run(
             kernel,

@@ -58,6 +58,7 @@ def test_a_huge_page_is_split_and_another_collapsed(actor):
     assert counts.counts[Change.SPLIT] >= 512
 
 
+@pytest.mark.alone("it moves the pages of all processes")
 @pytest.mark.needs("compaction")
 def test_compaction_moves_pages_and_they_are_named(actor):
     actor.do("holes = Region(1 << 15).touch()")

@@ -73,6 +73,7 @@ def while_nothing_changes(plain, ours):
     raise AssertionError("this machine is too busy: the pages of libraries never stood still")
 
 
+@pytest.mark.alone("others start and end, and the libraries' pages are no longer ours alone")
 @pytest.mark.needs("pfn")
 def test_every_way_gives_what_plain_reads_give(stopped):
     for use_scan in (None, False):
@@ -88,6 +89,7 @@ def test_every_way_gives_what_plain_reads_give(stopped):
                 assert max(nr for _, _, nr in expected) >= 512  # a huge page, or zero pages
 
 
+@pytest.mark.alone("others start and end, and the libraries' pages are no longer ours alone")
 def test_nobodys_extents_are_right_too(stopped):
     """Whether frames are shown or not: the entries are the kernel's, and every page is there."""
     (entries, _), found = while_nothing_changes(

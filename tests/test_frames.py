@@ -111,6 +111,7 @@ def test_real_frames_are_what_they_are_used_for(our_frames):
             assert flags & frames.MAPPED
 
 
+@pytest.mark.alone("counts the machine's frames twice; others take and free some in between")
 @pytest.mark.needs("kpage")
 def test_every_frame_of_ram_is_counted_once():
     progress = []
@@ -133,6 +134,7 @@ def test_every_frame_of_ram_is_counted_once():
     assert uses[Use.FREE][0] == pytest.approx(in_blocks, rel=0.2, abs=50_000)
 
 
+@pytest.mark.alone("counts the machine's frames twice; others take and free some in between")
 @pytest.mark.needs("kpage")
 def test_threads_count_as_one_does():
     one = frames.read_machine(nr_threads=1)
@@ -145,6 +147,7 @@ def test_threads_count_as_one_does():
     ]
 
 
+@pytest.mark.alone("counts the machine's frames twice; others take and free some in between")
 @pytest.mark.needs("kpage", "pfn")
 def test_memory_that_a_process_takes_is_seen():
     before = by_use(frames.read_machine().counts)[Use.ANON][0]
@@ -154,6 +157,7 @@ def test_memory_that_a_process_takes_is_seen():
     del region
 
 
+@pytest.mark.alone("counts the machine's frames twice; others take and free some in between")
 @pytest.mark.needs("kpage", "page-types")
 def test_page_types_counts_the_same(physview):
     # One of theirs between two of ours: what did not change between these must be the same.

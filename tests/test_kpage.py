@@ -102,6 +102,7 @@ def test_the_end_of_memory_is_found_within_a_run():
 @given(
     st.lists(st.tuples(st.integers(0, NR_LOOKED_AT), st.integers(1, 9000)), min_size=1, max_size=40)
 )
+@pytest.mark.alone("of frames that others take and free, two readings are compared")
 def test_any_runs(pairs):
     """Runs that touch, lie apart, and reach into each other: of all the counts and splits agree.
 

@@ -20,6 +20,8 @@ from physview.labs import base, child
 
 PR_SET_THP_DISABLE = 41
 
+pytestmark = pytest.mark.alone("labs tell what of physview's own files others map")
+
 
 def paragraphs(result):
     """What was printed, with the line breaks that only fill lines taken out."""

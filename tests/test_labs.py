@@ -11,6 +11,8 @@ from physview.model import PM_FILE, PagemapEntry
 
 ZERO_PAGE = 1 << 24
 
+pytestmark = pytest.mark.alone("labs tell what of physview's own files others map")
+
 
 def run(name, **options):
     """Do a lab, and hold what holds of each."""

@@ -191,6 +191,7 @@ def plain(usage):
     return vars(usage) | {"folios": {kind: vars(has) for kind, has in usage.folios.items()}}
 
 
+@pytest.mark.alone("others start and end, and the libraries' pages are no longer ours alone")
 @pytest.mark.needs("pfn", "kpage", "thp")
 def test_parts_make_the_same_whole(python, monkeypatch):
     child = python(FOLIOS, wait=WAIT)

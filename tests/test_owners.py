@@ -160,6 +160,7 @@ def test_frames_that_no_process_maps(physview):
     assert (frame["use"], frame["flags"], frame["owners"]) == ("no_frame", None, [])
 
 
+@pytest.mark.alone("others may take the frames that were found")
 @pytest.mark.needs("pfn", "kpage")
 def test_a_free_frame_and_page_tables():
     low, high = max(_ram(), key=lambda span: span[1] - span[0])

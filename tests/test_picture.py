@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, one_line
+from conftest import AS_NOBODY, let_others_pass, one_line
 from memory import PAGE
 
 from physview import pictures
@@ -230,8 +230,7 @@ def test_without_pillow_it_says_how_to_get_it(tmp_path):
 @pytest.mark.parametrize("suffix", [".svg", ".png", ".html"])
 def test_nobody_sees_the_virtual_half(physview, tmp_path, suffix):
     tmp_path.chmod(0o777)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
+    let_others_pass(tmp_path)
     path = tmp_path / f"p{suffix}"
     result = physview("picture", "self", "-o", str(path), prefix=AS_NOBODY)
     assert result.returncode == 0, result

@@ -128,6 +128,7 @@ def test_only_flags_that_tell_are_looked_at():
         assert rest_kind(value & TELLING) == rest_kind(value)
 
 
+@pytest.mark.alone("counts the machine's frames twice; others take and free some in between")
 @pytest.mark.needs("kpage")
 def test_every_frame_of_ram_is_drawn_once():
     picture = pictures.picture_machine()

@@ -274,6 +274,7 @@ WORK = """(async () => {
 })()"""
 
 
+@pytest.mark.alone("compares times")
 @pytest.mark.needs("root")
 def test_a_million_extents_stay_usable(tab, tmp_path):
     """Sixteen times the extents may take little more than sixteen times the time, and nothing that

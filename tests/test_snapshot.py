@@ -34,6 +34,7 @@ def pages_of(snapshot, **options):
     }
 
 
+@pytest.mark.alone("others start and end, and the libraries' pages are no longer ours alone")
 @pytest.mark.needs("pfn", "kpage")
 @pytest.mark.parametrize("chunk_pages", [1 << 16, 100])
 def test_every_page_has_what_plain_reads_give(stopped, monkeypatch, chunk_pages):

@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import AS_NOBODY, ROOT, one_line
+from conftest import AS_NOBODY, ROOT, let_others_pass, one_line
 from memory import PAGE
 
 from physview import machine
@@ -145,8 +145,7 @@ def test_the_metadata_say_what_it_is_of(tmp_path, stopped):
 @pytest.mark.needs("nobody")
 def test_nobody_keeps_what_nobody_may_see(tmp_path):
     tmp_path.chmod(0o777)
-    for folder in tmp_path.parents[:2]:
-        folder.chmod(0o755)
+    let_others_pass(tmp_path)
     path = tmp_path / "mine.parquet"
     command = [*AS_NOBODY, sys.executable, "-m", "physview", "snapshot", "self", "-o", str(path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
