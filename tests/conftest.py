@@ -235,14 +235,6 @@ def one_line(result, code):
     return result.stderr
 
 
-def let_others_pass(folder: Path) -> None:
-    """Open pytest's own folders around one of its temporary ones, which are the user's alone."""
-    for parent in folder.parents:
-        if not parent.name.startswith(("pytest-", "popen-")):
-            break
-        parent.chmod(0o755)
-
-
 def ends_while_written(child: subprocess.Popen[str], nr_lines: int, *args: str) -> None:
     """Run physview on a process that ends when so many lines are written, and hear what it says."""
     command = [sys.executable, "-m", "physview", *args]
@@ -408,6 +400,14 @@ def tab():
 def stopped(python: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
     """A process with a piece of memory of every kind, which stands still."""
     return start_stopped(python)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder for all users. pytest's own are one's alone, and every new pytest makes them so."""
+    with tempfile.TemporaryDirectory(prefix="physview-test-") as folder:
+        os.chmod(folder, 0o777)
+        yield Path(folder)
 
 
 @pytest.fixture

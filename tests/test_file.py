@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, let_others_pass, one_line
+from conftest import AS_NOBODY, one_line
 from memory import PAGE, Region, kpageflags, raw_entry
 
 from physview import AccessDenied, PhysviewError
@@ -318,11 +318,8 @@ def test_a_reader_that_goes_away_is_no_error(folder):
 
 
 @pytest.mark.needs("nobody")
-def test_nobody_is_told_counts_of_his_own_files_and_why_no_more(physview, tmp_path_factory):
-    folder = Path(tmp_path_factory.mktemp("shared"))
-    folder.chmod(0o755)
-    let_others_pass(folder)
-    own, others, closed = folder / "own", folder / "others", folder / "closed"
+def test_nobody_is_told_counts_of_his_own_files_and_why_no_more(physview, open_folder):
+    own, others, closed = (open_folder / name for name in ("own", "others", "closed"))
     for path in (own, others):
         path.write_bytes(bytes(3 * PAGE))
         path.chmod(0o644)

@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, let_others_pass, one_line
+from conftest import AS_NOBODY, one_line
 from memory import PAGE
 
 from physview import pictures
@@ -228,10 +228,8 @@ def test_without_pillow_it_says_how_to_get_it(tmp_path):
 
 @pytest.mark.needs("nobody")
 @pytest.mark.parametrize("suffix", [".svg", ".png", ".html"])
-def test_nobody_sees_the_virtual_half(physview, tmp_path, suffix):
-    tmp_path.chmod(0o777)
-    let_others_pass(tmp_path)
-    path = tmp_path / f"p{suffix}"
+def test_nobody_sees_the_virtual_half(physview, open_folder, suffix):
+    path = open_folder / f"p{suffix}"
     result = physview("picture", "self", "-o", str(path), prefix=AS_NOBODY)
     assert result.returncode == 0, result
     assert result.stderr.count("\n") == 1
@@ -245,9 +243,9 @@ def test_nobody_sees_the_virtual_half(physview, tmp_path, suffix):
         assert any("frame numbers are told to root only" in word for word in words)
         assert any("shared memory is told as files" in word for word in words)
         assert "libc.so.6" in words or any("mappings" in word for word in words)
-    refused = physview("frames", "--picture", str(tmp_path / f"m{suffix}"), prefix=AS_NOBODY)
+    refused = physview("frames", "--picture", str(open_folder / f"m{suffix}"), prefix=AS_NOBODY)
     assert "run as root" in one_line(refused, 1)
-    assert os.listdir(tmp_path) == [f"p{suffix}"]
+    assert os.listdir(open_folder) == [f"p{suffix}"]
 
 
 @pytest.mark.needs("pfn", "kpage")
