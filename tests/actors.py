@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A real process that changes its memory when told to, and what changed, judged plainly."""
 
+import time
 from collections import Counter
+from pathlib import Path
 
 from memory import PAGE, kpageflags
 from test_extents import plain_entries
 
 from physview.analysis.changes import CHANGES, Change, diff, iter_changes
 from physview.extents import find_zero_pfn
-from physview.model import MIN_SPECIAL_SWAP_TYPE, PagemapEntry
+from physview.model import MIN_SPECIAL_SWAP_TYPE, PM_PFRAME_MASK, PagemapEntry
 from physview.snapshot import Snapshot
 from physview.snapshot_file import SnapshotFile, write_snapshot
 
@@ -49,6 +51,17 @@ class Actor:
             vmas = [(*span(line), tuple(line.split()[3:])) for line in maps]
         self.seen.append((entries, {pfn: kpageflags(pfn) for pfn in frames}, vmas))
         return path
+
+    def compact(self):
+        """Have the kernel compact memory until a page of the process that was kept has moved."""
+        deadline = time.monotonic() + 60
+        before = self.seen[-1][0]
+        while True:
+            Path("/proc/sys/vm/compact_memory").write_text("1")
+            entries, _ = plain_entries(self.child.pid)
+            if any((before.get(v, e) ^ e) & PM_PFRAME_MASK for v, e in entries.items()):
+                return
+            assert time.monotonic() < deadline, "compaction has moved nothing"
 
     def changes(self):
         """What physview says of each page."""

@@ -4,7 +4,6 @@
 import json
 import os
 import re
-import time
 from collections import Counter
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 from actors import EVENTS
 from conftest import one_line
 from memory import PAGE
-from test_extents import plain_entries
 
 from physview import snapshot_file
 from physview.analysis.changes import CHANGES, Change, iter_changes
@@ -64,13 +62,7 @@ def test_compaction_moves_pages_and_they_are_named(actor):
     actor.do("holes = Region(1 << 15).touch()")
     actor.do("[libc.madvise(v, PAGE, 4) for v in holes.pages if v // PAGE % 3]")
     actor.keep()
-    deadline = time.monotonic() + 60
-    while True:
-        with open("/proc/sys/vm/compact_memory", "w") as file:
-            file.write("1")
-        if actor.seen[0][0] != plain_entries(actor.child.pid)[0]:
-            break
-        assert time.monotonic() < deadline, "compaction has moved nothing"
+    actor.compact()
     actor.keep()
     found, _ = actor.changes()
     expected = actor.expected()

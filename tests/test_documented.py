@@ -34,7 +34,10 @@ def blocks(*, in_vm):
             if "vm" in needs or block.seconds is not None or bool(needs & ONLY_IN_A_VM) != in_vm:
                 continue
             command = "-".join(block.commands[-1].replace("./scripts/run ", "").split()[:4])
-            marks = pytest.mark.needs("root", "pfn", "kpage", *needs)
+            marks = [pytest.mark.needs("root", "pfn", "kpage", *needs)]
+            if any(" lab " in command for command in block.commands):
+                why = "labs drop caches and compact, and mind who else maps what they look at"
+                marks.append(pytest.mark.alone(why))
             name = f"{page.relative_to(ROOT)}-{command}"
             found.append(pytest.param(block, marks=marks, id=name))
     return found

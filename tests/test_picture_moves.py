@@ -4,7 +4,6 @@
 import json
 import os
 import re
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -12,11 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from actors import EVENTS, kind_of
-from conftest import AS_NOBODY, one_line
+from conftest import AS_NOBODY, one_line, open_to_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import PAGE
-from test_extents import plain_entries
 from test_picture import words_of
 from test_picture_model import expand
 
@@ -218,11 +216,8 @@ def check(actor):
     """Every page and every frame of both snapshots is drawn once, as what it became."""
     found, picture, counted = draw(*actor.paths)
     assert found.counts == counted.counts
-    frames = {
-        pfn: kind
-        for pfn, kind in expand(overlay(picture.frames.runs, over_of(found))).items()
-        if kind != index_of(DIFF_KINDS, "other")
-    }
+    runs = overlay(picture.frames.runs, over_of(found))
+    frames = expand(runs[runs["kind"] != index_of(DIFF_KINDS, "other")])
     assert frames == expected_frames(actor)
     assert sum(picture.frames.totals) == sum(end - first for first, end in picture.frames.ram)
     totals = Counter(frames.values())
@@ -293,15 +288,13 @@ def test_collapsed_pages_left_their_frames(actor):
     assert picture.frames.totals[index_of(DIFF_KINDS, "moved")] >= 1024
 
 
+@pytest.mark.alone("it moves the pages of all processes")
 @pytest.mark.needs("pfn", "kpage", "compaction")
 def test_compaction(actor):
     actor.do("holes = Region(1 << 15).touch()")
     actor.do("[libc.madvise(v, PAGE, 4) for v in holes.pages if v // PAGE % 3]")
     actor.keep()
-    deadline = time.monotonic() + 60
-    while actor.seen[0][0] == plain_entries(actor.child.pid)[0]:
-        assert time.monotonic() < deadline, "compaction has moved nothing"
-        Path("/proc/sys/vm/compact_memory").write_text("1")
+    actor.compact()
     actor.keep()
     picture = check(actor)
     assert picture.frames.totals[index_of(DIFF_KINDS, "moved")] > 0
@@ -397,9 +390,7 @@ def without(path, other, **members):
 @pytest.mark.needs("pfn", "kpage", "nobody")
 @pytest.mark.parametrize("suffix", [".svg", ".png", ".html"])
 def test_whoever_may_read_them_can_draw_them(physview, two, tmp_path, suffix):
-    tmp_path.chmod(0o777)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
+    open_to_all(tmp_path)
     old = [str(tmp_path / f"old{i}.parquet") for i in (0, 1)]
     for path, name in zip(two, old, strict=True):
         without(path, name, resources="drop")
@@ -436,9 +427,7 @@ def test_after_a_reboot_ram_is_not_that_of_this_boot(two, tmp_path):
 
 @pytest.mark.needs("nobody")
 def test_where_frames_are_hidden_the_virtual_half_is_drawn(physview, tmp_path):
-    tmp_path.chmod(0o777)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
+    open_to_all(tmp_path)
     paths = [str(tmp_path / f"{i}.parquet") for i in (0, 1)]
     for path in paths:
         assert physview("snapshot", "self", "-o", path, prefix=AS_NOBODY).returncode == 0
