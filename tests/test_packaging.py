@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The wheel that is built from the sdist runs the report in an empty environment."""
 
+import functools
 import glob
 import os
 import re
@@ -26,6 +27,7 @@ def run(*command, **options):
     return result.stdout
 
 
+@functools.cache
 def pythons():
     """The interpreters of this machine that physview supports, by version."""
     found = {}
