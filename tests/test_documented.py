@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The documentation: it is whole, its links lead somewhere, its commands run and end as shown."""
 
+import ast
 import os
 import re
 import shlex
 import struct
+import subprocess
 
 import documented
 import psutil
@@ -12,7 +14,8 @@ import pytest
 from conftest import ROOT
 from witnesses import insert_module, wait_for
 
-from physview import kmod, module
+import physview
+from physview import kmod, module, pictures
 from physview.commands import COMMANDS, make_parser
 
 COMMAND_PAGES = {name: ROOT / f"docs/commands/{name}.md" for name in COMMANDS}
@@ -153,6 +156,24 @@ def test_the_page_on_the_ioctl_has_the_numbers_that_are_used():
     header = (ROOT / "csrc/kmod/uapi/physicalview.h").read_text()
     for kind, number in re.findall(r"PHYSICALVIEW_KIND_(\w+)\s*=\s*(\d+)", header):
         assert f"| `{kind}` | {number} |" in text
+
+
+@pytest.mark.needs("cc")
+def test_documented_c_compiles():
+    (program,) = re.findall(r"^```c\n(.*?)^```$", (ROOT / "docs/ioctl.md").read_text(), re.M | re.S)
+    warnings = ["-Wall", "-Wextra", "-Werror"]
+    command = ["cc", *warnings, "-I", ROOT / "csrc/kmod/uapi", "-x", "c", "-fsyntax-only", "-"]
+    subprocess.run(command, input=program, text=True, check=True)
+
+
+@pytest.mark.parametrize("page", documented.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_documented_python_is_what_there_is(page):
+    """Each name that it takes of physview is there."""
+    for code in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                of = {"physview": physview, "pictures": pictures}.get(node.value.id)
+                assert of is None or hasattr(of, node.attr), node.attr
 
 
 def test_blocks_are_found_and_filled():
