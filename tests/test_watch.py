@@ -16,7 +16,7 @@ from memory import PAGE
 from screens import LEFT, PtyRun, watch
 
 from physview.analysis.changes import Change
-from physview.analysis.watching import Watcher
+from physview.analysis.watching import MAX_KEPT, Watcher
 from physview.terminal import split_keys
 
 # Does what it is told, a line each, and says so.
@@ -194,6 +194,38 @@ def test_what_is_kept_is_bounded_and_the_limit_is_named(obedient):
         second = watcher.read()
         assert second.pages["resident"].sum() >= first.pages["resident"].sum() + 50
         assert second.compared_to <= first.vmas[-1].end
+
+
+@pytest.mark.alone("others start and end, and the libraries' pages are no longer ours alone")
+@pytest.mark.parametrize("max_kept", [MAX_KEPT, 500])
+def test_what_it_has_is_the_same_however_long_it_was_followed(obedient, max_kept):
+    """A reading goes on from the one before; what it says is what a first reading says."""
+    obedient.tell("import random; regions.append(Region(2000).touch(*range(0, 2000, 3)))")
+    obedient.tell("random.seed(7); some = lambda: random.sample(range(2000), 300)")
+    lines = [
+        "regions[0].touch(*some())",
+        "[libc.madvise(regions[0].start + i * PAGE, PAGE, 4) for i in some()]",
+        "[regions[0].read(i) for i in some()]",  # zero pages
+        "pass",
+        "regions.append(Region(700).touch(1, 5, 699))",
+        "regions[0].touch(*some())",
+        "last = regions.pop(); libc.munmap(last.start, 700 * PAGE)",
+        "regions[0].touch(*range(2000))",
+    ]
+    obedient.tell("from memory import libc")
+    with Watcher(obedient.pid, max_kept=max_kept) as watcher:
+        watcher.read()
+        for line in lines:
+            obedient.tell(line)
+            reading = watcher.read()
+            with Watcher(obedient.pid) as fresh:
+                expected = fresh.read()
+            assert reading.vmas == expected.vmas
+            for name, nr in expected.pages.items():
+                assert reading.pages[name].tolist() == nr.tolist(), (line, name)
+            if expected.ram:
+                assert reading.ram.frames.tolist() == expected.ram.frames.tolist(), line
+                assert reading.ram.nr_elsewhere == expected.ram.nr_elsewhere
 
 
 def test_what_only_one_reading_kept_is_not_compared(obedient):
