@@ -8,40 +8,18 @@ on a machine whose speed drifts. Every row says what it is to stay under. Needs 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import mmap
 import os
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from measure import GIB, PAGE, paired, readloop, report, start_target, timed
 
 PEERS = """\
 With --whole and --machine, page-types and thpmaps are peers where they are on PATH, or where
 sudo ./scripts/fetch-peers has built them.
-"""
-
-HERE = Path(__file__).parent
-PAGE = os.sysconf("SC_PAGESIZE")
-GIB = 1 << 30
-
-# Maps memory of small pages and makes all of it present: by writing, with a frame for each page, or
-# by reading, with the zero page in all, which takes no memory. Tells where it is, and waits.
-TARGET = """
-import ctypes, mmap, sys
-size, write = int(sys.argv[1]), sys.argv[2] == "write"
-memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-memory.madvise(15)  # MADV_NOHUGEPAGE
-for offset in range(0, size, mmap.PAGESIZE):
-    if write:
-        memory[offset] = 1
-    else:
-        memory[offset]
-print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
-input()
 """
 
 # Translates a range in chunks of constant size, and prints its peak memory.
@@ -57,80 +35,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def report(what: str, ratio: float, limit: float, detail: str) -> bool:
-    """Print one row; return whether the limit is kept."""
-    kept = ratio < limit
-    mark = "ok  " if kept else "OVER"
-    print(f"{mark}  {what:<58} {ratio:6.3f}  (to be under {limit:g})  {detail}", flush=True)
-    return kept
-
-
-def paired(ours: Callable[[], float], peer: Callable[[], float], nr: int) -> tuple[float, str]:
-    """The median ratio of nr pairs, after one that is not counted, and what it was made of."""
-    ours(), peer()
-    pairs = [(ours(), peer()) for _ in range(nr)]
-    ratios = sorted(a / b for a, b in pairs)
-    mine, theirs = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
-    spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
-    return statistics.median(ratios), f"medians {mine:.2f} and {theirs:.2f} ms, ratios {spread}"
-
-
-def timed(*command: str, code: int = 0) -> Callable[[], float]:
-    """Makes a function that runs a command, to exit with `code`, and returns its seconds."""
-
-    def run() -> float:
-        start = time.perf_counter()
-        assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == code
-        return time.perf_counter() - start
-
-    return run
-
-
 def bench_startup(nr: int) -> bool:
     physview = str(Path(sys.executable).with_name("physview"))
     ratio, detail = paired(
         timed(physview, "memview"), timed(sys.executable, "-I", "-c", "pass"), nr
     )
     return report("start-up: physview memview / python3 -I -c pass", ratio, 4, detail)
-
-
-def start_target(size: int, how: str) -> tuple[subprocess.Popen[str], int]:
-    target = subprocess.Popen(
-        [sys.executable, "-c", TARGET, str(size), how],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert target.stdout
-    return target, int(target.stdout.readline())
-
-
-@contextlib.contextmanager
-def c_peer(name: str, *arguments: str) -> Iterator[Callable[[], float]]:
-    """A function that has one of our C programs do its work once, and returns its seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        program = f"{folder}/{name}"
-        subprocess.run(["cc", "-O2", "-o", program, HERE / "peers" / f"{name}.c"], check=True)
-        loop = subprocess.Popen(
-            [program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-        def run_once() -> float:
-            assert loop.stdin
-            assert loop.stdout
-            loop.stdin.write("\n")
-            loop.stdin.flush()
-            return int(loop.stdout.readline()) / 1e9
-
-        yield run_once
-        loop.communicate()
-
-
-def readloop(
-    pid: int, start: int, size: int
-) -> contextlib.AbstractContextManager[Callable[[], float]]:
-    """The C program that reads a range of a pagemap."""
-    return c_peer("readloop", f"/proc/{pid}/pagemap", str(start // PAGE), str(size // PAGE))
 
 
 def bench_dense(nr: int) -> bool:

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench import GIB, c_peer, paired, report, start_target, timed
+from measure import GIB, c_peer, paired, report, start_target, timed
 
 
 def bench_frames(nr: int) -> bool:

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import GIB, paired, report, start_target, timed
-from bench_whole import SHUFFLED, peak_kib
+from measure import GIB, SHUFFLED, paired, peak_kib, report, start_target, timed
 
 PHYSVIEW = str(Path(sys.executable).with_name("physview"))
 

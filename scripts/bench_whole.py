@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import paired, readloop, report, start_target, timed
+from measure import SHUFFLED, paired, peak_kib, readloop, report, start_target, timed
 
 # Reserves a tebibyte, and touches a thousand pages of it.
 SPARSE = """
@@ -29,21 +29,6 @@ for page in random.Random(1).sample(range((1 << 40) // mmap.PAGESIZE), 1000):
     memory[page * mmap.PAGESIZE] = 1
 print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
 input()
-"""
-
-# Each page in another place; at a sign from us half of them are given back.
-SHUFFLED = """
-import ctypes, mmap, random
-size, page = 2 << 30, mmap.PAGESIZE
-memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-memory.madvise(mmap.MADV_NOHUGEPAGE)
-for at in random.sample(range(0, size, page), size // page):
-    memory[at] = 1
-while True:
-    print("ready", flush=True)
-    input()
-    for at in range(0, size, 2 * page):
-        memory.madvise(mmap.MADV_DONTNEED, at, page)
 """
 
 PHYSVIEW = str(Path(sys.executable).with_name("physview"))
@@ -70,20 +55,6 @@ def reader(pid: int) -> Iterator[Callable[[int, int, int], Callable[[], float]]]
     yield make
     extents.close()
     proc.close()
-
-
-def peak_kib(*command: str) -> int:
-    """The most memory that a command takes. An own process waits for it, so that it is the only."""
-    code = (
-        "import os, sys\n"
-        "pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ,"
-        " file_actions=[(os.POSIX_SPAWN_OPEN, 1, '/dev/null', os.O_WRONLY, 0)])\n"
-        "print(os.wait4(pid, 0)[2].ru_maxrss)"
-    )
-    found = subprocess.run(
-        [sys.executable, "-S", "-c", code, *command], capture_output=True, text=True, check=True
-    )
-    return int(found.stdout)
 
 
 def skip(what: str, why: str) -> None:

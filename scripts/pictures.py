@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import GIB, start_target
+from measure import GIB, start_target
 
 import physview
 from physview import pictures
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 MAX_BYTES = 300_000
 
-# As bench.TARGET, but in huge pages where there are some.
+# As measure.TARGET, but in huge pages where there are some.
 HUGE = """
 import mmap
 memory = mmap.mmap(-1, 4 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -11,19 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview.analysis.changes import CHANGES, Change, iter_page_changes
-from physview.errors import PhysviewError
+from physview.analysis.tally import Ram, RamMap, Tally
 from physview.extents import EXTENT_DTYPE, USER_END, ExtentReader
-from physview.machine import ram_ranges, read_resources
-from physview.model import (
-    PAGE_SIZE,
-    PM_FILE,
-    PM_MMAP_EXCLUSIVE,
-    PM_PFRAME_MASK,
-    PM_PRESENT,
-    Vma,
-)
+from physview.model import PAGE_SIZE, Vma
 from physview.procfs import ProcDir
-from physview.rows import BASE_DTYPE, from_extents, is_swapped, split_at
+from physview.rows import BASE_DTYPE, from_extents
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,14 +29,7 @@ MAX_KEPT = 1 << 21
 """How many extents are kept for comparison: 48 MiB. Each may be gigabytes, or one page: of 8 GiB in
 which no two pages are in a row that is all."""
 
-MAX_CELLS = 8192
-"""Into how many cells RAM is divided; who draws fewer joins them."""
-
 CHUNK = 1 << 16
-
-# Extents that are tallied at once. Columns of more than 128 KiB malloc() would give back to the
-# kernel, and fault in again, each time: that took three times as long.
-PIECE = 1 << 13
 
 GROUPS = {
     "new": (Change.APPEARED, Change.MAPPED),
@@ -54,25 +39,6 @@ GROUPS = {
     "in": (Change.SWAPPED_IN,),
 }
 """The changes that a mapping is told of. Without flags of frames none is a split or a collapse."""
-
-HAS = ("resident", "swapped", "exclusive", "file")
-"""What a mapping has, in pages, by name."""
-
-
-class RamMap(NamedTuple):
-    """How much of each part of RAM is this process's.
-
-    Args:
-        frames: int64 array, shape (n,): its frames in each cell, in the order of their addresses.
-        cell_frames: How many frames a cell has; the last may have fewer.
-        nr_frames: How many RAM has; holes between its ranges are left out.
-        nr_elsewhere: Its frames that are not in RAM: memory of devices.
-    """
-
-    frames: npt.NDArray[np.int64]
-    cell_frames: int
-    nr_frames: int
-    nr_elsewhere: int
 
 
 class Reading(NamedTuple):
@@ -134,10 +100,10 @@ class Watcher:
             self.proc.close()
             raise
         self._max_kept = max_kept
-        self._ram = _Ram.find() if self._reader.zero_pfn else None
+        self._ram = Ram.find() if self._reader.zero_pfn else None
         self._spans = _spans(self._vmas())
         self._before: _Kept | None = None
-        self._tally = _Tally(self._spans, self._reader.zero_pfn, self._ram)
+        self._tally = Tally(self._spans, self._reader.zero_pfn, self._ram)
         self._last: Reading | None = None
         self._last_clock = 0.0
 
@@ -205,11 +171,11 @@ class Watcher:
         self._last, self._last_clock = reading, clock
         return reading
 
-    def _read_pages(self, vmas: list[Vma]) -> tuple[_Kept, _Tally]:
+    def _read_pages(self, vmas: list[Vma]) -> tuple[_Kept, Tally]:
         """What there is now, as far as it is kept, and the tally of the rest."""
         import numpy as np
 
-        tally = _Tally(self._spans, self._reader.zero_pfn, self._ram)
+        tally = Tally(self._spans, self._reader.zero_pfn, self._ram)
         batches: list[Extents] = []
         nr_kept, limit = 0, None
         # One thread: it has to cost little, not to be done soon.
@@ -225,9 +191,7 @@ class Watcher:
         extents = np.concatenate(batches) if batches else np.empty(0, dtype=EXTENT_DTYPE)
         return _Kept(vmas, self._spans, extents, self._reader.zero_pfn, limit), tally
 
-    def _follow(
-        self, before: _Kept, after: _Kept, pair: tuple[_Kept, _Kept], rest: _Tally
-    ) -> _Tally:
+    def _follow(self, before: _Kept, after: _Kept, pair: tuple[_Kept, _Kept], rest: Tally) -> Tally:
         """The tally of all: where it can be, of the one before and what differs."""
         if before.spans is after.spans and before.limit is None and after.limit is None:
             tally = self._tally.copy()
@@ -322,121 +286,3 @@ def _spans(vmas: list[Vma]) -> npt.NDArray[np.uint64]:
     import numpy as np
 
     return np.array([vma[:2] for vma in vmas], dtype=np.uint64).reshape(-1, 2)
-
-
-class _Ram:
-    """Where RAM is, without its holes: a frame's place is how many frames of RAM lie below it."""
-
-    def __init__(self, ranges: list[tuple[int, int]]) -> None:
-        import numpy as np
-
-        self.firsts = np.array([first for first, _ in ranges], dtype=np.int64)
-        self.ends = np.array([end for _, end in ranges], dtype=np.int64)
-        sizes = self.ends - self.firsts
-        self.places = np.cumsum(sizes) - sizes
-        self.nr_frames = int(sizes.sum())
-        self.cell_frames = -(-self.nr_frames // MAX_CELLS)
-
-    @classmethod
-    def find(cls) -> _Ram | None:
-        """None where it is hidden."""
-        try:
-            return cls(ram_ranges(read_resources()))
-        except (PhysviewError, OSError):
-            return None
-
-
-class _Tally:
-    """What mappings have, and where in RAM it is, of extents that were added and taken away.
-
-    Args:
-        spans: uint64 array, shape (n, 2): where mappings begin and end, in address order.
-        zero_pfn: The zero page's frame; 0 where frames are hidden.
-        ram: Where RAM is, or None.
-    """
-
-    def __init__(self, spans: npt.NDArray[np.uint64], zero_pfn: int, ram: _Ram | None) -> None:
-        import numpy as np
-
-        self.pages = {name: np.zeros(len(spans), dtype=np.int64) for name in HAS}
-        self._spans = spans
-        self._zero_pfn = zero_pfn
-        self._ram = ram
-        if ram:
-            self._frames = np.zeros(-(-ram.nr_frames // ram.cell_frames), dtype=np.int64)
-        self._nr_elsewhere = 0
-
-    def copy(self) -> _Tally:
-        """One to go on with; this one stays as it is."""
-        copied = _Tally(self._spans, self._zero_pfn, self._ram)
-        copied.pages = {name: nr.copy() for name, nr in self.pages.items()}
-        if self._ram:
-            copied._frames = self._frames.copy()
-        copied._nr_elsewhere = self._nr_elsewhere
-        return copied
-
-    def ram_map(self) -> RamMap | None:
-        """Where in RAM it is; None where that is hidden."""
-        ram = self._ram
-        if ram is None:
-            return None
-        return RamMap(self._frames, ram.cell_frames, ram.nr_frames, self._nr_elsewhere)
-
-    def add(self, extents: Extents, *, sign: int = 1) -> None:
-        """Add extents, or take them away."""
-        for at in range(0, len(extents), PIECE):
-            piece = extents[at : at + PIECE]
-            self._add_pages(piece, sign)
-            if self._ram:
-                self._add_frames(piece, sign, self._ram)
-
-    def _add_pages(self, batch: Extents, sign: int) -> None:
-        """No extent lies in two mappings, so that sums up to each border do."""
-        import numpy as np
-
-        lows = np.searchsorted(batch["vaddr"], self._spans[:, 0])
-        highs = np.searchsorted(batch["vaddr"], self._spans[:, 1])
-        at = np.flatnonzero(highs > lows)
-        # Copies, for the columns of a batch lie apart, and they are gone through often.
-        entry, nr = batch["entry"].copy(), batch["nr_pages"].astype(np.int64)
-        value = entry & np.uint64(PM_PFRAME_MASK)
-        present = entry & np.uint64(PM_PRESENT) != 0
-        if self._zero_pfn:
-            present &= value != np.uint64(self._zero_pfn)
-        of_each = {
-            "resident": present,
-            "swapped": is_swapped(entry),
-            "exclusive": present & (entry & np.uint64(PM_MMAP_EXCLUSIVE) != 0),
-            "file": present & (entry & np.uint64(PM_FILE) != 0),
-        }
-        for name, chosen in of_each.items():
-            if not chosen.any():
-                continue
-            sums = np.concatenate([[0], np.cumsum(np.where(chosen, nr, 0))])
-            self.pages[name][at] += sign * (sums[highs[at]] - sums[lows[at]])
-
-    def _add_frames(self, batch: Extents, sign: int, ram: _Ram) -> None:
-        import numpy as np
-
-        entry = batch["entry"].copy()
-        pfn, nr = (entry & np.uint64(PM_PFRAME_MASK)).view(np.int64), batch["nr_pages"]
-        chosen = entry & np.uint64(PM_PRESENT) != 0
-        chosen &= (pfn != 0) & (pfn != self._zero_pfn)
-        if not chosen.all():
-            pfn, nr = pfn[chosen], nr[chosen]
-        nr = nr.astype(np.int64)
-        within = np.searchsorted(ram.firsts, pfn, side="right") - 1
-        inside = (within >= 0) & (pfn < ram.ends[within])
-        if not inside.all():
-            self._nr_elsewhere += sign * int(nr[~inside].sum())
-            pfn, nr, within = pfn[inside], nr[inside], within[inside]
-        place = pfn - ram.firsts[within] + ram.places[within]
-        cell = place // ram.cell_frames
-        nr_cells = (place + nr - 1) // ram.cell_frames - cell + 1
-        if (nr_cells > 1).any():
-            _, place, nr = split_at(place, nr, ram.cell_frames)
-            cell = place // ram.cell_frames
-        room = len(self._frames)
-        # A run that goes on behind a range of RAM, which none should, stays within the map.
-        cell = np.minimum(cell, room - 1)
-        self._frames += sign * np.bincount(cell, weights=nr, minlength=room).astype(np.int64)

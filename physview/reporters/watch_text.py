@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from physview.analysis.changes import Change
-from physview.analysis.watching import GROUPS, RamMap, Reading
+from physview.analysis.tally import RamMap
+from physview.analysis.watching import GROUPS, Reading
 from physview.model import PAGE_SIZE, Vma, printable
 from physview.reporters import documents
 from physview.reporters.sizes import short_size
