@@ -4,15 +4,23 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from measure import GIB, SHUFFLED, paired, peak_kib, report, start_target, timed
-
-PHYSVIEW = str(Path(sys.executable).with_name("physview"))
+from measure import (
+    GIB,
+    PHYSVIEW,
+    SHUFFLED,
+    go_on,
+    paired,
+    peak_kib,
+    report,
+    start_process,
+    start_target,
+    timed,
+)
 
 
 def snapshot(pid: int) -> Callable[[], float]:
@@ -32,15 +40,7 @@ def snapshot(pid: int) -> Callable[[], float]:
 
 def bench_diff(nr: int) -> bool:
     """What became of 4 GiB of single pages, half of which are given back: drawn, and only told."""
-    target = subprocess.Popen(
-        [sys.executable, "-c", SHUFFLED.replace("2 << 30", "4 << 30")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert target.stdin
-    assert target.stdout
-    target.stdout.readline()
+    target, _ = start_process(SHUFFLED.replace("2 << 30", "4 << 30"))
     kept = True
     with tempfile.TemporaryDirectory() as folder:
         files = [f"{folder}/{i}.parquet" for i in (0, 1)]
@@ -52,9 +52,7 @@ def bench_diff(nr: int) -> bool:
                 stdout=subprocess.DEVNULL,
                 check=True,
             )
-            target.stdin.write("\n")
-            target.stdin.flush()
-            target.stdout.readline()
+            go_on(target)
         target.kill()
         target.communicate()
         told = timed(PHYSVIEW, "diff", *files, code=1)

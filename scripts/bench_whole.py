@@ -18,7 +18,18 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from measure import SHUFFLED, paired, peak_kib, readloop, report, start_target, timed
+from measure import (
+    PHYSVIEW,
+    SHUFFLED,
+    go_on,
+    paired,
+    peak_kib,
+    readloop,
+    report,
+    start_process,
+    start_target,
+    timed,
+)
 
 # Reserves a tebibyte, and touches a thousand pages of it.
 SPARSE = """
@@ -30,8 +41,6 @@ for page in random.Random(1).sample(range((1 << 40) // mmap.PAGESIZE), 1000):
 print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
 input()
 """
-
-PHYSVIEW = str(Path(sys.executable).with_name("physview"))
 
 
 @contextlib.contextmanager
@@ -76,11 +85,8 @@ def bench_extents(nr: int, pid: int, start: int, size: int) -> bool:
 def bench_sparse(nr: int) -> bool:
     from physview.pagemap import PAGE_IS, scan
 
-    target = subprocess.Popen(
-        [sys.executable, "-c", SPARSE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert target.stdout
-    start, size = int(target.stdout.readline()), 1 << 40
+    target, line = start_process(SPARSE)
+    start, size = int(line), 1 << 40
     with (
         reader(target.pid) as make,
         readloop(target.pid, start, size) as loop,
@@ -134,20 +140,13 @@ def bench_thpmaps(nr: int, pid: int) -> bool:
 
 def bench_files() -> bool:
     """What snapshots take of memory where nearly each page is an extent of its own."""
-    target = subprocess.Popen(
-        [sys.executable, "-c", SHUFFLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert target.stdin
-    assert target.stdout
-    target.stdout.readline()
+    target, _ = start_process(SHUFFLED)
     kept = True
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{i}.parquet" for i in (0, 1)]
         for path in paths:
             peak = peak_kib(PHYSVIEW, "snapshot", str(target.pid), "-o", path)
-            target.stdin.write("\n")
-            target.stdin.flush()
-            target.stdout.readline()
+            go_on(target)
         what = "2 GiB of single pages: snapshot: peak memory / 150 MB"
         kept &= report(what, peak / 150_000, 1, f"{peak} KiB")
         peak = peak_kib(PHYSVIEW, "diff", *paths)

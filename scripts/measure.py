@@ -16,6 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PAGE = os.sysconf("SC_PAGESIZE")
 GIB = 1 << 30
+PHYSVIEW = str(Path(sys.executable).with_name("physview"))
 
 # Maps memory of small pages and makes all of it present: by writing, with a frame for each page, or
 # by reading, with the zero page in all, which takes no memory. Tells where it is, and waits.
@@ -92,15 +93,31 @@ def peak_kib(*command: str) -> int:
     return int(found.stdout)
 
 
-def start_target(size: int, how: str) -> tuple[subprocess.Popen[str], int]:
+def start_process(code: str, *arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """A process that runs a piece of Python, and the line that it says when it is ready."""
     target = subprocess.Popen(
-        [sys.executable, "-c", TARGET, str(size), how],
+        [sys.executable, "-c", code, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert target.stdout
-    return target, int(target.stdout.readline())
+    return target, target.stdout.readline()
+
+
+def go_on(target: subprocess.Popen[str]) -> str:
+    """Have such a process do its next step, and return what it says then."""
+    assert target.stdin
+    assert target.stdout
+    target.stdin.write("\n")
+    target.stdin.flush()
+    return target.stdout.readline()
+
+
+def start_target(size: int, how: str) -> tuple[subprocess.Popen[str], int]:
+    """TARGET, and where its memory is."""
+    target, line = start_process(TARGET, str(size), how)
+    return target, int(line)
 
 
 @contextlib.contextmanager
@@ -114,11 +131,7 @@ def c_peer(name: str, *arguments: str) -> Iterator[Callable[[], float]]:
         )
 
         def run_once() -> float:
-            assert loop.stdin
-            assert loop.stdout
-            loop.stdin.write("\n")
-            loop.stdin.flush()
-            return int(loop.stdout.readline()) / 1e9
+            return int(go_on(loop)) / 1e9
 
         yield run_once
         loop.communicate()

@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -107,10 +105,10 @@ def renew(page: Path, outcomes: Outcomes) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    from physview.wholefile import whole_file
+
+    with whole_file(str(path), overwrite=True, private=False) as file:
+        file.write(text.encode())
 
 
 def _say(message: str) -> None:

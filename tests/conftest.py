@@ -45,14 +45,6 @@ WITHOUT_CAPABILITIES = (
 )
 
 
-def open_to_all(folder: Path) -> None:
-    """Let everybody write into a test's folder, and go through those of pytest that it lies in."""
-    folder.chmod(0o777)
-    for parent in folder.parents:
-        if parent.name.startswith(("pytest-", "popen-")):
-            parent.chmod(0o755)
-
-
 def _succeeds(*command: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 

@@ -52,6 +52,7 @@ def run_as_shown(block):
         # A lab tells of the machine it runs on: 1 is one that is not as most are.
         assert result.code in ({code, 1} if " lab " in command else {code}), result.output
         assert "Traceback" not in result.output
+    return results
 
 
 @pytest.mark.parametrize("block", blocks(in_vm=False))

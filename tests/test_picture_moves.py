@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from actors import EVENTS, kind_of
-from conftest import AS_NOBODY, one_line, open_to_all
+from conftest import AS_NOBODY, one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import PAGE
@@ -389,25 +390,25 @@ def without(path, other, **members):
 
 @pytest.mark.needs("pfn", "kpage", "nobody")
 @pytest.mark.parametrize("suffix", [".svg", ".png", ".html"])
-def test_whoever_may_read_them_can_draw_them(physview, two, tmp_path, suffix):
-    open_to_all(tmp_path)
-    old = [str(tmp_path / f"old{i}.parquet") for i in (0, 1)]
+def test_whoever_may_read_them_can_draw_them(physview, two, open_folder, suffix):
+    two = [shutil.copy(path, open_folder) for path in two]
+    old = [str(open_folder / f"old{i}.parquet") for i in (0, 1)]
     for path, name in zip(two, old, strict=True):
         without(path, name, resources="drop")
         os.chmod(path, 0o644)
         os.chmod(name, 0o644)
-    path = str(tmp_path / f"p{suffix}")
+    path = str(open_folder / f"p{suffix}")
     result = physview("diff", *two, "--picture", path, prefix=AS_NOBODY)
     assert (result.returncode, result.stderr) == (1, "")
-    as_root = physview("diff", *old, "--picture", str(tmp_path / f"root{suffix}"))
+    as_root = physview("diff", *old, "--picture", str(open_folder / f"root{suffix}"))
     assert (as_root.returncode, as_root.stderr) == (1, "")
-    unknown = str(tmp_path / f"unknown{suffix}")
+    unknown = str(open_folder / f"unknown{suffix}")
     result = physview("diff", *old, "--picture", unknown, prefix=AS_NOBODY)
     assert (result.returncode, result.stderr) == (1, "")
     if suffix == ".svg":
         named = "only the memory around the frames that they name is drawn"
         assert not any(named in words for words in words_of(path))
-        assert not any(named in words for words in words_of(tmp_path / "root.svg"))
+        assert not any(named in words for words in words_of(open_folder / "root.svg"))
         assert any(named in words for words in words_of(unknown))
         assert not any("without RAM" in words for words in words_of(unknown))
 
@@ -426,12 +427,11 @@ def test_after_a_reboot_ram_is_not_that_of_this_boot(two, tmp_path):
 
 
 @pytest.mark.needs("nobody")
-def test_where_frames_are_hidden_the_virtual_half_is_drawn(physview, tmp_path):
-    open_to_all(tmp_path)
-    paths = [str(tmp_path / f"{i}.parquet") for i in (0, 1)]
+def test_where_frames_are_hidden_the_virtual_half_is_drawn(physview, open_folder):
+    paths = [str(open_folder / f"{i}.parquet") for i in (0, 1)]
     for path in paths:
         assert physview("snapshot", "self", "-o", path, prefix=AS_NOBODY).returncode == 0
-    picture = str(tmp_path / "p.svg")
+    picture = str(open_folder / "p.svg")
     result = physview("diff", *paths, "--picture", picture, prefix=AS_NOBODY)
     assert result.returncode == 1  # two processes, each of its own
     assert "physical memory is not drawn: frame numbers were hidden from who took" in result.stderr

@@ -8,9 +8,8 @@ import pytest
 from actors import EVENTS
 from memory import PAGE
 from test_picture_moves import draw, over_of
-from test_picture_page import DRAWN, TIP, place_of, search
+from test_picture_page import DRAWN, TIP, open_without_frames, place_of, search
 
-from physview import pictures
 from physview.analysis.changes import Change
 from physview.model import PM_PFRAME_MASK
 from physview.pictures.kinds import DIFF_KINDS
@@ -151,15 +150,7 @@ def test_the_virtual_half_alone(tab, actor, tmp_path):
     actor.keep()
     actor.do(EVENTS[Change.MOVED])
     actor.keep()
-    picture = draw(*actor.paths)[1]
-    blind = picture._replace(
-        frames=None, missing="a test", space=picture.space._replace(links=None)
-    )
-    path = tmp_path / "p.html"
-    pictures.write_picture(blind, str(path))
-    tab.complaints.clear()
-    tab.open(path)
-    assert tab.evaluate("document.documentElement.dataset.state") == "ready", tab.complaints
+    open_without_frames(tab, draw(*actor.paths)[1], tmp_path / "p.html")
     vaddr = some(actor, Change.MOVED)[0]
     assert f"virtual {vaddr:#x}  ·  moved" in search(tab, hex(vaddr))
     assert tab.complaints == []

@@ -204,17 +204,20 @@ def test_light_and_dark_as_the_viewer_prefers(page):
     assert colours["light"][18:] != colours["dark"][16:]
 
 
-@pytest.mark.needs("nobody")
-def test_the_virtual_half_alone(tab, physview, tmp_path, stopped):
-    picture = pictures.picture_process(stopped.pid)
+def open_without_frames(tab, picture, path):
+    """Open a picture's page as it is where frames are hidden."""
     blind = picture._replace(
         frames=None, missing="a test", space=picture.space._replace(links=None)
     )
-    path = tmp_path / "p.html"
     pictures.write_picture(blind, str(path))
     tab.complaints.clear()
     tab.open(path)
     assert tab.evaluate("document.documentElement.dataset.state") == "ready", tab.complaints
+
+
+@pytest.mark.needs("nobody")
+def test_the_virtual_half_alone(tab, physview, tmp_path, stopped):
+    open_without_frames(tab, pictures.picture_process(stopped.pid), tmp_path / "p.html")
     assert tab.evaluate("document.body.textContent").count("Physical memory is not drawn") == 1
     vaddr, _ = a_page(stopped.pid)
     assert f"virtual {vaddr:#x}" in search(tab, hex(vaddr))

@@ -6,6 +6,7 @@ import re
 import documented
 import pytest
 from conftest import ROOT
+from test_documented import run_as_shown
 
 pytestmark = pytest.mark.needs("vm", "index", "cc", "kernels")
 
@@ -32,7 +33,5 @@ def test_the_first_lines_of_the_readme_run():
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.commands[-1])
 def test_documented_vms_run_and_end_as_shown(block):
-    results = documented.run(block)
-    for command, result, code in zip(block.commands, results, block.exits, strict=True):
-        assert result.code == code, f"{command}\n{result.output}"
+    for result in run_as_shown(block):
         assert result.output.strip()
