@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +26,14 @@ _KERNEL_OPTIONS = "console=ttyS0 oops=panic panic=-1 mitigations=off random.trus
 # Code that is patched while another emulated CPU runs it can kill the kernel: int3 in
 # sched_clock_cpu(), seen with 7.2 on a busy machine. With this its static key never changes.
 _KERNEL_OPTIONS_OF = {KVM: "", TCG: "tsc=unstable"}
+
+# What an emulated CPU must not have. QEMU emulates "rep movsb" and "rep stosb" byte by byte, and
+# kernels choose them by these flags: without, memory is five times as fast. They go together: the
+# kernel's memmove() up to 6.1 takes FSRM as a promise of ERMS, and never returns where only ERMS is
+# off (QEMU has FSRM since 8.1 or so: 7.2 has not, 10.0 has). fsrs, fzrm and fsrc are of that kind.
+_SLOW_STRINGS = ("erms", "fsrm", "fsrs", "fzrm", "fsrc")
+# QEMU 7.2 emulates AVX2 such that NumPy's argsort() does not sort: 73 of 100 arrays, seen.
+_WRONG = ("avx2",)
 
 
 class Machine(NamedTuple):
@@ -62,15 +72,13 @@ class Machine(NamedTuple):
         if not shutil.which(QEMU):
             remedy = packages.install_line("qemu")
             raise VmUnusable("cannot start a VM", "QEMU is not installed", remedy)
-        la57 = "on" if self.la57 else "off"
-        # QEMU 7.2 emulates AVX2 such that NumPy's argsort() does not sort: 73 of 100 arrays, seen.
-        no_avx2 = ",avx2=off" if accelerator == TCG else ""
+        cpu = ",".join(("max", f"la57={'on' if self.la57 else 'off'}", *_flags_off(accelerator)))
         # The CPUs of one package are of one node: of others the kernel complains.
         sockets = f",sockets={self.nr_cpus}" if self.nr_nodes > 1 else ""
         options = f"{_KERNEL_OPTIONS} {_KERNEL_OPTIONS_OF[accelerator]} {self.append}"
         return [
             *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-            *("-machine", f"q35,accel={accelerator}", "-cpu", f"max,la57={la57},erms=off{no_avx2}"),
+            *("-machine", f"q35,accel={accelerator}", "-cpu", cpu),
             *("-smp", f"{self.nr_cpus}{sockets}", "-m", str(self.memory_mib)),
             *self._node_options(),
             *("-kernel", str(self.image), "-initrd", f"/dev/fd/{initramfs_fd}"),
@@ -113,6 +121,22 @@ class Machine(NamedTuple):
             return False
         # The emulated CPU has five levels on any machine, KVM's only where the real one has.
         return not self.la57 or "la57" in _read(Path("/proc/cpuinfo")).split()
+
+
+def _flags_off(accelerator: str) -> list[str]:
+    """The CPU's flags to take away: of a real CPU none, of an emulated one those QEMU knows."""
+    if accelerator != TCG:
+        return []
+    return [f"{flag}=off" for flag in (*_SLOW_STRINGS, *_WRONG) if flag in _known_flags()]
+
+
+@functools.cache
+def _known_flags() -> frozenset[str]:
+    """The CPU flags that this QEMU has a name for; it does not start with any other."""
+    result = subprocess.run(
+        [QEMU, "-cpu", "help"], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    return frozenset(result.stdout.decode("ascii", "replace").split())
 
 
 def can_open_kvm() -> bool:
