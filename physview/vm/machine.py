@@ -30,7 +30,7 @@ _KERNEL_OPTIONS_OF = {KVM: "", TCG: "tsc=unstable"}
 # What an emulated CPU must not have. QEMU emulates "rep movsb" and "rep stosb" byte by byte, and
 # kernels choose them by these flags: without, memory is five times as fast. They go together: the
 # kernel's memmove() up to 6.1 takes FSRM as a promise of ERMS, and never returns where only ERMS is
-# off (QEMU has FSRM since 8.1 or so: 7.2 has not, 10.0 has). fsrs, fzrm and fsrc are of that kind.
+# off (QEMU 10.0 has FSRM, 7.2 has not). fsrs, fzrm and fsrc are of that kind.
 _SLOW_STRINGS = ("erms", "fsrm", "fsrs", "fzrm", "fsrc")
 # QEMU 7.2 emulates AVX2 such that NumPy's argsort() does not sort: 73 of 100 arrays, seen.
 _WRONG = ("avx2",)
