@@ -195,7 +195,9 @@ class KpageFile:
 
         order = np.argsort(frames["pfn"], kind="stable")
         none = np.empty(0, dtype=PIECE_DTYPE)
-        pieces = np.concatenate([none, *(p.copy() for p in self.iter_pieces(frames[order]))])
+        pieces: npt.NDArray[Any] = np.concatenate(
+            [none, *(p.copy() for p in self.iter_pieces(frames[order]))]
+        )
         pieces["run"] = order[pieces["run"].astype(np.intp)]
         return pieces
 

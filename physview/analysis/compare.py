@@ -184,11 +184,11 @@ class Comparer:
         """Give a verdict to every page that the sieve left open, and empty the list."""
         import numpy as np
 
-        vaddrs = np.concatenate([np.empty(0, dtype=np.uint64), *left])
+        vaddrs: Addresses = np.concatenate([np.empty(0, dtype=np.uint64), *left])
         left.clear()
         if not len(vaddrs):
             return
-        restless = np.zeros(len(vaddrs), dtype=bool)
+        restless: Mask = np.zeros(len(vaddrs), dtype=bool)
         last = None
         for attempt in range(MAX_TRIES):
             if attempt > 1:

@@ -77,7 +77,9 @@ class Tally:
     def __init__(self, spans: npt.NDArray[np.uint64], zero_pfn: int, ram: Ram | None) -> None:
         import numpy as np
 
-        self.pages = {name: np.zeros(len(spans), dtype=np.int64) for name in HAS}
+        self.pages: dict[str, npt.NDArray[np.int64]] = {
+            name: np.zeros(len(spans), dtype=np.int64) for name in HAS
+        }
         self._spans = spans
         self._zero_pfn = zero_pfn
         self._ram = ram

@@ -207,7 +207,9 @@ class Watcher:
         """What became of pages, of what is not alike: most extents of most processes are."""
         import numpy as np
 
-        by_vma = {name: np.zeros(len(vmas), dtype=np.int64) for name in GROUPS}
+        by_vma: dict[str, npt.NDArray[np.int64]] = {
+            name: np.zeros(len(vmas), dtype=np.int64) for name in GROUPS
+        }
         counts = np.zeros(len(CHANGES), dtype=np.int64)
         for changes in iter_page_changes(*pair):
             np.add.at(counts, changes["change"].astype(np.intp), changes["nr_pages"].astype(int))

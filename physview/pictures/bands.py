@@ -260,7 +260,7 @@ def _split_parts(
     (band, offset), lengths = _offsets(memory, bands)
     band, offset = band[rows], offset[rows]
     nr = memory.rows["nr_pages"][rows].astype(np.int64)
-    pieces = [np.empty((5, 0), dtype=np.int64)]
+    pieces: list[npt.NDArray[np.int64]] = [np.empty((5, 0), dtype=np.int64)]
     for each in np.unique(band).tolist():
         mine = np.flatnonzero(band == each)
         # A part is length / scale pages: so count in scale-ths of a page.

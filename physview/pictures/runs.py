@@ -51,7 +51,8 @@ def read_runs(
 
     slices = [(at, min(SLICE, end - at)) for first, end in ram for at in range(first, end, SLICE)]
     nr_all = sum(nr for _, nr in slices)
-    found, nr_done = [np.empty(0, dtype=RUN_DTYPE)], 0
+    found: list[Runs] = [np.empty(0, dtype=RUN_DTYPE)]
+    nr_done = 0
     file = KpageFile("kpageflags")
     try:
         with ThreadPoolExecutor(_ffi.nr_threads()) as pool:
