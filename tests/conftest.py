@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import browser
 import pytest
@@ -45,6 +46,14 @@ WITHOUT_CAPABILITIES = (
 )
 
 
+# What imports the package as a command does.
+IMPORTS = [sys.executable, "-c", "import physview, rich, numpy"]
+# Of Debian's kernels, those that tests boot or build the module for.
+SERIES = sorted({"6.1", "7.3", *os.environ.get("PHYSVIEW_KERNELS", "6.1").split(",")})
+
+FETCHED = ("kernel", "arm64")
+
+
 def _succeeds(*command: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
@@ -63,16 +72,20 @@ def _has_hugetlb(size_kib: int) -> bool:
     return any(pool["free"] for pool in pools if pool["size_kib"] == size_kib)
 
 
-def _has_kernel(architecture: str = "amd64") -> bool:
-    """Whether Debian's kernels can be fetched; the first run does, and keeps it in the cache."""
+def _has_kernel(series: str, architecture: str = "amd64") -> bool:
+    """Whether Debian's kernel can be fetched; the first run does, and keeps it in the cache."""
     from physview import kernels
-    from physview.errors import Unsupported
+    from physview.errors import PhysviewError
 
     try:
-        kernels.find_kernel("6.1", architecture=architecture)
-    except Unsupported:
+        kernels.find_kernel(series, architecture=architecture)
+    except PhysviewError:  # apt's mirror lacks it, or the cache belongs to somebody else
         return False
     return shutil.which("make") is not None
+
+
+def _has_arm64(series: str) -> bool:
+    return shutil.which("aarch64-linux-gnu-gcc") is not None and _has_kernel(series, "arm64")
 
 
 def _has_tracefs(file: str = "instances") -> bool:
@@ -157,13 +170,31 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "vm": (_has_vm, "no VM can be had here: see physview doctor"),
     "kernels": (
-        _has_kernel,
+        lambda: _has_kernel("6.1"),
         "no make, or none of Debian's kernels: physview vm --kernel 6.1 -- true tells why",
     ),
+    **{
+        f"kernel-{series}": (
+            functools.partial(_has_kernel, series),
+            f"no make, or no Debian {series}: physview vm --kernel {series} -- true tells why",
+        )
+        for series in SERIES
+    },
     "arm64": (
-        lambda: shutil.which("aarch64-linux-gnu-gcc") is not None and _has_kernel("arm64"),
+        lambda: _has_arm64("6.1"),
         "no compiler for arm64, or no arm64 at the Debian mirror: apt-get install"
         " gcc-aarch64-linux-gnu",
+    ),
+    **{
+        f"arm64-{series}": (
+            functools.partial(_has_arm64, series),
+            f"no compiler for arm64, or no arm64 of Linux {series} at the Debian mirror",
+        )
+        for series in SERIES
+    },
+    "debug-kernel": (
+        lambda: os.path.exists(os.environ.get("PHYSVIEW_DEBUG_KERNEL", "")),
+        "the kernel that checks is built by scripts/test --debug-kernel",
     ),
     "arm64-vm": (
         lambda: (
@@ -185,11 +216,14 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         "kernel threads cannot be seen, as in a container",
     ),
     "nobody": (
-        lambda: (
-            os.geteuid() == 0
-            and _succeeds(*AS_NOBODY, sys.executable, "-c", "import physview, rich, numpy")
-        ),
-        "nobody cannot run this checkout: it, or its Python, lies in a private folder",
+        lambda: os.geteuid() == 0 and _succeeds(*AS_NOBODY, *IMPORTS),
+        "nobody cannot run this checkout, or this is not root: run sudo ./scripts/test in a folder"
+        " that is open to all",
+    ),
+    "no-capabilities": (
+        lambda: _succeeds(*WITHOUT_CAPABILITIES, *IMPORTS),
+        "root without capabilities cannot run this checkout: it, or its Python, lies in a private"
+        " folder",
     ),
     "mountns": (
         lambda: (
@@ -226,6 +260,13 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
 }
 
 
+def by_kernel(series: list[str], architecture: str = "kernel") -> list[Any]:
+    """Parameters, one a series of Debian's kernels, each with the need for its kernel."""
+    return [
+        pytest.param(each, marks=pytest.mark.needs(f"{architecture}-{each}")) for each in series
+    ]
+
+
 def one_line(result, code):
     """The one line that a failed run says."""
     assert result.returncode == code, result
@@ -236,7 +277,11 @@ def one_line(result, code):
 
 
 def ends_while_written(child: subprocess.Popen[str], nr_lines: int, *args: str) -> None:
-    """Run physview on a process that ends when so many lines are written, and hear what it says."""
+    """Run physview on a process that ends when so many lines are written, and hear what it says.
+
+    The process needs more to tell of than a pipe takes, for a plain user too, whose lines about
+    hidden frames are folded: memory of which every other page was touched.
+    """
     command = [sys.executable, "-m", "physview", *args]
     reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert reader.stdout
@@ -261,13 +306,14 @@ def missing(capability: str) -> str:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     required = os.environ.get("PHYSVIEW_REQUIRE", "").split(",")
-    for marker in item.iter_markers("needs"):
-        for capability in marker.args:
-            reason = missing(capability)
-            if reason and capability in required:
-                pytest.fail(f"required, but: {reason}", pytrace=False)
-            if reason:
-                pytest.skip(reason)
+    needed = {name for marker in item.iter_markers("needs") for name in marker.args}
+    # Kernels last: to look for one may fetch it, which is in vain where QEMU is missing.
+    for capability in sorted(needed, key=lambda name: (name.startswith(FETCHED), name)):
+        reason = missing(capability)
+        if reason and capability in required:
+            pytest.fail(f"required, but: {reason}", pytrace=False)
+        if reason:
+            pytest.skip(reason)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

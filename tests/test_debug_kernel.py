@@ -15,9 +15,7 @@ from physview import kernels
 
 BUILD = Path(os.environ.get("PHYSVIEW_DEBUG_KERNEL", "/nonexistent"))
 
-pytestmark = pytest.mark.skipif(
-    not BUILD.exists(), reason="the kernel that checks is built by scripts/test --debug-kernel"
-)
+pytestmark = pytest.mark.needs("debug-kernel", "vm", "index", "cc")
 
 
 def run_there(folder, command, has="root,pfn,kmod,kmods,swap,hugetlb"):

@@ -33,6 +33,8 @@ def blocks(*, in_vm):
     for page in documented.PAGES:
         for block in documented.blocks(page.read_text()):
             needs = {*block.needs, *({"swap"} if "--swap" in block.where else ())}
+            if any("setpriv --reuid" in command for command in block.commands):
+                needs.add("nobody")
             # Those that start VMs are in test_vm_documented.py, what does not end in test_watch.py.
             if "vm" in needs or block.seconds is not None or bool(needs & ONLY_IN_A_VM) != in_vm:
                 continue

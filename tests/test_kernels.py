@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, ROOT
+from conftest import AS_NOBODY, ROOT, by_kernel
 
 from physview import kernels
 from physview.errors import PhysviewError, Unsupported, UsageError
@@ -413,8 +413,8 @@ def test_what_does_not_build_says_where_the_log_is(real_kernel, tmp_path, monkey
     assert pickle.loads(pickle.dumps(e.value)).path == e.value.path
 
 
-@pytest.mark.needs("kernels", "cc")
-@pytest.mark.parametrize("version", os.environ.get("PHYSVIEW_KERNELS", "6.1").split(","))
+@pytest.mark.needs("cc")
+@pytest.mark.parametrize("version", by_kernel(os.environ.get("PHYSVIEW_KERNELS", "6.1").split(",")))
 def test_physviews_module_builds_without_a_warning(version):
     module = kernels.build_module(kernels.find_kernel(version), ROOT / "csrc/kmod")
     assert module.name == "3000physicalview.ko"

@@ -4,7 +4,7 @@
 import subprocess
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, by_kernel
 
 from physview import kernels, module
 from physview.vm import initramfs
@@ -23,8 +23,7 @@ def built(version):
     return kernel, kernels.build_module(kernel, module.source_dir())
 
 
-@pytest.mark.needs("arm64")
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", by_kernel(VERSIONS, "arm64"))
 def test_it_builds_without_a_warning(version):
     kernel, path = built(version)
     content = path.read_bytes()
@@ -45,8 +44,11 @@ def program(tmp_path_factory):
     return path.read_bytes()
 
 
-@pytest.mark.needs("arm64", "arm64-vm")
-@pytest.mark.parametrize(("version", "cpu", "nr_levels"), MACHINES)
+@pytest.mark.needs("arm64-vm")
+@pytest.mark.parametrize(
+    ("version", "cpu", "nr_levels"),
+    [pytest.param(*each, marks=pytest.mark.needs(f"arm64-{each[0]}")) for each in MACHINES],
+)
 def test_it_agrees_with_pagemap(program, tmp_path, version, cpu, nr_levels):
     kernel, path = built(version)
     modules = [content for _, content in initramfs.load_order(kernel.modules, ["zram"])]

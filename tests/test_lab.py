@@ -102,6 +102,7 @@ def test_wrong_use(physview, args, words):
     assert result.stdout == ""
 
 
+@pytest.mark.needs("no-capabilities")
 def test_a_lab_that_cannot_be_done_is_one_line_with_the_remedy(physview):
     result = physview("lab", "cow", prefix=WITHOUT_CAPABILITIES)
     line = one_line(result, 1)

@@ -10,6 +10,7 @@ import re
 import shutil
 
 import pytest
+from conftest import by_kernel
 from guests import KMOD_TESTS, compile_program, guest_tests, run_in_guest
 
 from physview import kernels
@@ -49,12 +50,17 @@ if LONG:
 WHOLE_HAS = "root,pfn,kpage,swap,hugetlb,gigantic,thp,nodes"
 NEWER = ("6.12", "7.2", "7.3")
 
-pytestmark = pytest.mark.needs("vm", "index", "cc", "kernels")
+pytestmark = pytest.mark.needs("vm", "index", "cc")
 
 
 @pytest.mark.parametrize(
     ("series", "la57"),
-    [(s, la57) for s in KERNELS for la57 in (False, True) if s not in ONLY_4_LEVELS or not la57],
+    [
+        pytest.param(s, la57, marks=pytest.mark.needs(f"kernel-{s}"))
+        for s in KERNELS
+        for la57 in (False, True)
+        if s not in ONLY_4_LEVELS or not la57
+    ],
     ids=str,
 )
 def test_the_tests_pass_in_a_vm(tmp_path, series, la57):
@@ -69,7 +75,7 @@ def test_the_tests_pass_in_a_vm(tmp_path, series, la57):
     print(output.splitlines()[-1])
 
 
-@pytest.mark.parametrize("series", KERNELS)
+@pytest.mark.parametrize("series", by_kernel(KERNELS))
 def test_whole_processes_in_a_vm_with_two_nodes(tmp_path, series):
     peers = [name for name in ("page-types", "thpmaps") if shutil.which(name)]
     has = ",".join([WHOLE_HAS, *peers, *(["scan", "mthp"] if series in NEWER else [])])
@@ -81,7 +87,7 @@ def test_whole_processes_in_a_vm_with_two_nodes(tmp_path, series):
     print(output.splitlines()[-1])
 
 
-@pytest.mark.parametrize("series", KERNELS)
+@pytest.mark.parametrize("series", by_kernel(KERNELS))
 def test_a_race_and_a_fuzzer_leave_the_log_clean(tmp_path, series):
     nr_calls, seconds = (10_000_000, 60) if LONG else (1_000_000, 15)
     race, fuzz = (compile_program(tmp_path, name) for name in ("race", "fuzz"))

@@ -42,6 +42,7 @@ def test_the_reports_json(physview):
         assert "present" in entry["flags"]
 
 
+@pytest.mark.needs("no-capabilities")
 def test_virtual_addresses_need_nobody(physview):
     result = physview("memview", "--virtual", prefix=WITHOUT_CAPABILITIES)
     assert (result.returncode, result.stderr) == (0, "")
@@ -92,6 +93,7 @@ def test_numbers_that_are_none(physview, option):
     assert "is not a number" in one_line(physview("memview", *option), 2)
 
 
+@pytest.mark.needs("no-capabilities")
 def test_without_privilege_the_addresses_are_shown_and_the_cause_said(physview):
     result = physview("memview", prefix=WITHOUT_CAPABILITIES)
     line = one_line(result, 1)

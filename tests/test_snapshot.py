@@ -154,6 +154,7 @@ def test_a_block_of_two_nodes_tells_of_neither(tmp_path):
     assert nodes_of_blocks(str(tmp_path)) == {}
 
 
+@pytest.mark.needs("kpage")
 def test_our_own_cgroup_is_found_by_its_inode():
     with open("/proc/self/cgroup") as file:
         mine = dict(line.rstrip("\n").split(":", 2)[1:] for line in file)

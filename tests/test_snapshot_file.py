@@ -185,6 +185,7 @@ def test_written_and_said_in_json(physview, stopped, tmp_path):
     }
 
 
+@pytest.mark.needs("pfn")  # without, a second line says so
 def test_a_file_that_cannot_be(physview, tmp_path):
     there = tmp_path / "there"
     there.write_text("mine")
@@ -328,6 +329,7 @@ def test_whatever_is_damaged_is_said(tmp_path):
     assert nr_refused > 75
 
 
+@pytest.mark.needs("pfn")
 def test_without_pyarrow_the_line_says_what_to_install(tmp_path):
     (tmp_path / "pyarrow.py").write_text("raise ModuleNotFoundError('gone', name='pyarrow')")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

@@ -21,6 +21,8 @@ from physview.vm import initramfs
 # One accelerator for all. To open a /dev/kvm that does not work can do harm.
 os.environ.setdefault("PHYSVIEW_VM_ACCEL", "tcg")
 
+pytestmark = pytest.mark.needs("vm", "kernels")
+
 LARGE = bytes(range(256)) * 40960  # 10 MiB, every byte
 FACTS = """
 import json, os, sys
@@ -76,7 +78,6 @@ def booted(kernel, tmp_path_factory):
     )
 
 
-@pytest.mark.needs("vm")
 class TestBooted:
     def test_the_exit_code_is_the_commands(self, booted):
         assert booted.outcome.exit_code == 128 + signal.SIGTERM
@@ -109,7 +110,6 @@ class TestBooted:
         assert (booted.facts["hostname"], booted.facts["loopback"]) == ("physview-vm", 1)
 
 
-@pytest.mark.needs("vm")
 def test_a_kernel_that_panics_is_an_error_of_its_own(kernel):
     stdout = io.BytesIO()
     crash = "echo before; echo c > /proc/sysrq-trigger"
@@ -119,7 +119,6 @@ def test_a_kernel_that_panics_is_an_error_of_its_own(kernel):
     assert stdout.getvalue() == b"before\n"
 
 
-@pytest.mark.needs("vm")
 def test_a_module_that_does_not_load_is_said(kernel, tmp_path):
     module = tmp_path / "none.ko"
     module.write_bytes(b"no module")
@@ -127,7 +126,7 @@ def test_a_module_that_does_not_load_is_said(kernel, tmp_path):
         vm.run(kernel, ["true"], modules=[module])
 
 
-@pytest.mark.needs("vm", "nobody")
+@pytest.mark.needs("nobody")
 def test_a_plain_user_can_run_it(kernel):
     code = (
         "import sys; from pathlib import Path; from types import SimpleNamespace as N\n"
@@ -161,7 +160,6 @@ def test_a_plain_user_can_run_it(kernel):
     assert result.returncode == 7
 
 
-@pytest.mark.needs("vm")
 def test_an_image_that_is_no_kernel_is_a_lost_vm_and_tried_twice(kernel, tmp_path):
     image = tmp_path / "vmlinuz"
     image.write_bytes(b"no kernel" * 1000)

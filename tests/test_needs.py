@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The tests themselves: what a test uses of the machine, it says in its `needs` marker.
+
+Without the marker a test fails, rather than being skipped with the reason, on the first machine
+that lacks the thing: a checkout in a private folder, a machine without Debian's kernels.
+"""
+
+import ast
+import functools
+import re
+
+import pytest
+from conftest import CAPABILITIES, ROOT
+
+TESTS = ROOT / "tests"
+FILES = sorted(TESTS.glob("test_*.py"))
+
+# What a test uses, by name, and the need that covers it, as a pattern.
+USES = {
+    "AS_NOBODY": "nobody",
+    "WITHOUT_CAPABILITIES": "no-capabilities",
+    "find_kernel": "kernels|kernel-.*|arm64-.*",
+    "run_in_guest": "vm",
+}
+# Fixtures that put something of the test's own in the machine's place.
+INSTEAD = {"find_kernel": {"world", "empty_cache", "monkeypatch"}}
+# What these run as nobody is a C program in a folder that is open to all, not this checkout.
+COMPILED = {
+    "test_the_courses_client_as_root_and_not_as_nobody",
+    "test_with_insecure_nobody_sees_memory_of_their_own",
+}
+
+
+@functools.cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
+def definitions(path):
+    """The functions, classes and constants at the top of a file, by name."""
+    found = {}
+    for node in parsed(path).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign):
+            found |= {t.id: node for t in node.targets if isinstance(t, ast.Name)}
+    return found
+
+
+def names_in(node):
+    """Every name in a piece of code: variables, attributes, and parameters, which are fixtures."""
+    for each in ast.walk(node):
+        if isinstance(each, ast.Name):
+            yield each.id
+        elif isinstance(each, ast.Attribute):
+            yield each.attr
+        elif isinstance(each, ast.arg):
+            yield each.arg
+
+
+def uses(function, known):
+    """The names that a test uses, itself or by the helpers and fixtures of its file."""
+    found, left = set(), [function]
+    while left:
+        for name in set(names_in(left.pop())) - found:
+            found.add(name)
+            if name in known:
+                left.append(known[name])
+    return found
+
+
+def needs_in(nodes):
+    """The capabilities that decorators and pytestmark name; by_kernel() names those of kernels."""
+    found = set()
+    for node in nodes:
+        text = ast.unparse(node)
+        found |= {name for name in re.findall(r"'([\w.-]+)'", text) if name in CAPABILITIES}
+        if "by_kernel" in text or "needs(f'kernel-" in text:
+            found.add("kernel-each")
+        if "'arm64'" in text or "needs(f'arm64-" in text:
+            found.add("arm64-each")
+    return found
+
+
+def each_test_of(path):
+    """Every test of a file, with the names that it uses and the needs that it states."""
+    known = definitions(path)
+    shared = {"pytestmark", "needs_tracefs"} & known.keys()
+    marks = [known[name] for name in shared]
+    for node in parsed(path).body:
+        members = node.body if isinstance(node, ast.ClassDef) else [node]
+        outer = node.decorator_list if isinstance(node, ast.ClassDef) else []
+        for each in members:
+            if isinstance(each, ast.FunctionDef) and each.name.startswith("test_"):
+                yield each.name, uses(each, known), needs_in([*marks, *outer, *each.decorator_list])
+
+
+@pytest.mark.parametrize("used", USES)
+def test_what_a_test_uses_it_needs(used):
+    without, nr_found = [], 0
+    for path in FILES:
+        for name, names, needs in each_test_of(path):
+            if used not in names or names & INSTEAD.get(used, set()) or name in COMPILED:
+                continue
+            if used in definitions(path):  # another thing by the same name
+                continue
+            nr_found += 1
+            if not any(re.fullmatch(USES[used], need) for need in needs):
+                without.append(f"{path.name}::{name}")
+    assert nr_found
+    assert without == []
+
+
+def test_every_skip_for_want_of_something_is_in_the_table():
+    """A skipif beside the table could not be turned into a failure by PHYSVIEW_REQUIRE."""
+    assert [path.name for path in FILES if re.search(r"mark\.skip(if)?\b", path.read_text())] == []
