@@ -72,7 +72,7 @@ def bench_memory() -> bool:
     for size in (GIB, 8 * GIB):
         target, start = start_target(size, "read")
         command = [
-            sys.executable,
+            *(sys.executable, "-I"),
             "-c",
             PEAK,
             str(target.pid),
@@ -166,7 +166,7 @@ def bench_in_vm(kernel: str, nr: int) -> int:
     """Run the benchmarks of the module in a VM."""
     program = [sys.executable, __file__, "--module", "-n", str(nr)]
     options = ["--kernel", kernel, "--memory", "2048"]
-    command = [sys.executable, "-m", "physview", "vm", *options, "--", *program]
+    command = [sys.executable, "-I", "-m", "physview", "vm", *options, "--", *program]
     return subprocess.run(command, check=False).returncode
 
 

@@ -130,7 +130,7 @@ def bench_thpmaps(nr: int, pid: int) -> bool:
         skip(what, "no thpmaps on PATH: see --help")
         return True
     ours = (PHYSVIEW, "maps", str(pid), "--rollup")
-    peer = (sys.executable, thpmaps, "--pid", str(pid), "--rollup", "--cont", "64K")
+    peer = (sys.executable, "-I", thpmaps, "--pid", str(pid), "--rollup", "--cont", "64K")
     ratio, detail = paired(timed(*ours), timed(*peer), nr)
     kept = report(what, ratio, 1 / 4, detail)
     mine, theirs = peak_kib(*ours), peak_kib(*peer)

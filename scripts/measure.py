@@ -88,7 +88,10 @@ def peak_kib(*command: str) -> int:
         "print(os.wait4(pid, 0)[2].ru_maxrss)"
     )
     found = subprocess.run(
-        [sys.executable, "-S", "-c", code, *command], capture_output=True, text=True, check=True
+        [sys.executable, "-I", "-S", "-c", code, *command],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return int(found.stdout)
 
@@ -96,7 +99,7 @@ def peak_kib(*command: str) -> int:
 def start_process(code: str, *arguments: str) -> tuple[subprocess.Popen[str], str]:
     """A process that runs a piece of Python, and the line that it says when it is ready."""
     target = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-I", "-c", code, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -97,7 +97,9 @@ def shell() -> contextlib.AbstractContextManager[int]:
 
 
 def interpreter() -> contextlib.AbstractContextManager[int]:
-    return started(sys.executable, "-c", "import numpy, rich.table; print(flush=True); input()")
+    return started(
+        sys.executable, "-I", "-c", "import numpy, rich.table; print(flush=True); input()"
+    )
 
 
 @contextlib.contextmanager
@@ -126,7 +128,7 @@ def small_pages() -> Iterator[int]:
 
 
 def huge_pages() -> contextlib.AbstractContextManager[int]:
-    return started(sys.executable, "-c", HUGE)
+    return started(sys.executable, "-I", "-c", HUGE)
 
 
 SUBJECTS: dict[str, Callable[[], contextlib.AbstractContextManager[int]]] = {
@@ -142,7 +144,7 @@ SUBJECTS: dict[str, Callable[[], contextlib.AbstractContextManager[int]]] = {
 def snapshots(code: str, act: Callable[[subprocess.Popen[bytes]], None]) -> pictures.Picture:
     """What becomes of the pages of a process by what is done to it when it is ready."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-I", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdout
     process.stdout.readline()

@@ -99,23 +99,23 @@ def _has_vm() -> bool:
 
 
 CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
-    "root": (lambda: os.geteuid() == 0, "not root: run sudo ./scripts/test"),
-    "pfn": (checkup.can_show_frames, "frame numbers are hidden: run sudo ./scripts/test"),
+    "root": (lambda: os.geteuid() == 0, "not root: run ./scripts/test as root"),
+    "pfn": (checkup.can_show_frames, "frame numbers are hidden: run ./scripts/test as root"),
     "scan": (
         lambda: checkup.look_at_scan().state != checkup.NO,
         "no PAGEMAP_SCAN: Linux 6.7 or later has it",
     ),
     "kpage": (
         lambda: checkup.look_at_kpage_files().state == checkup.YES,
-        "/proc/kpage* cannot be read: run sudo ./scripts/test",
+        "/proc/kpage* cannot be read: run ./scripts/test as root",
     ),
     "page-types": (
         lambda: shutil.which("page-types") is not None,
-        "no page-types on PATH: sudo ./scripts/fetch-peers builds it",
+        "no page-types on PATH: ./scripts/fetch-peers builds it, as root",
     ),
     "thpmaps": (
         lambda: shutil.which("thpmaps") is not None,
-        "no thpmaps on PATH: sudo ./scripts/fetch-peers gets it",
+        "no thpmaps on PATH: ./scripts/fetch-peers gets it, as root",
     ),
     "guard": (_has_guard_regions, "no MADV_GUARD_INSTALL: Linux 6.13 or later has it"),
     "thp": (_has_thp, "no huge page could be had: see physview doctor"),
@@ -159,7 +159,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: "PHYSVIEW_KMOD" in os.environ and "PHYSVIEW_COURSE_KMOD" in os.environ,
         "not told which modules to load by turns: tests/test_matrix.py does, in a VM",
     ),
-    "tracefs": (_has_tracefs, "no tracefs, or not root: run sudo ./scripts/test"),
+    "tracefs": (_has_tracefs, "no tracefs, or not root: run ./scripts/test as root"),
     "kprobes": (
         lambda: _has_tracefs("kprobe_events"),
         "no kprobes: Debian's kernels have them, see scripts/test",
@@ -217,8 +217,8 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "nobody": (
         lambda: os.geteuid() == 0 and _succeeds(*AS_NOBODY, *IMPORTS),
-        "nobody cannot run this checkout, or this is not root: run sudo ./scripts/test in a folder"
-        " that is open to all",
+        "nobody cannot run this checkout: run ./scripts/test as root, in a folder that is open to"
+        " all",
     ),
     "no-capabilities": (
         lambda: _succeeds(*WITHOUT_CAPABILITIES, *IMPORTS),
@@ -229,7 +229,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: (
             os.geteuid() == 0 and _succeeds("unshare", "-m", "mount", "-t", "tmpfs", "t", "/mnt")
         ),
-        "no mounts in a namespace of one's own: run sudo ./scripts/test, not in a container",
+        "no mounts in a namespace of one's own: run ./scripts/test as root, not in a container",
     ),
     "userns": (
         lambda: _succeeds("unshare", "-Ur", "true"),

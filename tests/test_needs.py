@@ -13,12 +13,13 @@ import pytest
 from conftest import CAPABILITIES, ROOT
 
 TESTS = ROOT / "tests"
-FILES = sorted(TESTS.glob("test_*.py"))
+FILES = sorted(path for path in TESTS.glob("test_*.py") if path.name != "test_needs.py")
 
 # What a test uses, by name, and the need that covers it, as a pattern.
 USES = {
     "AS_NOBODY": "nobody",
     "WITHOUT_CAPABILITIES": "no-capabilities",
+    "-Ur": "no-capabilities",  # root in a user namespace of its own
     "find_kernel": "kernels|kernel-.*|arm64-.*",
     "run_in_guest": "vm",
 }
@@ -48,7 +49,7 @@ def definitions(path):
 
 
 def names_in(node):
-    """Every name in a piece of code: variables, attributes, and parameters, which are fixtures."""
+    """Every name in a piece of code: variables, attributes, parameters (fixtures), and strings."""
     for each in ast.walk(node):
         if isinstance(each, ast.Name):
             yield each.id
@@ -56,6 +57,8 @@ def names_in(node):
             yield each.attr
         elif isinstance(each, ast.arg):
             yield each.arg
+        elif isinstance(each, ast.Constant) and isinstance(each.value, str):
+            yield each.value
 
 
 def uses(function, known):

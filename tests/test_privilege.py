@@ -75,7 +75,7 @@ def test_uid_0_without_the_capability_sees_nothing_and_hears_why():
     assert result.stdout.count("UNKNOWN") == 40
 
 
-@pytest.mark.needs("userns")
+@pytest.mark.needs("userns", "no-capabilities")
 def test_a_root_of_its_own_user_namespace_only_sees_nothing():
     """All capabilities in CapEff, and none of them counts."""
     command = ["unshare", "-Ur", sys.executable, "-m", "physview", "doctor"]

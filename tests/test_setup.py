@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The scripts: what they set up, what they say, and that nothing runs of the caller's folder."""
+
+import ast
+import itertools
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+
+import pytest
+from conftest import AS_NOBODY, ROOT
+
+SCRIPTS = ROOT / "scripts"
+SHELL = [*(p for p in SCRIPTS.iterdir() if p.is_file() and not p.suffix), SCRIPTS / "setup.sh"]
+SHELL += [*(ROOT / "tests/vm").glob("*.sh"), ROOT / ".ci/run"]
+# What set-up and the commands import, besides the standard library.
+PACKAGES = (
+    *("pip", "setuptools", "wheel", "pkg_resources", "_distutils_hack", "distutils", "build_ffi"),
+    *(
+        "cffi",
+        "_cffi_backend",
+        "pycparser",
+        "numpy",
+        "psutil",
+        "rich",
+        "pyarrow",
+        "PIL",
+        "physview",
+    ),
+    *("sitecustomize", "usercustomize"),
+)
+# What the scripts start, so that a PATH can be made without the rest.
+PROGRAMS = (
+    *(
+        "cat",
+        "cut",
+        "dirname",
+        "env",
+        "find",
+        "flock",
+        "getent",
+        "grep",
+        "head",
+        "id",
+        "ls",
+        "make",
+    ),
+    *("mktemp", "readlink", "rm", "sed", "setpriv", "sh", "sort", "stat", "tail", "tar", "touch"),
+    *("test", "uname", "unshare", "mount", "gcc", "dpkg-deb", "apt-cache"),
+)
+
+
+@pytest.fixture
+def checkout(open_folder):
+    """A copy of the checkout in which nothing was set up, and which its owner may write to."""
+    ignore = shutil.ignore_patterns(".venv", ".git", "build", "*.so", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT, open_folder / "physview", ignore=ignore)
+    return open_folder / "physview"
+
+
+def write_program(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """A folder for PATH with few programs, and an apt-get that notes its arguments and fails."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in PROGRAMS:
+        if found := shutil.which(name):
+            (folder / name).symlink_to(found)
+    write_program(folder / "apt-get", f'echo "$@" >>{tmp_path}/apt; echo E: nothing; exit 100')
+    return folder
+
+
+def call(checkout, code, *, prefix=(), **environment):
+    """Run shell code as a script of the checkout runs it: with scripts/setup.sh."""
+    script = f'set -eu\n. "${{0%/*}}/setup.sh"\n{code}'
+    return subprocess.run(
+        [*prefix, "sh", "-c", script, str(checkout / "scripts/run")],
+        env=os.environ | environment,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def lay_traps(folder, mark):
+    """Fill a folder with modules and programs of every name; what runs of it writes its name."""
+    for name in {*sys.stdlib_module_names, *PACKAGES}:
+        (folder / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').write({name!r} + '.py\\n')\n")
+    write_program(folder / "trap", f'echo "$0" >>{mark}')
+    for path in ("/usr/bin", "/bin", "/usr/sbin", "/sbin", sys.prefix + "/bin"):
+        for name in os.listdir(path):
+            if not (folder / name).exists():
+                (folder / name).symlink_to("trap")
+
+
+@pytest.mark.needs("index", "cc")
+def test_nothing_of_a_folder_full_of_traps_runs(checkout, open_folder):
+    """The first set-up, and a command that writes a file into the folder one stands in."""
+    mark, traps, home = (open_folder / name for name in ("mark", "traps", "home"))
+    traps.mkdir()
+    home.mkdir()
+    lay_traps(traps, mark)
+    cache = os.environ.get("PIP_CACHE_DIR", os.path.expanduser("~/.cache/pip"))
+    environment = os.environ | {
+        "PATH": f".:{os.environ['PATH']}::{traps.name}",
+        **dict.fromkeys(("PYTHONPATH", "PYTHONUSERBASE", "CDPATH"), str(traps)),
+        "PYTHONSTARTUP": str(traps / "os.py"),
+        "ENV": str(traps / "trap"),
+        "HOME": str(home),
+        "PIP_CACHE_DIR": cache,
+    }
+    for name in ("first.parquet", "second.parquet"):
+        result = subprocess.run(
+            [checkout / "scripts/run", "snapshot", "self", "-o", name],
+            cwd=traps,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=500,
+        )
+        assert not mark.exists(), sorted(set(mark.read_text().split()))
+        assert result.returncode == 0, result.stderr
+        assert (traps / name).read_bytes()[:4] == b"PAR1"
+    assert (checkout / ".venv/.physview-run").exists()
+
+
+def test_no_script_starts_python_where_it_takes_modules_from_the_folder():
+    """In shell: `python -I`, or a script by its whole path, whose own folder comes first then."""
+    start = re.compile(r"""^[^#]*(\bpython[\d.]*|\$\{?python\}?)"? +(?!-I\b)--?[a-zA-Z]""")
+    found = [
+        f"{path.name}:{number}: {line.strip()}"
+        for path in SHELL
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if start.search(line)
+    ]
+    assert found == []
+    assert start.search('as_owner "$venv/bin/python" -m pip')
+    assert start.search('"$python" --version')
+    assert not start.search('"$bin/python" -I -m compileall')
+
+
+def test_no_script_in_python_starts_another_that_takes_modules_from_the_folder():
+    for path in SCRIPTS.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            words = node.elts if isinstance(node, ast.List | ast.Tuple) else []
+            words = node.args if isinstance(node, ast.Call) else words
+            texts = [ast.unparse(word) for word in words]
+            for this, after in itertools.pairwise(texts):
+                if this in ("sys.executable", "'python3'"):
+                    assert after in ("'-I'", "__file__", "'python3'"), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        (".:/usr/bin:/bin", "/usr/bin:/bin"),
+        ("/usr/bin::/bin:", "/usr/bin:/bin"),
+        ("here:/usr/bin:../bin", "/usr/bin"),
+        ("/a b:/usr/bin", "/a b:/usr/bin"),
+        ("", "/usr/sbin:/usr/bin:/sbin:/bin"),
+    ],
+)
+def test_path_has_whole_paths_only(path, kept):
+    result = call(ROOT, f"whole_paths '{path}'")
+    assert result.stdout == f"{kept}\n"
+
+
+def test_a_python_that_cannot_be_used_is_named_and_apt_left_alone(checkout, programs, tmp_path):
+    result = call(checkout, "setup run", PHYSVIEW_PYTHON="/nonexistent/python3", PATH=str(programs))
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("physview: PHYSVIEW_PYTHON=/nonexistent/python3 cannot be used")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "apt").exists()
+
+
+@pytest.mark.needs("mountns")
+def test_a_system_s_python_that_is_too_old_is_said_and_apt_left_alone(checkout, programs, tmp_path):
+    """As on Debian 11: apt has no newer one, and would run at every call in vain."""
+    old = tmp_path / "python3"
+    write_program(old, 'case "$*" in *--version) echo Python 3.9.2 ;; *) exit 1 ;; esac')
+    there = f'mount --bind {old} /usr/bin/python3 && exec "$@"'
+    prefix = ["unshare", "-m", "sh", "-c", there, "sh"]
+    environment = {"PATH": str(programs), "PHYSVIEW_PYTHON": ""}
+    result = call(checkout, "setup run", prefix=prefix, **environment)
+    assert result.stderr == (
+        "physview: Python 3.9.2 (/usr/bin/python3) is too old: physview needs Python 3.10 or later;"
+        " install one with its headers, and write PHYSVIEW_PYTHON=/path/to/python3.12 before"
+        " ./scripts/run\n"
+    )
+    assert result.returncode == 1
+    assert not (tmp_path / "apt").exists()
+
+
+def test_what_apt_prints_is_shown_only_where_it_fails(programs):
+    failed = call(ROOT, "apt_install xz-utils || echo went on", PATH=str(programs))
+    assert failed.stdout == "went on\n"
+    assert failed.stderr == (
+        "physview: installing xz-utils\nE: nothing\nphysview: apt-get could not update its lists\n"
+        "E: nothing\nphysview: apt-get could not install xz-utils: see above\n"
+    )
+    write_program(programs / "apt-get", "echo debconf: unable to initialize frontend >&2")
+    fine = call(ROOT, "apt_install xz-utils", PATH=str(programs))
+    assert (fine.returncode, fine.stderr) == (0, "physview: installing xz-utils\n")
+
+
+def test_apt_takes_nothing_unsigned(programs, tmp_path):
+    call(ROOT, "apt_install xz-utils", PATH=str(programs))
+    for line in (tmp_path / "apt").read_text().splitlines():
+        assert "APT::Get::AllowUnauthenticated=false" in line
+        assert "Acquire::AllowInsecureRepositories=false" in line
+
+
+@pytest.mark.needs("root")
+def test_peers_are_not_fetched_where_xz_is_missing(programs, tmp_path):
+    assert not (programs / "xz").exists()
+    result = subprocess.run(
+        [SCRIPTS / "fetch-peers"],
+        env=os.environ | {"PATH": str(programs), "PHYSVIEW_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "physview: page-types and thpmaps cannot be had without xz: install it"
+    )
+    assert "install -y --no-install-recommends xz-utils\n" in (tmp_path / "apt").read_text()
+    assert "download" not in (tmp_path / "apt").read_text()
+
+
+@pytest.mark.needs("nobody")
+def test_what_sudo_pip_left_is_removed_by_root_and_named_to_others(checkout):
+    """`sudo pip install .` in a user's checkout leaves folders in which only root can write."""
+    for path in [checkout, *checkout.rglob("*")]:
+        os.chown(path, 65534, 65534)
+    left = [checkout / name for name in ("build", "physview.egg-info")]
+    for folder in left:
+        folder.mkdir(mode=0o755)
+        (folder / "file").touch()
+    result = call(checkout, "remove_closed_folders", prefix=AS_NOBODY)
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"physview: cannot build: {left[0]} is another user's, as sudo pip install leaves it;"
+        f" remove it as root: rm -r {left[0]}\n"
+    )
+    assert call(checkout, "remove_closed_folders").returncode == 0
+    assert not any(folder.exists() for folder in left)
+    left[0].mkdir()
+    os.chown(left[0], 65534, 65534)
+    assert call(checkout, "remove_closed_folders").stderr == ""
+    assert left[0].exists()
+
+
+def test_every_script_is_held_to_it():
+    """The lists above miss no script: each in shell says so in its first line."""
+    for path in SCRIPTS.iterdir():
+        if path.is_file() and os.stat(path).st_mode & stat.S_IXUSR:
+            assert path in SHELL
+            assert path.read_text().startswith("#!/bin/sh\n")
+            assert '. "${self%/*}/setup.sh"\n' in path.read_text()
