@@ -141,8 +141,8 @@ too_old() {
 install_python() {
 	what="a Python 3.10 or later with venv, its headers and a C compiler"
 	[ -z "${PHYSVIEW_PYTHON-}" ] ||
-		fail "PHYSVIEW_PYTHON=$PHYSVIEW_PYTHON cannot be used: it names no $what; name one that is," \
-			"or unset it"
+		fail "PHYSVIEW_PYTHON=$PHYSVIEW_PYTHON cannot be used: $what is needed; name such a Python," \
+			"or leave PHYSVIEW_PYTHON out"
 	version=$(/usr/bin/python3 -I --version 2>/dev/null) || version=
 	case $version in "Python 3."[0-9].*) too_old "$version (/usr/bin/python3)" ;; esac
 	command -v apt-get >/dev/null ||

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import browser
+import limits
 import pytest
 import turns
 from memory import KINDS, WAIT, Region, libc, pfnmap_ranges
@@ -321,6 +322,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    limits.set_limits(items)
     turns.choose(config, items)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pyte
+from limits import DEFAULT_SIGNALS
 
 LEFT = "\x1b[?1049l"
 
@@ -54,7 +55,7 @@ class PtyRun:
         self.settings = termios.tcgetattr(self.slave)
         variables = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
-            command,
+            [*DEFAULT_SIGNALS, *command],
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,

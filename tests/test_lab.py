@@ -14,6 +14,7 @@ import documented
 import psutil
 import pytest
 from conftest import AS_NOBODY, ROOT, WITHOUT_CAPABILITIES, one_line
+from limits import DEFAULT_SIGNALS
 
 from physview import labs
 from physview.labs import base, child
@@ -192,8 +193,7 @@ def test_what_another_process_maps_is_not_evicted(physview, python):
 
 @pytest.mark.needs("pfn")
 def test_ctrl_c_leaves_no_process():
-    default = ["env", "--default-signal=INT"]
-    command = [*default, sys.executable, "-m", "physview", "lab", "runs"]
+    command = [*DEFAULT_SIGNALS, sys.executable, "-m", "physview", "lab", "runs"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     children = []

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from conftest import one_line
+from limits import DEFAULT_SIGNALS
 
 
 @pytest.mark.parametrize(
@@ -33,9 +34,7 @@ def test_a_reader_that_has_seen_enough(python):
 
 
 def test_ctrl_c_ends_it_at_once_and_in_silence():
-    # A shell starts what it runs in the background with SIGINT ignored, and so may CI.
-    default = ["env", "--default-signal=INT"]
-    command = [*default, sys.executable, "-m", "physview", "memview", "--sleep", "60"]
+    command = [*DEFAULT_SIGNALS, sys.executable, "-m", "physview", "memview", "--sleep", "60"]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import AS_NOBODY, ROOT, one_line
+from limits import DEFAULT_SIGNALS
 from memory import PAGE
 
 from physview import machine
@@ -257,7 +258,8 @@ with whole_file({str(tmp_path / "a")!r}) as file:
     os.kill(os.getpid(), signal.SIGINT)
     signal.pause()
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    command = [*DEFAULT_SIGNALS, sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, check=False)
     assert result.returncode == -signal.SIGINT
     assert os.listdir(tmp_path) == []
 

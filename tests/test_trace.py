@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import AS_NOBODY, one_line
+from limits import DEFAULT_SIGNALS
 from memory import PAGE, raw_entry
 
 import physview as api
@@ -50,7 +51,10 @@ def tracer(tracefs):
     def start(*args):
         before = instances(tracefs)
         process = subprocess.Popen(
-            [*TRACE, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*DEFAULT_SIGNALS, *TRACE, *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         started.append(process)
 
