@@ -181,15 +181,11 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         )
         for series in SERIES
     },
-    "arm64": (
-        lambda: _has_arm64("6.1"),
-        "no compiler for arm64, or no arm64 at the Debian mirror: apt-get install"
-        " gcc-aarch64-linux-gnu",
-    ),
     **{
         f"arm64-{series}": (
             functools.partial(_has_arm64, series),
-            f"no compiler for arm64, or no arm64 of Linux {series} at the Debian mirror",
+            f"no compiler for arm64, or no Debian {series} of arm64: apt-get install"
+            " gcc-aarch64-linux-gnu",
         )
         for series in SERIES
     },
@@ -236,6 +232,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: _succeeds("unshare", "-Ur", "true"),
         "no user namespaces of one's own, as in a chroot or where sysctl forbids them",
     ),
+    "setarch": (lambda: shutil.which("setarch") is not None, "no setarch: util-linux has it"),
     "fincore": (lambda: shutil.which("fincore") is not None, "no fincore: util-linux-extra has it"),
     "vmtouch": (lambda: shutil.which("vmtouch") is not None, "no vmtouch: apt-get install vmtouch"),
     "browser": (

@@ -4,7 +4,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -165,9 +164,8 @@ def test_another_malloc_has_other_steps(physview):
     assert "in [anonymous], not in the heap" in first
 
 
+@pytest.mark.needs("setarch")
 def test_addresses_that_are_random_no_more(physview):
-    if not shutil.which("setarch"):
-        pytest.skip("no setarch")
     (text,) = unusual(physview("lab", "runs", prefix=["setarch", "-R"]))
     assert "personality ADDR_NO_RANDOMIZE" in text
 
