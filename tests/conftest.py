@@ -26,6 +26,7 @@ import turns
 from memory import KINDS, WAIT, Region, libc, pfnmap_ranges
 from witnesses import open_kmod
 
+from physview import _native
 from physview.analysis import checkup
 from physview.kernels import cache_dir
 from physview.topology import node_map
@@ -93,6 +94,13 @@ def _has_tracefs(file: str = "instances") -> bool:
     """Whether it can be mounted, and has a file: where it is mounted already does not matter."""
     mount = f"mount -t tracefs t /mnt && test -e /mnt/{file}"
     return os.geteuid() == 0 and _succeeds("unshare", "-m", "sh", "-c", mount)
+
+
+def _evicts() -> bool:
+    """Whether the kernel can let go of the core's pages: a tmpfs has no disk to read them from."""
+    command = ["stat", "-f", "-c", "%T", _native.__file__]
+    kind = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return kind.strip() not in ("tmpfs", "ramfs")
 
 
 def _has_vm() -> bool:
@@ -233,6 +241,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         "no user namespaces of one's own, as in a chroot or where sysctl forbids them",
     ),
     "setarch": (lambda: shutil.which("setarch") is not None, "no setarch: util-linux has it"),
+    "evicts": (_evicts, "the checkout lies in a tmpfs, which keeps all of a file in memory"),
     "fincore": (lambda: shutil.which("fincore") is not None, "no fincore: util-linux-extra has it"),
     "vmtouch": (lambda: shutil.which("vmtouch") is not None, "no vmtouch: apt-get install vmtouch"),
     "browser": (
