@@ -326,9 +326,9 @@ def test_whatever_is_damaged_is_said(tmp_path):
             found = rows_of(path)
         except PhysviewError:
             nr_refused += 1
-        else:  # it hit what is not read, as the names of flags: a fifth of the file, or more
+        else:  # it hit what is not read, as the names of flags: more of a file without frames
             assert (found == rows).all()
-    assert nr_refused > 75
+    assert nr_refused > 50
 
 
 @pytest.mark.needs("pfn")
