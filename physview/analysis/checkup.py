@@ -309,7 +309,8 @@ def look_at_headers() -> Finding:
     if not os.path.exists("/proc/modules"):
         value = "none; nor could this kernel load what is built with them"
         return Finding("kernel headers", NO, value)
-    remedy = packages.install_line("headers", release=release)
+    vm = "physview vm, which brings a kernel with headers"
+    _, remedy = packages.why_no_headers(release, vm)
     return Finding("kernel headers", NO, f"none for {release}", remedy)
 
 

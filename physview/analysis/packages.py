@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+
 # By the ID or ID_LIKE of /etc/os-release: how to install, and the packages' names.
 _DISTRIBUTIONS = {
     "debian": (
@@ -26,21 +30,84 @@ def install_line(what: str, os_release: str | None = None, **names: str) -> str:
     >>> install_line("headers", "ID=ubuntu\\nID_LIKE=debian\\n", release="6.8.0-31-generic")
     'sudo apt-get install linux-headers-6.8.0-31-generic'
     """
-    for name in _distribution_ids(_read_os_release() if os_release is None else os_release):
+    for name in _distribution_ids(os_release):
         if name in _DISTRIBUTIONS:
             command, packages = _DISTRIBUTIONS[name]
             return f"sudo {command} {packages[what].format(**names)}"
     return f"install the {what} package of your distribution"
 
 
+def why_no_headers(release: str, otherwise: str) -> tuple[str, str]:
+    """Why there are no headers to build a module with for the kernel that runs, and what to do.
+
+    It asks apt, so it is for when they are missing.
+
+    Args:
+        release: What `uname -r` says.
+        otherwise: What to do where no package has them.
+
+    Returns:
+        The reason, and a remedy that names a package only where there may be such a one.
+    """
+    if not _has_modules():
+        return "this kernel was built without loadable modules", otherwise
+    why = f"there are no headers of kernel {release}"
+    install = install_line("headers", release=release)
+    if "debian" not in _distribution_ids():
+        return why, install
+    package = f"linux-headers-{release}"
+    available = _apt_has(package)
+    if available is None:
+        return why, f"sudo apt-get update, which tells whether apt has {package}; or {otherwise}"
+    return (why, install) if available else (f"{why}, nor has apt {package}", otherwise)
+
+
+def _has_modules() -> bool:
+    return os.path.exists("/proc/modules")
+
+
+def _apt_has(package: str) -> bool | None:
+    """Whether apt could install a package; None where it has fetched no lists, or is not there."""
+    if shutil.which("apt-cache") is None or not _apt("apt-get", "indextargets"):
+        return None
+    candidate = [
+        line.strip()
+        for line in _apt("apt-cache", "policy", package).split("\n")
+        if line.startswith("  Candidate:")
+    ]
+    return bool(candidate) and candidate[0] != "Candidate: (none)"
+
+
+def _apt(*command: str) -> str:
+    environment = os.environ | {"LC_ALL": "C"}
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, errors="replace", check=False
+    )
+    return result.stdout
+
+
+def os_release_fields(os_release: str | None = None) -> dict[str, str]:
+    r"""What /etc/os-release says. Source: os-release(5).
+
+    Args:
+        os_release: Its text; this machine's by default.
+
+    >>> os_release_fields('ID=debian\nVERSION_ID="12"\n')
+    {'ID': 'debian', 'VERSION_ID': '12'}
+    """
+    text = _read_os_release() if os_release is None else os_release
+    pairs = (line.partition("=") for line in text.split("\n"))
+    return {name: value.strip("\"'") for name, equals, value in pairs if equals}
+
+
 def _read_os_release() -> str:
     try:
-        with open("/etc/os-release", encoding="utf-8") as file:
+        with open("/etc/os-release", encoding="utf-8", errors="replace") as file:
             return file.read()
     except OSError:
         return ""
 
 
-def _distribution_ids(os_release: str) -> list[str]:
-    fields = dict(line.partition("=")[::2] for line in os_release.splitlines())
-    return f"{fields.get('ID', '')} {fields.get('ID_LIKE', '')}".replace('"', "").split()
+def _distribution_ids(os_release: str | None = None) -> list[str]:
+    fields = os_release_fields(os_release)
+    return [fields.get("ID", ""), *fields.get("ID_LIKE", "").split(" ")]

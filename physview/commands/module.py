@@ -56,12 +56,9 @@ def _build() -> Path:
 
     kernel = kernels.running_kernel(to_boot=False)
     if kernel is None or kernel.headers is None:
-        release = os.uname().release
-        raise ModuleUnavailable(
-            "cannot build the module",
-            f"there are no headers of kernel {release}",
-            packages.install_line("headers", release=release),
-        )
+        otherwise = "use a throwaway VM: physview vm -- physview …"
+        why, remedy = packages.why_no_headers(os.uname().release, otherwise)
+        raise ModuleUnavailable("cannot build the module", why, remedy)
     _common.say(f"building for {kernel.release}")
     return kernels.build_module(kernel, module.source_dir())
 

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Remedies name packages only where apt has them, and modules only where there can be any."""
+
+import os
+import subprocess
+
+import pytest
+from repository import Repository, configure_apt, update_apt
+
+from physview.analysis import checkup, packages
+
+RELEASE = os.uname().release
+OTHERWISE = "do something else"
+HAS_MODULES = os.path.exists("/proc/modules")
+
+
+@pytest.fixture
+def debian(tmp_path, monkeypatch, signer):
+    """A Debian with loadable modules, whose apt has a repository of its own: that repository."""
+    repository = Repository(tmp_path / "debian")
+    repository.add("linux-libc-dev")
+    repository.publish(signer)
+    signer.export(tmp_path / "keyring.gpg")
+    line = f"deb [signed-by={tmp_path}/keyring.gpg] {repository.site} bookworm main"
+    monkeypatch.setenv("APT_CONFIG", str(configure_apt(tmp_path, [line])))
+    monkeypatch.setattr(packages, "_read_os_release", lambda: "ID=debian\n")
+    monkeypatch.setattr(packages, "_has_modules", lambda: True)
+    return repository
+
+
+@pytest.mark.needs("apt")
+def test_headers_that_apt_has_are_named(debian, signer):
+    debian.add(f"linux-headers-{RELEASE}")
+    debian.publish(signer)
+    update_apt()
+    why, remedy = packages.why_no_headers(RELEASE, OTHERWISE)
+    assert why == f"there are no headers of kernel {RELEASE}"
+    assert remedy.endswith(f"apt-get install linux-headers-{RELEASE}")
+
+
+@pytest.mark.needs("apt")
+def test_headers_that_no_package_has_are_not(debian):
+    update_apt()
+    assert packages.why_no_headers(RELEASE, OTHERWISE) == (
+        f"there are no headers of kernel {RELEASE}, nor has apt linux-headers-{RELEASE}",
+        OTHERWISE,
+    )
+
+
+@pytest.mark.needs("apt")
+def test_before_apt_has_fetched_its_lists_it_is_not_known(debian):
+    _, remedy = packages.why_no_headers(RELEASE, OTHERWISE)
+    assert "apt-get update, which tells whether apt has linux-headers-" in remedy
+    assert remedy.endswith(f"; or {OTHERWISE}")
+
+
+def test_where_apt_is_not_the_package_manager_it_is_not_asked(monkeypatch):
+    monkeypatch.setattr(packages, "_read_os_release", lambda: 'ID=nobara\nID_LIKE="rhel fedora"\n')
+    monkeypatch.setattr(packages, "_has_modules", lambda: True)
+    monkeypatch.setenv("PATH", "/nowhere")
+    _, remedy = packages.why_no_headers("6.9", OTHERWISE)
+    assert remedy.endswith("dnf install kernel-devel-6.9")
+
+
+@pytest.mark.skipif(HAS_MODULES, reason="this kernel loads modules")
+def test_where_no_module_can_be_none_is_offered(physview):
+    for command in ("build", "load"):
+        result = physview("module", command)
+        assert result.returncode == 1
+        assert "this kernel was built without loadable modules; " in result.stderr
+        assert "linux-headers" not in result.stderr
+        assert " vm -- " in result.stderr
+    assert "linux-headers" not in checkup.look_at_headers().value
+    assert not checkup.look_at_headers().remedy
+
+
+@pytest.mark.skipif(not os.path.exists("/etc/debian_version"), reason="no Debian, nor like it")
+def test_this_machines_own_remedy_is_one_that_works(physview):
+    remedy = checkup.look_at_headers().remedy or ""
+    for word in remedy.split(" "):
+        if word.startswith("linux-headers-") and "which tells whether" not in remedy:
+            shown = subprocess.run(["apt-cache", "policy", word], capture_output=True, check=True)
+            assert b"Candidate: " in shown.stdout
+            assert b"Candidate: (none)" not in shown.stdout
