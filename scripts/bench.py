@@ -188,7 +188,7 @@ def main() -> int:
     args = parser.parse_args()
     from physview.kernels import cache_dir
 
-    os.environ["PATH"] += f":{cache_dir()}/peers"
+    os.environ["PATH"] += f":{cache_dir('peers')}"
     if args.vm:
         return bench_in_vm(args.vm, args.n)
     if args.whole:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Debian's kernels in the cache, and modules built for them.
 
-Most of it runs against an apt of its own: three small programs and a Debian of two packages.
+Most of it runs against a repository of its own, with packages of a few bytes and real signatures.
 """
 
 import os
@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 from conftest import AS_NOBODY, ROOT, by_kernel
+from repository import Repository, configure_apt
 
 from physview import kernels
 from physview.errors import PhysviewError, Unsupported, UsageError
-from physview.kernels import cache, debian, headers
+from physview.kernels import cache, headers, mirrors
 
 RELEASE = "6.1.0-56-amd64"
 
@@ -44,48 +45,34 @@ MODULE_LICENSE("GPL");
 """,
 }
 
-# What Debian has, in the fake apt's world. The highest number is not the last in the alphabet.
-NAMES = f"""\
+# What the repository has, beside the packages with content. The highest number is not the last in
+# the alphabet.
+NAMES = """\
 linux-image-6.1-amd64
 linux-image-6.1.0-9-amd64
-linux-image-{RELEASE}
-linux-image-{RELEASE}-unsigned
+linux-image-6.1.0-56-amd64-unsigned
 linux-image-6.1.0-57-cloud-amd64
 linux-image-6.1.0-57-rt-amd64
 linux-image-6.1.0-57-arm64
 linux-image-6.12.117+deb12-amd64
+gcc-12
+linux-compiler-gcc-12-x86
+linux-base
 """
-FAKE = {
-    "apt-get": """\
-#!/bin/sh
-case "$*" in
-*indextargets*) printf '%s\\n' "$TARGETS" ;;
-*update*) [ -z "$APT_FAILS" ] || echo "W: $APT_FAILS" >&2 ;;
-*download*)
-	sleep "${SLOW:-0}"
-	[ -z "$APT_FAILS" ] || { echo "E: $APT_FAILS" >&2; exit 100; }
-	echo "$*" | sed 's/.*download //' >>"$WORLD/downloads"
-	echo >a.deb ;;
-esac
-""",
-    "apt-cache": f"""\
-#!/bin/sh
-case "$*" in
-*pkgnames*) [ -n "$APT_FAILS" ] || cat <<'END'
-{NAMES}END
-;;
-*show*headers-{RELEASE}*) echo "Depends: gcc-12, linux-headers-6.1.0-56-common (= 1) | linux-x,\
- linux-kbuild-6.1, linux-compiler-gcc-12-x86, linux-base (>= 4)" ;;
-esac
-""",
-    "dpkg-deb": f"""\
-#!/bin/sh
-mkdir -p "$3/boot" "$3/lib/modules/{RELEASE}" "$3/usr/src/linux-headers-{RELEASE}"
-echo image >"$3/boot/vmlinuz-{RELEASE}"
-[ -z "$DPKG_FAILS" ] || {{ echo "dpkg-deb: error: $DPKG_FAILS" >&2; exit 2; }}
-echo include /usr/src/linux-headers-6.1.0-56-common/Makefile \\
-	>"$3/usr/src/linux-headers-{RELEASE}/Makefile"
-""",
+HEADERS = f"usr/src/linux-headers-{RELEASE}"
+COMMON = "usr/src/linux-headers-6.1.0-56-common"
+PACKAGES = {
+    f"linux-image-{RELEASE}": (
+        {f"boot/vmlinuz-{RELEASE}": "image\n", f"lib/modules/{RELEASE}/modules.order": ""},
+        "linux-base",
+    ),
+    f"linux-headers-{RELEASE}": (
+        {f"{HEADERS}/Makefile": f"include /{COMMON}/Makefile\n"},
+        "gcc-12, linux-headers-6.1.0-56-common (= 1) | linux-x, linux-kbuild-6.1,"
+        " linux-compiler-gcc-12-x86, linux-base (>= 0)",
+    ),
+    "linux-headers-6.1.0-56-common": ({f"{COMMON}/Makefile": "all:\n"}, ""),
+    "linux-kbuild-6.1": ({"usr/lib/linux-kbuild-6.1/scripts/script": "#!/bin/sh\n"}, ""),
 }
 
 
@@ -97,21 +84,22 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch, empty_cache):
-    """A machine whose apt is FAKE: the folder in which it leaves word of what it did."""
+def world(tmp_path, monkeypatch, empty_cache, signer):
+    """A machine whose apt has a Debian of its own: that Debian."""
     world = tmp_path / "world"
-    (world / "bin").mkdir(parents=True)
-    for name, text in FAKE.items():
-        (world / "bin" / name).write_text(text)
-        (world / "bin" / name).chmod(0o755)
-    (world / "debian-archive-keyring.gpg").touch()
-    monkeypatch.setattr(debian, "_KEYRINGS_DIR", world)
-    monkeypatch.setenv("WORLD", str(world))
-    monkeypatch.setenv("TARGETS", "http://mirror.invalid/debian bookworm")
-    monkeypatch.setenv("APT_FAILS", "")
-    monkeypatch.setenv("DPKG_FAILS", "")
-    monkeypatch.setenv("PATH", f"{world}/bin:/usr/bin:/bin")
-    return world
+    repository = Repository(world / "debian")
+    for name in NAMES.split():
+        repository.add(name, {f"usr/share/{name}": ""})
+    for name, (files, depends) in PACKAGES.items():
+        repository.add(name, files, depends)
+    repository.publish(signer)
+    Repository(world / "debian", suite="bookworm-security").publish(signer)
+    signer.export(world / "debian-archive-keyring.gpg")
+    monkeypatch.setattr(mirrors, "_KEYRINGS_DIR", world)
+    suites = ("bookworm", "bookworm-security")
+    config = configure_apt(world, [f"deb {repository.site} {suite} main" for suite in suites])
+    monkeypatch.setenv("APT_CONFIG", str(config))
+    return repository
 
 
 @pytest.fixture
@@ -183,82 +171,85 @@ def test_an_image_that_lies_with_the_modules_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("wanted", ["4.19", "6.11", "6", "", "../6.1"])
-def test_a_version_that_is_not_known(empty_cache, wanted):
+def test_a_version_that_is_not_known(tmp_path, empty_cache, monkeypatch, wanted):
+    monkeypatch.setenv("APT_CONFIG", str(configure_apt(tmp_path, [])))
     with pytest.raises(UsageError, match=r"choose one of 5\.10, 6\.1, 6\.12, 7\.2, 7\.3"):
         kernels.find_kernel(wanted)
 
 
-def test_the_newest_is_fetched_whole_and_once(world, empty_cache):
-    said = []
-    kernel = kernels.find_kernel("6.1", said.append)
-    assert kernel.release == RELEASE
-    assert len(said) == 1
-    assert kernel.image.read_text() == "image\n"
-    assert kernel.headers.joinpath("Makefile").read_text().startswith("physview_src := ")
-    assert (kernel.modules / "build").resolve() == kernel.headers.resolve()
-    assert left_in(empty_cache / "kernels") == [RELEASE]
-    assert kernels.find_kernel("6.1") == kernel
-    (downloads,) = (world / "downloads").read_text().splitlines()
-    image = [f"linux-image-{RELEASE}", f"linux-headers-{RELEASE}"]
-    assert downloads.split() == [*image, "linux-headers-6.1.0-56-common", "linux-kbuild-6.1"]
+@pytest.mark.needs("apt")
+class TestFetching:
+    def test_the_newest_is_fetched_whole_and_once(self, world, empty_cache):
+        said = []
+        kernel = kernels.find_kernel("6.1", said.append)
+        assert kernel.release == RELEASE
+        assert said == [f"fetching Debian's kernel {RELEASE} into {empty_cache}/kernels"]
+        assert kernel.image.read_text() == "image\n"
+        assert kernel.headers.joinpath("Makefile").read_text().startswith("physview_src := ")
+        assert (kernel.modules / "build").resolve() == kernel.headers.resolve()
+        assert left_in(empty_cache / "kernels") == [RELEASE]
+        root = empty_cache / "kernels" / RELEASE
+        for path in (COMMON, "usr/lib/linux-kbuild-6.1"):
+            assert (root / path).is_dir()
+        # No compiler, and nothing that is for installing.
+        assert not (root / "usr/share").exists()
+        shutil.rmtree(world.folder)
+        assert kernels.find_kernel("6.1") == kernel
 
+    def test_two_that_fetch_at_once_fetch_once(self, world, empty_cache):
+        code = (
+            "import sys; from pathlib import Path; from physview import kernels;"
+            "from physview.kernels import mirrors; mirrors._KEYRINGS_DIR = Path(sys.argv[1]);"
+            "print(kernels.find_kernel('6.1', print).release)"
+        )
+        command = [sys.executable, "-c", code, world.folder.parent]
+        both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        said = [process.communicate()[0].splitlines() for process in both]
+        assert [lines[-1] for lines in said] == [RELEASE] * 2
+        assert sorted(map(len, said)) == [1, 2]
 
-def test_two_that_fetch_at_once_fetch_once(world, empty_cache, monkeypatch):
-    monkeypatch.setenv("SLOW", "1")
-    code = (
-        "import sys; from pathlib import Path; from physview import kernels;"
-        "from physview.kernels import debian; debian._KEYRINGS_DIR = Path(sys.argv[1]);"
-        "print(kernels.find_kernel('6.1').release)"
-    )
-    command = [sys.executable, "-c", code, world]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate()[0] for process in both] == [f"{RELEASE}\n"] * 2
-    assert len((world / "downloads").read_text().splitlines()) == 1
+    @pytest.mark.parametrize("broken", [f"linux-image-{RELEASE}_1", "linux-kbuild-6.1_1"])
+    def test_what_fails_leaves_nothing_behind(self, world, empty_cache, signer, broken):
+        leftover = empty_cache / "kernels/.6.1-amd64.new/apt/debs"
+        leftover.mkdir(parents=True)
+        deb = world.folder / f"pool/{broken}_amd64.deb"
+        whole = deb.read_bytes()
+        # Not what the index says, and then what the index says but no package.
+        for text, why in (("not signed", "cannot fetch"), ("no package", "cannot unpack")):
+            deb.write_text(text)
+            if why == "cannot unpack":
+                world.publish(signer)
+            with pytest.raises(PhysviewError, match=why) as caught:
+                kernels.find_kernel("6.1")
+            assert "\n" not in str(caught.value)
+            assert left_in(empty_cache / "kernels") == []
+        deb.write_bytes(whole)
+        world.publish(signer)
+        assert kernels.find_kernel("6.1").image.exists()
 
+    def test_without_debians_keys_nothing_is_fetched(self, world):
+        (world.folder.parent / "debian-archive-keyring.gpg").unlink()
+        with pytest.raises(Unsupported, match="apt-get install debian-archive-keyring"):
+            kernels.find_kernel("6.1")
 
-@pytest.mark.parametrize("fails", ["APT_FAILS", "DPKG_FAILS"])
-def test_what_fails_leaves_nothing_behind(world, empty_cache, monkeypatch, fails):
-    leftover = empty_cache / "kernels/.6.1-amd64.new/apt/debs"
-    leftover.mkdir(parents=True)
-    monkeypatch.setenv(fails, "it is raining")
-    with pytest.raises(PhysviewError, match="it is raining"):
-        kernels.find_kernel("6.1")
-    assert left_in(empty_cache / "kernels") == []
-    monkeypatch.setenv(fails, "")
-    assert kernels.find_kernel("6.1").image.exists()
+    def test_a_mirror_without_the_version_says_so(self, world):
+        with pytest.raises(Unsupported, match=r"mirror has no kernel 6\.1\.0-99"):
+            kernels.find_kernel("6.1.0-99")
+
+    @pytest.mark.parametrize("line", [[], ["deb http://mirror.invalid/ubuntu jammy main"]])
+    def test_an_apt_without_debian_says_what_to_do(self, world, monkeypatch, line):
+        configure_apt(world.folder.parent, line)
+        monkeypatch.setattr("physview.analysis.packages._read_os_release", str)
+        with pytest.raises(Unsupported, match="no Debian mirror; add one"):
+            kernels.find_kernel("6.1")
 
 
 def test_a_machine_without_apt_says_what_to_do(empty_cache, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Unsupported, match="has no apt-get; use Debian") as caught:
         kernels.find_kernel("6.1")
-    assert left_in(empty_cache / "kernels") == []
+    assert not empty_cache.exists()
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
-
-
-@pytest.mark.parametrize("targets", ["", "http://mirror.invalid/ubuntu jammy"])
-def test_an_apt_without_debian_says_what_to_do(world, monkeypatch, targets):
-    monkeypatch.setenv("TARGETS", targets)
-    with pytest.raises(Unsupported, match="no Debian mirror; add one"):
-        kernels.find_kernel("6.1")
-
-
-def test_without_debians_keys_nothing_is_fetched(world):
-    (world / "debian-archive-keyring.gpg").unlink()
-    with pytest.raises(Unsupported, match="sudo apt-get install debian-archive-keyring"):
-        kernels.find_kernel("6.1")
-
-
-def test_a_mirror_without_the_version_says_so(world):
-    with pytest.raises(Unsupported, match=r"mirror has no kernel 6\.1\.0-99"):
-        kernels.find_kernel("6.1.0-99")
-
-
-def test_the_mirrors_of_security_updates_are_the_machines_own():
-    lines = ["https://a/debian trixie", "https://b/s trixie-security", "cdrom:[x] trixie"]
-    assert debian.parse_sites("\n".join(lines)) == (["https://a/debian"], ["https://b/s"])
-    derived = ["https://a/debian-security"]
-    assert debian.parse_sites("https://a/debian sid\n") == (["https://a/debian"], derived)
 
 
 @pytest.mark.needs("nobody")
@@ -347,9 +338,9 @@ def test_the_running_kernel_is_there_when_its_files_are(tmp_path):
     assert kernels.running_kernel(tmp_path).headers == modules / "build"
 
 
-def test_missing_headers_have_their_remedy(tmp_path, empty_cache):
-    kernel = kernels.Kernel("6.1.0", tmp_path, tmp_path, None)
-    with pytest.raises(Unsupported, match=r"its headers are missing; .*install"):
+def test_an_image_without_headers_has_its_remedy(tmp_path, empty_cache):
+    kernel = kernels.Kernel("bzImage", tmp_path, tmp_path, None)
+    with pytest.raises(Unsupported, match=r"without headers; .* or --module none$"):
         kernels.build_module(kernel, write_hello(tmp_path / "hello"))
 
 

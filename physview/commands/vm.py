@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 NAME = "vm"
 HELP = "a command in a throwaway VM, on a kernel of choice, with the kernel module loaded"
 
-FALLBACK_KERNEL = "6.1"
-
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
@@ -34,9 +32,10 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernel",
         metavar="X",
-        help="a version of Debian's, such as 6.1, which is fetched and not installed; or a path:"
-        " an image of your own with virtio, 9p and overlayfs built in (default: the running"
-        f" kernel, and where that cannot be had {FALLBACK_KERNEL})",
+        help="a version of Debian's, such as 6.1, or on Ubuntu of Ubuntu's, such as 6.8, which is"
+        " fetched and not installed; or a path: an image of your own with virtio, 9p and"
+        " overlayfs built in (default: the running kernel, and where that cannot be had Debian's"
+        " 6.1 or Ubuntu's first)",
     )
     parser.add_argument(
         "--la57", choices=("on", "off"), default="off", help="page tables of 5 levels, not 4"
@@ -132,8 +131,9 @@ def _find_kernel(wanted: str | None) -> Kernel:
     if kernel and not (why := vm.why_unbootable(kernel)):
         return kernel
     release = os.uname().release
-    _common.say(f"not the running kernel {release}: {why}; trying Debian's {FALLBACK_KERNEL}")
-    return kernels.find_kernel(FALLBACK_KERNEL, _common.say)
+    whose, version = kernels.fallback_version()
+    _common.say(f"not the running kernel {release}: {why}; trying {whose}'s {version}")
+    return kernels.find_kernel(version, _common.say)
 
 
 def _modules(wanted: str | None, kernel: Kernel) -> list[Path]:

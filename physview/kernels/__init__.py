@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kernels to boot and to build the module for: this machine's own, and Debian's in a cache."""
+"""Kernels to boot and to build the module for: this machine's own, and others in a cache."""
 
 from physview.kernels.build import BuildFailed, build_module
-from physview.kernels.cache import Kernel, cache_dir, running_kernel
-from physview.kernels.fetch import ARCHITECTURES, SERIES, find_kernel
+from physview.kernels.cache import Kernel, cache_dir, make_cache_dir, running_kernel
+from physview.kernels.fetch import ARCHITECTURES, SERIES, fallback_version, find_kernel
 from physview.kernels.own_image import fetch_own_image
 
 __all__ = [
@@ -13,7 +13,9 @@ __all__ = [
     "Kernel",
     "build_module",
     "cache_dir",
+    "fallback_version",
     "fetch_own_image",
     "find_kernel",
+    "make_cache_dir",
     "running_kernel",
 ]

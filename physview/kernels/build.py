@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from physview.analysis.packages import install_line
+from physview.analysis.packages import why_no_headers
 from physview.errors import PhysviewError, Unsupported
 from physview.kernels.cache import Kernel, cache_dir, locked
 
@@ -77,11 +77,12 @@ def build_module(kernel: Kernel, source: Path) -> Path:
     headers = _usable_headers(kernel)
     tools = _tools(headers)
     files = dict(_source_files(source))
-    folder = cache_dir() / "modules" / kernel.release
-    target = folder / _digest(files, tools.compiler, *tools.off)
-    with locked(folder, target.name):
+    place = ("modules", kernel.release)
+    digest = _digest(files, tools.compiler, *tools.off)
+    with locked(digest, *place) as folder:
+        target = folder / digest
         if module := next(target.glob("*.ko"), None):
-            return module
+            return cache_dir(*place, digest, module.name)
         # Not in the cache: Kbuild takes no path with a blank in it.
         with tempfile.TemporaryDirectory(prefix="physview-") as work:
             build = Path(work, "module")
@@ -99,7 +100,9 @@ def build_module(kernel: Kernel, source: Path) -> Path:
 def _usable_headers(kernel: Kernel) -> Path:
     what = f"cannot build a module for {kernel.release}"
     if kernel.headers is None:
-        why, remedy = "its headers are missing", install_line("headers", release=kernel.release)
+        why, remedy = "it came without headers", "choose one that has them, or --module none"
+        if kernel.release == os.uname().release:
+            why, remedy = why_no_headers(kernel.release, remedy)
         raise Unsupported(what, why, remedy)
     compiler = _tools(kernel.headers).compiler
     for program in ("make", compiler):
@@ -185,9 +188,11 @@ def _make(headers: Path, build: Path, *options: str) -> str:
 def _keep(module: Path, log: str, target: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as staging:
         whole = Path(staging, target.name)
-        whole.mkdir()
-        shutil.copy(module, whole)
+        whole.mkdir(0o755)
+        shutil.copyfile(module, whole / module.name)
         (whole / LOG).write_text(log)
+        # Whatever the umask is: what is loaded as root is written by nobody else.
+        (whole / module.name).chmod(0o644)
         os.rename(whole, target)
     return target / module.name
 

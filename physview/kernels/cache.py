@@ -8,11 +8,15 @@ import fcntl
 import os
 import pwd
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from physview.errors import AccessDenied, PhysviewError
+from physview.kernels import trusted
+
+# By Debian's name of an architecture: how releases for it end, Debian's and Ubuntu's.
+FLAVOURS = {"amd64": ("amd64", "generic"), "arm64": ("arm64",)}
 
 
 class Kernel(NamedTuple):
@@ -31,11 +35,40 @@ class Kernel(NamedTuple):
     headers: Path | None
 
 
-def cache_dir() -> Path:
-    """The cache: $PHYSVIEW_CACHE, or physview in $XDG_CACHE_HOME or in ~/.cache.
+def cache_dir(*below: str) -> Path:
+    """The cache: $PHYSVIEW_CACHE, or physview in $XDG_CACHE_HOME or in ~/.cache; or a place in it.
 
     Under sudo it is root's own: files of root in a user's cache would be in that user's way.
+
+    Args:
+        below: Names of folders in it, and of a file at the end.
+
+    Raises:
+        AccessDenied: Somebody other than root and the caller could change what is there.
+        PhysviewError: It cannot be looked at.
     """
+    return _checked(trusted.check, below)
+
+
+def make_cache_dir(*below: str) -> Path:
+    """The same, of a folder: it is made where it is missing."""
+    return _checked(trusted.make_folder, below)
+
+
+def _checked(check: Callable[[Path], object], below: tuple[str, ...]) -> Path:
+    cache = _location()
+    place = cache.joinpath(*below)
+    try:
+        # It may not be a folder that others may add to, even if what is in it is nobody else's.
+        check(cache)
+        if below:
+            check(place)
+    except OSError as error:
+        raise _unusable(cache, error) from None
+    return place
+
+
+def _location() -> Path:
     if chosen := os.environ.get("PHYSVIEW_CACHE"):
         return Path(chosen).absolute()
     if os.geteuid() == 0 and "SUDO_UID" in os.environ:
@@ -69,15 +102,17 @@ def age_key(release: str) -> tuple[list[int], int, list[int]]:
 
 def cached_kernel(wanted: str, architecture: str) -> Kernel | None:
     """The newest kernel of a version in the cache, or None."""
-    folder = cache_dir() / "kernels"
+    folder = cache_dir("kernels")
+    suffixes = tuple(f"-{flavour}" for flavour in FLAVOURS[architecture])
     try:
-        all_names = [name for name in os.listdir(folder) if name.endswith(f"-{architecture}")]
+        all_names = [name for name in os.listdir(folder) if name.endswith(suffixes)]
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _unusable(folder, error) from None
     names = [name for name in all_names if matches(name, wanted)]
-    return unpacked_kernel(folder / max(names, key=age_key)) if names else None
+    # Looked at once more, now that it is there: until now another could have made it.
+    return unpacked_kernel(cache_dir("kernels", max(names, key=age_key))) if names else None
 
 
 def unpacked_kernel(folder: Path) -> Kernel:
@@ -112,30 +147,37 @@ def image_places(root: Path, release: str) -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, name: str) -> Iterator[None]:
+def locked(name: str, *below: str) -> Iterator[Path]:
     """Make a folder of the cache and hold a lock in it: others wait until it is let go.
 
     Args:
-        folder: The folder.
-        name: What is locked in it.
+        name: What is locked in the folder.
+        below: As for `cache_dir`.
+
+    Yields:
+        The folder.
 
     Raises:
+        AccessDenied: Somebody other than root and the caller could change what is there.
         PhysviewError: The folder cannot be written.
     """
+    folder = make_cache_dir(*below)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / f".{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        lock = os.open(folder / f".{name}.lock", flags, 0o600)
     except OSError as error:
         raise _unusable(folder, error) from None
     # The kernel lets go of the lock when the file is closed, also when this process is killed.
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield folder
     finally:
         os.close(lock)
 
 
 def _unusable(folder: Path, error: OSError) -> PhysviewError:
+    if isinstance(error, PhysviewError):
+        return error
     kind = AccessDenied if isinstance(error, PermissionError) else PhysviewError
     what, why = f"cannot use the cache {folder}", error.strerror or str(error)
     return kind(what, why, "set PHYSVIEW_CACHE to a folder of your own", path=str(folder))

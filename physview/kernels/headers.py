@@ -9,12 +9,15 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-# Debian's headers are two folders in /usr/src; the first includes the second by that path.
+# Debian's headers are two folders in /usr/src; the first includes the second by that path. So are
+# Ubuntu's, where it is done by relative links.
 _INSTALLED = "/usr/src/"
 _HERE = "physview_src := $(abspath $(dir $(lastword $(MAKEFILE_LIST)))/..)\n"
 
 # For signed modules only. They want libcrypto, which the others do not.
-_UNUSED = ("sign-file", "extract-cert")
+_UNUSED = ("sign-file", "extract-cert", "insert-sys-cert")
+# Where the host programs lie: Debian's apart from the headers, Ubuntu's among them.
+_TOOLS = ("usr/lib/linux-kbuild-*", "usr/src/linux-headers-*/*")
 
 
 def rewrite_makefile(text: str) -> str:
@@ -37,13 +40,15 @@ def relocate(root: Path, release: str) -> None:
     """
     headers = root / "usr/src" / f"linux-headers-{release}"
     makefile = headers / "Makefile"
-    makefile.write_text(rewrite_makefile(makefile.read_text()))
+    text = makefile.read_text()
+    if _INSTALLED in text:
+        makefile.write_text(rewrite_makefile(text))
     # Since Debian 14 all is in /usr/lib, and depmod looks in /lib.
     if not (root / "lib").exists():
         (root / "lib").symlink_to("usr/lib")
     modules = (root / "lib/modules" / release).resolve()
     common = headers.with_name(headers.name.rpartition("-")[0] + "-common")
-    for name, target in (("build", headers), ("source", common)):
+    for name, target in (("build", headers), ("source", common if common.is_dir() else headers)):
         link = modules / name
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(target.resolve(), modules))
@@ -51,11 +56,7 @@ def relocate(root: Path, release: str) -> None:
 
 def tools_that_fail(root: Path) -> list[Path]:
     """The host programs among the headers that this machine's libraries cannot run."""
-    return [
-        tool
-        for tool in _elf_programs(root / "usr/lib")
-        if tool.name not in _UNUSED and not _loads(tool)
-    ]
+    return [tool for tool in _elf_programs(root) if tool.name not in _UNUSED and not _loads(tool)]
 
 
 def wrap_tools(tools: list[Path], libraries: Path) -> None:
@@ -81,8 +82,11 @@ def wrap_tools(tools: list[Path], libraries: Path) -> None:
         shutil.copymode(program, tool)
 
 
-def _elf_programs(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.glob("linux-kbuild-*/**/*")):
+def _elf_programs(root: Path) -> Iterator[Path]:
+    found = (folder for pattern in _TOOLS for folder in root.glob(pattern))
+    # Debian's headers have links to the tools' own folder.
+    folders = (folder for folder in found if not folder.is_symlink())
+    for path in sorted(path for folder in folders for path in folder.rglob("*")):
         if path.is_file() and not path.is_symlink() and os.access(path, os.X_OK):
             with open(path, "rb") as file:
                 if file.read(4) == b"\x7fELF":

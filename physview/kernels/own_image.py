@@ -7,15 +7,14 @@ Ubuntu has it so; modules and headers can be read there. The machine's own apt k
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from physview.errors import Unsupported
+from physview.kernels import mirrors
+from physview.kernels.apt import PrivateApt, missing_program
 from physview.kernels.cache import Kernel, cache_dir, image_places, locked, running_kernel
-from physview.kernels.debian import complaints_of, environment
 
 
 def fetch_own_image(
@@ -40,13 +39,15 @@ def fetch_own_image(
     modules = root / "lib/modules" / release
     if not closed or running_kernel(root) or not os.access(modules, os.R_OK | os.X_OK):
         return None
-    folder = cache_dir() / "images"
-    image = folder / f"vmlinuz-{release}"
-    with locked(folder, image.name):
-        if not image.exists():
+    if os.uname().machine != "x86_64":
+        return None
+    name = f"vmlinuz-{release}"
+    with locked(name, "images") as folder:
+        if not (folder / name).exists():
             if tell:
                 tell(f"{closed} is for root alone: fetching linux-image-{release} into {folder}")
-            _fetch(image, release, f"sudo chmod a+r {closed}")
+            _fetch(folder / name, release, f"sudo chmod a+r {closed}")
+        image = cache_dir("images", name)
     headers = modules / "build"
     return Kernel(release, image, modules, headers if headers.is_dir() else None)
 
@@ -54,24 +55,21 @@ def fetch_own_image(
 def _fetch(image: Path, release: str, remedy: str) -> None:
     package = f"linux-image-{release}"
     what = f"cannot fetch {package}"
-    for program in ("apt-get", "dpkg-deb"):
-        if shutil.which(program) is None:
-            raise Unsupported(what, f"this machine has no {program}", remedy)
+    if program := missing_program():
+        raise Unsupported(what, f"this machine has no {program}", remedy)
+    why = "apt has no mirror of Debian or Ubuntu"
     # Beside the image: only there can it be moved into place.
     with tempfile.TemporaryDirectory(dir=image.parent, prefix=".new-") as work:
-        fetched = _run("apt-get", "-q", "download", package, cwd=work)
-        debs = list(Path(work).glob("*.deb"))
-        if fetched.returncode or not debs:
-            raise Unsupported(what, complaints_of(fetched) or "apt-get got nothing", remedy)
-        unpacked = _run("dpkg-deb", "-x", str(debs[0]), "unpacked", cwd=work)
-        found = [path for path in image_places(Path(work, "unpacked"), release) if path.is_file()]
-        if unpacked.returncode or not found:
-            why = complaints_of(unpacked) or f"{debs[0].name} has no vmlinuz-{release}"
-            raise Unsupported(what, why, remedy)
-        os.rename(found[0], image)
-
-
-def _run(*command: str, cwd: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False
-    )
+        for archive in mirrors.archives().values():
+            whose = archive.distribution.name
+            apt = PrivateApt(Path(work, whose), archive.source_lines(), whose)
+            if package not in apt.names(package):
+                why = apt.complaints or f"this machine's {whose} mirror has no such package"
+                continue
+            apt.unpack([package], Path(work, "unpacked"))
+            places = image_places(Path(work, "unpacked"), release)
+            if found := next(filter(Path.is_file, places), None):
+                os.rename(found, image)
+                return
+            why = f"{package} has no vmlinuz-{release}"
+    raise Unsupported(what, why, remedy)

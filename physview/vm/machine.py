@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from physview.analysis import packages
-from physview.errors import UsageError
+from physview.errors import PhysviewError, UsageError
 from physview.vm import initramfs
 from physview.vm.failures import VmUnusable
 
 QEMU = "qemu-system-x86_64"
 ACCELERATOR_VARIABLE = "PHYSVIEW_VM_ACCEL"
 KVM, TCG = "kvm", "tcg"
+_KVM_NOTE = "kvm-fails"
 
 # Every fault ends the VM, at once. PTI doubles the cost of each system call in an emulator.
 _KERNEL_OPTIONS = "console=ttyS0 oops=panic panic=-1 mitigations=off random.trust_cpu=on audit=0"
@@ -117,7 +118,7 @@ class Machine(NamedTuple):
         yield from (last, last)
 
     def _kvm_may_work(self) -> bool:
-        if not can_open_kvm() or _read(_kvm_note()) == _boot_id():
+        if not can_open_kvm() or _kvm_note() == _boot_id():
             return False
         # The emulated CPU has five levels on any machine, KVM's only where the real one has.
         return not self.la57 or "la57" in _read(Path("/proc/cpuinfo")).split()
@@ -146,15 +147,20 @@ def can_open_kvm() -> bool:
 
 def remember_that_kvm_fails() -> None:
     """Use TCG from now on, until this machine is booted again."""
-    with suppress(OSError):
-        _kvm_note().parent.mkdir(parents=True, exist_ok=True)
-        _kvm_note().write_text(_boot_id())
+    from physview.kernels import make_cache_dir
+
+    # Without a cache that is safe to write to there is no note, and KVM is tried each time.
+    with suppress(OSError, PhysviewError):
+        (make_cache_dir() / _KVM_NOTE).write_text(_boot_id())
 
 
-def _kvm_note() -> Path:
+def _kvm_note() -> str:
     from physview.kernels import cache_dir
 
-    return cache_dir() / "kvm-fails"
+    try:
+        return _read(cache_dir(_KVM_NOTE))
+    except PhysviewError:
+        return ""
 
 
 def _boot_id() -> str:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Debian's packages, fetched and unpacked by the machine's apt without installing anything.
+"""Packages of a distribution's archive, fetched and unpacked by apt without installing anything.
 
 apt gets a root of its own for all that it writes, and the suites that are asked for; the mirror,
-the proxy and the keys are the machine's. It needs no root and leaves no trace outside.
+the proxy and the keys are the machine's. It needs no root and leaves no trace outside. Nothing
+that is not signed by the distribution's keys is taken, whatever the machine's own apt is told.
 """
 
 from __future__ import annotations
@@ -16,12 +17,7 @@ from pathlib import Path
 
 from physview.errors import PhysviewError, Unsupported
 
-# Other distributions have suites of other names.
-_DEBIAN_SUITE = re.compile(
-    r"(bullseye|bookworm|trixie|forky|sid|(old)*stable|testing|unstable)(-security|-updates)?/?$"
-)
-_KEYRINGS = ("debian-archive-keyring.gpg", "debian-archive-keyring.pgp")
-_KEYRINGS_DIR = Path("/usr/share/keyrings")
+_PROGRAMS = ("apt-get", "apt-cache", "dpkg-deb")
 
 # Read after the machine's own configuration: its hooks would touch the machine, and what it pins
 # or clears is not meant for this.
@@ -34,8 +30,15 @@ APT::Architecture "amd64";
 APT::Architectures {{ {architectures} }};
 // the user _apt has no way into a cache in root's home
 APT::Sandbox::User "root";
-// a snapshot of Debian is past its date
+// a snapshot of an archive is past its date
 Acquire::Check-Valid-Until "false";
+// what is fetched is run, as root often enough
+Acquire::AllowInsecureRepositories "false";
+Acquire::AllowWeakRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
+APT::Get::AllowUnauthenticated "false";
+APT::Get::Force-Yes "false";
+#clear APT::Key;
 Acquire::Languages "none";
 Acquire::Retries "1";
 Acquire::http::Timeout "20";
@@ -53,35 +56,30 @@ Dir::Etc::preferencesparts "/dev/null";
 
 
 class PrivateApt:
-    """apt with a root of its own that knows the packages of some of Debian's suites.
+    """apt with a root of its own that knows the packages of some suites.
 
     Args:
         root: The folder, made anew.
-        suites: As "bookworm" and "bookworm-security".
+        sources: Lines of a sources.list, from `mirrors.Archive`.
+        name: The distribution's, for messages.
         foreign: Architectures beside amd64. Their packages are known, too; of a name that several
             have it is amd64's, so that tools can run here.
-
-    Raises:
-        Unsupported: There is no apt here, or it has no Debian mirror or no keys of Debian's.
     """
 
-    def __init__(self, root: Path, suites: Iterable[str], foreign: Iterable[str] = ()) -> None:
-        for program in ("apt-get", "apt-cache", "dpkg-deb"):
-            if shutil.which(program) is None:
-                raise Unsupported(
-                    "cannot fetch Debian's kernels",
-                    f"this machine has no {program}",
-                    "use Debian, also in a container, or this machine's own kernel",
-                )
+    def __init__(
+        self, root: Path, sources: Iterable[str], name: str, foreign: Iterable[str] = ()
+    ) -> None:
         self._root = root
+        self._name = name
         architectures = ["amd64", *foreign]
-        sources = list(_source_lines(suites, architectures))
+        lines = list(sources)
+        root.mkdir(mode=0o700)
         for folder in ("state/lists/partial", "cache/archives/partial"):
             (root / folder).mkdir(parents=True)
         (root / "status").touch()
         quoted = " ".join(f'"{architecture}";' for architecture in architectures)
         (root / "apt.conf").write_text(_CONFIG.format(root=root, architectures=quoted))
-        (root / "sources.list").write_text("\n".join(sources) + "\n")
+        (root / "sources.list").write_text("\n".join(lines) + "\n")
         # A suite that a mirror lacks is no error: what counts is what is found in the others.
         self._update = self._run("apt-get", "update")
 
@@ -93,6 +91,11 @@ class PrivateApt:
     def names(self, prefix: str) -> list[str]:
         """All packages whose names begin with `prefix`."""
         return self._run("apt-cache", "pkgnames", prefix).stdout.split()
+
+    def suite_of(self, name: str) -> str:
+        """The suite that has a package in its newest version; empty where none has it."""
+        shown = self._run("apt-cache", "madison", name).stdout
+        return next(parse_madison(shown), "")
 
     def with_dependencies(self, names: Iterable[str], which: re.Pattern[str]) -> list[str]:
         """The packages, those that they depend on, and so on.
@@ -121,7 +124,7 @@ class PrivateApt:
         debs.mkdir()
         fetched = self._run("apt-get", "download", *names, cwd=debs)
         if fetched.returncode:
-            raise cannot_fetch(complaints_of(fetched))
+            raise self.cannot_fetch(complaints_of(fetched))
         for deb in sorted(debs.iterdir()):
             unpacked = self._run("dpkg-deb", "-x", str(deb), str(target))
             if unpacked.returncode:
@@ -133,6 +136,11 @@ class PrivateApt:
                 )
         shutil.rmtree(debs)
 
+    def cannot_fetch(self, why: str) -> Unsupported:
+        """The error when apt gets nothing."""
+        remedy = f"connect this machine to its {self._name} mirror: sudo apt-get update tells more"
+        return Unsupported(f"cannot fetch {self._name}'s kernels", why, remedy)
+
     def _run(
         self, program: str, *args: str, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
@@ -143,68 +151,38 @@ class PrivateApt:
         )
 
 
-def cannot_fetch(why: str) -> Unsupported:
-    """The error when apt gets nothing."""
-    remedy = "connect this machine to its Debian mirror: sudo apt-get update tells more"
-    return Unsupported("cannot fetch Debian's kernels", why, remedy)
-
-
 def parse_depends(shown: str) -> Iterator[str]:
     r"""Names that packages depend on, of alternatives the first. Source: Debian Policy, 7.1.
 
     >>> list(parse_depends("Package: vi\nDepends: libc6 (>= 2), ed | ex, perl:any\n"))
     ['libc6', 'ed', 'perl']
     """
-    for line in shown.splitlines():
+    for line in shown.split("\n"):
         field, _, value = line.partition(":")
         if field in ("Depends", "Pre-Depends"):
             yield from re.findall(r"(?:^|,)\s*([a-z0-9][a-z0-9.+-]+)", value)
 
 
-def parse_sites(targets: str) -> tuple[list[str], list[str]]:
-    r"""The machine's Debian mirrors, and those for security updates.
+def parse_madison(shown: str) -> Iterator[str]:
+    r"""The suites of "PACKAGE | VERSION | SITE SUITE/COMPONENT ARCHITECTURE Packages".
 
-    Args:
-        targets: Lines of "SITE RELEASE".
-
-    >>> parse_sites("ftp://m/debian sid\nftp://m/sec sid-security\nftp://x/docker jammy\n")
-    (['ftp://m/debian'], ['ftp://m/sec'])
+    >>> list(parse_madison(" vi | 2-1 | http://m/debian sid/main amd64 Packages\n"))
+    ['sid']
     """
-    plain: dict[str, None] = {}
-    security: dict[str, None] = {}
-    for line in targets.splitlines():
-        site, _, suite = line.strip().rpartition(" ")
-        if _DEBIAN_SUITE.match(suite) and not site.startswith("cdrom:"):
-            (security if "-security" in suite else plain)[site] = None
-    # Mirrors of both have them side by side.
-    return list(plain), list(security) or [f"{site}-security" for site in plain]
+    for line in shown.split("\n"):
+        *_, source = line.split(" | ")
+        if match := re.search(r" ([^/ ]+)/\S+ \S+ Packages$", source):
+            yield match[1]
 
 
-def _source_lines(suites: Iterable[str], architectures: Iterable[str]) -> Iterator[str]:
-    # Without the release files' contents it answers also where no index was fetched yet, as in a
-    # fresh container.
-    listed = subprocess.run(
-        ["apt-get", "indextargets", "--no-release-info", "--format", "$(SITE) $(RELEASE)"],
-        env=environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    plain, security = parse_sites(listed.stdout)
-    if not plain:
-        raise Unsupported(
-            "cannot fetch Debian's kernels",
-            complaints_of(listed) or "apt has no Debian mirror",
-            "add one to /etc/apt/sources.list.d, or use this machine's own kernel",
-        )
-    keyring = next(filter(Path.exists, (_KEYRINGS_DIR / name for name in _KEYRINGS)), None)
-    if keyring is None:
-        raise Unsupported(
-            "cannot fetch Debian's kernels",
-            f"their signatures cannot be checked without {_KEYRINGS_DIR / _KEYRINGS[0]}",
-            "sudo apt-get install debian-archive-keyring",
-        )
-    options = f"arch={','.join(architectures)} target=Packages signed-by={keyring}"
-    for suite in suites:
-        for site in security if suite.endswith("-security") else plain:
-            yield f"deb [{options}] {site} {suite} main"
+def has_programs() -> bool:
+    """Whether this machine has what a `PrivateApt` takes."""
+    return missing_program() is None
+
+
+def missing_program() -> str | None:
+    """The first of the programs that a `PrivateApt` takes and this machine lacks."""
+    return next((program for program in _PROGRAMS if shutil.which(program) is None), None)
 
 
 def environment() -> dict[str, str]:
@@ -214,7 +192,7 @@ def environment() -> dict[str, str]:
 
 def complaints_of(result: subprocess.CompletedProcess[str]) -> str:
     """apt's errors, or its first warning where there are none, without the lines' marks."""
-    lines = result.stderr.splitlines()
+    lines = result.stderr.strip("\n").split("\n")
     errors = [line[3:] for line in lines if line.startswith("E: ")]
     warnings = [line[3:] for line in lines if line.startswith("W: ")]
     return " ".join((errors or warnings or lines[-1:])[:1]).strip()

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which distributions' archives this machine's apt is set up for: Debian's, Ubuntu's, or both."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from physview.analysis import packages
+from physview.errors import Unsupported
+from physview.kernels.apt import complaints_of, environment, has_programs
+
+_KEYRINGS_DIR = Path("/usr/share/keyrings")
+_DEBIAN_SUITE = re.compile(
+    r"(bullseye|bookworm|trixie|forky|sid|(old)*stable|testing|unstable)(-security|-updates)?/?$"
+)
+# What a machine tries out, or has from a later release, is not what its users are to boot.
+_SIDE_SUITE = re.compile(r"-(proposed(-\w+)?|backports(-\w+)?|experimental)/?$")
+# apt puts in what it does not know as it stands.
+_UNKNOWN = "$("
+
+
+class Distribution(NamedTuple):
+    """A distribution with kernels of its own.
+
+    Args:
+        name: As its archive's Release files call it, field Origin.
+        keyrings: What its file of keys is called, in /usr/share/keyrings.
+        keyring_package: The package that has this file, on Debian and on Ubuntu.
+    """
+
+    name: str
+    keyrings: tuple[str, ...]
+    keyring_package: str
+
+
+DEBIAN = Distribution(
+    "Debian",
+    ("debian-archive-keyring.gpg", "debian-archive-keyring.pgp"),
+    "debian-archive-keyring",
+)
+UBUNTU = Distribution(
+    "Ubuntu",
+    ("ubuntu-archive-keyring.gpg", "ubuntu-archive-keyring.pgp"),
+    "ubuntu-keyring",
+)
+
+
+class Suite(NamedTuple):
+    """A suite that apt is set up for.
+
+    Args:
+        site: The mirror, a URL.
+        name: As "bookworm-security".
+        origin: Whose it is, by its Release file; empty where apt has not fetched that yet.
+    """
+
+    site: str
+    name: str
+    origin: str = ""
+
+
+class Archive(NamedTuple):
+    """A distribution's archive, as this machine's apt reaches it."""
+
+    distribution: Distribution
+    suites: tuple[Suite, ...]
+
+    def source_lines(
+        self, names: Iterable[str] = (), architectures: Iterable[str] = ("amd64",)
+    ) -> Iterator[str]:
+        """Lines for a sources.list: only what the distribution's own keys have signed will do.
+
+        Args:
+            names: Of suites, which need not be the machine's own; its own by default.
+            architectures: By Debian's names.
+
+        Raises:
+            Unsupported: There are no keys here to check signatures with.
+        """
+        options = f"arch={','.join(architectures)} target=Packages signed-by={self._keyring()}"
+        plain, security = sites(self.suites)
+        wanted = [(site, name) for name in names
+                  for site in (security if name.endswith("-security") else plain)]  # fmt: skip
+        for site, name in wanted or [suite[:2] for suite in self.suites]:
+            yield f"deb [{options}] {site} {name} main"
+
+    def _keyring(self) -> Path:
+        places = [_KEYRINGS_DIR / name for name in self.distribution.keyrings]
+        if keyring := next(filter(Path.exists, places), None):
+            return keyring
+        raise Unsupported(
+            f"cannot fetch {self.distribution.name}'s kernels",
+            f"their signatures cannot be checked without {places[0]}",
+            f"sudo apt-get install {self.distribution.keyring_package}",
+        )
+
+
+def archives() -> dict[Distribution, Archive]:
+    """The archives that this machine's apt is set up for; none where there is no apt."""
+    if not has_programs():
+        return {}
+    found = _suites()
+    by_distribution = {
+        distribution: tuple(suite for suite in found if is_of(distribution, suite))
+        for distribution in (DEBIAN, UBUNTU)
+    }
+    return {
+        distribution: Archive(distribution, suites)
+        for distribution, suites in by_distribution.items()
+        if suites
+    }
+
+
+def is_of(distribution: Distribution, suite: Suite, os_release: str | None = None) -> bool:
+    """Whether a suite is a distribution's own, and none that it tries things out in.
+
+    Args:
+        distribution: The distribution.
+        suite: The suite.
+        os_release: The text of os-release; this machine's by default.
+
+    >>> is_of(UBUNTU, Suite("http://mirror", "noble-updates"), "UBUNTU_CODENAME=noble")
+    True
+    """
+    if suite.site.startswith("cdrom:") or _SIDE_SUITE.search(suite.name):
+        return False
+    if suite.origin:
+        return suite.origin == distribution.name
+    if distribution is DEBIAN:
+        return _DEBIAN_SUITE.match(suite.name) is not None
+    # os-release(5) of Ubuntu and what derives from it: new names appear twice a year.
+    codename = packages.os_release_fields(os_release).get("UBUNTU_CODENAME")
+    name = suite.name.rstrip("/")
+    return bool(codename) and name in (codename, f"{codename}-updates", f"{codename}-security")
+
+
+def sites(suites: Iterable[Suite]) -> tuple[list[str], list[str]]:
+    """The sites of suites, and those of suites with security updates.
+
+    >>> sites([Suite("ftp://m/debian", "sid"), Suite("ftp://m/sec", "sid-security")])
+    (['ftp://m/debian'], ['ftp://m/sec'])
+    """
+    plain: dict[str, None] = {}
+    security: dict[str, None] = {}
+    for suite in suites:
+        (security if "-security" in suite.name else plain)[suite.site] = None
+    # Mirrors of both have them side by side.
+    return list(plain), list(security) or [f"{site}-security" for site in plain]
+
+
+def known_packages(prefix: str) -> list[str]:
+    """The packages of a prefix in the lists that this machine's own apt has fetched."""
+    listed = subprocess.run(
+        ["apt-cache", "pkgnames", prefix],
+        env=environment(), capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    return listed.stdout.split("\n")
+
+
+def _suites() -> list[Suite]:
+    # Without the Release files' contents apt names also what it has not fetched yet, as in a
+    # fresh container; with them it says whose each suite is.
+    known = {suite[:2]: suite for suite in _index_targets()}
+    return [known.get(suite[:2], suite) for suite in _index_targets("--no-release-info")]
+
+
+def _index_targets(*options: str) -> list[Suite]:
+    form = "$(SITE)\t$(RELEASE)\t$(ORIGIN)"
+    listed = subprocess.run(
+        ["apt-get", "indextargets", *options, "--format", form],
+        env=environment(), capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    if listed.returncode:
+        raise Unsupported("cannot ask apt for its mirrors", complaints_of(listed))
+    return list(parse_targets(listed.stdout))
+
+
+def parse_targets(targets: str) -> Iterator[Suite]:
+    r"""The suites of lines "SITE<tab>RELEASE<tab>ORIGIN", each once.
+
+    >>> list(parse_targets("ftp://m/debian\tsid\tDebian\nftp://m/debian\tsid\tDebian\n"))
+    [Suite(site='ftp://m/debian', name='sid', origin='Debian')]
+    """
+    for line in dict.fromkeys(targets.split("\n")):
+        site, _, rest = line.partition("\t")
+        name, _, origin = rest.partition("\t")
+        if name:
+            yield Suite(site, name, "" if origin.startswith(_UNKNOWN) else origin)
