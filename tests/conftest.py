@@ -145,6 +145,8 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: {0, 1} <= set(node_map().nodes),
         "one NUMA node only: the VM has two",
     ),
+    "no-modules": (lambda: not os.path.exists("/proc/modules"), "this kernel loads modules"),
+    "debian": (lambda: os.path.exists("/etc/debian_version"), "no Debian, nor like it"),
     "kmod": (
         lambda: os.path.exists("/dev/3000physicalview"),
         "the kernel module is not loaded: these tests run in a VM, see scripts/test",

@@ -38,9 +38,11 @@ def parsed(path):
 
 
 def definitions(path):
-    """The functions, classes and constants at the top of a file, by name."""
+    """The functions, classes and constants of a file, and what its classes have, by name."""
+    top = parsed(path).body
+    within = [each for node in top if isinstance(node, ast.ClassDef) for each in node.body]
     found = {}
-    for node in parsed(path).body:
+    for node in [*within, *top]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = node
         elif isinstance(node, ast.Assign):

@@ -11,7 +11,6 @@ from physview.analysis import checkup, packages
 
 RELEASE = os.uname().release
 OTHERWISE = "do something else"
-HAS_MODULES = os.path.exists("/proc/modules")
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def test_where_apt_is_not_the_package_manager_it_is_not_asked(monkeypatch):
     assert remedy.endswith("dnf install kernel-devel-6.9")
 
 
-@pytest.mark.skipif(HAS_MODULES, reason="this kernel loads modules")
+@pytest.mark.needs("no-modules")
 def test_where_no_module_can_be_none_is_offered(physview):
     for command in ("build", "load"):
         result = physview("module", command)
@@ -74,7 +73,7 @@ def test_where_no_module_can_be_none_is_offered(physview):
     assert not checkup.look_at_headers().remedy
 
 
-@pytest.mark.skipif(not os.path.exists("/etc/debian_version"), reason="no Debian, nor like it")
+@pytest.mark.needs("debian")
 def test_this_machines_own_remedy_is_one_that_works(physview):
     remedy = checkup.look_at_headers().remedy or ""
     for word in remedy.split(" "):
