@@ -10,14 +10,17 @@ from __future__ import annotations
 from errno import EACCES, ENODEV, ENOTTY, EOPNOTSUPP, ESRCH
 from typing import Any
 
+from physview.quoting import printable
+
 
 class PhysviewError(Exception):
-    """Base of all errors that physview raises.
+    """Base of all errors that physview raises. Its text is one line, whatever names are in it.
 
     Args:
         what: What failed.
         why: Why it failed.
         remedy: What to do about it; empty where nothing can be done.
+        lines: Lines below these, such as of a log.
         pid: The process it is about.
         path: The file it is about.
     """
@@ -29,12 +32,14 @@ class PhysviewError(Exception):
         what: str,
         why: str = "",
         remedy: str = "",
+        lines: tuple[str, ...] = (),
         *,
         pid: int | None = None,
         path: str | None = None,
     ) -> None:
-        super().__init__("; ".join(filter(None, [": ".join(filter(None, [what, why])), remedy])))
-        self._parts = (what, why, remedy)
+        text = "; ".join(filter(None, [": ".join(filter(None, [what, why])), remedy]))
+        super().__init__("\n".join(map(printable, (text, *lines))))
+        self._parts = (what, why, remedy, lines)
         self.pid = pid
         self.path = path
 
@@ -43,7 +48,10 @@ class PhysviewError(Exception):
 
 
 def _rebuild(
-    kind: type[PhysviewError], parts: tuple[str, str, str], pid: int | None, path: str | None
+    kind: type[PhysviewError],
+    parts: tuple[str, str, str, tuple[str, ...]],
+    pid: int | None,
+    path: str | None,
 ) -> PhysviewError:
     return kind(*parts, pid=pid, path=path)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The words physview speaks in: pagemap entries, mappings, translations, and the causes of gaps.
 
-Nothing here reads anything, and nothing here imports the rest of the package.
+Nothing here reads anything, and nothing here imports the rest of the package but `quoting`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import os
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
+from physview.quoting import printable as printable  # noqa: PLC0414 - for importers
+
 PAGE_SIZE: int = os.sysconf("SC_PAGESIZE")
 """Bytes in a base page: 4096 on x86, but also 16384 and 65536 on arm64."""
 
@@ -17,16 +19,6 @@ PAGE_SHIFT: int = PAGE_SIZE.bit_length() - 1
 
 NO_ENTRY = NO_PADDR = (1 << 64) - 1
 """What stands in a uint64 column where no entry could be read, or there is no address."""
-
-
-def printable(name: str) -> str:
-    r"""The name of a file or a process as it fits into a line, whatever bytes are in it.
-
-    >>> print(printable("a b"), printable("a\nb"), printable("\udcff"))
-    a b 'a\nb' '\udcff'
-    """
-    return name if name.isprintable() else repr(name)
-
 
 # One entry of /proc/PID/pagemap.
 # Source: fs/proc/task_mmu.c, Documentation/admin-guide/mm/pagemap.rst
@@ -217,7 +209,7 @@ class Vma(NamedTuple):
         return isinstance(vaddr, int) and self.start <= vaddr < self.end
 
     def __str__(self) -> str:
-        return f"{self.perms} {self.path or '[anonymous]'}"
+        return f"{self.perms} {printable(self.path) or '[anonymous]'}"
 
 
 class Translation(NamedTuple):

@@ -25,8 +25,8 @@ from physview.model import (
     SWAP_TYPE_BITS,
     PagemapEntry,
     Vma,
-    printable,
 )
+from physview.quoting import escaped
 from physview.rows import BASE_DTYPE, COLUMNS
 from physview.wholefile import whole_file
 
@@ -233,7 +233,7 @@ class _Tables:
         self._arrow = arrow
         self._schema = schema
         self._perms = _Words(arrow, [vma.perms for vma in vmas])
-        self._paths = _Words(arrow, [printable(vma.path) for vma in vmas])
+        self._paths = _Words(arrow, [escaped(vma.path) for vma in vmas])
         self._cgroups: dict[int, str] | None = None
 
     def table(self, rows: Rows) -> Any:
@@ -300,7 +300,7 @@ class _Tables:
             return None
         if self._cgroups is None:
             self._cgroups = cgroup_paths()
-        return printable(self._cgroups.get(inode, f"@{inode}"))
+        return escaped(self._cgroups.get(inode, f"@{inode}"))
 
 
 class _Words:

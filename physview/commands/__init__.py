@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 from physview import __version__
 from physview.commands import _common
 from physview.errors import PhysviewError
+from physview.output import safe_streams
+from physview.quoting import printable
 
 COMMANDS = (
     "memview",
@@ -60,10 +62,11 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**kwargs)
         # "-0x10" is a wrong address, not an unknown option; argparse knows so from 3.14 on.
         self._negative_number_matcher = re.compile("^-(?:0[xX])?[0-9]")
+        self.color = False  # from 3.14 on it would be, and our streams quote what colours
 
     def error(self, message: str) -> NoReturn:
         """Say it in one line."""
-        self.exit(2, f"{self.prog}: {message}; see '{self.prog} --help'\n")
+        self.exit(2, f"{self.prog}: {printable(message)}; see '{self.prog} --help'\n")
 
 
 def make_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
@@ -103,6 +106,11 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: Arguments without the program's name; sys.argv's by default.
     """
+    with safe_streams():
+        return _run(argv)
+
+
+def _run(argv: list[str] | None) -> int:
     try:
         words = sys.argv[1:] if argv is None else argv
         known = words[0] in COMMANDS if words else False
@@ -112,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         code: int = args.run(args)
         sys.stdout.flush()
     except PhysviewError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(error, error.exit_code)
     except BrokenPipeError:
         _common.die_of("SIGPIPE")
     except KeyboardInterrupt:
@@ -124,6 +132,6 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(message: str | PhysviewError, code: int) -> int:
     _common.say(message)
     return code

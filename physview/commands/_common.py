@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NoReturn
 
 from physview import _ffi
-from physview.errors import UsageError
-from physview.model import Cause, Translation
+from physview.errors import PhysviewError, UsageError
+from physview.model import Cause, Translation, printable
 
 if TYPE_CHECKING:
     from physview.snapshot_file import Written
@@ -75,7 +75,7 @@ def save_memory() -> None:
 def print_written(written: Written) -> None:
     """Say what was written."""
     print(
-        f"{written.path}: {written.nr_pages} pages in {written.nr_extents} extents,"
+        f"{printable(written.path)}: {written.nr_pages} pages in {written.nr_extents} extents,"
         f" {written.size_bytes} bytes"
     )
 
@@ -146,10 +146,21 @@ def parse_range(text: str) -> tuple[int, int] | None:
     return start, end
 
 
-def say(message: str) -> None:
-    """Tell the person something that is not part of the report."""
+def say(message: str | PhysviewError) -> None:
+    """Tell the person something that is not part of the report: a line, whatever names are in it.
+
+    Args:
+        message: The line; an error may have several, and has quoted them itself.
+    """
     if sys.stderr is not None:  # it is when it was closed, and print() would take stdout then
-        print(f"physview: {message}", file=sys.stderr, flush=True)
+        text = printable(message) if isinstance(message, str) else str(message)
+        print(f"physview: {text}", file=sys.stderr, flush=True)
+
+
+def say_lines(message: str) -> None:
+    """Tell several lines."""
+    for line in message.split("\n"):
+        say(line)
 
 
 def discard_stdout() -> None:

@@ -44,13 +44,14 @@ class _Bar:
     def show(self, done: int, total: int | None) -> None:
         if time.monotonic() - self._start < SECONDS_BEFORE:
             return
-        from rich.console import Console
         from rich.progress import Progress
+
+        from physview.reporters.drawing import open_console
 
         with self._lock:
             if self._progress is None:
                 self._progress = Progress(
-                    console=Console(stderr=True),
+                    console=open_console(sys.stderr),
                     transient=True,
                     redirect_stdout=False,  # the report is nobody else's to print
                     redirect_stderr=False,

@@ -56,11 +56,17 @@ def _progress(proc: ProcDir) -> Iterator[Callable[[int], None] | None]:
     if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich.progress import Progress
+
+    from physview.reporters.drawing import open_console
 
     # What is resident is nearly all; swap and the like come on top.
     nr_resident = proc.nr_resident()
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(
+        console=open_console(sys.stderr),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as bar:
         task = bar.add_task("comparing pages", total=nr_resident)
         yield lambda nr_pages: bar.update(task, completed=nr_pages)

@@ -63,7 +63,7 @@ class _Report:
     def _fail(self, error: PhysviewError) -> None:
         """Say what is wrong with one file; the others are looked at."""
         sys.stdout.flush()
-        _common.say(str(error))
+        _common.say(error)
         self.nr_failed += 1
 
     def _iter_open(self, path: str) -> Iterator[OpenFile]:
@@ -119,9 +119,7 @@ class _Report:
             if of_path.nr_files and not is_each:
                 write(cache_tables.line(of_path.file, of_path.name) + "\n")
             elif not of_path.nr_files and os.path.isdir(path):
-                _common.say(
-                    f"{printable(path)}: no file below it could be looked at, or there is none"
-                )
+                _common.say(f"{path}: no file below it could be looked at, or there is none")
         if total.nr_files > 1 and (is_each or len(self._args.paths) > 1):
             write(cache_tables.line(total.file, f"({total.nr_files} files)") + "\n")
 

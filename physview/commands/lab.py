@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from physview.commands import _common
 from physview.errors import UsageError
+from physview.model import printable
 
 if TYPE_CHECKING:
     from physview.labs.base import Lab
@@ -119,12 +120,12 @@ def _ask(lab: Lab, number: int) -> int | None:
     while True:
         sys.stdout.write(f"Your answer, 1 to {len(question.choices)}: ")
         sys.stdout.flush()
-        line = sys.stdin.readline() if sys.stdin else ""
-        answer = line.strip()
+        line = sys.stdin.buffer.readline() if sys.stdin else b""
+        answer = line.decode("utf-8", "surrogateescape").strip()
         if not sys.stdin or not sys.stdin.isatty():
-            sys.stdout.write(f"{answer}\n")
+            sys.stdout.write(f"{printable(answer)}\n")
         if not line:
             return None
         if answer.isdecimal() and 1 <= int(answer) <= len(question.choices):
             return int(answer) - 1
-        sys.stdout.write(f"'{answer}' is none of them.\n")
+        sys.stdout.write(f"'{printable(answer)}' is none of them.\n")

@@ -2,8 +2,9 @@
 """Run a command in a throwaway VM over this machine's own root, with the kernel module loaded.
 
 The VM sees all files that you may read here; what it writes is gone with it. The command runs as
-root in it. Its output is passed on, and so is its exit code; beside these there are 123: the VM's
-kernel crashed, 124: the command took too long, 125: there was no VM, or it was lost.
+root in it. Its output is passed on as it is, control characters too, and so is its exit code;
+beside these there are 123: the VM's kernel crashed, 124: the command took too long, 125: there was
+no VM, or it was lost.
 
 PHYSVIEW_VM_ACCEL=kvm or tcg chooses how the CPU is had; by default KVM where that works.
 """
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     """Run it."""
     import sys
 
-    from physview import vm
+    from physview import output, vm
 
     # REMAINDER leaves the first of them in; others are the command's own.
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
@@ -107,8 +108,8 @@ def run(args: argparse.Namespace) -> int:
         timeout=args.timeout,
         append=args.append,
         swap_mib=args.swap or 0,
-        console=sys.stderr.buffer if args.console else None,
-        say=_common.say,
+        console=output.unfiltered(sys.stderr) if args.console else None,
+        say=_common.say_lines,
     )
     return outcome.exit_code
 

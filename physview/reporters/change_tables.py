@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from physview.analysis.changes import CHANGES, Change, Diff
-from physview.model import NO_ENTRY, PAGE_SIZE, SWAP_TYPE_BITS, Vma
-from physview.reporters.sizes import short_size, terminal_width
+from physview.model import NO_ENTRY, PAGE_SIZE, SWAP_TYPE_BITS, Vma, printable
+from physview.reporters.sizes import cut, short_size, terminal_width
 
 if TYPE_CHECKING:
     from physview.snapshot_file import SnapshotFile
@@ -30,7 +30,7 @@ def print_diff(
     seconds = (times[1] - times[0]).total_seconds()
     clock = " -> ".join(f"{time:%Y-%m-%d %H:%M:%S}" for time in times)
     sys.stdout.write(
-        f"{after.about['comm']} ({after.about['pid']}), {seconds:.1f} s later: {clock}\n"
+        f"{printable(after.about['comm'])} ({after.about['pid']}), {seconds:.1f} s later: {clock}\n"
     )
     sys.stdout.write(f"\n{'pages':>10} {'size':>5}  became of them\n")
     for change, nr in sorted(found.counts.items(), key=lambda item: -item[1]):
@@ -51,8 +51,7 @@ def print_diff(
 
 
 def _line(text: str) -> None:
-    width = terminal_width()
-    sys.stdout.write((text if len(text) <= width else text[: width - 1] + "…") + "\n")
+    sys.stdout.write(cut(text, terminal_width()) + "\n")
 
 
 def _print_runs(

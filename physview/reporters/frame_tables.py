@@ -16,6 +16,7 @@ from physview.flags import well_known
 from physview.frames import Machine, Use, ZoneFrames, by_use
 from physview.kpage import flag_names
 from physview.model import NO_ENTRY, PAGE_SHIFT, PAGE_SIZE, size_words
+from physview.reporters.sizes import cut
 
 NR_FLAGS_SHOWN = 10
 WIDE = 120
@@ -74,9 +75,7 @@ def write_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: Iter
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         text = "  ".join(cells).rstrip()
-        if edge is not None and len(text) > edge:
-            text = text[: edge - 1] + "…"
-        sys.stdout.write(text + "\n")
+        sys.stdout.write((text if edge is None else cut(text, edge)) + "\n")
 
 
 def print_machine(machine: Machine, *, all_flags: bool, raw: bool) -> None:

@@ -6,13 +6,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from physview.labs import base
 from physview.labs.base import Evidence, Lab, Question
 from physview.model import Cause, printable
+from physview.reporters.drawing import draw
 
 PIPE_WIDTH = 80
 """Where there is no terminal: sentences are to be read there, too."""
@@ -129,9 +129,4 @@ def _print_item(mark: str, text: Text) -> None:
 
 
 def _print(what: Table | Text, pipe_width: int = PIPE_WIDTH) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = pipe_width
-    with console.capture() as drawn:
-        console.print(what)
-    sys.stdout.writelines(f"{line.rstrip()}\n" for line in drawn.get().splitlines())
+    draw(what, pipe_width)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from physview.analysis.usage import KINDS, Folios, Sizes, Usage
-from physview.model import Vma
-from physview.reporters.sizes import short_size, terminal_width
+from physview.model import Vma, printable
+from physview.reporters.sizes import cut, short_size, terminal_width
 
 MIN_NAME = 12
 
@@ -94,6 +94,7 @@ class MapsTable:
         self._nr_processes = 0
 
     def begin_process(self, pid: int, name: str) -> None:
+        name = printable(name)
         self._title = f"{pid:>7}", name
         self._nr_processes += 1
         if not self._rollup and self._several:
@@ -126,10 +127,10 @@ class MapsTable:
             sys.stdout.write("".join(f"{line}\n" for line in coverage_lines(total)))
 
     def _name(self, vma: Vma) -> str:
-        name = vma.path or "[anonymous]"
+        name = printable(vma.path) or "[anonymous]"
         if len(name) > self._room and "/" in name:
             name = name.removesuffix(" (deleted)").rpartition("/")[2]
-        return name if len(name) <= self._room else name[: self._room - 1] + "…"
+        return cut(name, self._room)
 
     def _line(self, head: str, usage: Usage | None, name: str) -> None:
         cells = [

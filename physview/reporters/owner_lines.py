@@ -74,7 +74,7 @@ def _owner(owner: Owner, group: FrameGroup, offset: int) -> str:
     parts = [
         f"{owner.pid} {printable(owner.comm)}",
         f"{owner.vaddr + offset:#018x}",
-        printable(str(owner.vma)),
+        str(owner.vma),
     ]
     if owner.nr_frames < group.nr_frames:
         parts.append(f"pfn {owner.pfn}-{owner.pfn + owner.nr_frames}")

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
+from physview import output
 from physview.analysis.flag_counts import FlagCounts
 from physview.kpage import flag_names
 from physview.model import NO_ENTRY
+from physview.quoting import escaped
 from physview.reporters.documents import mapping
 from physview.reporters.page_records import PageRecord, PageRecords
 
@@ -51,19 +55,28 @@ def write_pages(pid: int, records: PageRecords, batches: Iterable[Any]) -> None:
 
 def write_lines(records: PageRecords, batches: Iterable[Any]) -> None:
     """A JSON object a line."""
-    for item in records.iter_records(batches):
-        document = {**record(item), "mapping": mapping(item.vma)}
-        sys.stdout.write(json.dumps(document) + "\n")
+    output.write_lines(
+        json.dumps({**record(item), "mapping": mapping(item.vma)}) + "\n"
+        for item in records.iter_records(batches)
+    )
 
 
 def write_csv(records: PageRecords, batches: Iterable[Any]) -> None:
-    """Comma-separated values with a header; flags with | between them."""
+    """Comma-separated values with a header; flags with | between them, names escaped."""
+    output.write_lines(_iter_csv(records, batches))
+
+
+def _iter_csv(records: PageRecords, batches: Iterable[Any]) -> Iterator[str]:
     import csv
 
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(CSV_HEAD.split(","))
+    # A row is what write() returns, and str() returns the line it is given.
+    row: Callable[[Iterable[Any]], str] = csv.writer(
+        SimpleNamespace(write=str), lineterminator="\n"
+    ).writerow
+    name = functools.cache(functools.partial(escaped, encoding=sys.stdout.encoding or "ascii"))
+    yield row(CSV_HEAD.split(","))
     for item in records.iter_records(batches):
-        writer.writerow(
+        yield row(
             (
                 hex(item.vaddr),
                 item.nr_pages,
@@ -73,10 +86,10 @@ def write_csv(records: PageRecords, batches: Iterable[Any]) -> None:
                 *(item.swap or (None, None)),
                 None if item.flags is None else "|".join(item.flags),
                 item.mapcount,
-                item.cgroup,
+                item.cgroup and name(item.cgroup),
                 item.node,
                 item.vma.perms,
-                item.vma.path,
+                name(item.vma.path),
             )
         )
 

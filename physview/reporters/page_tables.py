@@ -4,19 +4,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from physview.analysis.flag_counts import FlagCounts
 from physview.kpage import flag_names
-from physview.model import PAGE_SIZE, Cause
+from physview.model import PAGE_SIZE, Cause, printable
+from physview.output import write_lines
 from physview.reporters.page_records import PageRecord, PageRecords
-from physview.reporters.sizes import short_size, terminal_width
+from physview.reporters.sizes import cut, short_size, terminal_width
 
 
 def print_pages(records: PageRecords, batches: Iterable[Any]) -> None:
     """The extents, or pages, under a heading for each mapping."""
-    width = terminal_width()
     heading = ["vaddr".ljust(12), "pages".rjust(8), "pfn".rjust(9)]
     if records.each:
         del heading[1]
@@ -24,13 +24,17 @@ def print_pages(records: PageRecords, batches: Iterable[Any]) -> None:
     heading += ["maps" if name == "mapcount" else name for name in shown]
     heading += [name for name in ("cgroup", "flags") if name in records.columns]
     sys.stdout.write(f"  {' '.join(heading)}\n")
-    start = -1
+    write_lines(_iter_lines(records, batches, shown))
+
+
+def _iter_lines(records: PageRecords, batches: Iterable[Any], shown: list[str]) -> Iterator[str]:
+    width, start = terminal_width(), -1
     for record in records.iter_records(batches):
         if record.vma.start != start:
             start = record.vma.start
-            sys.stdout.write(f"{start:012x}-{record.vma.end:012x} {record.vma}\n")
+            yield f"{start:012x}-{record.vma.end:012x} {record.vma}\n"
         line = _line(record, records.each, shown)
-        sys.stdout.write((line if len(line) <= width else line[: width - 1] + "…") + "\n")
+        yield (line if len(line) <= width else cut(line, width)) + "\n"
 
 
 def _line(record: PageRecord, each: bool, shown: list[str]) -> str:
@@ -42,7 +46,7 @@ def _line(record: PageRecord, each: bool, shown: list[str]) -> str:
         value = getattr(record, name)
         cells.append(f"{'-' if value is None else value:>4}")
     if record.cgroup:
-        cells.append(record.cgroup)
+        cells.append(printable(record.cgroup))
     if record.cause:
         swap = f" (type {record.swap[0]}, offset {record.swap[1]:#x})" if record.swap else ""
         cells.append(record.cause + ("" if record.cause == Cause.GUARD.value else swap))

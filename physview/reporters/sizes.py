@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 
+from physview.output import ellipsis
+
 PIPE_WIDTH = 1 << 16
 
 
@@ -14,6 +16,14 @@ def terminal_width() -> int:
         return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
     except (ValueError, OSError):
         return PIPE_WIDTH
+
+
+def cut(text: str, width: int) -> str:
+    """A line, or what of it fits into so many columns."""
+    if len(text) <= width:
+        return text
+    rest = ellipsis()
+    return text[: max(0, width - len(rest))] + rest
 
 
 def short_size(size_bytes: int | None) -> str:

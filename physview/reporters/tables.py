@@ -6,13 +6,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from physview.analysis.checkup import NO, PART, YES, Finding
 from physview.analysis.compare import Comparison
 from physview.analysis.stability import Stability
+from physview.model import printable
+from physview.reporters.drawing import draw
 
 PIPE_WIDTH = 240
 STATE_STYLES = {YES: "green", PART: "yellow", NO: "red"}
@@ -20,13 +21,7 @@ STABILITY_STYLES = {"stayed": "green", "changed": "", "unknown": "yellow"}
 
 
 def _print(table: Table) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH  # a pipe has no edge to wrap at
-    with console.capture() as drawn:
-        console.print(table)
-    # rich fills every line up with blanks, which only a terminal's copy and paste would show.
-    sys.stdout.writelines(f"{line.rstrip()}\n" for line in drawn.get().splitlines())
+    draw(table, PIPE_WIDTH)
 
 
 def print_findings(findings: Iterable[Finding]) -> None:
@@ -37,9 +32,9 @@ def print_findings(findings: Iterable[Finding]) -> None:
     table.add_column()
     for finding in findings:
         state = Text(finding.state, style=STATE_STYLES[finding.state])
-        table.add_row(state, finding.name, Text(finding.value))
+        table.add_row(state, finding.name, Text(printable(finding.value)))
         if finding.remedy:
-            table.add_row("", "", Text(f"→ {finding.remedy}", style="bold"))
+            table.add_row("", "", Text(f"→ {printable(finding.remedy)}", style="bold"))
     _print(table)
 
 

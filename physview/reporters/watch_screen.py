@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import set_cell_size
-from rich.console import Console
 from rich.segment import Segment
 from rich.style import Style
 
 from physview.analysis.watching import Reading
 from physview.reporters import watch_text
+from physview.reporters.drawing import open_console
 from physview.reporters.watch_text import ASCII_BLOCKS, BLOCKS
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Screen:
     """The terminal on stdout as a page of lines."""
 
     def __init__(self) -> None:
-        self._console = Console(force_terminal=True, highlight=False)
+        self._console = open_console(sys.stdout, force_terminal=True)
         self._drawn: Rows = []
         self._plain = not _is_unicode()
 

@@ -56,7 +56,7 @@ def crashed(log: str) -> KernelCrashed | None:
     if not lines:
         return None
     why = _TIMESTAMP.sub("", lines[0])
-    return KernelCrashed("the VM's kernel crashed", why, _shown("its log", lines))
+    return KernelCrashed("the VM's kernel crashed", why, "its log:", _shown(lines))
 
 
 def lost(what: str, log: str, complaint: str = "") -> VmLost:
@@ -73,9 +73,9 @@ def lost(what: str, log: str, complaint: str = "") -> VmLost:
     reasons = [*complaint.strip().splitlines(), *failed_steps, *crash]
     why = _TIMESTAMP.sub("", reasons[0]) if reasons else ""
     if crash and not failed_steps:
-        return VmLost(what, why, _shown("its log", crash))
+        return VmLost(what, why, "its log:", _shown(crash))
     if lines:
-        return VmLost(what, why, _shown("its log ends", lines[-NR_LAST_LINES_SHOWN:]))
+        return VmLost(what, why, "its log ends:", _shown(lines[-NR_LAST_LINES_SHOWN:]))
     return VmLost(what, why or "its kernel said nothing")
 
 
@@ -88,7 +88,7 @@ def _crash_lines(log: str) -> list[str]:
     return lines[first:]
 
 
-def _shown(title: str, lines: list[str]) -> str:
+def _shown(lines: list[str]) -> tuple[str, ...]:
     rest = [line for line in lines[NR_LINES_SHOWN:] if PANIC in line]
     shown = [*lines[:NR_LINES_SHOWN], *(["…", *rest] if rest else [])]
-    return "\n".join([f"{title}:", *(f"  {line}" for line in shown)])
+    return tuple(f"  {line}".expandtabs() for line in shown)

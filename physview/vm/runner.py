@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
+from physview import output
 from physview.errors import PhysviewError
 from physview.vm import guest, initramfs, machine
 from physview.vm.failures import VmLost
@@ -96,7 +97,7 @@ def run(
             and those of the system's administrator; HOME is replaced where it can't be written.
         stdout, stderr: Where its output goes as it comes; ours by default.
         console: Where the kernel's log goes as it comes; nowhere by default.
-        say: Told in a line when a VM was lost and is tried again.
+        say: Told when a VM was lost and is tried again.
 
     Raises:
         KernelCrashed: The guest's kernel oopsed or panicked.
@@ -116,7 +117,10 @@ def run(
         "cwd": os.path.abspath(cwd or "."),
         "env": _environment(os.environ if env is None else env),
     }
-    outputs = {guest.STDOUT: stdout or sys.stdout.buffer, guest.STDERR: stderr or sys.stderr.buffer}
+    outputs = {
+        guest.STDOUT: stdout or output.unfiltered(sys.stdout),
+        guest.STDERR: stderr or output.unfiltered(sys.stderr),
+    }
     accelerators = list(vm.accelerators())
     for nr_lost, accelerator in enumerate(accelerators):
         with Session(vm, accelerator, archive, outputs, console) as session:

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Our streams: what is printed reaches no terminal as a control, and no encoding stops it."""
+
+import io
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from physview import output
+
+ANY_TEXT = st.text(st.characters(), max_size=60)
+ENCODINGS = ["utf-8", "latin-1", "ascii", "cp1252", "gb18030", "koi8-r", "utf-16", "iso2022_jp"]
+
+
+def printed(text, encoding="utf-8", write=None):
+    """What is written to a stream of this encoding, as the program's own bytes."""
+    raw = io.BytesIO()
+    stream = output._safe(io.TextIOWrapper(raw, encoding, newline="\n"))
+    (write or (lambda out: out.write(text)))(stream)
+    stream.flush()
+    return raw.getvalue()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@given(text=ANY_TEXT)
+def test_whatever_is_written_only_what_is_printable_leaves(encoding, text):
+    data = printed(text, encoding)
+    leaves = data.decode("ascii" if encoding.startswith(("utf-16", "iso2022")) else encoding)
+    assert leaves.replace("\n", "").replace("\t", "").isprintable()
+
+
+@given(ANY_TEXT)
+def test_what_is_printable_leaves_as_it_is(text):
+    plain = "".join(each for each in text if each.isprintable() or each in "\n\t")
+    assert printed(plain) == plain.encode()
+
+
+def test_what_an_encoding_lacks_becomes_readable():
+    assert printed("… 0x1 → 0x2 └─ ▁█ ü 漢", "ascii") == rb"... 0x1 -> 0x2 `- .@ \u00fc \u6f22"
+    assert printed("… ü", "latin-1") == b"... \xfc"
+    assert printed("… ü 漢") == "… ü 漢".encode()
+
+
+def test_many_lines_are_checked_a_buffer_at_a_time():
+    lines = "".join(f"line {number} ü\n" for number in range(50_000))
+    assert printed(lines) == lines.encode()
+    data = printed(f"{lines}\x1b[2J{lines}")
+    assert data == f"{lines}\\x1b[2J{lines}".encode()
+
+
+def test_styles_pass_and_keep_their_place():
+    def write(stream):
+        stream.write("a\x1b")
+        output.write_styled(stream, "\x1b[1mb\x1b[0m")
+        stream.write("c")
+
+    assert printed("", write=write) == b"a\\x1b\x1b[1mb\x1b[0mc"
+
+
+def test_what_a_commands_own_output_is_passes_as_it_is():
+    raw = io.BytesIO()
+    stream = output._safe(io.TextIOWrapper(raw, "ascii"))
+    output.unfiltered(stream).write(b"\x1b[1m\xff")
+    assert raw.getvalue() == b"\x1b[1m\xff"
+
+
+def test_a_stream_without_bytes_is_safe_too(monkeypatch):
+    text = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", text)
+    with output.safe_streams():
+        print("a\x1b", "\udcff", "…")
+    assert sys.stdout is text
+    assert text.getvalue() == "a\\x1b \\xff …\n"
+
+
+def test_streams_are_as_before_and_open(capsysbinary):
+    before = sys.stdout, sys.stderr
+    with output.safe_streams(), output.safe_streams():
+        print("a\x1b")
+        print("b\udcff", file=sys.stderr)
+    assert (sys.stdout, sys.stderr) == before
+    print("c")
+    assert capsysbinary.readouterr() == (b"a\\x1b\nc\n", b"b\\xff\n")
+
+
+def test_a_traceback_is_safe_too():
+    code = (
+        "from physview.output import safe_streams\n"
+        "with safe_streams(): raise RuntimeError('a\\x1b[2J')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert result.returncode == 1
+    assert rb"RuntimeError: a\x1b[2J" in result.stderr
+    assert b"\x1b" not in result.stderr
+
+
+def test_an_unbuffered_stream_writes_all():
+    code = (
+        "from physview.output import safe_streams\n"
+        "with safe_streams(): print('x' * 1_000_000 + '\\x1b')"
+    )
+    with subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout.read() == b"x" * 1_000_000 + b"\\x1b\n"
+
+
+def test_on_a_terminal_a_table_has_colours_and_a_name_has_none():
+    code = (
+        "from rich.text import Text\n"
+        "from physview.output import safe_streams\n"
+        "from physview.reporters.drawing import draw\n"
+        "with safe_streams(): draw(Text('bold \\x1b[31m \\x9b1m \\u202e', style='bold'), 80)"
+    )
+    leader, follower = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "PYTHONUTF8": "1"}
+    subprocess.run([sys.executable, "-c", code], stdout=follower, check=True, env=environment)
+    os.close(follower)
+    data = os.read(leader, 4096)
+    os.close(leader)
+    assert data == b"\x1b[1mbold \\x1b[31m \\u009b1m \\u202e\x1b[0m\r\n"
