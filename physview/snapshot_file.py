@@ -359,8 +359,14 @@ class SnapshotFile:
         arrow, parquet = need("pyarrow", what), need("pyarrow.parquet", what)
         self.path = path
         try:
-            self._file = parquet.ParquetFile(path, page_checksum_verification=True)
+            # Opened here: pyarrow takes names for UTF-8, whatever the locale says.
+            self._opened = open(path, "rb")  # noqa: SIM115 - close() closes it
+        except OSError as error:
+            raise PhysviewError(what, os.strerror(error.errno or 0), path=path) from None
+        try:
+            self._file = parquet.ParquetFile(self._opened, page_checksum_verification=True)
         except (arrow.ArrowException, OSError) as error:
+            self._opened.close()
             # Of a file's contents pyarrow complains by OSError, too, then without errno.
             if isinstance(error, OSError) and error.errno:
                 raise PhysviewError(what, os.strerror(error.errno), path=path) from None
@@ -421,6 +427,7 @@ class SnapshotFile:
     def close(self) -> None:
         """Close the file. Closing twice is harmless."""
         self._file.close()
+        self._opened.close()
 
     def __enter__(self) -> SnapshotFile:
         return self

@@ -318,8 +318,8 @@ def look_at_tracefs() -> Finding:
     """Where the kernel's tracing is reached, and whether it has kprobes."""
     mounted = [
         fields[1].decode()
-        for line in _read("/proc/self/mounts").splitlines()
-        if (fields := line.split())[2] == b"tracefs"
+        for line in _read("/proc/self/mounts").split(b"\n")[:-1]
+        if (fields := line.split(b" "))[2] == b"tracefs"
     ]
     if not mounted:
         if b"\ttracefs\n" not in _read("/proc/filesystems"):

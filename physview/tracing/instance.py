@@ -100,7 +100,7 @@ def find_tracefs() -> str:
     """
     what = "cannot trace"
     with open("/proc/self/mounts", "rb") as file:
-        mounts = [line.split() for line in file]
+        mounts = [line.split(b" ") for line in file]
     found = [os.fsdecode(fields[1]) for fields in mounts if fields[2] == b"tracefs"]
     # Below debugfs the kernel mounts it by itself as soon as it is looked for.
     found += [f"{os.fsdecode(f[1])}/tracing" for f in mounts if f[2] == b"debugfs"]

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A process whose names are an attacker's, and every command and form of output run on it.
+
+As a program it does both, in the locale and as the user that it is started with, and writes what
+came of it to its stdout, pickled: `main()` of the real command line, each in a fork of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+STYLE = b"\x1b[7;35m"  # no style of ours
+FORGED = b"FORGED"
+# A style, no UTF-8, CSI as one character, a turn of the direction, BEL, another line.
+NASTY = STYLE + b"\xff\xfe\xc2\x9b\xe2\x80\xae\r\x07\v\x1b]0;t\x07\xe2\x80\xa8\\\n" + FORGED
+COMM = STYLE + b"\xff\xfe\n\x07FORG"
+TIMEOUT = 60
+
+CHILD = r"""
+import ctypes, mmap, os, sys
+libc = ctypes.CDLL(None)
+nasty, path, mount = map(os.fsencode, sys.argv[1:])
+sys.stdin.readline()  # until it is in its cgroup
+memory = mmap.mmap(-1, 1 << 16)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+libc.prctl(0x53564D41, 0, ctypes.c_ulong(address), ctypes.c_ulong(1 << 16), nasty)  # PR_SET_VMA
+fds = [os.memfd_create(nasty)]
+fds += [os.open(name, os.O_RDWR | os.O_CREAT) for name in (path, mount) if name]
+maps = []
+for fd in fds:
+    os.truncate(fd, 1 << 16)
+    maps.append(mmap.mmap(fd, 1 << 16))
+for each in (memory, *maps):
+    each[:] = b"x" * len(each)
+at = [ctypes.addressof(ctypes.c_char.from_buffer(each)) for each in (memory, *maps)]
+libc.prctl(15, COMM)  # PR_SET_NAME
+print(*at, flush=True)
+sys.stdin.read()
+""".replace("COMM", repr(COMM))
+
+
+class Target(NamedTuple):
+    """The process.
+
+    Args:
+        pid: Its pid.
+        vaddrs: Where its named mappings are.
+        folder: A folder of a nasty name, where there is room.
+        cgroup: That it is in, or None.
+    """
+
+    pid: int
+    vaddrs: list[int]
+    folder: str
+    cgroup: str | None
+
+
+class Result(NamedTuple):
+    """What a command did."""
+
+    command: list[str]
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+
+@contextlib.contextmanager
+def hostile_process(folder: str) -> Iterator[Target]:
+    """Start it; its files are in a folder of a nasty name in `folder`."""
+    nasty = os.fsdecode(os.path.join(os.fsencode(folder), NASTY))
+    os.mkdir(nasty)
+    mount = os.path.join(nasty, "mount" + os.fsdecode(NASTY))
+    os.mkdir(mount)
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "t", mount], check=False, stderr=subprocess.DEVNULL
+        ).returncode
+    )
+    command = [sys.executable, "-c", CHILD, os.fsdecode(NASTY), f"{nasty}/mapped"]
+    command.append(f"{mount}/mapped" if mounted else "")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdin
+        cgroup = _make_cgroup(process.pid)
+        try:
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            vaddrs = [int(word) for word in process.stdout.readline().split()]
+            yield Target(process.pid, vaddrs, nasty, cgroup)
+        finally:
+            process.stdin.close()
+            process.wait()
+            if cgroup:
+                os.rmdir(cgroup)
+            if mounted:
+                subprocess.run(["umount", mount], check=True)
+
+
+def _make_cgroup(pid: int) -> str | None:
+    """A cgroup that memory is charged to, with a nasty name; a newline in it the kernel refuses."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        lines = [line.split(b" ") for line in file.read().split(b"\n") if b" - cgroup" in line]
+    for line in lines:
+        options = line[-1].split(b",")
+        if b"cgroup2" not in line and b"memory" not in options:
+            continue
+        path = os.fsdecode(line[4] + b"/physview-test-%d" % pid + NASTY.replace(b"\n", b""))
+        try:
+            os.mkdir(path)
+            with open(f"{path}/cgroup.procs", "w") as file:
+                file.write(str(pid))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+            continue
+        return path
+    return None
+
+
+def commands(target: Target, *, with_machine: bool) -> dict[str, list[list[str]]]:
+    """By command: what is run of it, in every form of output.
+
+    Args:
+        target: The process.
+        with_machine: Also what takes long, for it goes through all frames.
+    """
+    pid, vaddr, nasty = str(target.pid), hex(target.vaddrs[-1]), os.fsdecode(NASTY)
+    before, after = (f"{target.folder}/{name}.parquet" for name in ("before", "after"))
+    both = [before, after]
+    every = f"{target.vaddrs[0]:#x}-{target.vaddrs[0] + 8192:#x}"
+    pages = ["pages", pid, "--columns", "flags,mapcount,cgroup,node"]
+    found = {
+        "memview": [[], ["--json"], ["--virtual"], ["--repeat", "2", "--virtual"]],
+        "translate": [[pid, *map(hex, target.vaddrs), every, "0x0"], [pid, vaddr, "--json"]],
+        "maps": [
+            [pid], [pid, "--json"], [pid, "--rollup"], [pid, "self"], [pid, "self", "--json"],
+            ["--all", "--rollup"], ["--cgroup", target.cgroup or nasty],
+        ],
+        "pages": [
+            pages[1:], [*pages[1:], "--each"], [*pages[1:], "--json"], [pid, "--summary"],
+            [pid, "--summary", "--json"], [*pages[1:], "--format", "csv"],
+            [*pages[1:], "--format", "jsonl"],
+            [*pages[1:], "--format", "parquet", "-o", f"{target.folder}/pages.parquet"],
+        ],
+        "watch": [
+            [pid, "--ticks", "2", "--interval", "0.1"],
+            [pid, "--ticks", "1", "--json"],
+        ],
+        "snapshot": [
+            [pid, "-o", before], ["self", "-o", after, "--columns", "flags,cgroup"],
+            [pid, "-o", f"{target.folder}/more.parquet", "--json"], [pid, "-o", before],
+        ],
+        "diff": [
+            both, [*both, "--extents"], [*both, "--json"], [*both, "--extents", "--json"],
+            [after, before], [*both, "--picture", f"{target.folder}/diff.svg"],
+        ],
+        "walk": [[pid, vaddr], [pid, vaddr, "--json"]],
+        "compare": [[pid], [pid, "--json"]],
+        "frames": [["--picture", f"{target.folder}/no-frames.gif"]],
+        "owners": [[vaddr, "--pid", pid], [vaddr, "--pid", pid, "--json"]],
+        "file": [
+            [target.folder], [target.folder, "--each"], [target.folder, "--json"],
+            [target.folder, "--frames"], [target.folder, "--frames", "--json"],
+            [f"{target.folder}/none"],
+        ],
+        "picture": [[pid, "-o", f"{target.folder}/a.svg", "--json"]],
+        "lab": [[], ["--json"], ["zero"], ["zero", "--json"], ["zero", "--quiz"]],
+        "trace": [
+            ["kmalloc", "-n", "3", "--seconds", "0.2", pid],
+            ["kmalloc", "-n", "3", "--seconds", "0.2", "--json"],
+            ["mm_page_alloc", "-n", "9", "--", f"{target.folder}/program"],
+            ["kmalloc", "--summary", "-n", "9", "--", f"{target.folder}/program"],
+        ],
+        "module": [["status"], ["status", "--json"]],
+        "vm": [["--kernel", nasty, "--", "true"], ["--memory", nasty]],
+        "doctor": [[], ["--json"]],
+        "completion": [["bash"], ["zsh"], ["fish"]],
+    }  # fmt: skip
+    if with_machine:
+        found["frames"] += [
+            [], ["--json"], ["--flags"], ["--picture", f"{target.folder}/frames.svg"],
+        ]  # fmt: skip
+        found["picture"] += [[pid, "-o", f"{target.folder}/{n}"] for n in ("b.svg", "b.html")]
+        found["diff"] += [[*both, "--picture", f"{target.folder}/diff.html"]]
+    # A name that is none, as an argument of each and as an option; and everybody's help.
+    for command, forms in found.items():
+        forms += [[f"--{nasty}"], ["--help"]]
+        if command != "vm":  # which would start one
+            forms += [[nasty, nasty], ["--json", f"{nasty}.parquet"]]
+        found[command] = [[command, *form] for form in forms]
+    found[""] = [[nasty], ["--help"], [f"--{nasty}"]]
+    return found
+
+
+def run(words: list[str]) -> Result:
+    """Run a command line in a fork of this process, with files for stdout and stderr."""
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        pid = os.fork()
+        if not pid:
+            _become(words, stdout, stderr)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        stdout.seek(0)
+        stderr.seek(0)
+        return Result(words, code, stdout.read(), stderr.read())
+
+
+def _become(words: list[str], stdout: Any, stderr: Any) -> None:
+    import signal
+
+    code: Any = 99
+    try:
+        signal.alarm(TIMEOUT)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(stdout.fileno(), 1)
+        os.dup2(stderr.fileno(), 2)
+        sys.argv = ["physview", *words]
+        from physview.commands import main
+
+        code = main()
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> None:
+    """Run all, and hand over what came of it."""
+    folder, with_machine = sys.argv[1], sys.argv[2] == "machine"
+    # What many import is imported once, before the forks.
+    import numpy  # noqa: F401
+    import rich.table  # noqa: F401
+
+    from physview.reporters import documents  # noqa: F401
+
+    with hostile_process(folder) as target:
+        with open(f"{target.folder}/program", "w") as file:
+            file.write("#!/bin/sh\necho done\n")
+        os.chmod(f"{target.folder}/program", 0o755)
+        results = {
+            name: [tuple(run(words)) for words in forms]
+            for name, forms in commands(target, with_machine=with_machine).items()
+        }
+        files = {}
+        for name in os.listdir(target.folder):
+            if os.path.isfile(f"{target.folder}/{name}"):
+                with open(f"{target.folder}/{name}", "rb") as opened:
+                    files[name] = opened.read()
+    encodings = sys.stdout.encoding, sys.getfilesystemencoding()
+    pickle.dump((tuple(target), encodings, results, files), sys.stdout.buffer)
+
+
+if __name__ == "__main__":
+    main()
