@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 STYLE = b"\x1b[7;35m"  # no style of ours
-FORGED = b"FORGED"
+FORGED = b"FORGE"
 # A style, no UTF-8, CSI as one character, a turn of the direction, BEL, another line.
 NASTY = STYLE + b"\xff\xfe\xc2\x9b\xe2\x80\xae\r\x07\v\x1b]0;t\x07\xe2\x80\xa8\\\n" + FORGED
-COMM = STYLE + b"\xff\xfe\n\x07FORG"
+COMM = STYLE + b"\xff\xfe\n" + FORGED  # 15 bytes: the kernel keeps no more
 TIMEOUT = 60
 
 CHILD = r"""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Our streams: what is printed reaches no terminal as a control, and no encoding stops it."""
 
+import ast
 import io
 import os
 import pty
@@ -8,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -122,3 +124,53 @@ def test_on_a_terminal_a_table_has_colours_and_a_name_has_none():
     data = os.read(leader, 4096)
     os.close(leader)
     assert data == b"\x1b[1mbold \\x1b[31m \\u009b1m \\u202e\x1b[0m\r\n"
+
+
+# In the VM, or in the pipe of a process of our own: no terminal hears them.
+ELSEWHERE = ("vm/init.py", "vm/guest.py", "labs/child.py", "labs/memory.py")
+# Who may do what gets around the streams, and why that is safe.
+BYPASSES = {
+    "Console": {},
+    "_Console": {"reporters/drawing.py": "its texts are quoted, its styles are rich's"},
+    "write_styled": {"reporters/drawing.py": "what that console has drawn"},
+    "StyledStream": {"reporters/drawing.py": "what that console draws on"},
+    "unfiltered": {
+        "vm/runner.py": "the output of the user's own command",
+        "commands/vm.py": "the VM's log, with --console",
+    },
+    "stdout.buffer": {},
+    "stderr.buffer": {},
+    "__stdout__": {},
+    "__stderr__": {},
+    "os.write": {
+        "tracing/instance.py": "a file of tracefs",
+        "tracing/launch.py": "a pipe to the process that is started",
+        "labs/evict.py": "/proc/sys/vm/drop_caches",
+    },
+}
+# What prints, but to our streams.
+PRINTS = ("print", "sys.stdout.write", "sys.stdout.writelines", "sys.stderr.write")
+
+
+def iter_calls():
+    """Every name that is called or read, with the file it stands in."""
+    for path in sorted((ROOT / "physview").rglob("*.py")):
+        name = str(path.relative_to(ROOT / "physview"))
+        if name in (*ELSEWHERE, "output.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                yield name, ast.unparse(node.func)
+            elif isinstance(node, ast.Attribute):
+                yield name, ast.unparse(node)
+
+
+def test_nothing_is_printed_past_the_streams():
+    found = {
+        (bypass, name)
+        for name, called in iter_calls()
+        for bypass in BYPASSES
+        if f".{called}".endswith(f".{bypass}")
+    }
+    assert found == {(bypass, name) for bypass, names in BYPASSES.items() for name in names}
+    assert sum(called in PRINTS for _, called in iter_calls()) > 50  # it does look

@@ -190,7 +190,7 @@ def _keep(module: Path, log: str, target: Path) -> Path:
         whole = Path(staging, target.name)
         whole.mkdir(0o755)
         shutil.copyfile(module, whole / module.name)
-        (whole / LOG).write_text(log)
+        (whole / LOG).write_text(log, errors="backslashreplace")
         # Whatever the umask is: what is loaded as root is written by nobody else.
         (whole / module.name).chmod(0o644)
         os.rename(whole, target)
@@ -198,7 +198,7 @@ def _keep(module: Path, log: str, target: Path) -> Path:
 
 
 def _failed(kernel: Kernel, log: str, path: Path) -> BuildFailed:
-    path.write_text(log)
+    path.write_text(log, errors="backslashreplace")
     lines = log.splitlines()
     errors = [line for line in lines[1:] if re.search(r"\berror\b|ERROR|\*\*\*", line)]
     return BuildFailed(
