@@ -1,9 +1,56 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""python -m physview"""
+"""Starts physview, as `python -m physview` and as `python -I PATH_OF_THIS_FILE`.
+
+By its path it needs no module path that has the package: it imports the package that it lies in.
+So it works in a checkout, in an environment and in a user's own site-packages alike, and what the
+working directory holds is never looked at. `physview.child_python` starts children in this way.
+"""
 
 import sys
 
-from physview.commands import main
+
+def _load_package() -> None:
+    """Import the package around this file, whatever else has its name."""
+    from importlib.machinery import PathFinder
+    from importlib.util import module_from_spec
+
+    place = __file__.rpartition("/")[0].rpartition("/")[0] or "/"
+    spec = PathFinder.find_spec("physview", [place])
+    if spec is None or spec.loader is None:
+        sys.exit(f"physview: there is no package in {place!r}: install physview again")
+    # Last: what lies beside the package must not hide the standard library.
+    sys.path.append(place)
+    package = module_from_spec(spec)
+    sys.modules["physview"] = package
+    spec.loader.exec_module(package)
+
+
+def _become_child() -> object:
+    """Call what `child_python.command()` names."""
+    import json
+    from importlib import import_module
+
+    from physview import invocation
+
+    about, module, *args = sys.argv[2:]
+    told = json.loads(about)
+    sys.path += told["folders"]
+    invocation.remember_typed(told["typed"])
+    sys.argv[1:] = args
+    return import_module(module).main()
+
+
+def _run() -> object:
+    if not __package__:
+        _load_package()
+    from physview import invocation
+
+    if sys.argv[1:2] == [invocation.CHILD_OPTION]:
+        return _become_child()
+    from physview.commands import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_run())  # type: ignore[arg-type]

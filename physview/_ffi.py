@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from physview import invocation
 from physview.errors import CoreUnavailable
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def load() -> tuple[Any, _Lib]:
     """
     if _why_not:
         raise CoreUnavailable(
-            "the compiled core is not there", _why_not, "build it with ./scripts/run"
+            "the compiled core is not there", _why_not, f"to build it: {invocation.build_core()}"
         )
     return _native.ffi, _native.lib
 

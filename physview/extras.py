@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+from physview import install_advice
 from physview.errors import Unsupported
 
 
@@ -40,8 +40,9 @@ def missing() -> list[Extra]:
 
 def install_line(*extras: Extra) -> str:
     """The command that installs them for this interpreter."""
-    packages = " ".join(extra.package for extra in extras)
-    return f"{sys.executable} -m pip install {packages}"
+    absent = missing()
+    names = [extra.name for extra in EXTRAS if extra in extras or extra not in absent]
+    return install_advice.install_line([extra.package for extra in extras], names)
 
 
 def need(name: str, what: str) -> Any:

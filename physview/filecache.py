@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from physview import _ffi
+from physview import _ffi, invocation
 from physview.errors import AccessDenied, PhysviewError, Unsupported
 from physview.kpage import FLAG_BITS, FRAMES_DTYPE, KpageFile
 from physview.model import (
@@ -155,7 +155,9 @@ class OpenFile:
             if _ffi.check(cache._lib.pv_is_hugetlbfs(self._fd), path):
                 # mincore() tells of it what is mapped here only, and cachestat() refuses.
                 why = "it is of hugetlbfs, of which the kernel does not tell"
-                remedy = "look at a process that maps it, with physview maps"
+                remedy = (
+                    f"look at a process that maps it: {invocation.physview_as_root('maps PID')}"
+                )
                 raise PhysviewError(_cannot(path), why, remedy, path=path)
             self.size_bytes = info.st_size
             if stat.S_ISBLK(info.st_mode):

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from physview import invocation
 from physview.errors import (
     AbiMismatch,
     AccessDenied,
@@ -162,7 +163,7 @@ class Kmod:
             raise AbiMismatch(
                 f"cannot talk to {DEVICE}",
                 f"the module speaks version {info.abi_version} of the ABI, not {ABI_VERSION}",
-                "load the one that belongs to this physview: physview module load",
+                invocation.load_own_module(),
                 path=DEVICE,
             )
         return info
@@ -172,7 +173,7 @@ class Kmod:
         return AbiMismatch(
             f"cannot walk {what}",
             "the module that is loaded is the course's, which translates only own addresses",
-            "load physview's own: physview module unload, then physview module load",
+            invocation.load_own_module(),
             path=DEVICE,
         )
 
@@ -398,6 +399,7 @@ def _open_device() -> int:
         raise ModuleUnavailable(
             f"cannot open {DEVICE}",
             why,
-            "sudo physview module load, or in a throwaway VM: physview vm -- physview …",
+            f"{invocation.physview_as_root('module load')},"
+            f" or in a throwaway VM: {invocation.in_vm('…')}",
             path=DEVICE,
         ) from None

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from physview import invocation
 from physview.errors import AccessDenied, ModuleUnavailable, Unsupported
 from physview.kmod import DEVICE
 
@@ -76,7 +77,7 @@ def load(module: Path, *, insecure: bool = False) -> None:
         raise Unsupported(
             "cannot load the module",
             "this kernel was built without loadable modules",
-            "use a throwaway VM: physview vm -- physview …",
+            f"use a throwaway VM: {invocation.in_vm('…')}",
         )
     fd = os.open(module, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -118,29 +119,44 @@ def _call(name: str, verb: str, *args: int | bytes) -> None:
     code = ctypes.get_errno()
     if code == errno.EPERM and os.geteuid() != 0:
         raise AccessDenied(f"cannot {verb} the module", "it takes CAP_SYS_MODULE", "run as root")
-    why, remedy = _REASONS.get(code, (os.strerror(code), "see dmesg"))
+    why, remedy = _reasons().get(code, (os.strerror(code), f"see {invocation.as_root('dmesg')}"))
     raise Unsupported(f"cannot {verb} the module", why, remedy)
 
 
-_VM = "use a throwaway VM: physview vm -- physview …"
-_REASONS = {
-    errno.EPERM: (
-        "the kernel is locked down, or this is a container",
-        f"see /sys/kernel/security/lockdown; {_VM}",
-    ),
-    errno.EKEYREJECTED: (
-        "Secure Boot wants it signed with a key that the kernel knows",
-        f"sign it with a key of yours (mokutil), or {_VM}",
-    ),
-    errno.ENOKEY: (
-        "the kernel loads only modules that are signed",
-        f"sign it with a key that it knows, or {_VM}",
-    ),
-    errno.ENOEXEC: ("it was built for another kernel", "build it again: physview module build"),
-    errno.EEXIST: ("it is loaded already", "see physview module status"),
-    errno.EAGAIN: ("it is in use", f"end what holds {DEVICE} open: fuser {DEVICE}"),
-    errno.EBUSY: ("it is in use", f"end what holds {DEVICE} open: fuser {DEVICE}"),
-}
+def _reasons() -> dict[int, tuple[str, str]]:
+    """Why the kernel refuses, by errno, and what to do."""
+    vm = f"use a throwaway VM: {invocation.in_vm('…')}"
+    in_use = ("it is in use", f"end what holds {DEVICE} open: {_who_holds()}")
+    return {
+        errno.EPERM: (
+            "the kernel is locked down, or this is a container",
+            f"see /sys/kernel/security/lockdown; {vm}",
+        ),
+        errno.EKEYREJECTED: (
+            "Secure Boot wants it signed with a key that the kernel knows",
+            f"sign it with a key of yours (mokutil), or {vm}",
+        ),
+        errno.ENOKEY: (
+            "the kernel loads only modules that are signed",
+            f"sign it with a key that it knows, or {vm}",
+        ),
+        errno.ENOEXEC: (
+            "it was built for another kernel",
+            f"build it again: {invocation.physview('module build')}",
+        ),
+        errno.EEXIST: ("it is loaded already", f"see {invocation.physview('module status')}"),
+        errno.EAGAIN: in_use,
+        errno.EBUSY: in_use,
+    }
+
+
+def _who_holds() -> str:
+    """How to find who has the device open: fuser is in a package that small systems lack."""
+    import shutil
+
+    if shutil.which("fuser"):
+        return invocation.as_root(f"fuser {DEVICE}")
+    return invocation.as_root(f"ls -l /proc/[0-9]*/fd 2>/dev/null | grep {DEVICE}")
 
 
 def _is_open_to_all() -> bool:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from physview import invocation
 from physview.errors import PhysviewError
 from physview.extras import need
 from physview.kpage import FLAG_NAMES, flag_names
@@ -392,7 +393,8 @@ class SnapshotFile:
         metadata = (self._file.schema_arrow.metadata or {}).get(KEY)
         if metadata is None:
             why = "it is a Parquet file, but no snapshot of physview's"
-            raise PhysviewError(what, why, "physview snapshot PID -o FILE makes one")
+            remedy = f"{invocation.physview('snapshot PID -o FILE')} makes one"
+            raise PhysviewError(what, why, remedy)
         about: dict[str, Any] = json.loads(metadata)
         if about["format"] > FORMAT:
             why = f"its format is {about['format']}, and this physview knows {FORMAT}"

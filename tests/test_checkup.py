@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from physview import invocation
 from physview.analysis import checkup
 from physview.analysis.packages import install_line
 
@@ -68,14 +69,18 @@ def test_qemu_is_looked_for_on_path(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("os_release", "line"),
     [
-        ("ID=debian\n", "sudo apt-get install linux-headers-6.1"),
-        ('ID="rocky"\nID_LIKE="rhel centos fedora"\n', "sudo dnf install kernel-devel-6.1"),
-        ("ID=arch\n", "sudo pacman -S linux-headers"),
-        ("", "install the headers package of your distribution"),
+        ("ID=debian\n", "apt-get install linux-headers-6.1"),
+        ('ID="rocky"\nID_LIKE="rhel centos fedora"\n', "dnf install kernel-devel-6.1"),
+        ("ID=arch\n", "pacman -S linux-headers"),
     ],
 )
 def test_packages_are_named_as_the_distribution_does(os_release, line):
-    assert install_line("headers", os_release, release="6.1") == line
+    assert install_line("headers", os_release, release="6.1") == invocation.as_root(line)
+
+
+def test_a_package_of_an_unknown_distribution_is_named_in_words():
+    words = "install the headers package of your distribution"
+    assert install_line("headers", "", release="6.1") == words
 
 
 def test_a_missing_package_is_named_with_what_needs_it():
@@ -87,9 +92,10 @@ def test_a_missing_package_is_named_with_what_needs_it():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert result.stdout.splitlines() == [
+    state, value, remedy = result.stdout.splitlines()
+    assert (state, value) == (
         "part",
         "no pyarrow, for snapshot and diff; no pillow, for PNG pictures",
-        f"{sys.executable} -m pip install pyarrow pillow",
-    ]
+    )
+    assert remedy.endswith(f"{sys.executable} -I -m pip install pyarrow pillow")
     assert checkup.look_at_extras().state == checkup.YES

@@ -234,7 +234,7 @@ def test_with_the_courses_module_memview_works_and_the_rest_says_what_it_lacks(
     ):
         line = one_line(physview(*command), 1)
         assert "the module that is loaded is the course's" in line, command
-        assert "physview module load" in line
+        assert " module load" in line
 
 
 @pytest.mark.needs("kmods")
@@ -277,4 +277,4 @@ def test_a_module_of_another_abi_version(load_instead, physview, sleeper):
     ):
         line = one_line(physview(*command), 1)
         assert "version 99 of the ABI, not 1" in line
-        assert "physview module load" in line
+        assert " module load" in line

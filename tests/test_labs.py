@@ -182,7 +182,7 @@ def test_migrate():
     else:  # before MADV_COLLAPSE, 6.1, where compaction finds nothing to do
         assert migrate._collapse() is None
         (finding,) = (one for one in evidence.findings if not one.usual)
-        assert "physview vm --append numa=fake=2 -- physview lab migrate" in finding.text
+        assert " vm --append numa=fake=2 -- physview lab migrate" in finding.text
         assert evidence.answers == [None]
 
 

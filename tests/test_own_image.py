@@ -112,10 +112,11 @@ class TestOwnImage:
         if published:
             machine.publish(published)
         result = machine.ask(**({"PATH": path} if path else {}))
-        remedy = f"sudo chmod a+r {machine.image}; trying Debian's 6.1"
+        remedy = f"chmod a+r {machine.image}; trying Debian's 6.1"
         line = f"physview: not the running kernel {RELEASE}: cannot fetch linux-image-{RELEASE}: "
         assert line in result.stderr, result
-        assert f"{why}; {remedy}\n" in result.stderr
+        assert f"{why}; " in result.stderr
+        assert f"{remedy}\n" in result.stderr
         assert result.stdout.startswith("cannot fetch Debian's kernels: "), result
         assert result.stdout.count("\n") == 1
         assert [path.suffix for path in machine.cache.iterdir()] == [".lock"]

@@ -3,6 +3,7 @@
 
 import functools
 import glob
+import json
 import os
 import re
 import shutil
@@ -117,3 +118,29 @@ def test_the_wheel_runs_the_report_in_an_empty_environment(wheel, tmp_path, whic
     code = "import physview; print(physview.__file__)"
     where = run(tmp_path / "venv/bin/python", "-c", code, cwd="/")
     assert where.startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("tool", ["uv tool install", "pipx install"])
+def test_the_line_for_missing_packages_works_where_there_is_no_pip(wheel, tmp_path, tool):
+    tools = f"{sys.prefix}/bin"
+    environment = os.environ | {
+        "PATH": f"{tmp_path}/bin:{tools}:{os.environ['PATH']}",
+        **dict.fromkeys(("UV_TOOL_DIR", "PIPX_HOME"), f"{tmp_path}/tools"),
+        **dict.fromkeys(("UV_TOOL_BIN_DIR", "PIPX_BIN_DIR"), f"{tmp_path}/bin"),
+        **dict.fromkeys(("PIPX_MAN_DIR", "PIPX_COMPLETION_DIR"), f"{tmp_path}/share"),
+    }
+
+    def packages():
+        doctor = subprocess.run(
+            [tmp_path / "bin/physview", "doctor", "--json"],
+            capture_output=True, text=True, env=environment, cwd="/", check=False,
+        )  # fmt: skip
+        findings = json.loads(doctor.stdout)["findings"]
+        return next(finding for finding in findings if finding["name"] == "packages")
+
+    run(*tool.split(), "--python", sys.executable, wheel, env=environment, cwd=tmp_path)
+    before = packages()
+    assert before["state"] == "part"
+    assert before["remedy"].startswith(tool.replace("pipx install", "pipx inject physview "))
+    run("sh", "-c", before["remedy"], env=environment, cwd=tmp_path)
+    assert packages()["state"] == "yes"

@@ -221,7 +221,7 @@ def test_without_pillow_it_says_how_to_get_it(tmp_path):
     )
     assert one_line(result, 1) == (
         "physview: cannot write a PNG: the Python package pillow (extra 'picture') is missing;"
-        f" {sys.executable} -m pip install pillow\n"
+        f" {sys.executable} -I -m pip install pillow\n"
     )
     assert not os.listdir(tmp_path)
 
@@ -233,10 +233,8 @@ def test_nobody_sees_the_virtual_half(physview, open_folder, suffix):
     result = physview("picture", "self", "-o", str(path), prefix=AS_NOBODY)
     assert result.returncode == 0, result
     assert result.stderr.count("\n") == 1
-    assert (
-        "physical memory is not drawn: frame numbers are told to root only; run as root: sudo"
-        in (result.stderr)
-    )
+    why = "physical memory is not drawn: frame numbers are told to root only; run "
+    assert why in result.stderr
     if suffix == ".svg":
         words = words_of(path)
         assert "Physical memory is not drawn" in words

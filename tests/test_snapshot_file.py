@@ -294,7 +294,7 @@ def test_a_file_that_is_none(physview, tmp_path):
         tmp_path / "nowhere": "No such file",
         damaged: "no Parquet file, or damaged",
         holed: "damaged",
-        foreign: "no snapshot of physview's; physview snapshot PID -o FILE makes one",
+        foreign: "snapshot PID -o FILE makes one",
         later: "its format is 2, and this physview knows 1; take physview 9.1 or later",
         Path(__file__): "no Parquet file",
         tmp_path: "cannot read",
@@ -340,7 +340,7 @@ def test_without_pyarrow_the_line_says_what_to_install(tmp_path):
         command, capture_output=True, text=True, check=False, env=environment, cwd="/"
     )
     assert "pyarrow (extra 'parquet') is missing; " in one_line(result, 1)
-    assert f"{sys.executable} -m pip install pyarrow" in result.stderr
+    assert f"{sys.executable} -I -m pip install pyarrow" in result.stderr
 
 
 def test_the_pages_of_a_file_are_those_of_the_process(tmp_path):

@@ -79,7 +79,7 @@ def test_a_vm_lost_before_it_gave_anything_is_tried_again(fake_qemu):
     )
     said = []
     outcome = run(say=said.append)
-    assert (outcome.exit_code, outcome.nr_lost, len(said)) == (5, 1, 1)
+    assert (outcome.exit_code, outcome.nr_lost, len(said)) == (5, 1, 2)
     assert "the VM died while it booted" in said[0]
 
 
@@ -151,7 +151,7 @@ def test_where_kvm_fails_it_is_tcg_from_then_on(fake_qemu, monkeypatch):
     said = []
     first = run(boot_timeout=1, say=said.append)
     assert (first.accelerator, first.nr_lost) == ("tcg", 1)
-    assert said[0].endswith("trying with tcg")
+    assert said[-1] == "trying with tcg"
     assert run(boot_timeout=1).nr_lost == 0
 
 

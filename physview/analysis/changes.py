@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from physview import invocation
 from physview.errors import PhysviewError
 from physview.kpage import FLAG_BITS
 from physview.model import (
@@ -133,7 +134,8 @@ def check_comparable(before: SnapshotFile, after: SnapshotFile) -> None:
     for file in (before, after):
         if not file.about["complete"]:
             why = f"{file.path} has only some of the pages"
-            raise PhysviewError(what, why, "physview snapshot PID -o FILE takes all")
+            remedy = f"{invocation.physview('snapshot PID -o FILE')} takes all"
+            raise PhysviewError(what, why, remedy)
     if before.about["boot_id"] != after.about["boot_id"]:
         hosts = [f"{file.about['host']}, boot {file.about['boot_id']}" for file in (before, after)]
         why = f"they are of two boots, which have no frames in common ({hosts[0]}; {hosts[1]})"

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from physview import _ffi, extras
+from physview import _ffi, extras, invocation
 from physview.analysis import packages
 from physview.errors import PhysviewError
 from physview.model import PAGE_SIZE, PM_PRESENT, PM_SOFT_DIRTY, PagemapEntry
@@ -65,7 +65,9 @@ def look_at_core() -> Finding:
     """The compiled core."""
     why = _ffi.why_unavailable()
     if why:
-        return Finding("compiled core", NO, f"{why}; the slow reference serves", "./scripts/run")
+        return Finding(
+            "compiled core", NO, f"{why}; the slow reference serves", invocation.build_core()
+        )
     return Finding("compiled core", YES, "built")
 
 
@@ -252,7 +254,7 @@ def look_at_thp() -> Finding:
     if mthp:
         value += "; smaller sizes " + (", ".join(f"{s} KiB" for s in smaller) or "are off")
     if mode == "never":
-        remedy = f"echo madvise | sudo tee {THP}/enabled"
+        remedy = invocation.write_as_root("madvise", f"{THP}/enabled")
         return Finding("transparent huge pages", NO, value, remedy, details=details)
     return Finding("transparent huge pages", YES, value, details=details)
 
@@ -275,7 +277,7 @@ def look_at_hugetlb() -> Finding:
     details = {"pools": [{"size_kib": s, "free": f, "total": n} for s, (f, n) in pools.items()]}
     if any(total for _, total in pools.values()):
         return Finding("hugetlb", YES, value, details=details)
-    remedy = "echo 16 | sudo tee /proc/sys/vm/nr_hugepages"
+    remedy = invocation.write_as_root("16", "/proc/sys/vm/nr_hugepages")
     return Finding("hugetlb", PART, f"no pages set aside ({value})", remedy, details=details)
 
 
@@ -287,8 +289,7 @@ def look_at_module() -> Finding:
     # Only physview's own has a version.
     if device and not os.path.exists(f"/sys/module/{MODULE}/version"):
         value = f"/dev/{MODULE} is there, but not of physview's module: own addresses only"
-        remedy = "physview module unload, then physview module load"
-        return Finding("module", PART, value, remedy, details=details)
+        return Finding("module", PART, value, invocation.load_own_module(), details=details)
     if device:
         return Finding("module", YES, f"/dev/{MODULE} is there", details=details)
     if loaded:
@@ -324,7 +325,7 @@ def look_at_tracefs() -> Finding:
     if not mounted:
         if b"\ttracefs\n" not in _read("/proc/filesystems"):
             return Finding("tracefs", NO, "not in this kernel", "a kernel with CONFIG_FTRACE=y")
-        remedy = "sudo mount -t tracefs nodev /sys/kernel/tracing"
+        remedy = invocation.as_root("mount -t tracefs nodev /sys/kernel/tracing")
         return Finding("tracefs", NO, "not mounted", remedy)
     where = mounted[0]
     details: dict[str, Any] = {"path": where}

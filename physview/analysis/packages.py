@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 
+from physview import invocation
+
 # By the ID or ID_LIKE of /etc/os-release: how to install, and the packages' names.
 _DISTRIBUTIONS = {
     "debian": (
@@ -27,13 +29,14 @@ def install_line(what: str, os_release: str | None = None, **names: str) -> str:
         os_release: The text of os-release; this machine's by default.
         names: What to fill in: `release` for headers.
 
-    >>> install_line("headers", "ID=ubuntu\\nID_LIKE=debian\\n", release="6.8.0-31-generic")
-    'sudo apt-get install linux-headers-6.8.0-31-generic'
+    >>> line = install_line("headers", "ID=ubuntu\\nID_LIKE=debian\\n", release="6.8.0-31-generic")
+    >>> line.removeprefix("as root: ").removeprefix("sudo ")
+    'apt-get install linux-headers-6.8.0-31-generic'
     """
     for name in _distribution_ids(os_release):
         if name in _DISTRIBUTIONS:
             command, packages = _DISTRIBUTIONS[name]
-            return f"sudo {command} {packages[what].format(**names)}"
+            return invocation.as_root(f"{command} {packages[what].format(**names)}")
     return f"install the {what} package of your distribution"
 
 
@@ -58,7 +61,8 @@ def why_no_headers(release: str, otherwise: str) -> tuple[str, str]:
     package = f"linux-headers-{release}"
     available = _apt_has(package)
     if available is None:
-        return why, f"sudo apt-get update, which tells whether apt has {package}; or {otherwise}"
+        update = invocation.as_root("apt-get update")
+        return why, f"{update}, which tells whether apt has {package}; or {otherwise}"
     return (why, install) if available else (f"{why}, nor has apt {package}", otherwise)
 
 

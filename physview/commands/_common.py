@@ -6,12 +6,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NoReturn
 
-from physview import _ffi
+from physview import _ffi, invocation
 from physview.errors import PhysviewError, UsageError
 from physview.model import Cause, Translation, printable
 
@@ -184,7 +183,7 @@ def say_if_core_is_missing(source: str) -> None:
     if source == "auto" and _ffi.why_unavailable():
         say(
             f"the compiled core is not there: {_ffi.why_unavailable()}; reading through ctypes,"
-            " which is slower; ./scripts/run builds it"
+            f" which is slower; to build it: {invocation.build_core()}"
         )
 
 
@@ -211,9 +210,9 @@ def say_cause_counts(counts: dict[Cause, int]) -> bool:
 
 def remedy(cause: Cause) -> str:
     """What to do about a cause; where root is needed, with the line that works here."""
-    if cause not in NEEDS_ROOT:
-        return cause.remedy
-    return root_remedy()
+    if cause is Cause.UNTOLD:
+        return invocation.load_own_module()
+    return root_remedy() if cause in NEEDS_ROOT else cause.remedy
 
 
 def root_remedy() -> str:
@@ -223,14 +222,4 @@ def root_remedy() -> str:
             "root lacks CAP_SYS_ADMIN here, as in a container: give it that (docker run --cap-add"
             " SYS_ADMIN), or run outside"
         )
-    return f"run as root: {sudo_line()}"
-
-
-def sudo_line() -> str:
-    """This command line again, with sudo.
-
-    sudo searches its own secure_path, which holds no virtual environment: so the path is whole.
-    """
-    program = os.path.abspath(sys.argv[0])
-    command = [sys.executable, "-m", "physview"] if program.endswith(".py") else [program]
-    return shlex.join(["sudo", *command, *sys.argv[1:]])
+    return invocation.again_as_root()

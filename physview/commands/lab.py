@@ -12,6 +12,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from physview import invocation
 from physview.commands import _common
 from physview.errors import UsageError
 from physview.model import printable
@@ -72,7 +73,8 @@ def _list(args: argparse.Namespace) -> int:
     from physview import labs
 
     if args.quiz or args.machine:
-        raise UsageError("which lab?", "", "physview lab NAME; physview lab lists them")
+        lab = invocation.physview("lab")
+        raise UsageError("which lab?", "", f"{lab} NAME; {lab} lists them")
     found = [labs.find(name) for name in labs.NAMES]
     why_not = [str(lab.why_not() or "") for lab in found]
     if args.json:

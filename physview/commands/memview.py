@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from physview import _ffi
+from physview import _ffi, child_python
 from physview.analysis.stability import compare_runs
 from physview.commands import _common
 from physview.errors import PhysviewError
@@ -92,11 +92,10 @@ def _print_virtual(probes: list[Probe], as_json: bool) -> int:
 
 def _repeat(args: argparse.Namespace) -> int:
     """Run the report in new processes, one after the other."""
-    command = [sys.executable, "-m", "physview", "memview", "--json", "--source", args.source]
-    command += ["--virtual"] * args.virtual
+    words = ["memview", "--json", "--source", args.source, *["--virtual"] * args.virtual]
     if args.sleep is not None:
-        command += ["--sleep", str(args.sleep)]
-    runs = [_run_once(command, first=i == 0) for i in range(args.repeat)]
+        words += ["--sleep", str(args.sleep)]
+    runs = [_run_once(words, first=i == 0) for i in range(args.repeat)]
     stabilities = compare_runs([run["entries"] for run in runs])
     if args.json:
         labels = [stability._asdict() for stability in stabilities]
@@ -108,23 +107,26 @@ def _repeat(args: argparse.Namespace) -> int:
     return int(not args.virtual and any(e["paddr"] is None for r in runs for e in r["entries"]))
 
 
-def _run_once(command: list[str], *, first: bool) -> dict[str, Any]:
+def _run_once(words: list[str], *, first: bool) -> dict[str, Any]:
     import json
     import subprocess
 
     # What the first run has to say on stderr, the others would only say again; but with --sleep
     # each has a pid of its own to tell.
-    quiet = not first and "--sleep" not in command
-    done = subprocess.run(
-        command,
+    quiet = not first and "--sleep" not in words
+    with child_python.start(
+        "physview.commands",
+        *words,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL if quiet else None,
-        check=False,
-    )
+    ) as child:
+        stdout, _ = child.communicate()
     try:
-        document: dict[str, Any] = json.loads(done.stdout)
+        document: dict[str, Any] = json.loads(stdout)
     except ValueError:
         raise PhysviewError(
-            "a run of memview failed", f"it ended with {done.returncode}", "run it without --repeat"
+            "a run of memview failed",
+            f"it ended with {child.returncode}",
+            "run it without --repeat",
         ) from None
     return document

@@ -15,6 +15,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from physview import invocation
 from physview.commands import _common
 from physview.errors import Unsupported, UsageError
 
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     # REMAINDER leaves the first of them in; others are the command's own.
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
-        raise UsageError("nothing to run", "", "physview vm [OPTIONS] -- CMD…")
+        raise UsageError("nothing to run", "", invocation.physview("vm [OPTIONS] -- CMD…"))
     kernel = _find_kernel(args.kernel)
     outcome = vm.run(
         kernel,

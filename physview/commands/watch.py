@@ -13,6 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from physview import invocation
 from physview.commands import _common
 from physview.errors import UsageError
 from physview.lookup import find_pid
@@ -67,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_terminal() -> None:
-    remedy = "--ticks N prints readings, and physview maps PID prints what there is now"
+    maps = invocation.physview("maps PID")
+    remedy = f"--ticks N prints readings, and {maps} prints what there is now"
     if not (sys.stdin and sys.stdin.isatty() and os.isatty(1)):
         raise UsageError("cannot draw", "stdin and stdout are not both a terminal", remedy)
     if os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):

@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from physview import invocation
 from physview.errors import PhysviewError, Unsupported
 
 _PROGRAMS = ("apt-get", "apt-cache", "dpkg-deb")
@@ -138,7 +139,8 @@ class PrivateApt:
 
     def cannot_fetch(self, why: str) -> Unsupported:
         """The error when apt gets nothing."""
-        remedy = f"connect this machine to its {self._name} mirror: sudo apt-get update tells more"
+        update = invocation.as_root("apt-get update")
+        remedy = f"connect this machine to its {self._name} mirror: {update} tells more"
         return Unsupported(f"cannot fetch {self._name}'s kernels", why, remedy)
 
     def _run(

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from physview import invocation
 from physview.analysis.packages import why_no_headers
 from physview.errors import PhysviewError, Unsupported
 from physview.kernels.cache import Kernel, cache_dir, locked
@@ -107,7 +108,8 @@ def _usable_headers(kernel: Kernel) -> Path:
     compiler = _tools(kernel.headers).compiler
     for program in ("make", compiler):
         if shutil.which(program) is None:
-            remedy = f"install {program}, as with: sudo apt-get install make {_package(compiler)}"
+            install = invocation.as_root(f"apt-get install make {_package(compiler)}")
+            remedy = f"install {program}, as with: {install}"
             raise Unsupported(what, f"this machine has no {program}", remedy)
     if re.search(r"[\s:]", str(kernel.headers)):
         why = f"make cannot work in {kernel.headers}"

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from physview import invocation
 from physview.errors import PhysviewError, Unsupported, UsageError
 from physview.kernels import headers, mirrors
 from physview.kernels.apt import PrivateApt, missing_program
@@ -106,7 +107,8 @@ def fallback_version() -> tuple[str, str]:
     names = mirrors.known_packages("linux-image-")
     found = [match["release"] for name in names if (match := _IMAGE[UBUNTU].match(name))]
     if not found:
-        raise Unsupported("cannot choose a kernel", "apt has no lists", "sudo apt-get update")
+        remedy = invocation.as_root("apt-get update")
+        raise Unsupported("cannot choose a kernel", "apt has no lists", remedy)
     return UBUNTU.name, _all_series(found)[0]
 
 

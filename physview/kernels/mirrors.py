@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from physview import invocation
 from physview.analysis import packages
 from physview.errors import Unsupported
 from physview.kernels.apt import complaints_of, environment, has_programs
@@ -95,7 +96,7 @@ class Archive(NamedTuple):
         raise Unsupported(
             f"cannot fetch {self.distribution.name}'s kernels",
             f"their signatures cannot be checked without {places[0]}",
-            f"sudo apt-get install {self.distribution.keyring_package}",
+            invocation.as_root(f"apt-get install {self.distribution.keyring_package}"),
         )
 
 

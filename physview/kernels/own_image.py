@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from physview import invocation
 from physview.errors import Unsupported
 from physview.kernels import mirrors
 from physview.kernels.apt import PrivateApt, missing_program
@@ -46,7 +47,7 @@ def fetch_own_image(
         if not (folder / name).exists():
             if tell:
                 tell(f"{closed} is for root alone: fetching linux-image-{release} into {folder}")
-            _fetch(folder / name, release, f"sudo chmod a+r {closed}")
+            _fetch(folder / name, release, invocation.as_root(f"chmod a+r {closed}"))
         image = cache_dir("images", name)
     headers = modules / "build"
     return Kernel(release, image, modules, headers if headers.is_dir() else None)

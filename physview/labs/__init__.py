@@ -13,6 +13,7 @@ import difflib
 from importlib import import_module
 from typing import Any
 
+from physview import invocation
 from physview.errors import UsageError
 from physview.labs.base import Evidence, Lab
 
@@ -44,7 +45,7 @@ def find(name: str) -> Lab:
         near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4)
         remedy = f"choose of {', '.join(NAMES)}"
         if near:
-            remedy = f"did you mean {' or '.join(near)}? physview lab lists all"
+            remedy = f"did you mean {' or '.join(near)}? {invocation.physview('lab')} lists all"
         raise UsageError(f"there is no lab '{name}'", "", remedy)
     lab: Lab = import_module(f"physview.labs.{name}").LAB
     return lab

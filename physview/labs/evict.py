@@ -8,6 +8,7 @@ import mmap
 import os
 import time
 
+from physview import invocation
 from physview.errors import AccessDenied, PhysviewError, Unsupported
 from physview.kpage import FLAG_BITS
 from physview.labs.memory import libc
@@ -123,8 +124,8 @@ def _open_drop_caches() -> int:
 def _refused(error: OSError) -> PhysviewError:
     what = "cannot drop the machine's caches"
     elsewhere = (
-        "physview vm -- physview lab cache --machine; without --machine only physview's own file"
-        " is dropped"
+        f"{invocation.in_vm('lab cache --machine')}; without --machine only physview's own file is"
+        " dropped"
     )
     if os.geteuid():
         return AccessDenied(what, "that is root's", f"run as root, or {elsewhere}")

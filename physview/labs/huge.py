@@ -7,6 +7,7 @@ import os
 import resource
 from typing import NamedTuple
 
+from physview import invocation
 from physview.errors import PhysviewError
 from physview.labs import look, needs
 from physview.labs.base import NUMBER, PADDR, TEXT, VADDR, Column, Evidence, Lab, Question
@@ -133,7 +134,8 @@ def _explain(evidence: Evidence, small: Piece, huge: Piece, size: int) -> None:
         " earlier, and the TLB needs one entry for it.",
         f"The kernel gave no huge page: {huge.nr_large} of {nr} frames are in a large folio, and"
         f" {huge.mapped_by} map them. It had no free block of {words} in one piece, or did not want"
-        " to wait for one: /sys/kernel/mm/transparent_hugepage/defrag, and physview frames.",
+        " to wait for one: /sys/kernel/mm/transparent_hugepage/defrag, and"
+        f" {invocation.physview_as_root('frames')}.",
     )
     evidence.check(
         "faults",

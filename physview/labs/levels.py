@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from physview import invocation
 from physview.labs import look, needs
 from physview.labs.base import NUMBER, PADDR, TEXT, VADDR, Column, Evidence, Lab, Question
 from physview.labs.memory import libc
@@ -55,7 +56,7 @@ def run() -> Evidence:
         else:
             evidence.note(
                 "the kernel module is not loaded, or not ours to use, so that no table could be"
-                f" looked at: physview vm --la57 on -- physview lab {NAME}, and with off"
+                f" looked at: {invocation.in_vm(f'lab {NAME}', '--la57 on')}, and with off"
             )
     return evidence
 
@@ -158,7 +159,7 @@ def _explain_walks(evidence: Evidence, walks: list[Walk], nr_levels: int) -> Non
         nr_levels == expected,
         f"The module says that there are {nr_levels} levels, as the addresses had it{not_there}.",
         f"The module says that there are {nr_levels} levels, and the addresses speak for"
-        f" {expected}{not_there}: physview doctor has both.",
+        f" {expected}{not_there}: {invocation.physview('doctor')} has both.",
     )
     right = [
         level.address is not None
@@ -183,7 +184,8 @@ def _explain_walks(evidence: Evidence, walks: list[Walk], nr_levels: int) -> Non
         all(agree),
         f"For all {len(agree)} addresses the walk ends in the frame that pagemap names.",
         f"For {agree.count(False)} of {len(agree)} addresses the walk does not end in the frame"
-        " that pagemap names: they moved in between, or physview compare tells more.",
+        " that pagemap names: they moved in between, or"
+        f" {invocation.physview_as_root('compare self')} tells more.",
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from physview import invocation
 from physview.frames import Use, use_of
 from physview.kpage import FLAG_BITS, KpageFile
 from physview.labs.base import Cell, Evidence
@@ -43,7 +44,7 @@ def note_hidden(evidence: Evidence) -> None:
     remedy = "run as root" if os.geteuid() else "give root CAP_SYS_ADMIN, which a container lacks"
     evidence.note(
         "frame numbers are hidden from this user, so that only the virtual half could be looked"
-        f" at: {remedy}, or physview vm -- physview lab {evidence.lab}"
+        f" at: {remedy}, or {invocation.in_vm(f'lab {evidence.lab}')}"
     )
 
 

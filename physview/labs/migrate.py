@@ -8,6 +8,7 @@ import os
 import platform
 from typing import NamedTuple
 
+from physview import invocation
 from physview.errors import PhysviewError, Unsupported
 from physview.labs import look, needs
 from physview.labs.base import NUMBER, PADDR, VADDR, Column, Evidence, Lab, Question
@@ -184,8 +185,8 @@ def _explain(
         f" that is pinned, as for a device that writes to it, may not be moved.{nothing}",
         f"None of {len(pairs)} locked pages is in another frame after {last.how}: the machine may"
         f" have so much free memory in one piece that there was nothing to do{_forbidden()}. A VM"
-        " with two NUMA nodes always has somewhere to move them: physview vm --append numa=fake=2"
-        f" -- physview lab {NAME}.",
+        " with two NUMA nodes always has somewhere to move them:"
+        f" {invocation.in_vm(f'lab {NAME}', '--append numa=fake=2')}.",
     )
     evidence.check(
         "present",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from physview import invocation
 from physview.errors import AccessDenied, ModuleUnavailable, PhysviewError, Unsupported
 from physview.kmod import DEVICE
 
@@ -25,8 +26,7 @@ def needs(lab: str, *wanted: Need) -> Callable[[], PhysviewError | None]:
 
 def in_vm(lab: str, options: str = "") -> str:
     """The line that does the lab in a VM."""
-    words = ["physview vm", options, f"-- physview lab {lab}"]
-    return f"or in a throwaway VM: {' '.join(filter(None, words))}"
+    return f"or in a throwaway VM: {invocation.in_vm(f'lab {lab}', options)}"
 
 
 def frames(lab: str) -> PhysviewError | None:
@@ -52,7 +52,9 @@ def core(lab: str) -> PhysviewError | None:
     if not why:
         return None
     return Unsupported(
-        f"cannot do the lab {lab}", f"the compiled core is not there: {why}", "./scripts/run"
+        f"cannot do the lab {lab}",
+        f"the compiled core is not there: {why}",
+        invocation.build_core(),
     )
 
 
@@ -64,7 +66,7 @@ def module(lab: str) -> PhysviewError | None:
         return AccessDenied(
             f"cannot do the lab {lab}", "the kernel module lets only root in", "run as root"
         )
-    remedy = f"sudo physview module load, {in_vm(lab)}"
+    remedy = f"{invocation.physview_as_root('module load')}, {in_vm(lab)}"
     return ModuleUnavailable(f"cannot do the lab {lab}", "the kernel module is not loaded", remedy)
 
 
@@ -90,7 +92,7 @@ def huge_pages(lab: str) -> PhysviewError | None:
     except FileNotFoundError:
         why = "this kernel has no transparent huge pages"
         return Unsupported(what, why, in_vm(lab, "--kernel 6.1").removeprefix("or "))
-    remedy = f"echo madvise | sudo tee {THP}, {in_vm(lab, '--kernel 6.1')}"
+    remedy = f"{invocation.write_as_root('madvise', THP)}, {in_vm(lab, '--kernel 6.1')}"
     return Unsupported(what, "transparent huge pages are set to never", remedy)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from physview import invocation
 from physview.labs import child, look, needs
 from physview.labs.base import NUMBER, TEXT, Column, Evidence, Lab, Question
 
@@ -70,7 +71,7 @@ def run() -> Evidence:
         " left without a reason: pagemap is made of the very entries that the walk reads.",
         f"For {result.nr_unexplained} of {result.nr_pages} pages they differ and it is not known"
         " why: that would be a bug of the kernel, of the module or of physview. Please report it,"
-        " with what physview compare says.",
+        f" with what {invocation.physview_as_root('compare self')} says.",
     )
     what = "; ".join(f"{look.count(nr, 'page')}: {verdict.text}" for verdict, nr in others.items())
     if result.nr_unexplained == 0 and others:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from physview import invocation
 from physview.labs import base
 from physview.labs.base import Evidence, Lab, Question
 from physview.model import Cause, printable
@@ -33,7 +34,7 @@ def print_labs(labs: Iterable[tuple[Lab, str]]) -> None:
         here = Text(why_not or "ready", style="yellow" if why_not else "green")
         table.add_row(lab.name, rows, lab.title, here)
     _print(table, PIPE_TABLE_WIDTH)
-    _print(Text("physview lab NAME does one; with --quiz it asks first."))
+    _print(Text(f"{invocation.physview('lab NAME')} does one; with --quiz it asks first."))
 
 
 def print_plan(lab: Lab) -> None:

@@ -194,13 +194,13 @@ class BreakpointSource:
         what = f"cannot trace {self._what}"
         if code == errno.EINVAL:
             why = "this kernel has no breakpoints in itself, as those without kprobes, or not there"
-            return Unsupported(what, why, tracefs.VM_HINT[3:])
+            return Unsupported(what, why, tracefs.trace_in_vm())
         if code == errno.ENOSPC:
             why = "the processor's breakpoints, four, are in use by a debugger or another tracer"
             return PhysviewError(what, why, "end that one first")
         if code in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.ENOSYS):
             why = "this kernel or processor has no breakpoints for perf"
-            return Unsupported(what, why, tracefs.VM_HINT[3:])
+            return Unsupported(what, why, tracefs.trace_in_vm())
         if code == errno.EMFILE:
             return PhysviewError(what, "too many files are open", "raise ulimit -n")
         error = OSError(code, os.strerror(code))

@@ -114,7 +114,9 @@ class FtraceSource:
         """
         if not os.path.exists(f"{self._instance.tracefs}/kprobe_events"):
             why, remedy = "this kernel has no kprobes", "it takes one with CONFIG_KPROBE_EVENTS=y"
-            raise Unsupported(f"cannot probe {function}", why, f"{remedy}, {tracefs.VM_HINT}")
+            raise Unsupported(
+                f"cannot probe {function}", why, f"{remedy}, or {tracefs.trace_in_vm()}"
+            )
         event = "p_" + re.sub(r"\W", "_", function)[:50]
         last = None
         for fetch in fetches:

@@ -18,14 +18,19 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from physview import invocation
 from physview.errors import AccessDenied, PhysviewError, Unsupported
 from physview.procfs import parse_stat
 
-VM_HINT = "or trace in a throwaway VM: physview vm --kernel 6.1 -- physview trace …"
-MOUNT_HINT = "mount -t tracefs nodev /sys/kernel/tracing"
+MOUNT = "mount -t tracefs nodev /sys/kernel/tracing"
 LOCKDOWN = "/sys/kernel/security/lockdown"
 
 _count = itertools.count()
+
+
+def trace_in_vm() -> str:
+    """The advice for who cannot trace here."""
+    return f"trace in a throwaway VM: {invocation.in_vm('trace …', '--kernel 6.1')}"
 
 
 class Owner(NamedTuple):
@@ -114,9 +119,11 @@ def find_tracefs() -> str:
         raise AccessDenied(what, "tracefs is root's", "run as root")
     with open("/proc/filesystems", "rb") as file:
         if b"\ttracefs\n" in file.read():
-            raise Unsupported(what, "tracefs is not mounted", f"mount it: {MOUNT_HINT}")
+            raise Unsupported(
+                what, "tracefs is not mounted", f"mount it: {invocation.as_root(MOUNT)}"
+            )
     why, remedy = "this kernel has no tracefs", "it takes one with CONFIG_FTRACE=y"
-    raise Unsupported(what, why, f"{remedy}, {VM_HINT}")
+    raise Unsupported(what, why, f"{remedy}, or {trace_in_vm()}")
 
 
 def locked_down() -> str:
@@ -135,7 +142,7 @@ def refused(what: str, error: OSError, path: str) -> PhysviewError:
         level = locked_down()
         if level:
             why = f"the kernel is locked down ({level})"
-            return AccessDenied(what, why, f"boot without lockdown, {VM_HINT}", path=path)
+            return AccessDenied(what, why, f"boot without lockdown, or {trace_in_vm()}", path=path)
         why = "the kernel refuses this user"
         return AccessDenied(what, why, "run as root, outside of a container", path=path)
     return PhysviewError(what, f"{path}: {error.strerror}", path=path)

@@ -181,5 +181,5 @@ def places_of(name: str, refused: Iterable[str], symbols: Symbols) -> list[Place
         places.append(place_of(name, symbol, addresses[0]))
     if len(places) > MAX_BREAKPOINTS:
         why = f"a processor has {MAX_BREAKPOINTS} breakpoints"
-        raise Unsupported(f"cannot trace {name}", why, f"or {tracefs.VM_HINT}")
+        raise Unsupported(f"cannot trace {name}", why, tracefs.trace_in_vm())
     return places

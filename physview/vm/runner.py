@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from physview import output
+from physview import child_python, output
 from physview.errors import PhysviewError
 from physview.vm import guest, initramfs, machine
 from physview.vm.failures import VmLost
@@ -107,7 +107,7 @@ def run(
         Unsupported: The kernel lacks a driver that is needed.
     """
     vm = machine.Machine(Path(kernel.image), memory_mib, cpus, la57, append, nodes)
-    first = [sys.executable, "-I", "-S", os.path.abspath(guest.__file__)]
+    first = child_python.script(guest.__file__, "-S")
     archive = initramfs.make(Path(kernel.modules), first, SWAP_MODULES if swap_mib else ())
     request = {
         "command": list(command),
@@ -136,7 +136,8 @@ def run(
                     raise
                 then = accelerators[nr_lost + 1]
                 with_what = f"with {then}" if then != accelerator else "once more"
-                say(f"{lost}\ntrying {with_what}")
+                say(str(lost))
+                say(f"trying {with_what}")
     raise AssertionError("there is always a last accelerator")
 
 
