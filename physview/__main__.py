@@ -37,7 +37,16 @@ def _become_child() -> object:
     sys.path += told["folders"]
     invocation.remember_typed(told["typed"])
     sys.argv[1:] = args
-    return import_module(module).main()
+    from physview import limits
+
+    try:
+        return import_module(module).main()
+    except Exception as error:
+        limit = limits.reached(error)
+        if limit is None:
+            raise
+        print(f"physview: {limit.why}; {limit.remedy}", file=sys.stderr)
+        return 1
 
 
 def _run() -> object:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from physview import invocation
+from physview import invocation, limits
 from physview.errors import CoreUnavailable
 
 if TYPE_CHECKING:
@@ -18,8 +18,10 @@ try:
     from physview import _native
 except ImportError as error:
     _why_not = str(error)
+    _limit = limits.reached(error)
 else:
     _why_not = ""
+    _limit = None
 
     @_native.ffi.def_extern()  # type: ignore[untyped-decorator]
     def visit_probes(arg: Any, probes: Any, nr: int) -> int:
@@ -35,9 +37,7 @@ def load() -> tuple[Any, _Lib]:
         CoreUnavailable: It is not built, or does not load.
     """
     if _why_not:
-        raise CoreUnavailable(
-            "the compiled core is not there", _why_not, f"to build it: {invocation.build_core()}"
-        )
+        raise CoreUnavailable("the compiled core is not there", _why_not, remedy())
     return _native.ffi, _native.lib
 
 
@@ -49,6 +49,11 @@ def nr_threads() -> int:
 def why_unavailable() -> str:
     """Why the core can't be used; empty when it can."""
     return _why_not
+
+
+def remedy() -> str:
+    """How the core gets there; where it does not load for want of memory or files, that."""
+    return _limit.remedy if _limit else f"to build it: {invocation.build_core()}"
 
 
 def check(result: int, path: str) -> int:

@@ -7,8 +7,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from physview import install_advice
-from physview.errors import Unsupported
+from physview import install_advice, limits
+from physview.errors import PhysviewError, Unsupported
 
 
 class Extra(NamedTuple):
@@ -57,9 +57,12 @@ def need(name: str, what: str) -> Any:
     """
     try:
         return import_module(name)
-    except ImportError as error:
+    except (ImportError, MemoryError) as error:
         (extra,) = (extra for extra in EXTRAS if extra.module == name.partition(".")[0])
         why = f"the Python package {extra.package} (extra '{extra.name}') is missing"
-        if error.name != extra.module:
+        limit = limits.reached(error)
+        if limit:
+            raise PhysviewError(what, *limit) from None
+        if getattr(error, "name", None) != extra.module:
             why = f"the Python package {extra.package} does not load: {error}"
         raise Unsupported(what, why, install_line(extra)) from None

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from physview import _ffi
+from physview import _ffi, proc_mount
 from physview.errors import AccessDenied, Unsupported
 from physview.model import NO_ENTRY
 
@@ -107,6 +107,9 @@ class KpageFile:
                 raise AccessDenied(what, why, "run as root", path=self._path) from None
             if error.errno != errno.ENOENT:
                 raise
+            missing = proc_mount.why_no_file(self._path)
+            if missing:
+                raise Unsupported(what, *missing, path=self._path) from None
             remedy = "it takes one with CONFIG_PROC_PAGE_MONITOR=y"
             if name == "kpagecgroup":
                 remedy = "it takes one with CONFIG_PROC_PAGE_MONITOR=y and CONFIG_MEMCG=y"

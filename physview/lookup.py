@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import re
 
+from physview import proc_mount
+from physview.digits import bounded_int
 from physview.errors import ProcessGone, UsageError
 
 MAX_LISTED = 8
@@ -29,9 +31,12 @@ def find_pid(text: str) -> int | None:
         return None
     if re.fullmatch("[0-9]+", text):
         # Longer than any pid; also keeps /proc/0012 from being taken for /proc/12.
-        return min(int(text), 1 << 31)
+        return bounded_int(text, (1 << 31) - 1)
     if re.fullmatch("[+-][0-9]+", text):
         raise UsageError(f"'{text}' is no pid", "pids are positive", "ps -e lists the processes")
+    missing = proc_mount.why_no_file("/proc/self")
+    if missing:
+        raise ProcessGone(f"no process is named '{text}'", *missing)
     pids = _pids_named(text)
     if not pids:
         raise ProcessGone(
@@ -51,7 +56,7 @@ def _pids_named(name: str) -> list[int]:
     found = []
     for process in psutil.process_iter(["name", "cmdline"]):
         program = (process.info["cmdline"] or [""])[0]
-        full = process.info["name"]  # psutil's, who completes what the kernel cut off
+        full = process.info["name"] or ""  # psutil's, who completes what the kernel cut off
         if (
             name in (full, full[:MAX_COMM], os.path.basename(program))
             and process.pid != os.getpid()

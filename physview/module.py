@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from physview import invocation
+from physview import invocation, proc_mount
 from physview.errors import AccessDenied, ModuleUnavailable, Unsupported
 from physview.kmod import DEVICE
 
@@ -74,6 +74,9 @@ def load(module: Path, *, insecure: bool = False) -> None:
         Unsupported: The kernel cannot load modules, or not this one.
     """
     if not os.path.exists("/proc/modules"):
+        missing = proc_mount.why_no_file("/proc/modules")
+        if missing:
+            raise Unsupported("cannot load the module", *missing)
         raise Unsupported(
             "cannot load the module",
             "this kernel was built without loadable modules",

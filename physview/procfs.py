@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from physview import limits, proc_mount
 from physview.errors import AccessDenied, NoUserMemory, PhysviewError, ProcessGone, Unsupported
 from physview.model import Cause, PagemapEntry, Vma
 
@@ -153,10 +154,10 @@ class ProcDir:
         try:
             self._fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            if os.path.exists("/proc/self"):
-                why, remedy = f"there is no {self.path}", "ps -e lists the processes"
-            else:
-                why, remedy = "/proc is not mounted", "mount -t proc proc /proc"
+            if pid is not None and proc_mount.is_mounted() and proc_mount.is_hidden(pid):
+                raise self._hidden() from None
+            missing = proc_mount.why_no_file("/proc/self")
+            why, remedy = missing or (f"there is no {self.path}", "ps -e lists the processes")
             raise ProcessGone(
                 f"no process {self.pid}", why, remedy, pid=self.pid, path=self.path
             ) from None
@@ -218,7 +219,9 @@ class ProcDir:
         """The process's state, or None when it is gone."""
         try:
             fd = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
-        except OSError:
+        except OSError as error:
+            if limits.reached(error):
+                raise self.error(error, "stat") from None
             return None
         with open(fd, "rb") as file:
             try:
@@ -231,6 +234,9 @@ class ProcDir:
         path = f"{self.path}/{name}"
         what = f"cannot read {path}"
         about: dict[str, Any] = {"pid": self.pid, "path": path}
+        limit = limits.reached(error)
+        if limit:
+            return PhysviewError(what, *limit, **about)
         if error.errno not in (errno.EACCES, errno.EPERM, errno.ESRCH, errno.ENOENT):
             return PhysviewError(what, error.strerror or str(error), **about)
         stat = self.stat()
@@ -267,15 +273,27 @@ class ProcDir:
             remedy = "choose a living process"
         return NoUserMemory(what, why, remedy, **about)
 
-    def gone(self) -> ProcessGone:
-        """The error for a process whose memory went away while it was read."""
+    def gone(self) -> ProcessGone | AccessDenied:
+        """The error for a process whose memory went away while it was read, or is hidden."""
         stat = self.stat()
+        if stat is None and self.path != "/proc/self" and proc_mount.is_hidden(self.pid):
+            return self._hidden()
         ended = stat is None or stat.has_ended
         why = "it ended" if ended else "it ran another program (exec)"
         return ProcessGone(
             f"process {self.pid} is gone",
             f"{why} while it was read",
             "start again with a living process" if ended else "start again",
+            pid=self.pid,
+            path=self.path,
+        )
+
+    def _hidden(self) -> AccessDenied:
+        """The error for a process that is there and that /proc does not show."""
+        return AccessDenied(
+            f"cannot look into process {self.pid}",
+            "it is another user's, and /proc is mounted with hidepid, which hides those",
+            "run as root",
             pid=self.pid,
             path=self.path,
         )

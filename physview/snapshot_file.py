@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from physview import invocation
+from physview import invocation, limits
 from physview.errors import PhysviewError
 from physview.extras import need
 from physview.kpage import FLAG_NAMES, flag_names
@@ -366,8 +366,13 @@ class SnapshotFile:
             raise PhysviewError(what, os.strerror(error.errno or 0), path=path) from None
         try:
             self._file = parquet.ParquetFile(self._opened, page_checksum_verification=True)
-        except (arrow.ArrowException, OSError) as error:
+        except (arrow.ArrowException, OSError, ImportError, MemoryError) as error:
             self._opened.close()
+            limit = limits.reached(error)
+            if limit:
+                raise PhysviewError(what, *limit, path=path) from None
+            if isinstance(error, ImportError | MemoryError):
+                raise
             # Of a file's contents pyarrow complains by OSError, too, then without errno.
             if isinstance(error, OSError) and error.errno:
                 raise PhysviewError(what, os.strerror(error.errno), path=path) from None
@@ -466,7 +471,12 @@ class SnapshotFile:
                 is_swap = batch["swap_offset"].is_valid().to_numpy()
                 rows["swap"] = np.where(is_swap, slot, np.uint64(NO_ENTRY))
                 yield rows
-        except (arrow.ArrowException, OSError) as error:
+        except (arrow.ArrowException, OSError, ImportError, MemoryError) as error:
+            limit = limits.reached(error)
+            if limit:
+                raise PhysviewError(f"cannot read {self.path}", *limit) from None
+            if isinstance(error, ImportError | MemoryError):
+                raise
             why = _first_line(error)
             raise PhysviewError(f"cannot read {self.path}", f"it is damaged ({why})") from None
 

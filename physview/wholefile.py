@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO, TypeGuard
 
+from physview.caller import sudo_caller
 from physview.errors import PhysviewError
 
 
@@ -55,10 +56,10 @@ def whole_file(path: str, *, overwrite: bool = False, private: bool = True) -> I
 
 
 def _give_to_caller(fd: int) -> None:
-    ids = [os.environ.get(name, "") for name in ("SUDO_UID", "SUDO_GID")]
-    if os.geteuid() == 0 and all(word.isascii() and word.isdigit() for word in ids):
+    caller = sudo_caller()
+    if caller:
         with contextlib.suppress(OSError):  # a file system without owners
-            os.fchown(fd, int(ids[0]), int(ids[1]))
+            os.fchown(fd, *caller)
 
 
 def _is_of_writing(error: BaseException) -> TypeGuard[OSError]:

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from physview import _ffi, extras, invocation
+from physview import _ffi, extras, invocation, proc_mount
 from physview.analysis import packages
 from physview.errors import PhysviewError
 from physview.model import PAGE_SIZE, PM_PRESENT, PM_SOFT_DIRTY, PagemapEntry
@@ -90,7 +90,10 @@ def look_at_paging_levels() -> Finding:
         return Finding("paging levels", PART, "can be told only on x86-64")
     levels = 5 if _maps_above_47_bits() else 4
     why = "" if levels == 5 else " (no la57 in /proc/cpuinfo: the CPU has none, or this kernel)"
-    if levels == 4 and b" la57" in _read("/proc/cpuinfo").partition(b"\n\n")[0]:
+    cpuinfo = _read("/proc/cpuinfo").partition(b"\n\n")[0]
+    if not cpuinfo:
+        why = ""
+    elif levels == 4 and b" la57" in cpuinfo:
         why = " (the CPU has a fifth, which this kernel does not use)"
     return Finding("paging levels", YES, f"{levels}{why}", details={"levels": levels})
 
@@ -114,24 +117,30 @@ def _maps_above_47_bits() -> bool:
 def look_at_user() -> Finding:
     """Who runs this, with which of the capabilities that count."""
     has = _effective_capabilities()
-    held = [name for bit, (name, _) in CAPABILITIES.items() if has >> bit & 1]
-    missing = [f"{n} ({use})" for b, (n, use) in CAPABILITIES.items() if not has >> b & 1]
     uid = os.geteuid()
+    if has is None:
+        missing = proc_mount.why_no_file("/proc/self/status")
+        why = missing.why if missing else "/proc/self/status cannot be read"
+        value = f"uid {uid}; which capabilities it has is not known: {why}"
+        return Finding("user", PART, value, missing.remedy if missing else "")
+    held = [name for bit, (name, _) in CAPABILITIES.items() if has >> bit & 1]
+    lacking = [f"{n} ({use})" for b, (n, use) in CAPABILITIES.items() if not has >> b & 1]
     details = {"uid": uid, "capabilities": held, "first_user_namespace": _in_first_user_namespace()}
     who = f"uid {uid}" + (" (root)" if uid == 0 else "")
     if not _in_first_user_namespace():
         who += ", in a user namespace, where capabilities open no frame numbers"
-    if missing:
-        value = f"{who}; without {', '.join(missing)}"
+    if lacking:
+        value = f"{who}; without {', '.join(lacking)}"
         return Finding("user", PART if held else NO, value, needs_root=uid != 0, details=details)
     return Finding("user", YES, f"{who}; {', '.join(held)}", details=details)
 
 
-def _effective_capabilities() -> int:
+def _effective_capabilities() -> int | None:
+    """A bit for each; None where the kernel's file cannot be read."""
     for line in _read("/proc/self/status").splitlines():
         if line.startswith(b"CapEff:"):
             return int(line.split()[1], 16)
-    return 0
+    return None
 
 
 def _in_first_user_namespace() -> bool:
@@ -144,6 +153,9 @@ def look_at_pagemap() -> Finding:
     try:
         entry = _own_entry()
     except FileNotFoundError:
+        missing = proc_mount.why_no_file("/proc/self/pagemap")
+        if missing:
+            return Finding(name, NO, *missing)
         remedy = "a kernel with CONFIG_PROC_PAGE_MONITOR=y"
         return Finding(name, NO, "this kernel was built without it", remedy)
     except OSError as error:
@@ -183,7 +195,9 @@ def look_at_scan() -> Finding:
     try:
         fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        return Finding("PAGEMAP_SCAN", NO, f"pagemap cannot be opened: {error.strerror}")
+        no_proc = proc_mount.why_no_file("/proc/self/pagemap")
+        why = no_proc.why if no_proc else error.strerror
+        return Finding("PAGEMAP_SCAN", NO, f"pagemap cannot be opened: {why}")
     try:
         for category, bit in PAGE_IS.items():
             try:
@@ -216,6 +230,9 @@ def look_at_kpage_files() -> Finding:
     bad = ", ".join(f"{name}: {why}" for name, why in states.items() if why)
     denied = any(why == os.strerror(errno.EACCES) for why in states.values())
     remedy = "" if denied else "a kernel with CONFIG_PROC_PAGE_MONITOR=y and CONFIG_MEMCG=y"
+    missing = proc_mount.why_no_file("/proc/kpageflags") if not readable else None
+    if missing:
+        return Finding("kpage files", NO, *missing)
     state = PART if readable else NO
     return Finding("kpage files", state, bad, remedy, needs_root=denied, details=details)
 
@@ -295,10 +312,23 @@ def look_at_module() -> Finding:
     if loaded:
         value = f"{MODULE} is loaded, but there is no /dev/{MODULE}"
         return Finding("module", PART, value, details=details)
+    no_proc = proc_mount.why_no_file("/proc/modules")
+    if not details["loadable"] and no_proc:
+        return Finding("module", NO, *no_proc, details=details)
     if not details["loadable"]:
         value = "this kernel cannot load modules; pagemap serves without"
         return Finding("module", NO, value, "a kernel with CONFIG_MODULES=y", details=details)
-    return Finding("module", NO, f"{MODULE} is not loaded; pagemap serves without", details=details)
+    value = f"{MODULE} is not loaded; pagemap serves without"
+    if not _has_kmod():
+        value += "; no lsmod and insmod here: `make insert` needs them, physview does not"
+        return Finding("module", NO, value, packages.install_line("kmod"), details=details)
+    return Finding("module", NO, value, details=details)
+
+
+def _has_kmod() -> bool:
+    """Whether the tools for modules are installed, which a minimal system lacks."""
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    return all(shutil.which(name, path=path) for name in ("lsmod", "insmod"))
 
 
 def look_at_headers() -> Finding:
@@ -307,7 +337,7 @@ def look_at_headers() -> Finding:
     build = f"/lib/modules/{release}/build"
     if os.path.exists(f"{build}/Makefile"):
         return Finding("kernel headers", YES, build)
-    if not os.path.exists("/proc/modules"):
+    if not os.path.exists("/proc/modules") and not proc_mount.why_no_file("/proc/modules"):
         value = "none; nor could this kernel load what is built with them"
         return Finding("kernel headers", NO, value)
     vm = "physview vm, which brings a kernel with headers"
@@ -323,6 +353,9 @@ def look_at_tracefs() -> Finding:
         if (fields := line.split(b" "))[2] == b"tracefs"
     ]
     if not mounted:
+        no_proc = proc_mount.why_no_file("/proc/self/mounts")
+        if no_proc:
+            return Finding("tracefs", NO, *no_proc)
         if b"\ttracefs\n" not in _read("/proc/filesystems"):
             return Finding("tracefs", NO, "not in this kernel", "a kernel with CONFIG_FTRACE=y")
         remedy = invocation.as_root("mount -t tracefs nodev /sys/kernel/tracing")

@@ -13,11 +13,20 @@ from physview import invocation
 _DISTRIBUTIONS = {
     "debian": (
         "apt-get install",
-        {"headers": "linux-headers-{release}", "qemu": "qemu-system-x86"},
+        {"headers": "linux-headers-{release}", "qemu": "qemu-system-x86", "kmod": "kmod"},
     ),
-    "fedora": ("dnf install", {"headers": "kernel-devel-{release}", "qemu": "qemu-system-x86"}),
-    "arch": ("pacman -S", {"headers": "linux-headers", "qemu": "qemu-system-x86"}),
-    "suse": ("zypper install", {"headers": "kernel-default-devel", "qemu": "qemu-x86"}),
+    "fedora": (
+        "dnf install",
+        {"headers": "kernel-devel-{release}", "qemu": "qemu-system-x86", "kmod": "kmod"},
+    ),
+    "arch": (
+        "pacman -S",
+        {"headers": "linux-headers", "qemu": "qemu-system-x86", "kmod": "kmod"},
+    ),
+    "suse": (
+        "zypper install",
+        {"headers": "kernel-default-devel", "qemu": "qemu-x86", "kmod": "kmod"},
+    ),
 }
 
 
@@ -25,7 +34,7 @@ def install_line(what: str, os_release: str | None = None, **names: str) -> str:
     """The command that installs a package here, or words where the distribution is unknown.
 
     Args:
-        what: "headers" or "qemu".
+        what: "headers", "qemu" or "kmod".
         os_release: The text of os-release; this machine's by default.
         names: What to fill in: `release` for headers.
 

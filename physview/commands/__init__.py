@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from physview import __version__
+from physview import __version__, limits, proc_mount
 from physview.commands import _common
-from physview.errors import PhysviewError
+from physview.errors import PhysviewError, UsageError
 from physview.output import safe_streams
 from physview.quoting import printable
 
@@ -114,6 +114,7 @@ def _run(argv: list[str] | None) -> int:
     try:
         words = sys.argv[1:] if argv is None else argv
         known = words[0] in COMMANDS if words else False
+        _keep_numpy_small(words[:1])
         args = make_parser(words[:1] if known else COMMANDS).parse_args(words)
         if sys.stdout is None:
             raise PhysviewError("cannot write the report", "standard output is closed", "open it")
@@ -125,11 +126,45 @@ def _run(argv: list[str] | None) -> int:
         _common.die_of("SIGPIPE")
     except KeyboardInterrupt:
         _common.die_of("SIGINT")
-    except OSError as error:
+    except Exception as error:
+        meaning = _describe(error)
+        if meaning is None:  # a bug, which its traceback tells of best
+            raise
         _common.discard_stdout()
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", 1)
+        return _fail(meaning, meaning.exit_code)
     return code
+
+
+def _keep_numpy_small(words: list[str]) -> None:
+    """Have NumPy's OpenBLAS, which nothing here uses, start no threads and set no memory aside.
+
+    Where these cannot be had it ends the process by SIGINT. Not where a person's own program
+    inherits our environment.
+    """
+    if words not in (["trace"], ["vm"]):
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def _describe(error: Exception) -> PhysviewError | None:
+    """What an error means that no command foresaw; None where that is not known."""
+    limit = limits.reached(error)
+    if limit:
+        return PhysviewError("the command was given up", *limit)
+    if isinstance(error, OSError):
+        path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        missing = proc_mount.why_no_file(path) if isinstance(error, FileNotFoundError) else None
+        if missing:
+            return PhysviewError(f"cannot read {path}", *missing)
+        return PhysviewError(path, error.strerror or str(error))
+    if isinstance(error, RecursionError):
+        why = "an argument or a file is nested too deeply"
+        return PhysviewError("the command was given up", why, "give a flatter one")
+    if isinstance(error, ModuleNotFoundError) and not f"{error.name}.".startswith("physview."):
+        remedy = "install physview again, with what it needs"
+        return PhysviewError(f"the Python package {error.name} is missing", "", remedy)
+    if isinstance(error, OverflowError) or "integer string conversion" in str(error):
+        return UsageError("a number is too large", str(error).partition(";")[0])
+    return None
 
 
 def _fail(message: str | PhysviewError, code: int) -> int:

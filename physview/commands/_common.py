@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NoReturn
 
 from physview import _ffi, invocation
+from physview.digits import bounded_int
 from physview.errors import PhysviewError, UsageError
 from physview.model import Cause, Translation, printable
 
@@ -83,9 +84,10 @@ def count(most: int = 1_000_000) -> Callable[[str], int]:
     """What argparse reads a number from 1 to `most` with."""
 
     def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
+        number = bounded_int(text, most) if text.isascii() and text.isdigit() else 0
+        if not 1 <= number <= most:
             raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 to {most}")
-        return int(text)
+        return number
 
     return parse
 
@@ -116,7 +118,8 @@ def parse_address(text: str) -> int:
     (4096, 4096)
     """
     if re.fullmatch("0[xX][0-9a-fA-F]+|[0-9]+", text):
-        address = int(text, 16 if text[:2] in ("0x", "0X") else 10)
+        is_hex = text[:2] in ("0x", "0X")
+        address = bounded_int(text[2:] if is_hex else text, 1 << 64, 16 if is_hex else 10)
         if address < 1 << 64:
             return address
         raise UsageError(f"'{text}' is no address", "it has more than 64 bits")
@@ -164,7 +167,12 @@ def say_lines(message: str) -> None:
 
 def discard_stdout() -> None:
     """Keep the interpreter from trying once more, at its exit, to write what can't be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # no descriptor is left: stdin's is not needed any more
+        os.close(0)
+        null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
 
 
 def die_of(name: str) -> NoReturn:
@@ -183,7 +191,7 @@ def say_if_core_is_missing(source: str) -> None:
     if source == "auto" and _ffi.why_unavailable():
         say(
             f"the compiled core is not there: {_ffi.why_unavailable()}; reading through ctypes,"
-            f" which is slower; to build it: {invocation.build_core()}"
+            f" which is slower; {_ffi.remedy()}"
         )
 
 

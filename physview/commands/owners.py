@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from physview.commands import _common
+from physview.digits import bounded_int
 from physview.errors import UsageError
 from physview.lookup import find_pid
 from physview.model import PAGE_SHIFT, PAGE_SIZE
@@ -124,9 +125,9 @@ def _parse(word: str) -> Asked:
 def _parse_one(text: str, word: str) -> tuple[int, int]:
     """The frame number, and the offset in its page."""
     if re.fullmatch("0[xX][0-9a-fA-F]+", text):
-        pfn, offset = divmod(int(text, 16), PAGE_SIZE)
+        pfn, offset = divmod(bounded_int(text[2:], 1 << 65, 16), PAGE_SIZE)
     elif re.fullmatch("[0-9]+", text):
-        pfn, offset = int(text), 0
+        pfn, offset = bounded_int(text, 1 << 65), 0
     elif re.fullmatch("[0-9a-fA-F]+", text):
         raise _no_frame(word, "hexadecimal needs 0x, and is an address", f"write 0x{text}")
     else:

@@ -45,7 +45,7 @@ def cache_dir(*below: str) -> Path:
 
     Raises:
         AccessDenied: Somebody other than root and the caller could change what is there.
-        PhysviewError: It cannot be looked at.
+        PhysviewError: It cannot be looked at, or the user has no home.
     """
     return _checked(trusted.check, below)
 
@@ -71,11 +71,18 @@ def _checked(check: Callable[[Path], object], below: tuple[str, ...]) -> Path:
 def _location() -> Path:
     if chosen := os.environ.get("PHYSVIEW_CACHE"):
         return Path(chosen).absolute()
-    if os.geteuid() == 0 and "SUDO_UID" in os.environ:
-        return Path(pwd.getpwuid(0).pw_dir) / ".cache/physview"
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # XDG Base Directory Specification: "All paths … must be absolute", and others are ignored.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "physview"
+    try:
+        if os.geteuid() == 0 and "SUDO_UID" in os.environ:
+            return Path(pwd.getpwuid(0).pw_dir) / ".cache/physview"
+        base = os.environ.get("XDG_CACHE_HOME", "")
+        # XDG Base Directory Specification: "All paths … must be absolute"; others are ignored.
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "physview"
+    except (RuntimeError, KeyError):
+        raise PhysviewError(
+            "there is no folder for kernels and modules",
+            f"uid {os.geteuid()} has neither HOME nor an entry in /etc/passwd",
+            "set PHYSVIEW_CACHE to a folder",
+        ) from None
 
 
 def matches(release: str, wanted: str) -> bool:

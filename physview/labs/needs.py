@@ -6,12 +6,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from physview import invocation
+from physview import invocation, proc_mount
 from physview.errors import AccessDenied, ModuleUnavailable, PhysviewError, Unsupported
 from physview.kmod import DEVICE
 
 Need = Callable[[str], PhysviewError | None]
 
+PAGEMAP = "/proc/self/pagemap"
 THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
@@ -35,6 +36,9 @@ def frames(lab: str) -> PhysviewError | None:
 
     if checkup.can_show_frames():
         return None
+    missing = proc_mount.why_no_file(PAGEMAP) if not os.path.exists(PAGEMAP) else None
+    if missing:
+        return Unsupported(f"cannot do the lab {lab}", *missing)
     if os.geteuid() == 0:
         remedy = f"give root CAP_SYS_ADMIN, which a container lacks, {in_vm(lab)}"
     else:
@@ -72,6 +76,9 @@ def module(lab: str) -> PhysviewError | None:
 
 def swap(lab: str) -> PhysviewError | None:
     """There is somewhere to swap to."""
+    missing = proc_mount.why_no_file("/proc/swaps") if not os.path.exists("/proc/swaps") else None
+    if missing:
+        return Unsupported(f"cannot do the lab {lab}", *missing)
     with open("/proc/swaps", encoding="utf-8") as file:
         if len(file.read().splitlines()) > 1:
             return None

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from physview import child_python, output
+from physview import child_python, output, proc_mount
 from physview.errors import PhysviewError
 from physview.vm import guest, initramfs, machine
-from physview.vm.failures import VmLost
+from physview.vm.failures import VmLost, VmUnusable
 from physview.vm.session import Session
 
 BOOT_TIMEOUTS = {machine.KVM: 30.0, machine.TCG: 180.0}
@@ -106,6 +106,9 @@ def run(
         VmUnusable: QEMU is missing, or a module or the folder cannot be had in the guest.
         Unsupported: The kernel lacks a driver that is needed.
     """
+    missing = proc_mount.why_no_file("/proc/self/fd")
+    if missing:  # QEMU gets the initramfs as /dev/fd/N
+        raise VmUnusable("no VM can be started", *missing)
     vm = machine.Machine(Path(kernel.image), memory_mib, cpus, la57, append, nodes)
     first = child_python.script(guest.__file__, "-S")
     archive = initramfs.make(Path(kernel.modules), first, SWAP_MODULES if swap_mib else ())

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Errors that come from a limit of this process, and not from what it looked at.
+
+Memory, open files and threads run out anywhere: in an import, in the C library, in NumPy. Each
+has its own exception for that, and the dynamic loader only a text. `reached()` knows them all.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# What dlopen(), CPython and Arrow say. Python sets no LC_MESSAGES, so it is always English.
+_OF_MEMORY = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
+_OF_FILES = ("Too many open files", "Error 24")
+_OF_THREADS = ("can't start new thread", "Failed to launch worker thread")
+_DEEPEST = 20
+
+
+class Limit(NamedTuple):
+    """A limit that was reached.
+
+    Args:
+        why: Which one.
+        remedy: How to get more of it.
+    """
+
+    why: str
+    remedy: str
+
+
+def reached(error: BaseException) -> Limit | None:
+    """The limit that an error, or one of those that led to it, comes from; None for others."""
+    for one in _chain(error):
+        code = one.errno if isinstance(one, OSError) else None
+        text = str(one) if code is None else ""
+        if code in (errno.EMFILE, errno.ENFILE) or any(words in text for words in _OF_FILES):
+            return _files(code)
+        if (
+            isinstance(one, MemoryError)
+            or code == errno.ENOMEM
+            or any(words in text for words in _OF_MEMORY)
+        ):
+            return _memory()
+        # fork() and clone() name no file.
+        is_fork = code == errno.EAGAIN and isinstance(one, OSError) and not one.filename
+        if is_fork or any(words in text for words in _OF_THREADS):
+            return _threads()
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    one: BaseException | None = error
+    for _ in range(_DEEPEST):
+        if one is None:
+            return
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _files(code: int | None) -> Limit:
+    if code == errno.ENFILE:
+        return Limit("the machine has as many files open as it may", "raise fs.file-max (sysctl)")
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return Limit(
+        f"too many open files: this process may open {most}", "raise the limit (ulimit -n 1024)"
+    )
+
+
+def _memory() -> Limit:
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY:
+        return Limit(
+            f"not enough memory: this process may have {most // 1024} KiB of addresses",
+            "raise the limit (ulimit -v)",
+        )
+    return Limit("not enough memory", "free some, or raise the limit of the container or cgroup")
+
+
+def _threads() -> Limit:
+    most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        return Limit("no new process or thread could be started", "raise ulimit -v and ulimit -u")
+    which = "" if most == resource.RLIM_INFINITY else f": uid {os.getuid()} may have {most}"
+    return Limit(
+        f"no new process or thread could be started{which}",
+        "end some, or raise the limit (ulimit -u, or the container's)",
+    )
