@@ -320,7 +320,7 @@ def look_at_module() -> Finding:
         return Finding("module", NO, value, "a kernel with CONFIG_MODULES=y", details=details)
     value = f"{MODULE} is not loaded; pagemap serves without"
     if not _has_kmod():
-        value += "; no lsmod and insmod here: `make insert` needs them, physview does not"
+        value += "; lsmod and insmod are missing: the module's `make insert` takes them"
         return Finding("module", NO, value, packages.install_line("kmod"), details=details)
     return Finding("module", NO, value, details=details)
 
