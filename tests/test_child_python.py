@@ -95,7 +95,8 @@ def test_a_folder_of_traps_is_never_imported_from(traps, start, args):
     result = run_among(traps, *start, *args)
     if args[0] in ("memview", "maps"):
         assert result.returncode == 0, result.stderr
-    assert result.stdout
+    if "hides frame numbers" not in result.stderr:  # as it does from a user
+        assert result.stdout
 
 
 @pytest.mark.needs("root", "pfn", "tracefs")
