@@ -37,12 +37,12 @@ def _become_child() -> object:
     sys.path += told["folders"]
     invocation.remember_typed(told["typed"])
     sys.argv[1:] = args
-    from physview import limits
+    from physview import resource_limits
 
     try:
         return import_module(module).main()
     except Exception as error:
-        limit = limits.reached(error)
+        limit = resource_limits.reached(error)
         if limit is None:
             raise
         print(f"physview: {limit.why}; {limit.remedy}", file=sys.stderr)

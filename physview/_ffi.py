@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from physview import invocation, limits
+from physview import invocation, resource_limits
 from physview.errors import CoreUnavailable
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ try:
     from physview import _native
 except ImportError as error:
     _why_not = str(error)
-    _limit = limits.reached(error)
+    _limit = resource_limits.reached(error)
 else:
     _why_not = ""
     _limit = None

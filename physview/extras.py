@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from physview import install_advice, limits
+from physview import install_advice, resource_limits
 from physview.errors import PhysviewError, Unsupported
 
 
@@ -60,7 +60,7 @@ def need(name: str, what: str) -> Any:
     except (ImportError, MemoryError) as error:
         (extra,) = (extra for extra in EXTRAS if extra.module == name.partition(".")[0])
         why = f"the Python package {extra.package} (extra '{extra.name}') is missing"
-        limit = limits.reached(error)
+        limit = resource_limits.reached(error)
         if limit:
             raise PhysviewError(what, *limit) from None
         if getattr(error, "name", None) != extra.module:

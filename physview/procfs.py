@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from physview import limits, proc_mount
+from physview import proc_mount, resource_limits
 from physview.errors import AccessDenied, NoUserMemory, PhysviewError, ProcessGone, Unsupported
 from physview.model import Cause, PagemapEntry, Vma
 
@@ -220,7 +220,7 @@ class ProcDir:
         try:
             fd = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
         except OSError as error:
-            if limits.reached(error):
+            if resource_limits.reached(error):
                 raise self.error(error, "stat") from None
             return None
         with open(fd, "rb") as file:
@@ -234,7 +234,7 @@ class ProcDir:
         path = f"{self.path}/{name}"
         what = f"cannot read {path}"
         about: dict[str, Any] = {"pid": self.pid, "path": path}
-        limit = limits.reached(error)
+        limit = resource_limits.reached(error)
         if limit:
             return PhysviewError(what, *limit, **about)
         if error.errno not in (errno.EACCES, errno.EPERM, errno.ESRCH, errno.ENOENT):

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from physview import invocation, limits
+from physview import invocation, resource_limits
 from physview.errors import PhysviewError
 from physview.extras import need
 from physview.kpage import FLAG_NAMES, flag_names
@@ -368,7 +368,7 @@ class SnapshotFile:
             self._file = parquet.ParquetFile(self._opened, page_checksum_verification=True)
         except (arrow.ArrowException, OSError, ImportError, MemoryError) as error:
             self._opened.close()
-            limit = limits.reached(error)
+            limit = resource_limits.reached(error)
             if limit:
                 raise PhysviewError(what, *limit, path=path) from None
             if isinstance(error, ImportError | MemoryError):
@@ -472,7 +472,7 @@ class SnapshotFile:
                 rows["swap"] = np.where(is_swap, slot, np.uint64(NO_ENTRY))
                 yield rows
         except (arrow.ArrowException, OSError, ImportError, MemoryError) as error:
-            limit = limits.reached(error)
+            limit = resource_limits.reached(error)
             if limit:
                 raise PhysviewError(f"cannot read {self.path}", *limit) from None
             if isinstance(error, ImportError | MemoryError):

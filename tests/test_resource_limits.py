@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import AS_NOBODY, one_line
 
-from physview import digits, limits
+from physview import digits, resource_limits
 
 MANY_DIGITS = "9" * 5000
 # A user without an entry in /etc/passwd, of whom there are no other processes.
@@ -113,11 +113,11 @@ class TestMemory:
             OSError(12, "Cannot allocate memory", "/proc/self/maps"),
             ImportError("libarrow.so: failed to map segment from shared object"),
         ):
-            assert limits.reached(error).why.startswith("not enough memory")
+            assert resource_limits.reached(error).why.startswith("not enough memory")
 
     def test_a_file_may_be_called_anything(self):
         error = FileNotFoundError(2, "No such file or directory", "/Too many open files")
-        assert limits.reached(error) is None
+        assert resource_limits.reached(error) is None
 
 
 class TestOpenFiles:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from physview import __version__, limits, proc_mount
+from physview import __version__, proc_mount, resource_limits
 from physview.commands import _common
 from physview.errors import PhysviewError, UsageError
 from physview.output import safe_streams
@@ -147,7 +147,7 @@ def _keep_numpy_small(words: list[str]) -> None:
 
 def _describe(error: Exception) -> PhysviewError | None:
     """What an error means that no command foresaw; None where that is not known."""
-    limit = limits.reached(error)
+    limit = resource_limits.reached(error)
     if limit:
         return PhysviewError("the command was given up", *limit)
     if isinstance(error, OSError):
