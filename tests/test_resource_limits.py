@@ -203,6 +203,7 @@ class TestProc:
         [
             *["memview", "maps self", "maps --all", "frames", "owners 0x1000", "lab cow"],
             *["lab swap", "trace copy_to_user", "translate bash 0", "pages self", "watch self"],
+            "module build",
         ],
     )
     def test_without_proc_that_is_what_is_said(self, physview, command):

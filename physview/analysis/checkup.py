@@ -340,7 +340,7 @@ def look_at_headers() -> Finding:
     if not os.path.exists("/proc/modules") and not proc_mount.why_no_file("/proc/modules"):
         value = "none; nor could this kernel load what is built with them"
         return Finding("kernel headers", NO, value)
-    vm = "physview vm, which brings a kernel with headers"
+    vm = f"{invocation.physview('vm')}, which brings a kernel with headers"
     _, remedy = packages.why_no_headers(release, vm)
     return Finding("kernel headers", NO, f"none for {release}", remedy)
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 
-from physview import invocation
+from physview import invocation, proc_mount
 
 # By the ID or ID_LIKE of /etc/os-release: how to install, and the packages' names.
 _DISTRIBUTIONS = {
@@ -61,6 +61,9 @@ def why_no_headers(release: str, otherwise: str) -> tuple[str, str]:
     Returns:
         The reason, and a remedy that names a package only where there may be such a one.
     """
+    no_proc = None if _has_modules() else proc_mount.why_no_file("/proc/modules")
+    if no_proc:
+        return no_proc
     if not _has_modules():
         return "this kernel was built without loadable modules", otherwise
     why = f"there are no headers of kernel {release}"

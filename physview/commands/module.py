@@ -11,6 +11,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from physview import invocation
 from physview.commands import _common
 from physview.errors import ModuleUnavailable
 from physview.reporters import documents
@@ -56,7 +57,7 @@ def _build() -> Path:
 
     kernel = kernels.running_kernel(to_boot=False)
     if kernel is None or kernel.headers is None:
-        otherwise = "use a throwaway VM: physview vm -- physview …"
+        otherwise = f"use a throwaway VM: {invocation.in_vm('…')}"
         why, remedy = packages.why_no_headers(os.uname().release, otherwise)
         raise ModuleUnavailable("cannot build the module", why, remedy)
     _common.say(f"building for {kernel.release}")
