@@ -4,6 +4,7 @@
  * in a row, and how its large folios are mapped. What tools/mm/thpmaps gives
  * per page, given here over runs (runs.c).
  */
+#include <errno.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,15 +17,35 @@
 /* Blocks of which it is known that they are in no large folio: a power of 2. */
 #define NR_BLOCKS 512
 
-/* Frames whose flags are to be read, up to a number of pages. */
+/*
+ * Frames whose flags are to be read, up to a number of pages, and what reading
+ * them takes. Too large for a stack, which may be 64 KiB (ulimit -s): each call
+ * allocates its own, because several threads can be in one.
+ */
 struct pending {
 	uint64_t nr, nr_values;
+	uint64_t known[NR_BLOCKS]; /* blocks without large folios, plus 1 */
 	struct placed {
 		struct pv_frames frames;
 		uint64_t place; /* of its values */
 		uint64_t vpn;
-	} placed[PV_ACCOUNT_PAGES];
+	} placed[PV_ACCOUNT_PAGES], sorted[PV_ACCOUNT_PAGES];
+	struct pv_frames runs[PV_ACCOUNT_PAGES];
+	uint64_t places[PV_ACCOUNT_PAGES], values[PV_ACCOUNT_PAGES];
+	struct pv_reader reader;
 };
+
+static struct pending *new_pending(void)
+{
+	struct pending *pending = malloc(sizeof(*pending));
+
+	if (!pending)
+		return NULL;
+	/* Only what is read before it is written: the rest stays untouched. */
+	pending->nr = pending->nr_values = 0;
+	memset(pending->known, 0, sizeof(pending->known));
+	return pending;
+}
 
 static int has_frames(const struct pv_extent *extent)
 {
@@ -67,9 +88,9 @@ uint64_t pv_frames_of(const struct pv_extent *extents, uint64_t nr,
  */
 static int64_t flush(struct pv_account *account, struct pending *pending)
 {
-	struct placed sorted[PV_ACCOUNT_PAGES];
-	struct pv_frames runs[PV_ACCOUNT_PAGES];
-	uint64_t places[PV_ACCOUNT_PAGES], values[PV_ACCOUNT_PAGES];
+	struct placed *sorted = pending->sorted;
+	struct pv_frames *runs = pending->runs;
+	uint64_t *places = pending->places, *values = pending->values;
 	uint64_t nr = pending->nr;
 	int64_t ret;
 
@@ -84,7 +105,8 @@ static int64_t flush(struct pv_account *account, struct pending *pending)
 		runs[i] = sorted[i].frames;
 		places[i] = sorted[i].place;
 	}
-	ret = pv_read_values(account->flags_fd, runs, nr, places, values);
+	ret = pv_read_values(&pending->reader, account->flags_fd, runs, nr,
+			     places, values);
 	for (uint64_t i = 0; i < nr && ret >= 0; i++) {
 		const struct placed *placed = &pending->placed[i];
 
@@ -134,16 +156,15 @@ static int is_anonymous(const struct pv_extent *extent)
  * Put by those anonymous frames that may be in a large folio. Folios are
  * aligned to their size; so where one frame of a block that is not larger than
  * the smallest folio is in none, no other anonymous frame of it is, and one
- * flag tells of all of them. known: blocks of that kind, plus 1.
+ * flag tells of all of them.
  */
 static int64_t put_large_by(struct pv_account *account, struct pending *pending,
-			    uint64_t *known, uint64_t vpn, uint64_t pfn,
-			    uint64_t nr)
+			    uint64_t vpn, uint64_t pfn, uint64_t nr)
 {
 	while (nr) {
 		uint64_t block = pfn >> account->anon_shift;
 		uint64_t now = ((block + 1) << account->anon_shift) - pfn;
-		uint64_t *slot = &known[block % NR_BLOCKS];
+		uint64_t *slot = &pending->known[block % NR_BLOCKS];
 
 		if (now > nr)
 			now = nr;
@@ -183,6 +204,20 @@ static void add_other(struct pv_sums *sums, const struct pv_extent *extent)
 		sums->nr_special += extent->nr_pages;
 }
 
+/* Put by the frames of an extent, of which folios may have to be known. */
+static int64_t put_extent_by(struct pv_account *account,
+			     struct pending *pending,
+			     const struct pv_extent *extent)
+{
+	uint64_t vpn = extent->vaddr >> account->page_shift;
+	uint64_t pfn = extent->entry & PM_PFRAME_MASK;
+
+	if (account->anon_shift && is_anonymous(extent))
+		return put_large_by(account, pending, vpn, pfn,
+				    extent->nr_pages);
+	return put_by(account, pending, vpn, pfn, extent->nr_pages);
+}
+
 /*
  * Add the extents that begin below end, in address order. Returns how many
  * these are, or -errno. pv_account_end() must follow the last of a mapping, or
@@ -191,16 +226,13 @@ static void add_other(struct pv_sums *sums, const struct pv_extent *extent)
 int64_t pv_account(struct pv_account *account, const struct pv_extent *extents,
 		   uint64_t nr, uint64_t end)
 {
-	struct pending pending;
-	uint64_t known[NR_BLOCKS] = { 0 };
+	struct pending *pending = NULL; /* allocated for the first frame */
 	struct pv_sums *sums = &account->sums;
 	int64_t ret = 0;
 	uint64_t i;
 
-	pending.nr = pending.nr_values = 0;
 	for (i = 0; i < nr && extents[i].vaddr < end && ret >= 0; i++) {
 		const struct pv_extent *extent = &extents[i];
-		uint64_t vpn = extent->vaddr >> account->page_shift;
 		uint64_t pfn = extent->entry & PM_PFRAME_MASK;
 		uint64_t nr_pages = extent->nr_pages;
 
@@ -217,16 +249,17 @@ int64_t pv_account(struct pv_account *account, const struct pv_extent *extents,
 			sums->nr_zero += nr_pages;
 			continue;
 		}
-		pv_add_frames(account, vpn, pfn, nr_pages);
+		pv_add_frames(account, extent->vaddr >> account->page_shift,
+			      pfn, nr_pages);
 		if (account->flags_fd < 0)
 			continue;
-		if (account->anon_shift && is_anonymous(extent))
-			ret = put_large_by(account, &pending, known, vpn, pfn,
-					   nr_pages);
-		else
-			ret = put_by(account, &pending, vpn, pfn, nr_pages);
+		if (!pending)
+			pending = new_pending();
+		ret = pending ? put_extent_by(account, pending, extent)
+			      : -ENOMEM;
 	}
-	if (pending.nr && ret >= 0)
-		ret = flush(account, &pending);
+	if (pending && pending->nr && ret >= 0)
+		ret = flush(account, pending);
+	free(pending);
 	return ret < 0 ? ret : (int64_t)i;
 }

@@ -72,9 +72,6 @@ int64_t pv_split_by_value(int fd, const struct pv_frames *runs,
 			  uint64_t nr_runs, uint64_t *at, uint64_t *pfn,
 			  struct pv_piece *pieces, uint64_t room);
 
-int64_t pv_read_values(int fd, const struct pv_frames *runs, uint64_t nr_runs,
-		       const uint64_t *places, uint64_t *values);
-
 /* account.c, runs.c */
 enum { PV_NR_ORDERS = 20, PV_NR_NODES = 64, PV_ACCOUNT_PAGES = 8192 };
 enum { PV_ANON, PV_FILE, PV_NR_KINDS };

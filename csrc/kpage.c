@@ -4,13 +4,12 @@
  * have one u64 for each frame number.
  * Format: Documentation/admin-guide/mm/pagemap.rst, fs/proc/page.c.
  */
+#include <errno.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
-#include "physview.h"
-
-/* Values in one read: the kernel makes each by looking at the frame. */
-#define CHUNK 4096
+#include "runs.h"
 
 /* A frame more costs a fifth of a system call more. */
 #define SHORT_GAP 4
@@ -18,24 +17,29 @@
 /* Slots of the table of values that were counted: a power of two. */
 #define NR_SLOTS 4096
 
-/*
- * Values of frames in runs; runs that are close together are read at once.
- * They are sorted, and none reaches into the next.
- */
-struct reader {
-	int fd;
-	const struct pv_frames *runs;
-	uint64_t nr_runs;
-	uint64_t chunk_first, chunk_nr; /* the frames in chunk */
-	uint64_t chunk[CHUNK];
+/* What counting takes. Too large for a stack: see struct pv_reader. */
+struct counter {
+	struct pv_reader reader;
+	uint64_t nr_other; /* frames that have no slot */
+	uint64_t nr_used;
+	struct pv_count slots[NR_SLOTS];
 };
+
+static void start_reading(struct pv_reader *reader, int fd,
+			  const struct pv_frames *runs, uint64_t nr_runs)
+{
+	reader->fd = fd;
+	reader->runs = runs;
+	reader->nr_runs = nr_runs;
+	reader->chunk_first = reader->chunk_nr = 0;
+}
 
 /*
  * The values of frame pfn, in run at, and of as many after it as are read
  * already: *nr of them, none past the run. NULL with *nr as 0 or -errno: past
  * the last frame that there is, or an error.
  */
-static const uint64_t *values_of(struct reader *reader, uint64_t at,
+static const uint64_t *values_of(struct pv_reader *reader, uint64_t at,
 				 uint64_t pfn, int64_t *nr)
 {
 	uint64_t end = reader->runs[at].pfn + reader->runs[at].nr;
@@ -45,13 +49,14 @@ static const uint64_t *values_of(struct reader *reader, uint64_t at,
 		uint64_t stop = end;
 		int64_t got;
 
-		while (at + 1 < reader->nr_runs && stop - pfn < CHUNK &&
+		while (at + 1 < reader->nr_runs &&
+		       stop - pfn < PV_READER_CHUNK &&
 		       reader->runs[at + 1].pfn - stop <= SHORT_GAP) {
 			at++;
 			stop = reader->runs[at].pfn + reader->runs[at].nr;
 		}
-		if (stop - pfn > CHUNK)
-			stop = pfn + CHUNK;
+		if (stop - pfn > PV_READER_CHUNK)
+			stop = pfn + PV_READER_CHUNK;
 		got = pv_pagemap_read(reader->fd, pfn, stop - pfn,
 				      reader->chunk);
 		reader->chunk_first = pfn;
@@ -78,6 +83,50 @@ static struct pv_count *slot_of(struct pv_count *slots, uint64_t value)
 	return &slots[i];
 }
 
+/* Count values, one of each frame. */
+static void count(struct counter *counter, const uint64_t *values, int64_t nr)
+{
+	struct pv_count *last = &counter->slots[0];
+
+	for (int64_t i = 0; i < nr; i++) {
+		if (!last->nr || last->value != values[i])
+			last = slot_of(counter->slots, values[i]);
+		if (!last->nr) {
+			if (counter->nr_used == NR_SLOTS / 2) {
+				counter->nr_other++;
+				continue;
+			}
+			counter->nr_used++;
+			last->value = values[i];
+		}
+		last->nr++;
+	}
+}
+
+static int64_t count_runs(struct counter *counter, const struct pv_frames *runs,
+			  uint64_t nr_runs)
+{
+	for (uint64_t at = 0; at < nr_runs; at++) {
+		uint64_t pfn = runs[at].pfn, end = pfn + runs[at].nr;
+
+		while (pfn < end) {
+			int64_t nr;
+			const uint64_t *values =
+				values_of(&counter->reader, at, pfn, &nr);
+
+			if (nr < 0)
+				return nr;
+			if (!values) {
+				counter->nr_other += end - pfn;
+				break;
+			}
+			count(counter, values, nr);
+			pfn += (uint64_t)nr;
+		}
+	}
+	return 0;
+}
+
 /*
  * Count the frames of runs by their value. Frames past the last there is count
  * as PV_NO_ENTRY. Returns how many values there are, at most room, or -errno;
@@ -86,66 +135,37 @@ static struct pv_count *slot_of(struct pv_count *slots, uint64_t value)
 int64_t pv_count_values(int fd, const struct pv_frames *runs, uint64_t nr_runs,
 			struct pv_count *counts, uint64_t room)
 {
-	struct reader reader = { .fd = fd, .runs = runs, .nr_runs = nr_runs };
-	struct pv_count slots[NR_SLOTS] = { 0 };
-	struct pv_count *last = &slots[0];
-	uint64_t nr_other = 0, nr_used = 0, nr_out = 0;
+	struct counter *counter = calloc(1, sizeof(*counter));
+	uint64_t nr_other, nr_out = 0;
+	int64_t ret;
 
-	for (uint64_t at = 0; at < nr_runs; at++) {
-		uint64_t pfn = runs[at].pfn, end = pfn + runs[at].nr;
-
-		while (pfn < end) {
-			int64_t nr;
-			const uint64_t *values =
-				values_of(&reader, at, pfn, &nr);
-
-			if (nr < 0)
-				return nr;
-			if (!values) {
-				nr_other += end - pfn;
-				break;
-			}
-			for (int64_t i = 0; i < nr; i++) {
-				if (!last->nr || last->value != values[i])
-					last = slot_of(slots, values[i]);
-				if (!last->nr) {
-					if (nr_used == NR_SLOTS / 2) {
-						nr_other++;
-						continue;
-					}
-					nr_used++;
-					last->value = values[i];
-				}
-				last->nr++;
-			}
-			pfn += (uint64_t)nr;
-		}
-	}
-	for (uint64_t i = 0; i < NR_SLOTS; i++) {
-		if (slots[i].nr && nr_out < room)
-			counts[nr_out++] = slots[i];
+	if (!counter)
+		return -ENOMEM;
+	start_reading(&counter->reader, fd, runs, nr_runs);
+	ret = count_runs(counter, runs, nr_runs);
+	nr_other = counter->nr_other;
+	for (uint64_t i = 0; i < NR_SLOTS && ret >= 0; i++) {
+		if (counter->slots[i].nr && nr_out < room)
+			counts[nr_out++] = counter->slots[i];
 		else
-			nr_other += slots[i].nr;
+			nr_other += counter->slots[i].nr;
 	}
+	free(counter);
+	if (ret < 0)
+		return ret;
 	if (nr_other && nr_out < room)
 		counts[nr_out++] = (struct pv_count){ PV_NO_ENTRY, nr_other };
 	return (int64_t)nr_out;
 }
 
-/*
- * Split runs where the value changes: frames in a row with one value, in the
- * order of the runs. *at and *pfn say where to begin and are left where to go
- * on; all is done when *at is nr_runs. Frames past the last there is have
- * PV_NO_ENTRY. Returns how many pieces there are, or -errno.
- */
-int64_t pv_split_by_value(int fd, const struct pv_frames *runs,
-			  uint64_t nr_runs, uint64_t *at, uint64_t *pfn,
+/* Split runs, with a reader that was started: see pv_split_by_value(). */
+static int64_t split_runs(struct pv_reader *reader, uint64_t *at, uint64_t *pfn,
 			  struct pv_piece *pieces, uint64_t room)
 {
-	struct reader reader = { .fd = fd, .runs = runs, .nr_runs = nr_runs };
+	const struct pv_frames *runs = reader->runs;
 	uint64_t nr_out = 0;
 
-	for (; *at < nr_runs; ++*at, *pfn = 0) {
+	for (; *at < reader->nr_runs; ++*at, *pfn = 0) {
 		uint64_t end = runs[*at].pfn + runs[*at].nr;
 		struct pv_piece *piece = NULL; /* of this run, that may go on */
 
@@ -155,7 +175,7 @@ int64_t pv_split_by_value(int fd, const struct pv_frames *runs,
 			static const uint64_t none = PV_NO_ENTRY;
 			int64_t nr;
 			const uint64_t *values =
-				values_of(&reader, *at, *pfn, &nr);
+				values_of(reader, *at, *pfn, &nr);
 			uint64_t each = 1;
 
 			if (nr < 0)
@@ -182,21 +202,43 @@ int64_t pv_split_by_value(int fd, const struct pv_frames *runs,
 }
 
 /*
- * The value of each frame of runs, those of run i from values[places[i]] on;
- * PV_NO_ENTRY past the last frame there is. Returns 0 or -errno.
+ * Split runs where the value changes: frames in a row with one value, in the
+ * order of the runs. *at and *pfn say where to begin and are left where to go
+ * on; all is done when *at is nr_runs. Frames past the last there is have
+ * PV_NO_ENTRY. Returns how many pieces there are, or -errno.
  */
-int64_t pv_read_values(int fd, const struct pv_frames *runs, uint64_t nr_runs,
+int64_t pv_split_by_value(int fd, const struct pv_frames *runs,
+			  uint64_t nr_runs, uint64_t *at, uint64_t *pfn,
+			  struct pv_piece *pieces, uint64_t room)
+{
+	struct pv_reader *reader = malloc(sizeof(*reader));
+	int64_t nr_out;
+
+	if (!reader)
+		return -ENOMEM;
+	start_reading(reader, fd, runs, nr_runs);
+	nr_out = split_runs(reader, at, pfn, pieces, room);
+	free(reader);
+	return nr_out;
+}
+
+/*
+ * The value of each frame of runs, those of run i from values[places[i]] on;
+ * PV_NO_ENTRY past the last frame there is. The reader is the caller's memory
+ * to read with. Returns 0 or -errno.
+ */
+int64_t pv_read_values(struct pv_reader *reader, int fd,
+		       const struct pv_frames *runs, uint64_t nr_runs,
 		       const uint64_t *places, uint64_t *values)
 {
-	struct reader reader = { .fd = fd, .runs = runs, .nr_runs = nr_runs };
-
+	start_reading(reader, fd, runs, nr_runs);
 	for (uint64_t at = 0; at < nr_runs; at++) {
 		uint64_t pfn = runs[at].pfn, end = pfn + runs[at].nr;
 		uint64_t *to = values + places[at];
 
 		while (pfn < end) {
 			int64_t nr;
-			const uint64_t *from = values_of(&reader, at, pfn, &nr);
+			const uint64_t *from = values_of(reader, at, pfn, &nr);
 
 			if (nr < 0)
 				return nr;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What csrc/account.c needs of csrc/runs.c, and Python does not. */
+/* What csrc/account.c needs of csrc/runs.c and kpage.c, and Python does not. */
 #ifndef RUNS_H
 #define RUNS_H
 
@@ -12,6 +12,26 @@
 #define KPF_HUGE (UINT64_C(1) << 17)
 #define KPF_THP (UINT64_C(1) << 22)
 #define KPF_ZERO_PAGE (UINT64_C(1) << 24)
+
+/* Values of frames in one read: the kernel makes each by looking at the frame.
+ */
+#define PV_READER_CHUNK 4096
+
+/*
+ * Values of frames in runs; runs that are close together are read at once.
+ * They are sorted, and none reaches into the next. Too large for a stack.
+ */
+struct pv_reader {
+	int fd;
+	const struct pv_frames *runs;
+	uint64_t nr_runs;
+	uint64_t chunk_first, chunk_nr; /* the frames in chunk */
+	uint64_t chunk[PV_READER_CHUNK];
+};
+
+int64_t pv_read_values(struct pv_reader *reader, int fd,
+		       const struct pv_frames *runs, uint64_t nr_runs,
+		       const uint64_t *places, uint64_t *values);
 
 void pv_add_frames(struct pv_account *account, uint64_t vpn, uint64_t pfn,
 		   uint64_t nr);

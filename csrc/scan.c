@@ -10,6 +10,7 @@
  */
 #include <errno.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <sys/ioctl.h>
 
 #include "physview.h"
@@ -57,7 +58,10 @@ struct pm_scan_arg {
 #define PAGE_IS_PRESENT (1 << 3)
 #define PAGE_IS_SWAPPED (1 << 4)
 
-/* What is being made in one call of pv_scan_extents(). */
+/*
+ * What is being made in one call of pv_scan_extents(). Too large for a stack,
+ * which may be 64 KiB (ulimit -s).
+ */
 struct scan {
 	int fd;
 	unsigned int page_shift;
@@ -66,6 +70,7 @@ struct scan {
 	uint64_t nr, room;
 	uint64_t next_vaddr, next_entry; /* how the last extent would go on */
 	uint64_t zero_pfn;
+	struct page_region regions[NR_REGIONS];
 	uint64_t chunk[CHUNK];
 };
 
@@ -149,7 +154,7 @@ static int read_range(struct scan *scan, uint64_t *at, uint64_t end,
 /* Ask the scan for the next pages and read only these. As read_range(). */
 static int jump(struct scan *scan, uint64_t *at, uint64_t end, bool *is_full)
 {
-	struct page_region regions[NR_REGIONS];
+	struct page_region *regions = scan->regions;
 	struct pm_scan_arg arg = {
 		.size = sizeof(arg),
 		.start = *at,
@@ -193,6 +198,35 @@ static int jump(struct scan *scan, uint64_t *at, uint64_t end, bool *is_full)
 	return 0;
 }
 
+/* Read or jump from *at on, until end or until there is no more room. */
+static int scan_range(struct scan *scan, bool use_scan, uint64_t *at,
+		      uint64_t end)
+{
+	const uint64_t chunk_size = (uint64_t)CHUNK << scan->page_shift;
+	bool is_full = !use_scan;
+
+	while (*at < end && scan->nr < scan->room) {
+		uint64_t nr_populated = 0, start = *at;
+		int ret;
+
+		if (is_full) {
+			uint64_t stop = end - start > chunk_size
+						? start + chunk_size
+						: end;
+
+			ret = read_range(scan, at, stop, &nr_populated);
+			is_full = !use_scan || 2 * nr_populated >=
+						       (*at - start) >>
+						       scan->page_shift;
+		} else {
+			ret = jump(scan, at, end, &is_full);
+		}
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
 /*
  * The extents of [*at, end), in order, as many as there is room for; *at is
  * left where to go on. cuts are addresses at which mappings begin, sorted.
@@ -205,36 +239,23 @@ int64_t pv_scan_extents(int fd, unsigned int page_shift, int use_scan,
 			uint64_t nr_cuts, uint64_t zero_pfn,
 			struct pv_extent *extents, uint64_t room)
 {
-	struct scan scan = {
-		.fd = fd,
-		.page_shift = page_shift,
-		.cuts = cuts,
-		.last_cut = cuts + nr_cuts,
-		.extents = extents,
-		.room = room,
-		.zero_pfn = zero_pfn,
-	};
-	const uint64_t chunk_size = (uint64_t)CHUNK << page_shift;
-	bool is_full = !use_scan;
+	struct scan *scan = malloc(sizeof(*scan));
+	int64_t ret;
 
-	while (*at < end && scan.nr < room) {
-		uint64_t nr_populated = 0, start = *at;
-		int ret;
-
-		if (is_full) {
-			uint64_t stop = end - start > chunk_size
-						? start + chunk_size
-						: end;
-
-			ret = read_range(&scan, at, stop, &nr_populated);
-			is_full = !use_scan || 2 * nr_populated >=
-						       (*at - start) >>
-						       page_shift;
-		} else {
-			ret = jump(&scan, at, end, &is_full);
-		}
-		if (ret)
-			return ret;
-	}
-	return (int64_t)scan.nr;
+	if (!scan)
+		return -ENOMEM;
+	scan->fd = fd;
+	scan->page_shift = page_shift;
+	scan->cuts = cuts;
+	scan->last_cut = cuts + nr_cuts;
+	scan->extents = extents;
+	scan->nr = 0;
+	scan->room = room;
+	scan->next_vaddr = scan->next_entry = 0;
+	scan->zero_pfn = zero_pfn;
+	ret = scan_range(scan, use_scan, at, end);
+	if (!ret)
+		ret = (int64_t)scan->nr;
+	free(scan);
+	return ret;
 }

