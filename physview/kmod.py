@@ -78,7 +78,7 @@ IOCTL_BATCH = _ioc(_IOC_READ | _IOC_WRITE, 4, BATCH)
 IOCTL_RANGE = _ioc(_IOC_READ | _IOC_WRITE, 5, RANGE)
 
 LEVEL_NAMES = ("pgd", "p4d", "pud", "pmd", "pte")
-_FOLDED, _LEAF = 1, 2
+_FOLDED, _LEAF, _HIDDEN = 1, 2, 4
 _NR_EXTENTS = 4096
 
 
@@ -383,8 +383,15 @@ def as_pagemap(
 
 
 def _level(name: str, address: int, entry: int, shift: int, flags: int) -> Level:
-    folded = bool(flags & _FOLDED)
-    return Level(name, None if folded else address, entry, 1 << shift, folded, bool(flags & _LEAF))
+    folded, hidden = bool(flags & _FOLDED), bool(flags & _HIDDEN)
+    return Level(
+        name,
+        None if folded or hidden else address,
+        None if hidden else entry,
+        1 << shift,
+        folded,
+        bool(flags & _LEAF),
+    )
 
 
 def _open_device() -> int:

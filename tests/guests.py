@@ -14,7 +14,10 @@ from conftest import ROOT
 from physview import kernels, module, vm
 from physview.vm import initramfs
 
-KMOD_TESTS = ("compare", "kmod", "kmod_access", "kmod_calls", "kmod_processes")
+KMOD_TESTS = (
+    *("compare", "kmod", "kmod_access", "kmod_calls", "kmod_compat", "kmod_descriptors"),
+    "kmod_processes",
+)
 COURSE_MODULE = ROOT / "tests/vm/course_module"
 # A GiB in one piece takes more than 3 GiB of memory, of which the machine has 2 apart.
 MEMORY_MIB = 4096

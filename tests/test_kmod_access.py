@@ -115,12 +115,6 @@ def own_and_others(fd):
 OWN_ONLY = [[0, 0, 0], [errno.EPERM] * 3, [errno.EPERM] * 3]
 
 
-def test_who_opened_it_does_not_count_but_who_calls():
-    with open(abi.DEVICE, "rb", buffering=0) as device:
-        assert in_child(lambda: own_and_others(device.fileno()), uid=NOBODY) == OWN_ONLY
-        assert in_child(lambda: walk_errno(device.fileno(), os.getppid(), 0)) == errno.EIO
-
-
 @pytest.mark.parametrize("capability", ["sys_ptrace", "sys_admin"])
 def test_another_process_takes_both_capabilities(physview, capability):
     without = ["setpriv", f"--bounding-set=-{capability}"]

@@ -23,14 +23,17 @@ ONLY_4_LEVELS = ("5.10",)  # Debian's was built without the fifth
 GUEST_TESTS = (*KMOD_TESTS, "addresses", "labs", "pagemap", "privilege", "probes", "trace_probes")
 # Who may do what does not depend on the levels, nor does tracing, and they take the longest.
 GUEST_TESTS_OF_5_LEVELS = (
-    *sorted({*GUEST_TESTS} - {"kmod_access", "labs", "privilege", "probes", "trace_probes"}),
+    *sorted(
+        {*GUEST_TESTS}
+        - {"kmod_access", "kmod_descriptors", "labs", "privilege", "probes", "trace_probes"}
+    ),
     "labs::test_levels_are_walked",
 )
 if LONG:
     GUEST_TESTS = GUEST_TESTS_OF_5_LEVELS = (*GUEST_TESTS, "process", "procfs")
 GUEST_HAS = (
     "root,pfn,kpage,kthread,kmod,kmods,swap,zram,hugetlb,gigantic,thp,ksm,compaction,hwpoison,"
-    "tracefs,kprobes,kcore"
+    "tracefs,kprobes,kcore,memcg,ia32"
 )
 
 # Whole processes and the machine, beside smaps, numa_maps, page-types and thpmaps.

@@ -26,8 +26,10 @@
  * kernels pud_leaf(), too, though a hugetlb page can be PROT_NONE; hugetlb and
  * pagemap ask pte_present().
  */
-#define physicalview_pud_is_page(pud)                                          \
-	(pte_present(__pte(pud_val(pud))) && (pud_val(pud) & _PAGE_PSE))
+static inline bool physicalview_pud_is_page(pud_t pud)
+{
+	return pte_present(__pte(pud_val(pud))) && (pud_val(pud) & _PAGE_PSE);
+}
 
 /* Levels of page tables that the hardware walks, and those it has not. */
 #define physicalview_nr_levels() (pgtable_l5_enabled() ? 5 : 4)
@@ -40,7 +42,10 @@
 #define physicalview_hw_present(entry) ((entry) & PTE_VALID)
 
 /* Present comes before leaf: what is not present has no such bit. */
-#define physicalview_pud_is_page(pud) (pud_present(pud) && pud_leaf(pud))
+static inline bool physicalview_pud_is_page(pud_t pud)
+{
+	return pud_present(pud) && pud_leaf(pud);
+}
 
 /*
  * TASK_SIZE_MAX is what the kernel was built for. On a processor with fewer

@@ -16,6 +16,7 @@
  * the program can no longer change.
  */
 #include <linux/capability.h>
+#include <linux/cred.h>
 #include <linux/fs.h>
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
@@ -26,6 +27,7 @@
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
+#include <linux/user_namespace.h>
 
 #include "compat.h"
 #include "walk.h"
@@ -34,7 +36,7 @@ static bool insecure;
 module_param(insecure, bool, 0444);
 MODULE_PARM_DESC(insecure, "let every user look at memory of their own");
 
-#define MAX_BATCH (1 << 16)
+#define MAX_BATCH 65536
 
 /* How many pages or extents are gathered before they are copied out. */
 #define NR_GATHERED 256
@@ -47,7 +49,8 @@ MODULE_PARM_DESC(insecure, "let every user look at memory of their own");
 
 /* What an open descriptor keeps, so that no call has to allocate. */
 struct physicalview_file {
-	struct mutex lock; /* of the buffers */
+	/* The buffers: several threads may call on one descriptor. */
+	struct mutex lock;
 	u64 vaddrs[NR_GATHERED];
 	union {
 		struct physicalview_page pages[NR_GATHERED];
@@ -56,9 +59,20 @@ struct physicalview_file {
 };
 
 /*
+ * Whether both have a capability: who opened the descriptor, as pagemap asks,
+ * and who calls. A descriptor that root passed on, or left open in a process
+ * that is no longer root's, gives away nothing that its new holder may not see;
+ * nor does one that a user opened and had a program of root's call on.
+ */
+static bool both_capable(const struct file *filp, int cap)
+{
+	return file_ns_capable(filp, &init_user_ns, cap) && capable(cap);
+}
+
+/*
  * The address space that a call is about; to be given back with mmput().
  */
-static struct mm_struct *get_mm(s32 pid_nr)
+static struct mm_struct *get_mm(const struct file *filp, s32 pid_nr)
 {
 	struct task_struct *task;
 	struct mm_struct *mm;
@@ -68,7 +82,8 @@ static struct mm_struct *get_mm(s32 pid_nr)
 		mm = get_task_mm(current);
 		return mm ?: ERR_PTR(-ESRCH);
 	}
-	if (!capable(CAP_SYS_ADMIN) || !capable(CAP_SYS_PTRACE))
+	if (!both_capable(filp, CAP_SYS_ADMIN) ||
+	    !both_capable(filp, CAP_SYS_PTRACE))
 		return ERR_PTR(-EPERM);
 	/* The number is one of the caller's pid namespace. */
 	pid = find_get_pid(pid_nr);
@@ -114,7 +129,20 @@ static long do_info(void __user *argp)
 	return copy_to_user(argp, &info, sizeof(info)) ? -EFAULT : 0;
 }
 
-static long do_walk(void __user *argp)
+/* Keep which levels there are, but not where the tables lie. */
+static void hide_levels(struct physicalview_walk *walk)
+{
+	u32 i;
+
+	for (i = 0; i < walk->nr_levels; i++) {
+		walk->levels[i].address = 0;
+		walk->levels[i].entry = 0;
+		walk->levels[i].flags |= PHYSICALVIEW_LEVEL_HIDDEN;
+	}
+	walk->page.entry = 0;
+}
+
+static long do_walk(const struct file *filp, void __user *argp)
 {
 	struct physicalview_walk walk;
 	struct mm_struct *mm;
@@ -123,7 +151,7 @@ static long do_walk(void __user *argp)
 		return -EFAULT;
 	if (walk.reserved)
 		return -EINVAL;
-	mm = get_mm(walk.pid);
+	mm = get_mm(filp, walk.pid);
 	if (IS_ERR(mm))
 		return PTR_ERR(mm);
 
@@ -136,6 +164,8 @@ static long do_walk(void __user *argp)
 	physicalview_walk_levels(mm, &walk);
 	mmap_read_unlock(mm);
 	mmput(mm);
+	if (!both_capable(filp, CAP_SYS_ADMIN))
+		hide_levels(&walk);
 	return copy_to_user(argp, &walk, sizeof(walk)) ? -EFAULT : 0;
 }
 
@@ -143,20 +173,29 @@ static long do_walk(void __user *argp)
 static long walk_pages(struct mm_struct *mm, struct physicalview_file *file,
 		       u32 nr)
 {
-	u32 done;
+	u32 done, now;
 
 	if (mmap_read_lock_killable(mm))
 		return -EINTR;
-	for (done = 0; done < nr; done += NR_WITHOUT_INTERRUPTS)
-		physicalview_walk_pages(
-			mm, file->vaddrs + done, file->pages + done,
-			min_t(u32, nr - done, NR_WITHOUT_INTERRUPTS));
+	for (done = 0; done < nr; done += now) {
+		now = min_t(u32, nr - done, NR_WITHOUT_INTERRUPTS);
+		physicalview_walk_pages(mm, file->vaddrs + done,
+					file->pages + done, now);
+	}
 	mmap_read_unlock(mm);
 	return 0;
 }
 
-static long do_batch(struct physicalview_file *file, void __user *argp)
+static void hide_entries(struct physicalview_page *pages, u32 nr)
 {
+	while (nr--)
+		pages[nr].entry = 0;
+}
+
+static long do_batch(const struct file *filp, void __user *argp)
+{
+	const bool hide = !both_capable(filp, CAP_SYS_ADMIN);
+	struct physicalview_file *file = filp->private_data;
 	struct physicalview_page __user *upages;
 	struct physicalview_batch batch;
 	u64 __user *uvaddrs;
@@ -168,7 +207,7 @@ static long do_batch(struct physicalview_file *file, void __user *argp)
 		return -EFAULT;
 	if (batch.reserved || batch.nr > MAX_BATCH)
 		return -EINVAL;
-	mm = get_mm(batch.pid);
+	mm = get_mm(filp, batch.pid);
 	if (IS_ERR(mm))
 		return PTR_ERR(mm);
 	if (mutex_lock_killable(&file->lock)) {
@@ -186,6 +225,8 @@ static long do_batch(struct physicalview_file *file, void __user *argp)
 			break;
 		}
 		ret = walk_pages(mm, file, nr);
+		if (hide)
+			hide_entries(file->pages, nr);
 		if (!ret && copy_to_user(upages + done, file->pages,
 					 nr * sizeof(*upages)))
 			ret = -EFAULT;
@@ -215,9 +256,11 @@ static long walk_range(struct mm_struct *mm, u64 start, u64 end,
 	return 0;
 }
 
-static long copy_range(struct physicalview_file *file, struct mm_struct *mm,
+static long copy_range(const struct file *filp, struct mm_struct *mm,
 		       struct physicalview_range *range)
 {
+	const bool hide = !both_capable(filp, CAP_SYS_ADMIN);
+	struct physicalview_file *file = filp->private_data;
 	struct physicalview_extent __user *uextents;
 	u32 room = range->nr;
 	long ret = 0;
@@ -231,6 +274,7 @@ static long copy_range(struct physicalview_file *file, struct mm_struct *mm,
 			.room = min_t(u32, room - range->nr, NR_GATHERED),
 		};
 		u64 next;
+		u32 i;
 
 		/* Progress is kept; without any, the call starts again. */
 		if (signal_pending(current)) {
@@ -241,6 +285,8 @@ static long copy_range(struct physicalview_file *file, struct mm_struct *mm,
 		ret = walk_range(mm, range->next, range->end, &gathered, &next);
 		if (ret)
 			break;
+		for (i = 0; hide && i < gathered.nr; i++)
+			gathered.at[i].entry = 0;
 		if (copy_to_user(uextents + range->nr, gathered.at,
 				 gathered.nr * sizeof(*gathered.at))) {
 			ret = -EFAULT;
@@ -253,8 +299,9 @@ static long copy_range(struct physicalview_file *file, struct mm_struct *mm,
 	return ret;
 }
 
-static long do_range(struct physicalview_file *file, void __user *argp)
+static long do_range(const struct file *filp, void __user *argp)
 {
+	struct physicalview_file *file = filp->private_data;
 	struct physicalview_range range;
 	struct mm_struct *mm;
 	long ret;
@@ -265,14 +312,14 @@ static long do_range(struct physicalview_file *file, void __user *argp)
 	    !PAGE_ALIGNED(range.start) || !PAGE_ALIGNED(range.end) ||
 	    range.end > physicalview_user_end())
 		return -EINVAL;
-	mm = get_mm(range.pid);
+	mm = get_mm(filp, range.pid);
 	if (IS_ERR(mm))
 		return PTR_ERR(mm);
 	if (mutex_lock_killable(&file->lock)) {
 		mmput(mm);
 		return -EINTR;
 	}
-	ret = copy_range(file, mm, &range);
+	ret = copy_range(filp, mm, &range);
 	mutex_unlock(&file->lock);
 	mmput(mm);
 	if (ret)
@@ -283,20 +330,22 @@ static long do_range(struct physicalview_file *file, void __user *argp)
 static long physicalview_ioctl(struct file *filp, unsigned int cmd,
 			       unsigned long arg)
 {
-	struct physicalview_file *file = filp->private_data;
 	void __user *argp = (void __user *)arg;
 
+	/* open() has asked the same, but maybe of somebody else. */
+	if (!insecure && !both_capable(filp, CAP_SYS_ADMIN))
+		return -EPERM;
 	switch (cmd) {
 	case PHYSICALVIEW_TRANSLATE:
 		return do_translate(argp);
 	case PHYSICALVIEW_INFO:
 		return do_info(argp);
 	case PHYSICALVIEW_WALK:
-		return do_walk(argp);
+		return do_walk(filp, argp);
 	case PHYSICALVIEW_BATCH:
-		return do_batch(file, argp);
+		return do_batch(filp, argp);
 	case PHYSICALVIEW_RANGE:
-		return do_range(file, argp);
+		return do_range(filp, argp);
 	default:
 		return -ENOTTY;
 	}
@@ -309,7 +358,8 @@ static int physicalview_open(struct inode *inode, struct file *filp)
 	/* The node's mode says the same, but a chmod must not be enough. */
 	if (!insecure && !capable(CAP_SYS_ADMIN))
 		return -EPERM;
-	file = kmalloc(sizeof(*file), GFP_KERNEL);
+	/* Charged to the caller's cgroup: a user may open many. */
+	file = kmalloc(sizeof(*file), GFP_KERNEL_ACCOUNT);
 	if (!file)
 		return -ENOMEM;
 	mutex_init(&file->lock);

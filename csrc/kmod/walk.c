@@ -352,8 +352,10 @@ static u64 add_ptes(const pte_t *ptep, u64 vaddr, u64 end,
  * @end: first address after the range, page-aligned, a user address
  * @extents: what is found is added here
  *
- * Interrupts are off for at most one table's 512 entries. Returns where to go
- * on; that is start if there was no room for the first page.
+ * Interrupts are off for at most one table's 512 entries.
+ *
+ * Return: where to go on; that is start if there was no room for the first
+ * page.
  */
 u64 physicalview_walk_table(struct mm_struct *mm, u64 start, u64 end,
 			    struct physicalview_extents *extents)

@@ -19,7 +19,9 @@ _PKEY_SHIFT, _PKEY_MASK = 59, 0xF
 
 
 def bit_names(level: Level) -> list[str]:
-    """The set bits of an entry by name, lowest first; empty where it is no page and no table.
+    """The set bits of an entry by name, lowest first.
+
+    Empty where the entry is no page and no table, or hidden.
 
     An entry without P that Linux still calls present has bit 8 set: PROT_NONE, or a NUMA hint.
 
@@ -29,7 +31,7 @@ def bit_names(level: Level) -> list[str]:
     ['A', 'D', 'PROT_NONE']
     """
     entry = level.entry
-    if not entry & 1 and not level.leaf:
+    if entry is None or (not entry & 1 and not level.leaf):
         return []
     names = dict(_COMMON)
     if level.leaf:

@@ -137,8 +137,9 @@ def _walk(evidence: Evidence, labelled: list[tuple[str, int]]) -> None:
     seen: set[int] = set()
     for label, walk in walks:
         for level in walk.levels:
-            if level.folded or level.address is None:
-                table.add(label, level.name, None, None, "folded: no such level", None)
+            if level.address is None or level.entry is None:
+                why = "folded: no such level" if level.folded else "hidden"
+                table.add(label, level.name, None, None, why, None)
                 continue
             is_new = level.address // PAGE_SIZE not in seen
             seen.add(level.address // PAGE_SIZE)
@@ -161,6 +162,9 @@ def _explain_walks(evidence: Evidence, walks: list[Walk], nr_levels: int) -> Non
         f"The module says that there are {nr_levels} levels, and the addresses speak for"
         f" {expected}{not_there}: {invocation.physview('doctor')} has both.",
     )
+    if any(level.entry is None for levels in real for level in levels):
+        evidence.note("the module hides where page tables lie: run as root")
+        return
     right = [
         level.address is not None
         and level.address % PAGE_SIZE // ENTRY_BYTES == walk.vaddr // level.span_bytes % 512

@@ -108,7 +108,7 @@ def walk(pid: int, walked: Walk, bit_names: BitNames) -> dict[str, Any]:
             {
                 "name": level.name,
                 "address": None if level.address is None else hex(level.address),
-                "entry": hex(level.entry),
+                "entry": None if level.entry is None else hex(level.entry),
                 "span_bytes": level.span_bytes,
                 "folded": level.folded,
                 "leaf": level.leaf,

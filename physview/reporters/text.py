@@ -66,13 +66,17 @@ def walk_tree(walk: Walk, bit_names: BitNames) -> str:
     """The levels of a walk from the root down, each below the one that leads to it."""
     lines = [f"{walk.vaddr:#018x}"]
     for depth, level in enumerate(level for level in walk.levels if not level.folded):
-        where = f"{level.address:#014x}"
+        branch = f"{'  ' * depth}└─ {level.name}"
+        if level.address is None or level.entry is None:
+            lines.append(f"{branch}  hidden")
+            continue
         names = " ".join(bit_names(level))
-        entry = f"{'  ' * depth}└─ {level.name}  at {where}  {level.entry:#018x}"
-        lines.append(f"{entry}  {names}".rstrip())
+        lines.append(f"{branch}  at {level.address:#014x}  {level.entry:#018x}  {names}".rstrip())
     folded = [level.name for level in walk.levels if level.folded]
     if folded:
         lines.append(f"folded: {', '.join(folded)}, which this hardware has not")
+    if any(level.entry is None for level in walk.levels):
+        lines.append("hidden: where page tables lie, and their entries; run as root")
     what = KIND_WORDS[walk.kind]
     if walk.paddr is not None:
         size = size_words(walk.page_size_bytes)

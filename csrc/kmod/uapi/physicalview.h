@@ -11,6 +11,12 @@
  * and CAP_SYS_PTRACE (EPERM). ESRCH means that there is no such process, or
  * that it has no address space: a kernel thread, or one that has ended.
  *
+ * Every call takes CAP_SYS_ADMIN (EPERM), unless the module was loaded with
+ * insecure=1. Then, without it, a call of one's own memory tells physical
+ * addresses, but neither the raw entries nor where the tables lie: these are 0.
+ * A capability counts only if both have it: who opened the descriptor, and who
+ * calls.
+ *
  * Only user addresses are walked. An answer was true while the tables were
  * read; nothing keeps the page where it is.
  */
@@ -64,7 +70,7 @@ struct physicalview_info {
 /* What was found at an address. */
 struct physicalview_page {
 	__u64 paddr;	  /* physical address, or 0 unless kind has a page */
-	__u64 entry;	  /* the last entry that was read, as in memory */
+	__u64 entry;	  /* the last entry that was read, as in memory; or 0 */
 	__u64 swap;	  /* SWAP to MARKER: type in bits 0-4, offset above */
 	__u32 kind;	  /* enum physicalview_kind */
 	__u32 page_shift; /* of the page; of the entry's reach if none */
@@ -82,10 +88,12 @@ enum physicalview_level_name {
 
 #define PHYSICALVIEW_LEVEL_FOLDED 1 /* the hardware has no such level */
 #define PHYSICALVIEW_LEVEL_LEAF 2   /* it maps a page: the walk ends here */
+#define PHYSICALVIEW_LEVEL_HIDDEN 4 /* address and entry: no CAP_SYS_ADMIN */
 
 struct physicalview_level {
-	__u64 address; /* physical address of the entry; 0 if folded */
-	__u64 entry;   /* the entry, as in memory */
+	__u64 address; /* physical address of the entry; 0 if folded or hidden
+			*/
+	__u64 entry;   /* the entry, as in memory; 0 if hidden */
 	__u32 shift;   /* log2 of what the entry spans */
 	__u32 flags;   /* PHYSICALVIEW_LEVEL_* */
 };
@@ -117,7 +125,7 @@ struct physicalview_extent {
 	__u64 vaddr;
 	__u64 paddr;  /* of the first page, or 0 unless kind has pages */
 	__u64 length; /* in bytes */
-	__u64 entry;  /* of the first page */
+	__u64 entry;  /* of the first page; or 0 */
 	__u64 swap;   /* as in struct physicalview_page */
 	__u32 kind;   /* enum physicalview_kind, never NONE */
 	__u32 page_shift;
