@@ -4,13 +4,19 @@
  * nearly right, with pointers into memory that another thread maps, unmaps and
  * protects meanwhile. Nothing that it asks may harm the kernel, whose log has
  * to stay empty: the VM panics on any oops. Prints how many calls had which
- * result.
+ * result, also when SIGTERM ends it early.
  *
- * Usage: fuzz NR_CALLS SEED
+ * Where the kernel runs 32-bit programs, one call in four is made as these make
+ * it, and takes the way of compat_ioctl. The device is opened again and again.
+ *
+ * Usage: fuzz NR_CALLS SEED [faults]; with faults, calls meet those of
+ * inject.sh
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +26,7 @@
 #include <unistd.h>
 
 #include "../../csrc/kmod/uapi/physicalview.h"
+#include "faults.h"
 
 #define ARENA_SIZE (4UL << 20)
 
@@ -34,12 +41,16 @@ static uint64_t next(uint64_t *state)
 	return *state;
 }
 
-/* Takes the ground from under the calls. */
+/*
+ * Takes the ground from under the calls, now and then: each time the calls wait
+ * for the lock of the address space.
+ */
 static void *disturb(void *arg)
 {
 	uint64_t state = (uint64_t)(uintptr_t)arg;
 
 	while (!stop) {
+		usleep(200);
 		char *at = arena + (next(&state) % (ARENA_SIZE >> 12) << 12);
 		size_t size = (1 + next(&state) % 16) << 12;
 
@@ -124,6 +135,12 @@ static unsigned long some_command(uint64_t *state)
 	return command;
 }
 
+/* Mostly little, for many calls; sometimes more than the module gathers. */
+static uint32_t some_number(uint64_t *state)
+{
+	return next(state) % (next(state) % 32 ? 8 : 600);
+}
+
 /* An argument that is nearly right, for whichever command. */
 static void fill(uint64_t *state, unsigned long command, uint64_t words[64])
 {
@@ -131,7 +148,8 @@ static void fill(uint64_t *state, unsigned long command, uint64_t words[64])
 	struct physicalview_range *range = (void *)words;
 	struct physicalview_walk *walk = (void *)words;
 
-	for (int i = 0; i < 64; i++)
+	/* The largest structure has 22 words. */
+	for (int i = 0; i < 24; i++)
 		words[i] = next(state) % 3 ? 0 : some_address(state);
 	switch (command) {
 	case PHYSICALVIEW_WALK:
@@ -141,34 +159,103 @@ static void fill(uint64_t *state, unsigned long command, uint64_t words[64])
 		break;
 	case PHYSICALVIEW_BATCH:
 		batch->pid = some_pid(state);
-		batch->nr = next(state) % 600;
+		batch->nr = some_number(state);
 		batch->vaddrs = some_address(state);
 		batch->pages = some_address(state);
 		batch->reserved = next(state) % 8 == 0;
 		break;
 	case PHYSICALVIEW_RANGE:
 		range->pid = some_pid(state);
-		range->nr = next(state) % 600;
+		range->nr = some_number(state);
 		range->start = some_address(state) & ~4095UL;
-		range->end = range->start + (next(state) % 4096 << 12);
+		range->end =
+			range->start + ((uint64_t)some_number(state) * 7 << 12);
 		range->extents = some_address(state);
 		range->reserved = next(state) % 8 == 0;
 		break;
 	}
 }
 
+/* int $0x80 is a 32-bit program's system call, whoever makes it. */
+static int compat_ioctl(int fd, unsigned long command, void *argument)
+{
+	int ret;
+
+	__asm__ volatile("int $0x80"
+			 : "=a"(ret)
+			 : "a"(54), "b"(fd), "c"((uint32_t)command),
+			   "d"((uint32_t)(uintptr_t)argument)
+			 : "memory", "r8", "r9", "r10", "r11");
+	return ret;
+}
+
+static sigjmp_buf no_compat;
+
+static void on_no_compat(int number)
+{
+	(void)number;
+	siglongjmp(no_compat, 1);
+}
+
+/* Without 32-bit system calls the kernel sends SIGSEGV. */
+static int has_compat(void)
+{
+	void (*before)(int) = signal(SIGSEGV, on_no_compat);
+	int found = 0;
+
+	if (!sigsetjmp(no_compat, 1))
+		found = compat_ioctl(-1, 0, NULL) == -EBADF;
+	signal(SIGSEGV, before);
+	return found;
+}
+
+static void on_term(int number)
+{
+	(void)number;
+	stop = 1;
+}
+
+static void show(const char *what, const uint64_t results[256])
+{
+	for (int code = 0; code < 256; code++) {
+		if (results[code])
+			printf("%s%s %llu\n", what,
+			       code ? strerror(code) : "fine",
+			       (unsigned long long)results[code]);
+	}
+}
+
+/* One call. Returns its errno, or 0. words can be reached with 32 bits. */
+static int call(uint64_t *state, int fd, int compat, uint64_t words[64])
+{
+	unsigned long command = some_command(state);
+	void *argument = words;
+
+	fill(state, command, words);
+	if (next(state) % 8 == 0)
+		argument = (void *)some_address(state);
+	if (compat && next(state) % 4 == 0)
+		return -compat_ioctl(fd, command, argument);
+	return ioctl(fd, command, argument) ? errno : 0;
+}
+
 int main(int argc, char **argv)
 {
 	uint64_t nr_calls = argc > 1 ? strtoull(argv[1], NULL, 0) : 1000000;
 	uint64_t state = argc > 2 ? strtoull(argv[2], NULL, 0) | 1 : 1;
-	uint64_t results[256] = { 0 };
+	uint64_t results[256] = { 0 }, opened[256] = { 0 };
 	int fd = open("/dev/3000physicalview", O_RDONLY);
+	int compat = has_compat();
+	uint64_t i, *words;
 	pthread_t thread;
 
 	if (fd < 0) {
 		perror("/dev/3000physicalview");
 		return 1;
 	}
+	signal(SIGTERM, on_term);
+	words = mmap(NULL, 4096, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
 	/* What is written past its end must not hit our own memory. */
 	arena = mmap(NULL, 4 * ARENA_SIZE, PROT_NONE,
 		     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -177,24 +264,26 @@ int main(int argc, char **argv)
 	memset(arena, 0, 2 * ARENA_SIZE);
 	pthread_create(&thread, NULL, disturb, (void *)(uintptr_t)(state + 2));
 
-	for (uint64_t i = 0; i < nr_calls; i++) {
-		uint64_t words[64];
-		unsigned long command = some_command(&state);
-		uint64_t argument = (uint64_t)words;
-		int code;
+	if (argc > 3)
+		ask_for_faults();
 
-		fill(&state, command, words);
-		if (next(&state) % 8 == 0)
-			argument = some_address(&state);
-		code = ioctl(fd, command, argument) ? errno : 0;
-		results[code & 255]++;
+	for (i = 0; i < nr_calls && !stop; i++) {
+		results[call(&state, fd, compat, words) & 255]++;
+		if (i % 64 == 0) {
+			int again = open("/dev/3000physicalview", O_RDONLY);
+
+			opened[again < 0 ? errno & 255 : 0]++;
+			if (again >= 0) {
+				close(fd);
+				fd = again;
+			}
+		}
 	}
 	stop = 1;
 	pthread_join(thread, NULL);
-	for (int code = 0; code < 256; code++) {
-		if (results[code])
-			printf("%s %llu\n", code ? strerror(code) : "fine",
-			       (unsigned long long)results[code]);
-	}
+	printf("%llu calls, %s\n", (unsigned long long)i,
+	       compat ? "one in four a 32-bit one" : "no 32-bit ones");
+	show("", results);
+	show("open: ", opened);
 	return 0;
 }

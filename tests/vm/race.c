@@ -7,7 +7,8 @@
  * sense, and none may find what was never there: a page that nobody disturbs
  * stays what it is.
  *
- * Usage: race SECONDS; prints how many walks there were.
+ * Usage: race SECONDS [faults]; prints how many walks there were. With faults
+ * the walkers' calls meet those of inject.sh.
  */
 #include <fcntl.h>
 #include <pthread.h>
@@ -22,6 +23,7 @@
 #include <unistd.h>
 
 #include "../../csrc/kmod/uapi/physicalview.h"
+#include "faults.h"
 
 #define HUGE_SIZE (2UL << 20)
 #define ARENA_SIZE (8 * HUGE_SIZE)
@@ -36,6 +38,7 @@
 
 static char *arena;
 static volatile int stop;
+static int with_faults;
 static uint64_t nr_walked;
 static uint64_t nr_bad;
 
@@ -164,6 +167,8 @@ static void *look(void *arg)
 
 	if (fd < 0 || ioctl(fd, PHYSICALVIEW_TRANSLATE, &first))
 		exit(1);
+	if (with_faults)
+		ask_for_faults();
 	while (!stop) {
 		walk_by_range(fd);
 		for (int i = 0; i < 256; i++)
@@ -180,6 +185,7 @@ int main(int argc, char **argv)
 			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	pthread_t threads[5];
 
+	with_faults = argc > 2;
 	arena = (char *)(((uintptr_t)raw + HUGE_SIZE - 1) & ~(HUGE_SIZE - 1));
 	for (uintptr_t i = 0; i < 2; i++) {
 		pthread_create(&threads[i], NULL, look, (void *)(i * 77 + 1));

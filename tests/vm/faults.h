@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Faults that the kernel injects: allocations and copies to and from user space
+ * that fail, in threads that ask for it. A program could not even be started
+ * with them: so each thread asks when all is ready. inject.sh says how often.
+ */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static inline void ask_for_faults(void)
+{
+	int fd = open("/proc/thread-self/make-it-fail", O_WRONLY);
+
+	if (fd < 0 || write(fd, "1", 1) != 1) {
+		perror("/proc/thread-self/make-it-fail");
+		exit(1);
+	}
+	close(fd);
+}
