@@ -19,3 +19,18 @@ static inline void ask_for_faults(void)
 	}
 	close(fd);
 }
+
+/* What is printed afterwards must arrive. To say so may fail, too. */
+static inline void ask_for_no_faults(void)
+{
+	int done = 0;
+
+	while (!done) {
+		int fd = open("/proc/thread-self/make-it-fail", O_WRONLY);
+
+		if (fd < 0)
+			continue;
+		done = write(fd, "0", 1) == 1;
+		close(fd);
+	}
+}

@@ -279,6 +279,8 @@ int main(int argc, char **argv)
 			}
 		}
 	}
+	if (argc > 3)
+		ask_for_no_faults();
 	stop = 1;
 	pthread_join(thread, NULL);
 	printf("%llu calls, %s\n", (unsigned long long)i,
