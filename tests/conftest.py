@@ -24,7 +24,7 @@ import limits
 import pytest
 import repository
 import turns
-from memory import KINDS, WAIT, Region, libc, pfnmap_ranges
+from memory import KINDS, PAGE, WAIT, Region, libc, pfnmap_ranges, resident
 from witnesses import open_kmod
 
 from physview import _native
@@ -71,6 +71,22 @@ def _has_guard_regions() -> bool:
 def _has_thp() -> bool:
     with Region.huge(1) as region:
         return region.touch().is_huge()
+
+
+def _can_collapse() -> bool:
+    madv_collapse = 25
+    with Region.huge(1) as region:
+        return region.touch().madvise(madv_collapse, check=False)
+
+
+def _temporary_files_are_evicted() -> bool:
+    """Whether what tests write leaves the page cache when it is to: in a tmpfs it cannot."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(bytes(64 * PAGE))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return len(resident(file.name)) < 64
 
 
 def _has_hugetlb(size_kib: int) -> bool:
@@ -161,6 +177,11 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "guard": (_has_guard_regions, "no MADV_GUARD_INSTALL: Linux 6.13 or later has it"),
     "thp": (_has_thp, "no huge page could be had: see physview doctor"),
+    "collapse": (_can_collapse, "no MADV_COLLAPSE: Linux 6.1 or later has it"),
+    "evicts": (
+        _temporary_files_are_evicted,
+        "temporary files are in a tmpfs, which never evicts: set TMPDIR to a folder on a disk",
+    ),
     "mthp": (
         lambda: 64 in checkup.look_at_thp().details.get("mthp_kib", ()),
         "no folios of 64 KiB: the VM may make them, with Linux 6.12 or later",

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from conftest import ROOT
 
 from physview import kernels, module, vm
+from physview.errors import Unsupported
 from physview.vm import initramfs
 
 KMOD_TESTS = (
@@ -39,6 +42,14 @@ def modules_by_turns(kernel: kernels.Kernel) -> dict[str, str]:
     return {"PHYSVIEW_KMOD": str(own), "PHYSVIEW_COURSE_KMOD": str(course)}
 
 
+def _disk_modules(kernel: kernels.Kernel) -> Iterator[str]:
+    """What a file system on a disk takes; the checksum's driver, where it is a module."""
+    with contextlib.suppress(Unsupported):
+        list(initramfs.load_order(kernel.modules, ["crc32c_generic"]))
+        yield "crc32c_generic"
+    yield "ext4"
+
+
 def run_in_guest(
     kernel: kernels.Kernel, folder: Path, command: list[str], *, has: str, **options: Any
 ) -> tuple[vm.Outcome, str]:
@@ -51,13 +62,19 @@ def run_in_guest(
         has: What the tests must find there, as PHYSVIEW_REQUIRE.
         options: Further ones of vm.run().
     """
+    wanted = ["lzo_rle", "zram"]  # swap
+    wants_disk = "evicts" in has.split(",")
+    if wants_disk:  # see guest.sh
+        wanted += [*_disk_modules(kernel)]
     modules = []
-    if kernel.modules.exists():  # zram, where it is a module: swap
-        for name, content in initramfs.load_order(kernel.modules, ["lzo_rle", "zram"]):
+    if kernel.modules.exists():  # those that are modules
+        for name, content in initramfs.load_order(kernel.modules, wanted):
             (folder / f"{name}.ko").write_bytes(content)
             modules.append(folder / f"{name}.ko")
     modules.append(kernels.build_module(kernel, module.source_dir()))
     env = os.environ | modules_by_turns(kernel) | {"PHYSVIEW_REQUIRE": has}
+    if wants_disk:
+        env["PHYSVIEW_TEST_DISK"] = "512M"
     # Four times what it takes while another VM runs beside it.
     defaults = {"memory_mib": MEMORY_MIB, "append": HUGE_PAGES, "timeout": 2400}
     with open(folder / "stdout", "wb") as stdout:

@@ -219,3 +219,14 @@ def pfnmap_ranges(pid: int | str = "self") -> list[range]:
                 start, end = (int(x, 16) for x in first.split("-"))
                 here, name = range(start, end), rest[-1]
     return found
+
+
+def resident(path: str | os.PathLike[str]) -> set[int]:
+    """Which pages of a file are cached, from mincore() through ctypes."""
+    size = os.path.getsize(path)
+    nr = -(-size // PAGE)
+    with open(path, "rb") as file:
+        region = Region(nr, flags=mmap.MAP_SHARED, fd=file.fileno(), prot=mmap.PROT_READ)
+    vec = (ctypes.c_ubyte * nr)()
+    assert libc.mincore(ctypes.c_void_p(region.start), ctypes.c_size_t(size), vec) == 0
+    return {page for page in range(nr) if vec[page] & 1}

@@ -42,7 +42,7 @@ def test_everything_at_once_is_told_page_by_page(actor, monkeypatch, rows_in_gro
     assert all(by_vma[change] == nr for change, nr in counts.counts.items() if not change.same)
 
 
-@pytest.mark.needs("thp")
+@pytest.mark.needs("thp", "collapse")
 def test_a_huge_page_is_split_and_another_collapsed(actor):
     actor.do("other = Region.huge(1); o = other.__enter__(); o.madvise(15, check=False); o.touch()")
     actor.keep()

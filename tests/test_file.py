@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import AS_NOBODY, one_line
-from memory import PAGE, Region, kpageflags, raw_entry
+from memory import PAGE, Region, kpageflags, raw_entry, resident
 
 from physview import AccessDenied, PhysviewError, _native
 from physview.filecache import PageCache, iter_files
@@ -25,14 +25,8 @@ NR_PAGES = 3000
 
 @pytest.fixture
 def folder(tmp_path_factory):
-    """A folder on a file system that can evict pages, which tmpfs cannot."""
-    found = tmp_path_factory.mktemp("cache")
-    make(found / "probe", 64)
-    evict(found / "probe")
-    if len(resident(found / "probe")) == 64:
-        pytest.skip("this file system never evicts: tmpfs")
-    (found / "probe").unlink()
-    return found
+    """A folder for files of which pages are evicted: the test needs "evicts"."""
+    return tmp_path_factory.mktemp("cache")
 
 
 def make(path, nr_pages=NR_PAGES):
@@ -47,20 +41,6 @@ def evict(path, first=0, nr_pages=0):
         os.posix_fadvise(file.fileno(), first * PAGE, nr_pages * PAGE, os.POSIX_FADV_DONTNEED)
 
 
-def resident(path):
-    """Which pages are cached, from mincore() through ctypes."""
-    import ctypes
-
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        nr = -(-size // PAGE)
-        region = Region(nr, flags=mmap.MAP_SHARED, fd=file.fileno(), prot=mmap.PROT_READ)
-    vec = (ctypes.c_ubyte * nr)()
-    libc = ctypes.CDLL(None)
-    assert libc.mincore(ctypes.c_void_p(region.start), ctypes.c_size_t(size), vec) == 0
-    return {page for page in range(nr) if vec[page] & 1}
-
-
 def cached_pages(path):
     with PageCache() as cache, cache.open(str(path)) as file:
         return {
@@ -71,7 +51,7 @@ def cached_pages(path):
         }
 
 
-@pytest.mark.needs("kpage", "pfn")
+@pytest.mark.needs("kpage", "pfn", "evicts")
 def test_cached_pages_and_their_frames_are_those_of_a_plain_mapping(folder):
     path = make(folder / "f")
     evict(path, 512, 1500)
@@ -86,7 +66,7 @@ def test_cached_pages_and_their_frames_are_those_of_a_plain_mapping(folder):
         assert found[page][0] == raw_entry(region.start + page * PAGE) & PFN
 
 
-@pytest.mark.needs("kpage", "pfn")
+@pytest.mark.needs("kpage", "pfn", "evicts")
 def test_looking_again_and_again_makes_nothing_active(folder):
     # Written once, a page is referenced; one access more makes it active.
     path = make(folder / "f")
@@ -98,7 +78,7 @@ def test_looking_again_and_again_makes_nothing_active(folder):
     assert found.nr_mapped == 0  # not by us, either
 
 
-@pytest.mark.needs("kpage", "pfn")
+@pytest.mark.needs("kpage", "pfn", "evicts")
 def test_dirty_and_mapped_are_counted(folder):
     path = make(folder / "f", 64)
     with open(path, "r+b") as file:
@@ -118,6 +98,7 @@ def test_dirty_and_mapped_are_counted(folder):
     assert (found.nr_mapped, found.nr_dirty) == (0, 0)
 
 
+@pytest.mark.needs("evicts")
 def test_a_file_in_more_than_one_window(folder):
     path = make(folder / "f", 9000)
     evict(path)
@@ -131,6 +112,7 @@ def test_a_file_in_more_than_one_window(folder):
     assert resident(path) == expected
 
 
+@pytest.mark.needs("evicts")
 def test_holes_are_counted_in_whole_pages(folder):
     path = folder / "sparse"
     with open(path, "wb") as file:
@@ -151,7 +133,7 @@ def test_holes_are_counted_in_whole_pages(folder):
         assert cache.look_at(str(path)).nr_holes == 10
 
 
-@pytest.mark.needs("fincore")
+@pytest.mark.needs("fincore", "evicts")
 def test_fincore_counts_the_same(folder, physview):
     paths = [str(make(folder / name, nr)) for name, nr in (("a", 100), ("b", 3000), ("c", 1))]
     evict(paths[1], 512, 1024)
@@ -173,7 +155,7 @@ def test_fincore_counts_the_same(folder, physview):
     assert 0 < ours[paths[1]] < 3000
 
 
-@pytest.mark.needs("vmtouch")
+@pytest.mark.needs("vmtouch", "evicts")
 def test_vmtouch_counts_the_same_of_a_folder(folder, physview):
     (folder / "below").mkdir()
     for name, nr in (("a", 10), ("below/b", 500)):
@@ -188,7 +170,7 @@ def test_vmtouch_counts_the_same_of_a_folder(folder, physview):
     assert sum(file["nr_pages"] for file in files) == of
 
 
-@pytest.mark.needs("kpage", "pfn")
+@pytest.mark.needs("kpage", "pfn", "evicts")
 def test_the_report_and_its_document(physview, folder):
     for name in ("a", "b"):
         make(folder / name, 8)
@@ -215,6 +197,7 @@ def test_the_report_and_its_document(physview, folder):
     assert "uptodate" in first["flags"]
 
 
+@pytest.mark.needs("evicts")
 def test_a_file_that_is_cut_short_and_grown_meanwhile_kills_nobody(folder):
     path = make(folder / "f", 5000)
     stop = threading.Event()
@@ -307,6 +290,7 @@ def test_a_file_without_pages_that_could_be_mapped():
                 cache.look_at("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
+@pytest.mark.needs("evicts")
 def test_a_reader_that_goes_away_is_no_error(folder):
     make(folder / "f", 5000)
     command = [sys.executable, "-m", "physview", "file", "--json", "--each", *["/usr/bin"] * 1]

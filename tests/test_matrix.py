@@ -52,6 +52,7 @@ if LONG:
     )
 WHOLE_HAS = "root,pfn,kpage,swap,hugetlb,gigantic,thp,nodes"
 NEWER = ("6.12", "7.2", "7.3")
+BEFORE_COLLAPSE = ("5.10",)  # MADV_COLLAPSE came with 6.1
 
 pytestmark = pytest.mark.needs("vm", "index", "cc")
 
@@ -81,7 +82,9 @@ def test_the_tests_pass_in_a_vm(tmp_path, series, la57):
 @pytest.mark.parametrize("series", by_kernel(KERNELS))
 def test_whole_processes_in_a_vm_with_two_nodes(tmp_path, series):
     peers = [name for name in ("page-types", "thpmaps") if shutil.which(name)]
-    has = ",".join([WHOLE_HAS, *peers, *(["scan", "mthp"] if series in NEWER else [])])
+    newer = ["scan", "mthp"] if series in NEWER else []
+    collapse = [] if series in BEFORE_COLLAPSE else ["collapse"]
+    has = ",".join([WHOLE_HAS, *peers, *newer, *collapse, "evicts"])
     outcome, output = run_in_guest(
         kernels.find_kernel(series), tmp_path, guest_tests(*WHOLE_TESTS), has=has, nodes=2
     )

@@ -279,7 +279,7 @@ def test_every_frame_of_two_real_snapshots_is_what_became_of_it(actor, physview,
         assert f"`{kind.slug}`" in document_of, kind
 
 
-@pytest.mark.needs("pfn", "kpage", "thp")
+@pytest.mark.needs("pfn", "kpage", "thp", "collapse")
 def test_collapsed_pages_left_their_frames(actor):
     actor.do("other = Region.huge(2); o = other.__enter__(); o.madvise(15, check=False); o.touch()")
     actor.keep()
