@@ -24,7 +24,11 @@ USES = {
     "run_in_guest": "vm",
 }
 # Fixtures that put something of the test's own in the machine's place.
-INSTEAD = {"find_kernel": {"world", "empty_cache", "monkeypatch"}}
+INSTEAD = {
+    "find_kernel": {"world", "empty_cache", "monkeypatch"},
+    # Of its parameters those that become nobody carry the marker.
+    "AS_NOBODY": {"outcomes", "outcome"},
+}
 # What these run as nobody is a C program in a folder that is open to all, not this checkout.
 COMPILED = {
     "test_the_courses_client_as_root_and_not_as_nobody",

@@ -128,14 +128,15 @@ def _flags_off(accelerator: str) -> list[str]:
     """The CPU's flags to take away: of a real CPU none, of an emulated one those QEMU knows."""
     if accelerator != TCG:
         return []
-    return [f"{flag}=off" for flag in (*_SLOW_STRINGS, *_WRONG) if flag in _known_flags()]
+    known = _known_flags(shutil.which(QEMU) or QEMU)
+    return [f"{flag}=off" for flag in (*_SLOW_STRINGS, *_WRONG) if flag in known]
 
 
 @functools.cache
-def _known_flags() -> frozenset[str]:
+def _known_flags(qemu: str) -> frozenset[str]:
     """The CPU flags that this QEMU has a name for; it does not start with any other."""
     result = subprocess.run(
-        [QEMU, "-cpu", "help"], stdin=subprocess.DEVNULL, capture_output=True, check=False
+        [qemu, "-cpu", "help"], stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
     return frozenset(result.stdout.decode("ascii", "replace").split())
 
