@@ -66,7 +66,9 @@ def wrap_tools(tools: list[Path], libraries: Path) -> None:
         tools: The programs.
         libraries: Where Debian's packages of libraries were unpacked.
     """
-    loader = next(path for path in libraries.rglob("ld-linux-x86-64.so.2") if path.is_file())
+    # Debian 12 has an absolute link, too, which would lead to this machine's own loader.
+    loaders = libraries.rglob("ld-linux-x86-64.so.2")
+    loader = next(path for path in loaders if path.is_file() and not path.is_symlink())
     folders = sorted({path.parent for path in libraries.rglob("lib*.so.*")})
     for tool in tools:
         program = tool.with_name(f"{tool.name}.elf")
