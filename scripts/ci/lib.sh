@@ -1,0 +1,40 @@
+# shellcheck shell=sh
+# Sourced by the scripts in scripts/ci: what several of them need.
+
+checkout=$(dirname "$(dirname "$(dirname "$(readlink -f "$0")")")")
+
+say() {
+	echo "ci: $*" >&2
+}
+
+fail() {
+	say "$*"
+	exit 1
+}
+
+# need_root WHAT: stop unless this is root.
+need_root() {
+	[ "$(id -u)" -eq 0 ] || fail "$1 needs root: run it with sudo"
+}
+
+# install_packages NAME…: apt's packages, where some are missing.
+install_packages() {
+	for package; do
+		dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' && continue
+		say "installing $*"
+		apt-get update -qq >/dev/null || say "apt-get could not update its lists"
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" \
+			>/dev/null || fail "apt-get could not install $*: see above"
+		return
+	done
+}
+
+# as_owner COMMAND…: as the user who owns the checkout. git reads no repository of another user.
+as_owner() {
+	owner=$(stat -c %u "$checkout")
+	if [ "$(id -u)" -ne 0 ] || [ "$owner" -eq 0 ]; then
+		"$@"
+	else
+		setpriv --reuid="$owner" --regid="$(stat -c %g "$checkout")" --clear-groups "$@"
+	fi
+}
