@@ -10,6 +10,8 @@ command_of() {
 	vm) echo ./scripts/run vm -- physview compare self ;;
 	host) echo ./scripts/test --host ;;
 	test) echo ./scripts/test ;;
+	matrix) echo env PHYSVIEW_REQUIRE=vm,index,cc,kernels ./scripts/test tests/test_matrix.py ;;
+	debug) echo ./scripts/test --debug-kernel ;;
 	*) return 1 ;;
 	esac
 }
@@ -39,9 +41,11 @@ install() {
 		fail "could not install $* on a fresh $suite: $(tail -n 1 "$logs/install.log")"
 }
 
-# passed_on: the names of this machine's variables that say how the network is reached.
+# passed_on: the names of this machine's variables that say how the network is reached, and how VMs
+# are to be. (PHYSVIEW_REQUIRE is about the machine outside; "vm" sets what is for inside.)
 passed_on() {
-	env | sed -n 's/^\(PIP_[A-Z_]*\|[a-z]*_proxy\|[A-Z]*_PROXY\|PHYSVIEW_VM_ACCEL\)=.*/\1/p'
+	env | sed -n 's/^\([A-Za-z_]*\)=.*/\1/p' |
+		grep -E '^(PIP_.*|[a-z]*_proxy|[A-Z]*_PROXY|PHYSVIEW_(VM_ACCEL|KERNELS))$'
 }
 
 # named_paths: the files and folders that pip's configuration names.
@@ -124,12 +128,12 @@ new_machine() {
 	esac
 }
 
-# run_once LOG COMMAND…: as a person types it; an hour at most, for all tests three.
+# run_once LOG COMMAND…: as a person types it; an hour at most; four with many VMs.
 run_once() {
 	log=$1
 	shift
 	hours=1
-	[ "$*" != ./scripts/test ] || hours=3
+	case $what in test | matrix | debug) hours=4 ;; esac
 	code=0
 	# shellcheck disable=SC2016,SC2086 # for the shell in there; sudo or nothing
 	inside "$user" timeout -k 30 ${hours}h sh -c 'cd "$0" && exec "$@"' "$folder" $prefix "$@" \
