@@ -71,6 +71,7 @@ def test_the_sdist_is_complete(sdist):
     expected = {
         *["csrc/cdef.h", "csrc/physview.h", "csrc/pagemap.c", "csrc/probes.c", "csrc/build_ffi.py"],
         *["scripts/run", "scripts/test", "scripts/setup.sh", "scripts/bench", "tests/conftest.py"],
+        *[".ci/run", ".github/workflows/ci.yml", "scripts/ci/fresh", "scripts/ci/lib.sh"],
         *["README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "docs/json.md"],
         *["physview/py.typed", "physview/_native.pyi", "setup.py", "pyproject.toml"],
     }
