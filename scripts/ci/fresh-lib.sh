@@ -10,7 +10,10 @@ command_of() {
 	vm) echo ./scripts/run vm -- physview compare self ;;
 	host) echo ./scripts/test --host ;;
 	test) echo ./scripts/test ;;
-	matrix) echo env PHYSVIEW_REQUIRE=vm,index,cc,kernels ./scripts/test tests/test_matrix.py ;;
+	matrix)
+		echo env "PHYSVIEW_REQUIRE=vm,index,cc$(echo ",$PHYSVIEW_KERNELS" | sed 's/,/,kernel-/g')" \
+			./scripts/test tests/test_matrix.py
+		;;
 	debug) echo ./scripts/test --debug-kernel ;;
 	*) return 1 ;;
 	esac
@@ -172,7 +175,7 @@ try() {
 		# For a user alone root does what the message says, each thing once.
 		packages=$(remedy "$log")
 		case $who,$what,$installed in
-		user,run,*"$packages"* | user,vm,*"$packages"* | *,refuse,*) break ;;
+		user,*,*"$packages"*) break ;;
 		user,*) ;;
 		*) break ;;
 		esac
