@@ -54,7 +54,7 @@ def test_a_command_in_a_root_leaves_no_mount_and_no_process_behind(tmp_path):
 
 @pytest.mark.needs("mountns", "userns")
 def test_a_command_in_a_root_may_make_user_namespaces():
-    result = run(CI / "in-root", "/", "unshare", "-Ur", "id", "-u")
+    result = run(CI / "in-root", "/", "unshare", "--user", "--map-root-user", "id", "-u")
     assert (result.returncode, result.stdout) == (0, "0\n"), result.stderr
 
 

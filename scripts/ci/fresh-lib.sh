@@ -154,9 +154,10 @@ is_right() {
 	case $1 in run) [ "$(grep -c ':  0x[0-9a-f]* -> ' "$2")" -eq 40 ] ;; esac
 }
 
-# remedy LOG: the packages that the last message says to install.
+# remedy LOG: the packages that physview's last message says to install. (The tests' reasons to skip
+# some are no message.)
 remedy() {
-	tail -n 3 "$1" | sed -n 's/.*apt-get install \([a-z0-9.+ -]*\).*/\1/p' | tail -n 1
+	tail -n 3 "$1" | sed -n 's/^physview: .*apt-get install \([a-z0-9.+ -]*\).*/\1/p' | tail -n 1
 }
 
 # try WHAT: runs it, and adds a line to the table.
