@@ -363,7 +363,8 @@ class SnapshotFile:
             # Opened here: pyarrow takes names for UTF-8, whatever the locale says.
             self._opened = open(path, "rb")  # noqa: SIM115 - close() closes it
         except OSError as error:
-            raise PhysviewError(what, os.strerror(error.errno or 0), path=path) from None
+            told = resource_limits.reached(error) or (os.strerror(error.errno or 0), "")
+            raise PhysviewError(what, *told, path=path) from None
         try:
             self._file = parquet.ParquetFile(self._opened, page_checksum_verification=True)
         except (arrow.ArrowException, OSError, ImportError, MemoryError) as error:
