@@ -79,6 +79,18 @@ def load_own_module() -> str:
     return f"load physview's own: {physview_as_root('module unload')}, then {load}"
 
 
+def module_or_vm(words: str) -> str:
+    """How a command gets the module: here, where the kernel can load one, or in a throwaway VM.
+
+    Args:
+        words: The command, after "physview".
+    """
+    vm = f"in a throwaway VM: {in_vm(words)}"
+    if not os.path.exists("/proc/modules"):
+        return vm
+    return f"{physview_as_root('module load')}, or {vm}"
+
+
 def build_core() -> str:
     """How the compiled core gets there."""
     return _checkout_run() or "install physview again, for this Python"

@@ -406,7 +406,6 @@ def _open_device() -> int:
         raise ModuleUnavailable(
             f"cannot open {DEVICE}",
             why,
-            f"{invocation.physview_as_root('module load')},"
-            f" or in a throwaway VM: {invocation.in_vm('…')}",
+            invocation.module_or_vm("…"),
             path=DEVICE,
         ) from None

@@ -235,11 +235,11 @@ install_vm_tools() (
 	apt_install $packages || return 0
 )
 
-# What the tests in VMs, for arm64 and in a browser need; as root, where apt has it. They are
-# skipped without.
+# What the tests in VMs, for arm64, in a browser and of signed packages need; as root, where apt
+# has it. They are skipped without.
 install_test_tools() {
 	may_use_apt || return 0
-	packages=$(vm_packages)$(missing_packages aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu)
+	packages=$(vm_packages)$(missing_packages aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu gpg:gnupg)
 	[ -z "$packages" ] && have_browser && return
 	have_browser || {
 		apt_update

@@ -70,7 +70,7 @@ def module(lab: str) -> PhysviewError | None:
         return AccessDenied(
             f"cannot do the lab {lab}", "the kernel module lets only root in", "run as root"
         )
-    remedy = f"{invocation.physview_as_root('module load')}, {in_vm(lab)}"
+    remedy = invocation.module_or_vm(f"lab {lab}")
     return ModuleUnavailable(f"cannot do the lab {lab}", "the kernel module is not loaded", remedy)
 
 
