@@ -36,13 +36,16 @@ def ubuntu(tmp_path, monkeypatch, signer):
     repository = Repository(tmp_path / "ubuntu", "Ubuntu", "noble-updates")
     for release in RELEASES:
         short = release.removesuffix("-generic")
-        own, common = f"usr/src/linux-headers-{release}", f"usr/src/linux-headers-{short}"
+        own = f"usr/src/linux-headers-{release}"
+        # A kernel that comes later to a release has the headers that are for all by such a name.
+        series = ".".join(short.split(".")[:2])
+        common = f"linux-{'' if series == '6.8' else f'hwe-{series}-'}headers-{short}"
         image, modules = f"linux-image-{release}", f"linux-modules-{release}"
         repository.add(image, {f"boot/vmlinuz-{release}": "image\n"}, f"kmod, {modules}")
         repository.add(modules, {f"lib/modules/{release}/modules.order": ""})
-        needs = f"linux-headers-{short}, libc6, libelf1t64"
+        needs = f"{common}, libc6, libelf1t64"
         repository.add(f"linux-headers-{release}", {f"{own}/Makefile": "all:\n"}, needs)
-        repository.add(f"linux-headers-{short}", {f"{common}/Kbuild": ""}, "coreutils")
+        repository.add(common, {f"usr/src/{common}/Kbuild": ""}, "coreutils")
     for name in ("linux-image-generic", "linux-image-unsigned-6.8.0-99-generic",
                  "linux-image-6.8.0-1030-azure", "linux-image-6.8.0-99-lowlatency"):  # fmt: skip
         repository.add(name)
@@ -69,6 +72,8 @@ class TestUbuntu:
         assert kernels.find_kernel("6.8", said.append) == kernel
         assert len(said) == 1
         assert kernels.find_kernel("6.8.0-9").release == "6.8.0-9-generic"
+        sources = kernels.find_kernel("7.0").headers.parent
+        assert (sources / "linux-hwe-7.0-headers-7.0.0-44/Kbuild").exists()
 
     def test_what_it_lacks_says_what_can_be_had_and_how(self, ubuntu):
         for wanted in ("6.1", "6.5", "6.8.0-77"):

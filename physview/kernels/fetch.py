@@ -56,7 +56,8 @@ _IMAGE = {
     UBUNTU: re.compile(r"linux-image-(?P<release>\d+\.\d+\.\d+-\d+-generic)$"),
 }
 # Parts of a kernel; not compilers, nor linux-base, which is scripts for installing.
-_PART = re.compile(r"linux-(base-\d|binary-|headers-|kbuild-|modules-)")
+# Ubuntu's of a newer release are headers by another name: linux-hwe-7.0-headers-7.0.0-44.
+_PART = re.compile(r"linux-(base-\d|binary-|(hwe-\S+-)?headers-|kbuild-|modules-)")
 _LIBRARY = re.compile(r"(lib(?!ssl)|zlib)")
 
 
