@@ -151,6 +151,16 @@ def _has_apt() -> bool:
     return all(map(shutil.which, repository.PROGRAMS))
 
 
+def _forbids_pip() -> bool:
+    """Whether the system's Python is its distribution's alone to install into (PEP 668)."""
+    code = (
+        "import os, sys, sysconfig; marker = sysconfig.get_path('stdlib') + '/EXTERNALLY-MANAGED';"
+        "sys.exit(sys.version_info < (3, 10) or not os.path.exists(marker))"
+    )
+    python = "/usr/bin/python3"
+    return os.path.exists(python) and _succeeds(python, "-I", "-c", code)
+
+
 CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     "root": (lambda: os.geteuid() == 0, "not root: run ./scripts/test as root"),
     "pfn": (checkup.can_show_frames, "frame numbers are hidden: run ./scripts/test as root"),
@@ -297,7 +307,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         "no user namespaces of one's own, as in a chroot or where sysctl forbids them",
     ),
     "setarch": (lambda: shutil.which("setarch") is not None, "no setarch: util-linux has it"),
-    "evicts": (_evicts, "the checkout lies in a tmpfs, which keeps all of a file in memory"),
+    "evicts-core": (_evicts, "the checkout lies in a tmpfs, which keeps all of a file in memory"),
     "fincore": (lambda: shutil.which("fincore") is not None, "no fincore: util-linux-extra has it"),
     "vmtouch": (lambda: shutil.which("vmtouch") is not None, "no vmtouch: apt-get install vmtouch"),
     "browser": (
@@ -312,6 +322,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     "memcg": (
         _counts_memory,
         "no cgroup 2 that counts memory: the VM has it",
+    ),
+    "managed-python": (
+        _forbids_pip,
+        "no Python of a distribution that forbids pip (PEP 668): Debian from 12 on has one",
     ),
     "index": (
         lambda: _succeeds(sys.executable, "-m", "pip", "index", "versions", "-q", "cffi"),

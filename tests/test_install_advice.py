@@ -85,16 +85,7 @@ def test_the_line_installs_a_package_where_it_is_typed(tmp_path, tiny, kind, sta
     subprocess.run([python, "-I", "-c", "import tiny_package"], check=True)
 
 
-def managed():
-    code = (
-        "import os, sys, sysconfig; marker = sysconfig.get_path('stdlib') + '/EXTERNALLY-MANAGED';"
-        "sys.exit(sys.version_info < (3, 10) or not os.path.exists(marker))"
-    )
-    command = [SYSTEM_PYTHON, "-I", "-c", code]
-    return os.path.exists(SYSTEM_PYTHON) and not subprocess.run(command, check=False).returncode
-
-
-@pytest.mark.skipif(not managed(), reason="no Python of a distribution that forbids pip (PEP 668)")
+@pytest.mark.needs("managed-python")
 def test_a_distributions_python_is_left_alone():
     line = advice(SYSTEM_PYTHON, "pyarrow")
     assert line.endswith(": pipx install 'physview[parquet]'")

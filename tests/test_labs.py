@@ -80,7 +80,7 @@ def test_a_number_of_runs_that_is_none(nr_runs):
         labs.run("runs", nr_runs=nr_runs)
 
 
-@pytest.mark.needs("pfn", "kpage", "evicts")
+@pytest.mark.needs("pfn", "kpage", "evicts-core")
 def test_cache():
     evidence = run("cache")
     usual(evidence)

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 def _build() -> Path:
     import os
 
-    from physview import invocation, kernels, module
+    from physview import kernels, module
     from physview.analysis import packages
 
     kernel = kernels.running_kernel(to_boot=False)
