@@ -1,24 +1,41 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and nowhere but where the caller meant.
+
+Every file that a command or the API writes passes here. `targets.Target` finds its folder; from
+then on all is done by descriptors.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
+import signal
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, TypeGuard
 
 from physview.caller import sudo_caller
 from physview.errors import PhysviewError
+from physview.targets import Access, Target
+
+# What file systems say that have no O_TMPFILE, such as vfat, 9p and NFS; EISDIR: Linux before 3.11.
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOSYS, errno.EINVAL)
+# What they say that have no hard links.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 @contextlib.contextmanager
 def whole_file(path: str, *, overwrite: bool = False, private: bool = True) -> Iterator[BinaryIO]:
     """A file to write to, which gets its name only when all is written.
 
-    Until then it lies beside it under a hidden name, and is removed if anything fails. It belongs
-    to who called, also through sudo.
+    Until then it has none, so that nothing is left of it whatever ends the process. File systems
+    that cannot do this give it a hidden name, which is removed unless SIGKILL ends the writing. A
+    new file belongs to who called, also through sudo. One that replaces another keeps the owner of
+    that, but in the caller's own folder.
 
     Args:
         path: Its name.
@@ -26,40 +43,29 @@ def whole_file(path: str, *, overwrite: bool = False, private: bool = True) -> I
         private: Whether only its owner may read it, for it tells what is root's to see.
 
     Raises:
-        PhysviewError: There is one already, or it cannot be written.
+        PhysviewError: There is one already, it cannot be written, or another user could lead it
+            somewhere else.
     """
-    check_target(path, overwrite=overwrite)
     what = f"cannot write {path}"
-    path = os.path.realpath(path)  # what a symbolic link names is replaced, not the link
-    folder, name = os.path.split(path)
-    partial = os.path.join(folder, f".{name}.{os.getpid()}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        fd = os.open(partial, flags, 0o600 if private else 0o666)
-    except OSError as error:
-        why = f"{folder}: {error.strerror}"
-        raise PhysviewError(what, why, "choose another folder") from None
-    try:
-        with open(fd, "wb") as file:
-            _give_to_caller(fd)
-            yield file
-            file.flush()
-            os.fsync(fd)
-        check_target(path, overwrite=overwrite)  # somebody else may have been quicker
-        os.replace(partial, path)
-    except BaseException as error:
-        os.unlink(partial)
-        if _is_of_writing(error):
-            why = error.strerror or str(error)
-            raise PhysviewError(what, why, "nothing of it was kept") from None
-        raise
-
-
-def _give_to_caller(fd: int) -> None:
-    caller = sudo_caller()
-    if caller:
-        with contextlib.suppress(OSError):  # a file system without owners
-            os.fchown(fd, *caller)
+    with Target(path) as target:
+        target.check(overwrite=overwrite)
+        partial = _Partial(target)
+        with contextlib.closing(partial):
+            try:
+                partial.create(0o600 if private else 0o666)
+            except OSError as error:
+                why = f"{target.folder}: {error.strerror}"
+                raise PhysviewError(what, why, "choose another folder") from None
+            try:
+                with open(partial.fd, "wb", closefd=False) as file:
+                    yield file
+                os.fsync(partial.fd)
+                partial.name_it(overwrite=overwrite)
+            except BaseException as error:
+                if _is_of_writing(error):
+                    why = error.strerror or str(error)
+                    raise PhysviewError(what, why, "nothing of it was kept") from None
+                raise
 
 
 def _is_of_writing(error: BaseException) -> TypeGuard[OSError]:
@@ -75,26 +81,138 @@ def check_target(path: str, *, overwrite: bool = False) -> None:
     Raises:
         PhysviewError: As `whole_file()`.
     """
-    what = f"cannot write {path}"
-    if path in ("", "-"):
-        raise PhysviewError(what, "a file is meant, which can be written whole", "name one")
-    folder = os.path.dirname(os.path.realpath(path))
-    if not os.path.isdir(folder):
-        raise PhysviewError(what, f"there is no folder {folder}", "make it", path=path)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        why = f"the folder {folder} is not yours to write to"
-        raise PhysviewError(what, why, "choose another folder", path=path)
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
+    with Target(path) as target:
+        target.check(overwrite=overwrite)
+
+
+def note_on_folder(path: str) -> str:
+    """What to know of the folder that a file was written to; empty where nobody can exchange it."""
+    with Target(path) as target:
+        if target.access is not Access.SHARED:
+            return ""
+        return f"others may write to the folder {target.folder}, and so exchange {path}"
+
+
+class _Partial:
+    """A file that is being written; `close()` removes it unless it was named."""
+
+    def __init__(self, target: Target) -> None:
+        self.fd = -1
+        self._target = target
+        self._hidden = ""  # its name until it has its own; empty while it has none
+        self._signals = contextlib.ExitStack()
+
+    def create(self, mode: int) -> None:
+        """Create it, without a name if the file system can."""
+        flags = os.O_WRONLY | os.O_CLOEXEC
+        try:
+            self.fd = os.open(".", flags | os.O_TMPFILE, mode, dir_fd=self._target.fd)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+        else:
+            if self._has_link():
+                return
+            os.close(self.fd)  # without /proc it could never be named
+        flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        self.fd = os.open(self._hide(), flags, mode, dir_fd=self._target.fd)
+
+    def close(self) -> None:
+        """Remove it unless it was named."""
+        self._remove()
+        self._signals.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    def name_it(self, *, overwrite: bool) -> None:
+        """Give it its name, and its owner.
+
+        Raises:
+            PhysviewError: Somebody else was quicker.
+        """
+        old = self._target.check(overwrite=overwrite)
+        self._set_owner(old)
+        if old is None:
+            try:
+                self._link(self._target.name)
+                return
+            except FileExistsError:
+                self._target.check(overwrite=overwrite)
+            except OSError as error:
+                if not self._hidden or error.errno not in _NO_LINKS:
+                    raise
+        if not self._hidden:
+            # Of O_TMPFILE nothing replaces a name: linkat() has no such flag.
+            self._link(self._hide())
+        folder = self._target.fd
+        os.rename(self._hidden, self._target.name, src_dir_fd=folder, dst_dir_fd=folder)
+        self._hidden = ""
+
+    def _link(self, name: str) -> None:
+        folder = self._target.fd
+        # By descriptor: what has the hidden name by now might be another's.
+        source = f"/proc/self/fd/{self.fd}"
+        if not self._has_link():
+            source = self._hidden
+        os.link(
+            source, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=source[0] == "/"
+        )
+
+    def _has_link(self) -> bool:
+        """Whether /proc has this file, to link it by its descriptor."""
+        try:
+            found = os.stat(f"/proc/self/fd/{self.fd}")
+        except OSError:
+            return False
+        return os.path.samestat(found, os.fstat(self.fd))
+
+    def _hide(self) -> str:
+        """A hidden name for it, which a signal that ends the process removes."""
+        self._signals.enter_context(_before_ending(self._remove))
+        name = os.fsdecode(os.fsencode(self._target.name)[:200])  # NAME_MAX is 255 bytes
+        self._hidden = f".{name}.{secrets.token_hex(8)}.part"
+        return self._hidden
+
+    def _set_owner(self, old: os.stat_result | None) -> None:
+        ids: tuple[int, int] | None = sudo_caller()
+        if old is not None and os.geteuid() == 0:
+            own_folder = ids is not None and self._target.folder_uid == ids[0]
+            ids = ids if own_folder else (old.st_uid, old.st_gid)
+        if ids is not None:
+            with contextlib.suppress(OSError):  # a file system without owners
+                os.fchown(self.fd, *ids)
+
+    def _remove(self) -> None:
+        """Remove the hidden name, if it is still this file's."""
+        hidden, self._hidden = self._hidden, ""
+        if not hidden:
+            return
+        with contextlib.suppress(OSError):
+            found = os.stat(hidden, dir_fd=self._target.fd, follow_symlinks=False)
+            if stat.S_ISREG(found.st_mode) and os.path.samestat(found, os.fstat(self.fd)):
+                os.unlink(hidden, dir_fd=self._target.fd)
+
+
+@contextlib.contextmanager
+def _before_ending(clean_up: Callable[[], None]) -> Iterator[None]:
+    """Have something done before a signal ends the process; where it is caught or ignored, nothing.
+
+    Only the main thread can: in others a signal ends the process as it is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    except OSError as error:
-        raise PhysviewError(what, error.strerror or "", path=path) from None
-    if stat.S_ISDIR(mode):
-        raise PhysviewError(what, "it is a folder", "name a file in it", path=path)
-    if not stat.S_ISREG(mode):
-        why = "it is a device or a pipe"
-        raise PhysviewError(what, why, "a regular file is needed", path=path)
-    if not overwrite:
-        why = "it is there already"
-        raise PhysviewError(what, why, "choose another name, or add --force", path=path)
+
+    def end(signum: int, _frame: object) -> None:
+        clean_up()
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+
+    taken = [each for each in _ENDING if signal.getsignal(each) is signal.SIG_DFL]
+    try:
+        for each in taken:
+            signal.signal(each, end)
+        yield
+    finally:
+        for each in taken:
+            signal.signal(each, signal.SIG_DFL)

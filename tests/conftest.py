@@ -543,9 +543,10 @@ def signer() -> Iterator[repository.Signer]:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder for all users. pytest's own are one's alone, and every new pytest makes them so."""
+    """A folder for all users, as /tmp. pytest's own are one's alone, and every new pytest makes
+    them so."""
     with tempfile.TemporaryDirectory(prefix="physview-test-") as folder:
-        os.chmod(folder, 0o777)
+        os.chmod(folder, 0o1777)
         yield Path(folder)
 
 

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -21,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import AS_NOBODY, ROOT, one_line
-from limits import DEFAULT_SIGNALS
 from memory import PAGE
 
 from physview import machine
@@ -30,7 +28,6 @@ from physview.model import NO_ENTRY, PM_PFRAME_MASK, PagemapEntry
 from physview.rows import COLUMNS, iter_each
 from physview.snapshot import Snapshot
 from physview.snapshot_file import FIELDS, MORE_FIELDS, SnapshotFile, write_rows, write_snapshot
-from physview.wholefile import whole_file
 
 DOC = (ROOT / "docs/parquet.md").read_text()
 ALL = list(COLUMNS)
@@ -246,36 +243,6 @@ def test_through_sudo_it_is_the_callers(tmp_path):
     subprocess.run(command, check=True, env=environment, capture_output=True, cwd="/")
     info = path.stat()
     assert (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) == (65534, 65533, 0o600)
-
-
-def test_interrupted_it_leaves_nothing(tmp_path):
-    code = f"""
-import os, signal
-from physview.wholefile import whole_file
-with whole_file({str(tmp_path / "a")!r}) as file:
-    file.write(bytes(1 << 20))
-    assert len(os.listdir({str(tmp_path)!r})) == 1
-    os.kill(os.getpid(), signal.SIGINT)
-    signal.pause()
-"""
-    command = [*DEFAULT_SIGNALS, sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, check=False)
-    assert result.returncode == -signal.SIGINT
-    assert os.listdir(tmp_path) == []
-
-
-def test_somebody_else_was_quicker(tmp_path):
-    path = tmp_path / "a"
-
-    def write():
-        with whole_file(str(path)) as file:
-            file.write(b"ours")
-            path.write_text("theirs")
-
-    with pytest.raises(PhysviewError, match="it is there already"):
-        write()
-    assert path.read_text() == "theirs"
-    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_a_file_that_is_none(physview, tmp_path):

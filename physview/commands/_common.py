@@ -67,6 +67,14 @@ def add_force_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
 
 
+def say_if_shared(path: str) -> None:
+    """Say so where others can exchange the file that was written."""
+    from physview.wholefile import note_on_folder
+
+    if note := note_on_folder(path):
+        say(note)
+
+
 def save_memory() -> None:
     """Have Arrow use malloc(): its own allocator keeps more of what was given back to it."""
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")

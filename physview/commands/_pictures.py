@@ -59,6 +59,7 @@ def draw(
         documents.write(picture_documents.picture_document(picture, path, size))
     else:
         sys.stdout.write(f"{printable(path)}: {picture.title}: {picture.summary}\n")
+    _common.say_if_shared(path)
     if picture.missing:
         _common.say(
             f"physical memory is not drawn: {picture.missing}; {remedy or _common.root_remedy()}"

@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
             written = write_rows(
                 snapshot, batches, args.output, columns=columns, overwrite=args.force
             )
+            _common.say_if_shared(args.output)
             _common.print_written(written)
         else:
             _report(args, snapshot, batches, columns)

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
             written = write_snapshot(
                 snapshot, args.output, columns=columns, overwrite=args.force, on_progress=show
             )
+    _common.say_if_shared(args.output)
     if args.json:
         sys.stdout.write(json.dumps(written._asdict()) + "\n")
     else:

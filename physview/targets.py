@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where a file is to be written: a folder that is held open, and a name in it.
+
+A path is followed component by component, each by a descriptor: nobody can exchange a part of it
+between a check and its use, or lead root somewhere else. A symbolic link is followed only if nobody
+but root and the caller can have put it there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from enum import IntEnum
+from typing import NamedTuple
+
+from physview.caller import sudo_caller
+from physview.errors import PhysviewError
+
+MAX_LINKS = 40
+"""How many symbolic links the kernel follows in a path. Source: MAXSYMLINKS"""
+
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Access(IntEnum):
+    """Who else may change what a folder holds."""
+
+    OWN = 0
+    """Nobody but root and the caller."""
+    STICKY = 1
+    """Others may add names, but not remove or rename those of root and the caller, as in /tmp."""
+    SHARED = 2
+    """Others may also remove and rename."""
+
+
+def trusted_uids() -> frozenset[int]:
+    """Whose folders and links are not an attacker's: root's, and those of who called."""
+    caller = sudo_caller()
+    return frozenset({0, os.geteuid(), *(caller[:1] if caller else ())})
+
+
+class Target:
+    """A folder that is held open, and the name of a file in it. A context manager.
+
+    Args:
+        path: The file, which need not be there.
+
+    Attributes:
+        path: As it was given.
+        fd: The folder, opened with O_PATH.
+        name: The file's name in the folder.
+        access: Who else may change what the folder holds.
+        folder_uid: Whose folder it is.
+
+    Raises:
+        PhysviewError: There is no such folder, the path names no file, or it leads through a
+            symbolic link that another user may have made.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._trusted = trusted_uids()
+        what = f"cannot write {path}"
+        if path in ("", "-"):
+            raise PhysviewError(what, "a file is meant, which can be written whole", "name one")
+        if path.endswith("/") or os.path.basename(path) in (".", ".."):
+            raise PhysviewError(what, "it is a folder", "name a file in it", path=path)
+        try:
+            self._walk = _Walk(path, self._trusted)
+        except ValueError:  # a NUL, or what is no text of this system
+            raise PhysviewError(what, "no file can have such a name", path=path) from None
+        except OSError as error:
+            raise PhysviewError(what, error.strerror or "", path=path) from None
+        self.fd, self.name, self.access = self._walk.fd, self._walk.name, self._walk.access
+        self.folder_uid = os.fstat(self.fd).st_uid
+
+    def close(self) -> None:
+        """Close the folder. Closing twice is harmless."""
+        self._walk.close()
+
+    def __enter__(self) -> Target:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def folder(self) -> str:
+        """The folder's path, for messages."""
+        return os.path.dirname(self.path) or "."
+
+    def check(self, *, overwrite: bool) -> os.stat_result | None:
+        """Find out whether a file may be put here now.
+
+        Args:
+            overwrite: Whether it may replace a file.
+
+        Returns:
+            What is there and would be replaced; None if nothing is.
+
+        Raises:
+            PhysviewError: It may not.
+        """
+        what = f"cannot write {self.path}"
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=self.fd):
+            why = f"the folder {self.folder} is not yours to write to"
+            raise PhysviewError(what, why, "choose another folder", path=self.path)
+        try:
+            info = os.stat(self.name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise PhysviewError(what, error.strerror or "", path=self.path) from None
+        why, remedy = self._refusal(info, overwrite)
+        if why:
+            raise PhysviewError(what, why, remedy, path=self.path)
+        return info
+
+    def _refusal(self, info: os.stat_result, overwrite: bool) -> tuple[str, str]:
+        """Why what is there must stay, and what to do; both empty if it may be replaced."""
+        if stat.S_ISDIR(info.st_mode):
+            return "it is a folder", "name a file in it"
+        if stat.S_ISLNK(info.st_mode):  # made since the path was followed
+            return "it is a symbolic link", "choose another name"
+        if not stat.S_ISREG(info.st_mode):
+            return "it is a device or a pipe", "a regular file is needed"
+        if not overwrite:
+            return "it is there already", "choose another name, or add --force"
+        if info.st_uid not in self._trusted:
+            return f"it is there, and another user's (uid {info.st_uid})", "choose another name"
+        if self.access is Access.SHARED:
+            why = f"it is there, and others may exchange files in the folder {self.folder}"
+            return why, "remove it first, or choose another folder"
+        return "", ""
+
+
+class _Link(NamedTuple):
+    """A symbolic link that was met on the way."""
+
+    text: str
+    uid: int
+
+
+class _Walk:
+    """Follows a path to the folder of its last component."""
+
+    def __init__(self, path: str, trusted: frozenset[int]) -> None:
+        self._path = path
+        self._trusted = trusted
+        self._nr_links = 0
+        self.fd = -1
+        self.access = Access.OWN
+        try:
+            self._start(path)
+            left = _components(path)
+            while True:
+                name = left.pop()
+                link = self._link(name) if not left else self._enter(name)
+                if link is not None:
+                    self._allow(name, link)
+                    self._start(link.text)
+                    left += _components(link.text)
+                    if not left:
+                        raise IsADirectoryError(errno.EISDIR, "it leads to a folder")
+                elif not left:
+                    break
+            self.name = name
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _start(self, path: str) -> None:
+        """Go to the root, or stay where this is: at first in the working directory."""
+        if path.startswith("/"):
+            self._move(os.open("/", _FOLDER))
+        elif self.fd < 0:
+            self._move(os.open(".", _FOLDER))
+
+    def _move(self, fd: int) -> None:
+        self.close()
+        self.fd = fd
+        # Who may rename a folder on the way decides which folder this is.
+        before = Access.OWN if self.access is not Access.SHARED else Access.SHARED
+        self.access = max(before, access_of(os.fstat(fd), self._trusted))
+
+    def _enter(self, name: str) -> _Link | None:
+        """Go into a folder, or return the link that has its name."""
+        try:
+            fd = os.open(name, _FOLDER, dir_fd=self.fd)
+        except NotADirectoryError:
+            link = self._link(name)
+            if link is None:
+                raise PhysviewError(
+                    f"cannot write {self._path}", f"{name} is no folder", path=self._path
+                ) from None
+            return link
+        except FileNotFoundError:
+            why = f"there is no folder {os.path.dirname(self._path) or name}"
+            raise PhysviewError(
+                f"cannot write {self._path}", why, "make it", path=self._path
+            ) from None
+        if self.access is Access.STICKY and os.fstat(fd).st_uid not in self._trusted:
+            self.access = Access.SHARED
+        self._move(fd)
+        return None
+
+    def _link(self, name: str) -> _Link | None:
+        """The symbolic link that has a name; None if that is something else, or nothing."""
+        try:
+            fd = os.open(name, _ENTRY, dir_fd=self.fd)
+        except FileNotFoundError:
+            return None
+        try:
+            info = os.fstat(fd)
+            if not stat.S_ISLNK(info.st_mode):
+                return None
+            return _Link(os.readlink("", dir_fd=fd), info.st_uid)
+        finally:
+            os.close(fd)
+
+    def _allow(self, name: str, link: _Link) -> None:
+        """Refuse a link that another user can have put there.
+
+        Whose it is does not tell enough: of a link of root's anybody can make a hard link in /tmp
+        where fs.protected_hardlinks is 0.
+        """
+        self._nr_links += 1
+        if self._nr_links > MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        what = f"cannot write {self._path}"
+        if link.uid not in self._trusted:
+            why = f"{name} is a symbolic link of another user's (uid {link.uid})"
+            raise PhysviewError(what, why, "choose another name", path=self._path)
+        if self.access is not Access.OWN:
+            why = f"{name} is a symbolic link in a folder that others may write to"
+            raise PhysviewError(what, why, "name the file that it leads to", path=self._path)
+
+
+def _components(path: str) -> list[str]:
+    """The components of a path, the last first."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+def access_of(info: os.stat_result, trusted: frozenset[int]) -> Access:
+    """Who may change what a folder holds, by its owner and mode.
+
+    An access control list that gives more shows as the group's part of the mode.
+
+    Args:
+        info: Of the folder.
+        trusted: As of `trusted_uids()`.
+    """
+    if info.st_uid not in trusted:
+        return Access.SHARED
+    others_write = bool(info.st_mode & stat.S_IWOTH) or (
+        bool(info.st_mode & stat.S_IWGRP) and not _is_group_of(info.st_gid, trusted)
+    )
+    if not others_write:
+        return Access.OWN
+    return Access.STICKY if info.st_mode & stat.S_ISVTX else Access.SHARED
+
+
+def _is_group_of(gid: int, trusted: frozenset[int]) -> bool:
+    """Whether a group has nobody but root and the caller: root's, or a user's own of that name."""
+    import grp
+    import pwd
+
+    users = []
+    for uid in trusted:
+        with contextlib.suppress(KeyError):  # it has no entry
+            users.append(pwd.getpwuid(uid))
+    try:
+        group = grp.getgrgid(gid)
+    except KeyError:
+        return False
+    owns = any((user.pw_gid, user.pw_name) == (gid, group.gr_name) for user in users)
+    return owns and set(group.gr_mem) <= {user.pw_name for user in users}
