@@ -67,15 +67,23 @@ def from_extents(extents: Any, spans: Any, dtype: list[tuple[str, str]]) -> Rows
     rows = np.empty(len(extents), dtype=dtype)
     for name in ("vaddr", "nr_pages", "entry"):
         rows[name] = extents[name]
-    entries = extents["entry"]
+    rows["pfn"], rows["swap"] = places(extents["entry"])
+    rows["vma"] = vma
+    return rows
+
+
+def places(
+    entries: npt.NDArray[np.uint64],
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Frames and swap slots that entries name, as in BASE_DTYPE."""
+    import numpy as np
+
     value = entries & np.uint64(PM_PFRAME_MASK)
     present = entries & np.uint64(PM_PRESENT) != 0
     none = np.uint64(NO_ENTRY)
     is_swap = ~present & (value != 0) & (entries & np.uint64(PM_GUARD_REGION) == 0)
-    rows["pfn"] = np.where(present & (value != 0), value, none)
-    rows["swap"] = np.where(is_swap & (entries & np.uint64(PM_SWAP) != 0), value, none)
-    rows["vma"] = vma
-    return rows
+    is_swap &= entries & np.uint64(PM_SWAP) != 0
+    return np.where(present & (value != 0), value, none), np.where(is_swap, value, none)
 
 
 def is_swapped(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

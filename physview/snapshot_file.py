@@ -6,8 +6,8 @@ pandas, polars and DuckDB open it as it is; who took it, of what and when is in 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,19 +16,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from physview import invocation, resource_limits
 from physview.errors import PhysviewError
 from physview.extras import need
-from physview.kpage import FLAG_NAMES, flag_names
+from physview.kpage import FLAG_NAMES
 from physview.machine import RAM, Resource, boot_id, read_resources
 from physview.model import (
-    MIN_SPECIAL_SWAP_TYPE,
     NO_ENTRY,
     PAGE_SIZE,
-    PM_PFRAME_MASK,
     SWAP_TYPE_BITS,
-    PagemapEntry,
     Vma,
 )
-from physview.quoting import escaped
+from physview.parquet_input import ParquetInput
 from physview.rows import BASE_DTYPE, COLUMNS
+from physview.snapshot_check import (
+    MAX_ABOUT_BYTES,
+    MAX_MAPPINGS,
+    About,
+    RowCheck,
+    check_about,
+    load_json,
+)
+from physview.snapshot_tables import Tables
+from physview.thrift import Damage
 from physview.wholefile import whole_file
 
 if TYPE_CHECKING:
@@ -39,6 +46,9 @@ KEY = b"physview"
 FORMAT = 1
 # Rows in a group of the file: what is written or read at a time, and so what it takes of memory.
 ROWS_IN_GROUP = 1 << 14
+
+# What is read back of a row.
+_READ = ("vaddr", "nr_pages", "entry", "mapping", "pfn", "swap_type", "swap_offset")
 
 # Name, type of Arrow, unit, meaning. docs/parquet.md says the same.
 FIELDS = (
@@ -140,11 +150,11 @@ def write_rows(
     what = f"cannot write {path}"
     arrow, parquet = need("pyarrow", what), need("pyarrow.parquet", what)
     fields = [*FIELDS, *(field for name in columns for field in MORE_FIELDS[name])]
-    about = json.dumps(_about(snapshot, columns, complete=complete)).encode()
+    about = _about(snapshot, columns, complete=complete)
     schema = arrow.schema([_field(arrow, *field) for field in fields], {KEY: about})
     nr_extents, nr_pages, nr_resident = 0, 0, snapshot.nr_resident
     with whole_file(path, overwrite=overwrite) as file:
-        tables = _Tables(arrow, schema, snapshot.vmas)
+        tables = Tables(arrow, schema, snapshot.vmas)
         words = [name for name, kind, *_ in fields if kind == "dictionary"]
         with parquet.ParquetWriter(
             file, schema, compression="zstd", use_dictionary=words, write_page_checksum=True
@@ -170,8 +180,21 @@ def _field(arrow: Any, name: str, kind: str, unit: str, meaning: str) -> Any:
     return arrow.field(name, of_type, nullable=name not in never_null, metadata=metadata)
 
 
-def _about(snapshot: Snapshot, columns: Sequence[str], *, complete: bool) -> dict[str, Any]:
-    """The metadata: what these rows are of."""
+def _about(snapshot: Snapshot, columns: Sequence[str], *, complete: bool) -> bytes:
+    """The metadata: what these rows are of, as JSON.
+
+    Raises:
+        PhysviewError: There are more than would be read back.
+    """
+    about = json.dumps(_members(snapshot, columns, complete=complete), separators=(",", ":"))
+    nr, most = len(snapshot.vmas), MAX_MAPPINGS
+    if nr > most or len(about) > MAX_ABOUT_BYTES:
+        why = f"its {nr} mappings, with their names, are more than a snapshot holds ({most})"
+        raise PhysviewError(f"cannot keep process {snapshot.pid}", why, pid=snapshot.pid)
+    return about.encode()
+
+
+def _members(snapshot: Snapshot, columns: Sequence[str], *, complete: bool) -> dict[str, Any]:
     from physview import __version__
 
     system = os.uname()
@@ -227,118 +250,10 @@ def _grouped(batches: Iterable[Rows]) -> Iterator[Rows]:
         yield np.concatenate(held)
 
 
-class _Tables:
-    """Makes tables of Arrow of rows."""
-
-    def __init__(self, arrow: Any, schema: Any, vmas: Sequence[Vma]) -> None:
-        self._arrow = arrow
-        self._schema = schema
-        self._perms = _Words(arrow, [vma.perms for vma in vmas])
-        self._paths = _Words(arrow, [escaped(vma.path) for vma in vmas])
-        self._cgroups: dict[int, str] | None = None
-
-    def table(self, rows: Rows) -> Any:
-        """All columns of the schema."""
-        import numpy as np
-
-        arrow, none = self._arrow, np.uint64(NO_ENTRY)
-        no_swap = rows["swap"] == none
-        slots = np.where(no_swap, 0, rows["swap"])
-        columns = {
-            "vaddr": rows["vaddr"],
-            "nr_pages": rows["nr_pages"],
-            "pfn": _or_null(arrow, rows["pfn"]),
-            "cause": self._causes(rows),
-            "swap_type": arrow.array(
-                (slots & np.uint64((1 << SWAP_TYPE_BITS) - 1)).astype(np.uint8), mask=no_swap
-            ),
-            "swap_offset": arrow.array(slots >> np.uint64(SWAP_TYPE_BITS), mask=no_swap),
-            "entry": rows["entry"],
-            "mapping": rows["vma"],
-            "perms": self._perms.of(rows["vma"]),
-            "path": self._paths.of(rows["vma"]),
-        }
-        names = rows.dtype.names or ()
-        if "flags" in names:
-            columns["flags"] = _or_null(arrow, rows["flags"])
-            columns["flag_names"] = self._words_of(rows["flags"], _flag_words)
-        if "mapcount" in names:
-            columns["mapcount"] = _or_null(arrow, rows["mapcount"])
-        if "cgroup" in names:
-            columns["cgroup"] = self._words_of(rows["cgroup"], self._cgroup)
-        if "node" in names:
-            columns["node"] = arrow.array(rows["node"], mask=rows["node"] < 0)
-        return arrow.table(columns, schema=self._schema)
-
-    def _words_of(self, values: Any, word: Any) -> Any:
-        """A column of words: `word` of each different value."""
-        import numpy as np
-
-        different, codes = np.unique(values, return_inverse=True)
-        words = [word(int(value)) for value in different]
-        return _Words(self._arrow, words).of(codes)
-
-    def _causes(self, rows: Rows) -> Any:
-        """What is hidden or nowhere, by the bits of the entry that say so."""
-        import numpy as np
-
-        entries = rows["entry"].copy()
-        # Of a swap entry the slot tells nothing, but for the special types'.
-        swap_type = entries & np.uint64((1 << SWAP_TYPE_BITS) - 1)
-        in_area = (rows["swap"] != np.uint64(NO_ENTRY)) & (swap_type < MIN_SPECIAL_SWAP_TYPE)
-        keep = np.uint64(NO_ENTRY ^ PM_PFRAME_MASK)
-        entries[in_area] &= keep
-        entries[in_area] |= np.uint64(1 << SWAP_TYPE_BITS)
-        known = rows["pfn"] != np.uint64(NO_ENTRY)
-        entries[known] &= keep
-        entries[known] |= np.uint64(1)
-        return self._words_of(entries, _cause_word)
-
-    def _cgroup(self, inode: int) -> str | None:
-        from physview.topology import cgroup_paths
-
-        if inode in (NO_ENTRY, 0):  # 0: charged to none
-            return None
-        if self._cgroups is None:
-            self._cgroups = cgroup_paths()
-        return escaped(self._cgroups.get(inode, f"@{inode}"))
-
-
-class _Words:
-    """Words of which many rows have one, by an index; None is null."""
-
-    def __init__(self, arrow: Any, words: Sequence[str | None]) -> None:
-        import numpy as np
-
-        different = {word: at for at, word in enumerate(dict.fromkeys(words))}
-        self._arrow = arrow
-        self._codes = np.array([different[word] for word in words], dtype=np.int32)
-        self._null = different.get(None, -1)
-        self._values = arrow.array([word or "" for word in different], arrow.string())
-
-    def of(self, rows: Any) -> Any:
-        """The column of rows that name these words by their index."""
-        codes = self._codes[rows]
-        return self._arrow.DictionaryArray.from_arrays(
-            self._arrow.array(codes, mask=codes == self._null), self._values
-        )
-
-
-def _or_null(arrow: Any, values: Any) -> Any:
-    return arrow.array(values, mask=values == NO_ENTRY)
-
-
-def _flag_words(value: int) -> str | None:
-    return None if value == NO_ENTRY else "|".join(flag_names(value))
-
-
-def _cause_word(entry: int) -> str | None:
-    cause = PagemapEntry(entry).cause
-    return cause.value if cause else None
-
-
 class SnapshotFile:
     """A snapshot that was kept. A context manager.
+
+    Anybody can make such a file: what is read has passed `snapshot_check`.
 
     Args:
         path: The file.
@@ -349,63 +264,77 @@ class SnapshotFile:
         resources: What lay at which physical address, as `machine.read_resources()`, outermost and
             RAM only; None if that was hidden, or if an earlier physview wrote the file.
         columns: What rows have besides the base: of "flags", "mapcount" and "node".
+        time: When it was taken, with its time zone.
 
     Raises:
-        PhysviewError: It is no snapshot, damaged, or of a later format.
+        PhysviewError: It cannot be opened, is no snapshot, damaged, of a later format, or of a
+            machine with pages of another size.
         Unsupported: pyarrow is not installed.
     """
 
     def __init__(self, path: str) -> None:
         what = f"cannot read {path}"
-        arrow, parquet = need("pyarrow", what), need("pyarrow.parquet", what)
+        need("pyarrow", what)
+        need("pyarrow.parquet", what)
         self.path = path
+        with self._told("it is no Parquet file, or damaged"):
+            self._file = ParquetInput(path, KEY)
         try:
-            # Opened here: pyarrow takes names for UTF-8, whatever the locale says.
-            self._opened = open(path, "rb")  # noqa: SIM115 - close() closes it
-        except OSError as error:
-            told = resource_limits.reached(error) or (os.strerror(error.errno or 0), "")
-            raise PhysviewError(what, *told, path=path) from None
-        try:
-            self._file = parquet.ParquetFile(self._opened, page_checksum_verification=True)
-        except (arrow.ArrowException, OSError, ImportError, MemoryError) as error:
-            self._opened.close()
-            limit = resource_limits.reached(error)
-            if limit:
-                raise PhysviewError(what, *limit, path=path) from None
-            if isinstance(error, ImportError | MemoryError):
-                raise
-            # Of a file's contents pyarrow complains by OSError, too, then without errno.
-            if isinstance(error, OSError) and error.errno:
-                raise PhysviewError(what, os.strerror(error.errno), path=path) from None
-            why = _first_line(error)
-            raise PhysviewError(what, f"it is no Parquet file, or damaged ({why})") from None
-        try:
-            self.about: dict[str, Any] = self._read_metadata(what)
-            self.vmas = [Vma(*members) for members in self.about["mappings"]]
-            resources = self.about.get("resources")
-            self.resources: list[Resource] | None = resources and [
-                Resource(*members) for members in resources
-            ]
-        except (ValueError, KeyError, TypeError) as error:
-            self.close()
-            raise PhysviewError(what, f"its metadata are damaged ({_first_line(error)})") from None
-        except PhysviewError:
+            about = self._read_about(what)
+            with self._told("its columns are not those of a snapshot"):
+                self._check_columns()
+        except BaseException:
             self.close()
             raise
-        stored = set(self._file.schema_arrow.names)
+        self.about: dict[str, Any] = about.members
+        self.vmas, self.resources, self.time = about.vmas, about.resources, about.time
+        stored = self._file.columns
         self.columns = [name for name in COLUMNS if name in stored and name != "cgroup"]
 
-    def _read_metadata(self, what: str) -> dict[str, Any]:
-        metadata = (self._file.schema_arrow.metadata or {}).get(KEY)
+    @contextlib.contextmanager
+    def _told(self, why: str) -> Iterator[None]:
+        """Say why the file cannot be read."""
+        what = f"cannot read {self.path}"
+        try:
+            yield
+        except Damage as error:
+            raise PhysviewError(what, f"{why} ({error})", path=self.path) from None
+        except ValueError:  # a NUL, or what is no text of this system
+            raise PhysviewError(what, "no file can have such a name", path=self.path) from None
+        except (OSError, ImportError, MemoryError) as error:
+            limit = resource_limits.reached(error)
+            if limit:
+                raise PhysviewError(what, *limit, path=self.path) from None
+            if not isinstance(error, OSError):
+                raise
+            raise PhysviewError(what, error.strerror or str(error), path=self.path) from None
+
+    def _read_about(self, what: str) -> About:
+        metadata = self._file.metadata.pop(KEY, None)
         if metadata is None:
             why = "it is a Parquet file, but no snapshot of physview's"
             remedy = f"{invocation.physview('snapshot PID -o FILE')} makes one"
             raise PhysviewError(what, why, remedy)
-        about: dict[str, Any] = json.loads(metadata)
-        if about["format"] > FORMAT:
-            why = f"its format is {about['format']}, and this physview knows {FORMAT}"
-            raise PhysviewError(what, why, f"take physview {about['physview']} or later")
-        return about
+        with self._told("its metadata are damaged"):
+            document = load_json(metadata)
+            found, size = document.get("format"), document.get("page_size_bytes")
+            if type(found) is int and found > FORMAT:
+                why = f"its format is {found}, and this physview knows {FORMAT}"
+                version = str(document.get("physview"))[:64]
+                raise PhysviewError(what, why, f"take physview {version} or later")
+            if type(size) is int and 0 < size < 1 << 32 and size != PAGE_SIZE:
+                why = f"its pages have {size} bytes, and this machine's {PAGE_SIZE}"
+                raise PhysviewError(what, why, "read it on a machine like the one it is of")
+            return check_about(document)
+
+    def _check_columns(self) -> None:
+        kinds = {name: kind for name, kind, *_ in (*FIELDS, *sum(MORE_FIELDS.values(), ()))}
+        for name in (*_READ, *COLUMNS):
+            column = self._file.columns.get(name)
+            if column is None and name in _READ:
+                raise Damage(f"there is no {name}")
+            if column is not None and column.kind != kinds[name].replace("dictionary", ""):
+                raise Damage(f"{name} is no {kinds[name]}")
 
     @property
     def knows_frames(self) -> bool:
@@ -425,17 +354,11 @@ class SnapshotFile:
     @property
     def nr_extents(self) -> int:
         """How many rows there are."""
-        return int(self._file.metadata.num_rows)
-
-    @functools.cached_property
-    def time(self) -> datetime.datetime:
-        """When it was taken, with its time zone."""
-        return datetime.datetime.fromisoformat(self.about["time"])
+        return self._file.nr_rows
 
     def close(self) -> None:
         """Close the file. Closing twice is harmless."""
         self._file.close()
-        self._opened.close()
 
     def __enter__(self) -> SnapshotFile:
         return self
@@ -450,37 +373,34 @@ class SnapshotFile:
             Structured arrays of BASE_DTYPE and the columns that there are, in address order.
 
         Raises:
-            PhysviewError: The file is damaged.
+            PhysviewError: The file is damaged, or cannot be read.
         """
+        check = RowCheck(self.vmas, knows_frames=self.knows_frames, zero_pfn=self.zero_pfn)
+        for at in range(self._file.nr_groups):
+            with self._told("it is damaged"):
+                rows = self._read_rows(at)
+                check.check(rows)
+            yield rows
+
+    def _read_rows(self, at: int) -> Rows:
+        """A group of rows, as the file has them."""
         import numpy as np
 
+        found = self._file.read_group(at, [*_READ, *self.columns])
         dtype = [*BASE_DTYPE, *((name, COLUMNS[name]) for name in self.columns)]
-        stored = [*(name for name, _ in BASE_DTYPE if name not in ("swap", "vma"))]
-        names = [*stored, "mapping", "swap_type", "swap_offset", *self.columns]
-        arrow = need("pyarrow", f"cannot read {self.path}")
-        try:
-            # Group by group: iter_batches() would keep what it has read of all of them.
-            for at in range(self._file.num_row_groups):
-                batch = self._file.read_row_group(at, columns=names, use_threads=False)
-                rows = np.empty(len(batch), dtype=dtype)
-                for name in [*stored, *self.columns]:
-                    none = -1 if name == "node" else NO_ENTRY
-                    rows[name] = batch[name].fill_null(none).to_numpy()
-                rows["vma"] = batch["mapping"].to_numpy()
-                slot = batch["swap_offset"].fill_null(0).to_numpy() << np.uint64(SWAP_TYPE_BITS)
-                slot |= batch["swap_type"].fill_null(0).to_numpy()
-                is_swap = batch["swap_offset"].is_valid().to_numpy()
-                rows["swap"] = np.where(is_swap, slot, np.uint64(NO_ENTRY))
-                yield rows
-        except (arrow.ArrowException, OSError, ImportError, MemoryError) as error:
-            limit = resource_limits.reached(error)
-            if limit:
-                raise PhysviewError(f"cannot read {self.path}", *limit) from None
-            if isinstance(error, ImportError | MemoryError):
-                raise
-            why = _first_line(error)
-            raise PhysviewError(f"cannot read {self.path}", f"it is damaged ({why})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        rows = np.empty(len(found["vaddr"].data), dtype=dtype)
+        for name in ("vaddr", "nr_pages", "entry", "mapping"):
+            if not found[name].is_known.all():
+                raise Damage(f"a row has no {name}")
+            rows[name.replace("mapping", "vma")] = found[name].data
+        for name in ("pfn", *self.columns):
+            none = -1 if name == "node" else NO_ENTRY
+            rows[name] = np.where(
+                found[name].is_known, found[name].data, rows.dtype[name].type(none)
+            )
+        offset, swap_type = found["swap_offset"], found["swap_type"]
+        if (offset.is_known != swap_type.is_known).any():
+            raise Damage("a row has half a swap slot")
+        slot = offset.data << np.uint64(SWAP_TYPE_BITS) | swap_type.data
+        rows["swap"] = np.where(offset.is_known, slot, np.uint64(NO_ENTRY))
+        return rows

@@ -9,11 +9,12 @@ nothing left between its mappings.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from physview.model import PAGE_SIZE, Vma, printable
-from physview.pictures.grid import COLUMN_SHIFT, Grid
+from physview.pictures.grid import COLUMN_SHIFT, MAX_ROWS, Grid
 from physview.pictures.kinds import NO_KIND, Kind
 from physview.rows import split_at
 
@@ -314,17 +315,71 @@ def make_links(
     rows = np.concatenate([each.rows for each in memory.placed])
     frames = np.concatenate([each.frames for each in memory.placed])
     row, band, part, first, nr = _split_parts(memory, bands, rows, LINK_PARTS)
-    pfn = frames["pfn"][row].astype(np.int64) + first
-    index, pfn, nr = split_at(pfn, nr, 1 << grid.row_shift)
-    row, band, part = row[index], band[index], part[index]
+    pfn, kind = frames["pfn"][row].astype(np.int64) + first, frames["kind"][row]
     edges = np.array(ram, dtype=np.int64)
-    at = np.searchsorted(edges[:, 0], pfn, side="right") - 1
-    inside = (at >= 0) & (pfn < edges[at, 1])
-    nr_outside = int(nr[~inside].sum())
-    row, band, part, pfn, nr = (each[inside] for each in (row, band, part, pfn, nr))
-    grid_row = grid.place(pfn) >> COLUMN_SHIFT
-    apart = any(kind.is_past for kind in memory.all_kinds)
-    return _bundle(bands, band, part, grid_row, frames["kind"][row], nr, apart), nr_outside
+    found = [np.empty((5, 0), dtype=np.int64)]
+    nr_inside = 0
+    for mine in _few_pieces(pfn, nr, edges, grid.row_shift):
+        index, start, length = _within(pfn[mine], nr[mine], edges)
+        nr_inside += int(length.sum())
+        again, start, length = split_at(start, length, 1 << grid.row_shift)
+        which = mine.start + index[again]
+        places = np.array(
+            [band[which], part[which], grid.place(start) >> COLUMN_SHIFT, kind[which]]
+        )
+        # What is alike is one, so that the pieces are never there all at a time.
+        distinct, same = np.unique(places, axis=1, return_inverse=True)
+        pages = np.bincount(same.ravel(), weights=length).astype(np.int64)
+        found.append(np.concatenate([distinct, pages[np.newaxis]]))
+    band, part, grid_row, kinds, nr_pages = np.concatenate(found, axis=1)
+    apart = any(each.is_past for each in memory.all_kinds)
+    links = _bundle(bands, band, part, grid_row, kinds.astype(np.uint8), nr_pages, apart)
+    return links, int(nr.sum()) - nr_inside
+
+
+PIECES = 1 << 16
+"""How many pieces are looked up at once: what this takes of memory is the most that links take."""
+
+
+def _few_pieces(
+    pfn: npt.NDArray[np.int64], nr: npt.NDArray[np.int64], edges: npt.NDArray[np.int64], shift: int
+) -> Iterator[slice]:
+    """Which runs of frames to cut together, so that they become PIECES or few more."""
+    import numpy as np
+
+    nr_ranges = np.searchsorted(edges[:, 0], pfn + nr) - np.searchsorted(edges[:, 1], pfn, "right")
+    most = np.maximum(nr_ranges, 0) + np.minimum(nr >> shift, MAX_ROWS) + 2
+    done = np.cumsum(most)
+    first = 0
+    while first < len(pfn):
+        before = int(done[first - 1]) if first else 0
+        end = max(first + 1, int(np.searchsorted(done, before + PIECES, "right")))
+        yield slice(first, end)
+        first = end
+
+
+def _within(
+    pfn: npt.NDArray[np.int64], nr: npt.NDArray[np.int64], edges: npt.NDArray[np.int64]
+) -> Columns:
+    """Cut runs of frames to what lies in ranges of them.
+
+    Args:
+        pfn: Shape (n,): the first frame of each.
+        nr: Shape (n,): how many.
+        edges: Shape (ranges, 2): first frame, and first frame after it, in order.
+
+    Returns:
+        Of each piece the index of its run, its first frame, and how many it has.
+    """
+    import numpy as np
+
+    first = np.searchsorted(edges[:, 1], pfn, side="right")
+    nr_ranges = np.maximum(np.searchsorted(edges[:, 0], pfn + nr) - first, 0)
+    index = np.repeat(np.arange(len(pfn)), nr_ranges)
+    number = np.arange(len(index)) - np.repeat(np.cumsum(nr_ranges) - nr_ranges, nr_ranges)
+    low, high = edges[first[index] + number].T
+    start = np.maximum(pfn[index], low)
+    return index, start, np.minimum((pfn + nr)[index], high) - start
 
 
 def _bundle(
