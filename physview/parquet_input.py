@@ -185,10 +185,11 @@ class ParquetInput:
             self._groups.append(footer[start : reader.at])
 
     def _read_metadata(self, reader: Reader, kind: int, key: bytes) -> None:
-        pairs = reader.value(kind)
-        if not _are_structs(pairs):
+        item, nr = reader.begin_list() if kind == LIST else (0, 0)
+        if nr > MAX_COLUMNS or item != STRUCT:
             raise Damage("its metadata are damaged")
-        for pair in pairs:
+        for _ in range(nr):
+            pair = reader.struct()
             if pair.get(1) == key and isinstance(pair.get(2), bytes):
                 self.metadata[key] = pair[2]
 

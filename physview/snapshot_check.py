@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_ABOUT_BYTES = 6 << 20
 MAX_MAPPINGS = 1 << 16
 """A little more than the kernel gives a process, if vm.max_map_count is not raised: 65530."""
-MAX_RESOURCES = 1 << 12
+MAX_RESOURCES = 1 << 11
 MAX_PATH = 1 << 14  # a path of PATH_MAX with every byte escaped
 MAX_NODE = 1 << 10
 # What this CPU could address, or any that Linux runs on. Source: MAX_PHYSMEM_BITS
@@ -65,7 +65,9 @@ def load_json(data: bytes) -> dict[str, Any]:
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > _MAX_VALUES:
         raise Damage("they have more members than a snapshot has")
     try:
-        document = json.loads(data, parse_int=_int, parse_float=_refuse, parse_constant=_refuse)
+        text = data.decode()
+        del data  # of the largest each copy counts
+        document = json.loads(text, parse_int=_int, parse_float=_refuse, parse_constant=_refuse)
     except RecursionError:
         raise Damage("their lists lie in each other") from None
     except ValueError as error:

@@ -310,13 +310,12 @@ class SnapshotFile:
             raise PhysviewError(what, error.strerror or str(error), path=self.path) from None
 
     def _read_about(self, what: str) -> About:
-        metadata = self._file.metadata.pop(KEY, None)
-        if metadata is None:
+        if KEY not in self._file.metadata:
             why = "it is a Parquet file, but no snapshot of physview's"
             remedy = f"{invocation.physview('snapshot PID -o FILE')} makes one"
             raise PhysviewError(what, why, remedy)
         with self._told("its metadata are damaged"):
-            document = load_json(metadata)
+            document = load_json(self._file.metadata.pop(KEY))
             found, size = document.get("format"), document.get("page_size_bytes")
             if type(found) is int and found > FORMAT:
                 why = f"its format is {found}, and this physview knows {FORMAT}"
@@ -380,7 +379,8 @@ class SnapshotFile:
             with self._told("it is damaged"):
                 rows = self._read_rows(at)
                 check.check(rows)
-            yield rows
+            for first in range(0, len(rows), ROWS_IN_GROUP):  # other writers make larger groups
+                yield rows[first : first + ROWS_IN_GROUP]
 
     def _read_rows(self, at: int) -> Rows:
         """A group of rows, as the file has them."""

@@ -175,10 +175,14 @@ def diff(
         if on_progress:
             nr_done += int((changes["before"] != np.uint64(NO_ENTRY)).sum())
             on_progress(min(nr_done, before.nr_extents), before.nr_extents)
-    same = np.array([change.same for change in CHANGES])
-    mappings = [(vma, False) for vma in after.vmas] + [(vma, True) for vma in before.vmas]
-    changed = np.flatnonzero(by_vma[:, ~same].any(axis=1)).tolist()
-    rows = [(*mappings[at], _counted(by_vma[at])) for at in changed]
+    has_changed = np.zeros(len(by_vma), dtype=bool)
+    for at, change in enumerate(CHANGES):  # one by one: a copy of them all would be large
+        has_changed |= (by_vma[:, at] != 0) & (not change.same)
+    rows = []
+    for at in np.flatnonzero(has_changed).tolist():
+        is_gone = at >= nr_after
+        vma = before.vmas[at - nr_after] if is_gone else after.vmas[at]
+        rows.append((vma, is_gone, _counted(by_vma[at])))
     rows.sort(key=lambda row: row[0].start)
     return Diff(
         _counted(counts),
@@ -196,18 +200,17 @@ def _nr_elsewhere(vmas: Sequence[Vma], others: Sequence[Vma]) -> int:
     """How many mappings lie where the others have none."""
     import numpy as np
 
-    starts, stops = _spans(others)
-    found = np.searchsorted(stops, np.array([vma.start for vma in vmas], np.uint64), side="right")
+    mine, (starts, stops) = _spans(vmas), _spans(others)
+    found = np.searchsorted(stops, mine[0], side="right")
     inside = np.minimum(found, len(others) - 1)
-    stop = np.array([vma.end for vma in vmas], np.uint64)
-    return int(((found == len(others)) | (starts[inside] >= stop)).sum())
+    return int(((found == len(others)) | (starts[inside] >= mine[1])).sum())
 
 
 def _spans(vmas: Sequence[Vma]) -> tuple[Any, Any]:
     import numpy as np
 
-    spans = np.array([vma[:2] for vma in vmas], dtype=np.uint64)
-    return spans[:, 0], spans[:, 1]
+    starts = np.fromiter((vma.start for vma in vmas), np.uint64, len(vmas))
+    return starts, np.fromiter((vma.end for vma in vmas), np.uint64, len(vmas))
 
 
 def iter_changes(before: SnapshotFile, after: SnapshotFile) -> Iterator[Changes]:
@@ -433,4 +436,5 @@ def _names(vmas: Sequence[Vma]) -> Any:
     """What is mapped, as a number that is the same for the same."""
     import numpy as np
 
-    return np.array([hash((vma.device, vma.inode, vma.path)) for vma in vmas], dtype=np.int64)
+    names = (hash((vma.device, vma.inode, vma.path)) for vma in vmas)
+    return np.fromiter(names, np.int64, len(vmas))

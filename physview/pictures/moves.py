@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview.analysis.changes import CHANGES, IS_FRAME, WAS_FRAME, Change, iter_changes
+from physview.errors import PhysviewError
 from physview.extents import USER_END
 from physview.model import NO_ENTRY, PAGE_SIZE, Vma
 from physview.pictures.bands import Placed
@@ -52,6 +53,9 @@ _KINDS = {
     Change.UNMAPPED: "gone",
     Change.UNTOLD: "untold",
 }
+# A picture holds all runs of pages at once, 270 bytes each: so many are 55 MiB. Anybody may have
+# made the files.
+MAX_RUNS = 200_000
 _LEFT = (Change.MOVED, Change.COPIED, Change.COLLAPSED)
 SIDES = ("before", "after")
 
@@ -178,15 +182,20 @@ def read_moves(
         progress: Called with how many extents of the earlier are done, and how many it has.
 
     Raises:
-        PhysviewError: They cannot be compared, or a file is damaged.
+        PhysviewError: They cannot be compared, a file is damaged, or there is too much to draw.
     """
     import numpy as np
 
     vmas = [vma for vma in merge_mappings(before.vmas, after.vmas) if vma.start < USER_END]
     starts = np.array([vma.start for vma in vmas], dtype=np.uint64)
     batches = [np.empty(0, dtype=MOVE_DTYPE)]
-    nr_done = 0
+    nr_done = nr_runs = 0
     for changes in iter_changes(before, after):
+        nr_runs += len(changes)
+        if nr_runs > MAX_RUNS:
+            what = f"cannot draw {before.path} and {after.path}"
+            why = f"they have more than {MAX_RUNS} runs of pages, which a picture can have"
+            raise PhysviewError(what, why, "physview diff --extents lists them all")
         rows = np.empty(len(changes), dtype=MOVE_DTYPE)
         for name in ("vaddr", "nr_pages", "before", "after", "change", "frames"):
             rows[name] = changes[name]

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Snapshot files that somebody else made: one line, exit 1, and little memory, whatever is in them.
+
+PHYSVIEW_HOSTILE_FILES=1000 looks at so many files; without it at a hundred.
+"""
+
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+
+import hostile_files
+import pytest
+from conftest import ROOT, one_line
+
+from physview.errors import PhysviewError
+from physview.snapshot_check import MAX_MAPPINGS
+from physview.snapshot_file import SnapshotFile
+from physview.thrift import Reader
+
+NR_FILES = int(os.environ.get("PHYSVIEW_HOSTILE_FILES", "100"))
+SEED = int(os.environ.get("PHYSVIEW_HOSTILE_SEED", "1"))
+SCRIPT = str(ROOT / "tests/hostile_files.py")
+MAX_BYTES = 150_000_000
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile")
+    command = [sys.executable, SCRIPT, "make", str(folder), str(NR_FILES), str(SEED)]
+    subprocess.run(command, check=True)
+    return folder
+
+
+def test_whatever_is_in_a_file_it_is_refused_or_drawn(corpus):
+    command = [sys.executable, SCRIPT, "check", str(corpus)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(result.stdout)
+    print(json.dumps(found, indent=1))  # for who ran all
+    assert found["crashed"] == {}
+    assert found["valid"] == ""
+    assert found["nr_files"] == NR_FILES + 1
+    assert found["nr_refused"] > NR_FILES // 2
+    assert found["nr_accepted"] > NR_FILES // 10
+    assert found["peak_mib"] << 20 < MAX_BYTES
+
+
+def run_measured(*args):
+    """Run a command; its exit code, what it says, and its peak of memory in bytes."""
+    command = [sys.executable, "-m", "physview", *args]
+    # Not by fork(), of which the peak would be this process's.
+    measure = (
+        "import os, subprocess, sys\n"
+        "child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)\n"
+        "_, status, usage = os.wait4(child.pid, 0)\n"
+        "print(os.waitstatus_to_exitcode(status), usage.ru_maxrss << 10)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", measure, *command], capture_output=True, text=True, check=True
+    )
+    code, peak = map(int, result.stdout.split())
+    return code, result.stderr, peak
+
+
+@pytest.mark.parametrize(
+    "kind", ["bomb", "huge_footer", "many_rows", "many_members", "long_rows", "order_rows"]
+)
+def test_so_do_the_commands(corpus, tmp_path, kind):
+    valid = str(corpus / "valid.parquet")
+    path = tmp_path / f"{kind}.parquet"
+    getattr(hostile_files, kind)(path, random.Random(f"{SEED} {kind}"))
+    picture = str(tmp_path / "a.svg")
+    for more in ((), ("--extents",), ("--picture", picture, "--force")):
+        code, said, peak = run_measured("diff", str(path), valid, *more)
+        assert code in (0, 1), said
+        assert "Traceback" not in said
+        assert said.count("\n") <= 1, said
+        assert not said or said.startswith("physview: ")
+        assert peak < MAX_BYTES
+
+
+def test_what_the_corpus_is_made_of_is_read(tmp_path):
+    """Else all would be refused for one reason, and nothing be tested."""
+    path = tmp_path / "a.parquet"
+    hostile_files.write(path)
+    data = path.read_bytes()
+    size = int.from_bytes(data[-8:-4], "little")
+    footer = Reader(data[-8 - size : -8], budget=1_000_000).struct()
+    path.write_bytes(data[: -8 - size] + hostile_files._sealed(footer))
+    with SnapshotFile(str(path)) as file:
+        rows = next(file.iter_extents())
+        assert rows["vaddr"].tolist() == hostile_files.rows(300)["vaddr"]
+        assert file.columns == ["flags", "node"]
+
+
+def test_as_many_mappings_as_a_process_may_have_take_little(tmp_path):
+    """The largest that is read: all mappings named, all in rows."""
+    page = hostile_files.PAGE
+    starts = [hostile_files.HEAP + at * 2 * page for at in range(MAX_MAPPINGS)]
+    mappings = [[at, at + page, "rw-p", 0, "00:00", 0, "/lib/a.so"] for at in starts]
+    path = tmp_path / "a.parquet"
+    hostile_files.write(path, metadata=hostile_files.about(mappings=mappings))
+    code, said, peak = run_measured("diff", str(path), str(path))
+    assert "a row lies outside of its mapping" in said
+    columns = {name: [None] * MAX_MAPPINGS for name in hostile_files.TYPES}
+    columns |= {"vaddr": starts, "nr_pages": [1] * MAX_MAPPINGS, "mapping": range(MAX_MAPPINGS)}
+    columns |= {"entry": [1 << 63 | 16] * MAX_MAPPINGS, "pfn": [16] * MAX_MAPPINGS}
+    hostile_files.write(path, columns, hostile_files.about(mappings=mappings))
+    code, said, peak = run_measured("diff", str(path), str(path))
+    assert (code, said) == (0, "")
+    assert peak < MAX_BYTES
+
+
+def test_a_file_that_cannot_be_opened_or_read_is_not_called_damaged(tmp_path):
+    path = tmp_path / "a.parquet"
+    hostile_files.write(path)
+    with SnapshotFile(str(path)) as file:  # so that all is imported
+        list(file.iter_extents())
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        with pytest.raises(PhysviewError) as raised:
+            SnapshotFile(str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert str(raised.value) == f"cannot read {path}: Too many open files"
+
+
+def test_a_fifo_and_a_device_are_no_files(physview, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (str(tmp_path / "fifo"), "/dev/zero"):
+        assert "it is no regular file" in one_line(physview("diff", path, path, timeout=30), 1)
+
+
+def test_pages_of_another_size_are_said(tmp_path):
+    path = tmp_path / "a.parquet"
+    other = 16384 if hostile_files.PAGE == 4096 else 4096
+    hostile_files.write(path, metadata=hostile_files.about(page_size_bytes=other))
+    with pytest.raises(PhysviewError, match=f"its pages have {other} bytes, and this machine's"):
+        SnapshotFile(str(path))
