@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from physview import proctext
 from physview.errors import AccessDenied, Unsupported
 from physview.model import PAGE_SHIFT, PAGE_SIZE
 
@@ -66,11 +67,12 @@ def parse_iomem(data: bytes) -> list[Resource]:
     Resource(start=6144, end=8192, name='Kernel code', depth=1)
     """
     found = []
-    for line in data.decode("utf-8", "replace").splitlines():
-        where, _, name = line.partition(" : ")
-        first, last = where.split("-")
-        depth = (len(where) - len(where.lstrip(" "))) // 2
-        found.append(Resource(int(first, 16), int(last, 16) + 1, name, depth))
+    for line in proctext.lines(data):
+        where, _, name = line.partition(b" : ")
+        first, _, last = where.partition(b"-")
+        depth = (len(where) - len(where.lstrip(b" "))) // 2
+        text = name.decode("utf-8", "replace")
+        found.append(Resource(int(first, 16), int(last, 16) + 1, text, depth))
     return found
 
 
@@ -85,19 +87,20 @@ def parse_zoneinfo(data: bytes) -> list[Zone]:
     True
     """
     zones = []
-    for part in re.split(r"^Node +", data.decode(), flags=re.MULTILINE)[1:]:
-        head = re.match(r"(\d+), zone +(\S+)", part)
+    for part in re.split(rb"^Node +", data, flags=re.MULTILINE)[1:]:
+        head = re.match(rb"(\d+), zone +([^ \n]+)", part)
         # "present" alone also begins other words; in old kernels "free" stood behind "pages".
         numbers = dict(
             re.findall(
-                r"^ +(?:pages )?(free|spanned|present|managed|start_pfn):? +(\d+)$",
+                rb"^ +(?:pages )?(free|spanned|present|managed|start_pfn):? +(\d+)$",
                 part,
                 re.MULTILINE,
             )
         )
-        if head and int(numbers.get("spanned", 0)):
-            names = ("start_pfn", "spanned", "present", "managed", "free")
-            zones.append(Zone(int(head[1]), head[2], *(int(numbers[name]) for name in names)))
+        if head and int(numbers.get(b"spanned", 0)):
+            names = (b"start_pfn", b"spanned", b"present", b"managed", b"free")
+            counts = (int(numbers[name]) for name in names)
+            zones.append(Zone(int(head[1]), head[2].decode(), *counts))
     return zones
 
 
@@ -108,10 +111,11 @@ def parse_buddyinfo(data: bytes) -> dict[tuple[int, str], list[int]]:
     {(0, 'Normal'): [4, 2, 1]}
     """
     blocks = {}
-    for line in data.decode().splitlines():
-        where, _, rest = line.partition(", zone")
-        zone, *counts = rest.split()
-        blocks[int(where.split()[1]), zone] = [int(count) for count in counts]
+    for line in proctext.lines(data):
+        where, _, rest = line.partition(b", zone")
+        zone, *counts = proctext.words(rest)
+        node = int(where.removeprefix(b"Node "))
+        blocks[node, zone.decode()] = [int(count) for count in counts]
     return blocks
 
 
@@ -141,8 +145,8 @@ def boot_id() -> str:
 
     Source: /proc/sys/kernel/random/boot_id
     """
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip()
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        return proctext.value(file.read()).decode()
 
 
 def ram_ranges(resources: list[Resource]) -> list[tuple[int, int]]:

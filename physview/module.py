@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from physview import invocation, proc_mount
+from physview import invocation, proc_mount, proctext
 from physview.errors import AccessDenied, ModuleUnavailable, Unsupported
 from physview.kmod import DEVICE
 
@@ -171,6 +171,6 @@ def _is_open_to_all() -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return proctext.value(path.read_bytes()).decode()
     except OSError:
         return ""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import browser
+import cgroups
 import limits
 import pytest
 import repository
@@ -302,6 +303,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         ),
         "no mounts in a namespace of one's own: run ./scripts/test as root, not in a container",
     ),
+    "cgroups": (
+        lambda: os.geteuid() == 0 and bool(cgroups.writable()),
+        "no cgroup can be made, as in a container: run ./scripts/test as root",
+    ),
     "userns": (
         lambda: _succeeds("unshare", "-Ur", "true"),
         "no user namespaces of one's own, as in a chroot or where sysctl forbids them",
@@ -571,3 +576,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
         return str(program)
 
     return compile_program
+
+
+@pytest.fixture(scope="session")
+def tests_on_path() -> dict[str, str]:
+    """The environment of a child that imports what the tests share."""
+    return os.environ | {"PYTHONPATH": str(ROOT / "tests")}

@@ -61,10 +61,10 @@ def test_a_line_of_maps(line, vma):
 
 
 def test_pfnmaps_are_those_with_the_flag_and_not_those_with_a_name_like_it():
-    smaps = (
-        b"1000-2000 rw-p 00000000 00:00 0 /tmp/pf\nVmFlags: rd wr\n"
-        b"3000-4000 rw-s 00000000 00:00 0 /dev/mem\nSize: 4 kB\nVmFlags: rd pf\n"
-    )
+    smaps = [
+        *(b"1000-2000 rw-p 00000000 00:00 0 /tmp/pf\n", b"VmFlags: rd wr \n"),
+        *(b"3000-4000 rw-s 00000000 00:00 0 /dev/mem\n", b"Size: 4 kB\n", b"VmFlags: rd pf \n"),
+    ]
     flags = parse_vm_flags(smaps)
     assert [start for start in flags if "pf" in flags[start]] == [0x3000]
 
@@ -151,6 +151,6 @@ def test_descriptors_are_not_leaked():
 
 def test_mappings_that_are_told_of_twice_do_not_overlap():
     """As when two of them were merged while maps was read."""
-    lines = [b"1000-3000 r--p 0 0:0 0", b"2000-5000 r--p 0 0:0 0", b"2000-4000 r--p 0 0:0 0"]
-    vmas = _in_order(map(parse_maps_line, [*lines, b"6000-7000 rw-p 0 0:0 0"]))
+    areas = [b"1000-3000", b"2000-5000", b"2000-4000", b"6000-7000"]
+    vmas = _in_order(parse_maps_line(area + b" r--p 0 0:0 0 \n") for area in areas)
     assert [vma[:2] for vma in vmas] == [(0x1000, 0x3000), (0x3000, 0x5000), (0x6000, 0x7000)]

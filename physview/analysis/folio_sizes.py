@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 
+from physview import proctext
 from physview.model import PAGE_SIZE
 
 THP = "/sys/kernel/mm/transparent_hugepage"
@@ -64,4 +65,4 @@ def _size_kib(name: str) -> int:
 
 def _read(path: str) -> bytes:
     with open(path, "rb") as file:
-        return file.read().strip()
+        return proctext.value(file.read())

@@ -8,7 +8,7 @@ import mmap
 import os
 import time
 
-from physview import invocation
+from physview import invocation, proctext
 from physview.errors import AccessDenied, PhysviewError, Unsupported
 from physview.kpage import FLAG_BITS
 from physview.labs.memory import libc
@@ -134,6 +134,6 @@ def _refused(error: OSError) -> PhysviewError:
 
 
 def _cached_bytes() -> int:
-    with open("/proc/meminfo", encoding="ascii") as file:
-        sizes = dict(line.split(":", 1) for line in file)
-    return int(sizes["Cached"].split()[0]) * 1024
+    with open("/proc/meminfo", "rb") as file:
+        sizes = proctext.fields_by_name(file.read())
+    return int(sizes[b"Cached"].removesuffix(b" kB")) * 1024

@@ -52,7 +52,7 @@ class Piece(NamedTuple):
 def run() -> Evidence:
     """Write to both, and look."""
     evidence = Evidence(NAME)
-    with open(SIZE_FILE, encoding="ascii") as file:
+    with open(SIZE_FILE, "rb") as file:
         size = int(file.read())
     small = _measure("small", size, MADV_NOHUGEPAGE)
     huge = _measure("huge", size, MADV_HUGEPAGE)

@@ -8,7 +8,7 @@ import os
 import platform
 from typing import NamedTuple
 
-from physview import invocation
+from physview import invocation, proctext
 from physview.errors import PhysviewError, Unsupported
 from physview.labs import look, needs
 from physview.labs.base import NUMBER, PADDR, VADDR, Column, Evidence, Lab, Question
@@ -208,8 +208,9 @@ def _explain(
 def _forbidden() -> str:
     path = "/proc/sys/vm/compact_unevictable_allowed"
     try:
-        with open(path, encoding="ascii") as file:
-            return f"; {path} is {file.read().strip()}, where 0 forbids it for locked pages"
+        with open(path, "rb") as file:
+            value = proctext.value(file.read()).decode()
+            return f"; {path} is {value}, where 0 forbids it for locked pages"
     except FileNotFoundError:
         return ""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from physview import invocation, proc_mount
+from physview import invocation, proc_mount, proctext
 from physview.errors import AccessDenied, ModuleUnavailable, PhysviewError, Unsupported
 from physview.kmod import DEVICE
 
@@ -79,8 +79,8 @@ def swap(lab: str) -> PhysviewError | None:
     missing = proc_mount.why_no_file("/proc/swaps") if not os.path.exists("/proc/swaps") else None
     if missing:
         return Unsupported(f"cannot do the lab {lab}", *missing)
-    with open("/proc/swaps", encoding="utf-8") as file:
-        if len(file.read().splitlines()) > 1:
+    with open("/proc/swaps", "rb") as file:
+        if len(proctext.lines(file.read())) > 1:  # the first is the head
             return None
     return Unsupported(
         f"cannot do the lab {lab}",
@@ -93,8 +93,8 @@ def huge_pages(lab: str) -> PhysviewError | None:
     """Who asks for transparent huge pages gets them."""
     what = f"cannot do the lab {lab}"
     try:
-        with open(THP, encoding="utf-8") as file:
-            if "[never]" not in file.read():
+        with open(THP, "rb") as file:
+            if b"[never]" not in file.read():
                 return None
     except FileNotFoundError:
         why = "this kernel has no transparent huge pages"

@@ -169,7 +169,7 @@ def _explain_virtual(
     evidence: Evidence, labels: list[Label], nr_runs: int, *, has_aslr: bool
 ) -> None:
     moved = [label.name for label in labels if label.nr_virtual > 1]
-    with open("/proc/sys/kernel/randomize_va_space", encoding="ascii") as file:
+    with open("/proc/sys/kernel/randomize_va_space", "rb") as file:
         setting = int(file.read())
     evidence.check(
         "aslr",

@@ -230,7 +230,7 @@ def _origin() -> str:
 
 def _names(proc: ProcDir) -> tuple[str, str]:
     """The process's name and its command line."""
-    words = os.fsdecode(proc.read("cmdline").rstrip(b"\0")).split("\0")
+    words = os.fsdecode(proc.read("cmdline").removesuffix(b"\0")).split("\0")
     return printable(proc.comm()), " ".join(map(printable, words))
 
 

@@ -132,10 +132,10 @@ def insert_module(path: str) -> None:
     """
     import ctypes
 
-    prefix = os.path.basename(path).partition(".")[0] + "."
-    with open("/proc/cmdline", encoding="utf-8") as file:
-        words = [word for word in file.read().split() if word.startswith(prefix)]
-    options = " ".join(word.removeprefix(prefix) for word in words).encode()
+    prefix = os.fsencode(os.path.basename(path)).partition(b".")[0] + b"."
+    with open("/proc/cmdline", "rb") as file:
+        words = [word for word in file.read().rstrip(b"\n").split(b" ") if word.startswith(prefix)]
+    options = b" ".join(word.removeprefix(prefix) for word in words)
     libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     if libc.syscall(SYS_FINIT_MODULE, fd, options, 0):

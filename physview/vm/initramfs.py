@@ -8,6 +8,7 @@ machine. So each module is asked itself what it needs.
 from __future__ import annotations
 
 import lzma
+import os
 import re
 import shutil
 import subprocess
@@ -117,7 +118,7 @@ def load_order(modules: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes
 
 def _paths_by_name(listing: Path) -> dict[str, str]:
     try:
-        paths = listing.read_text().split()
+        paths = os.fsdecode(listing.read_bytes()).split("\n")
     except FileNotFoundError:
         return {}
     return {Path(path).name.partition(".ko")[0].replace("-", "_"): path for path in paths}

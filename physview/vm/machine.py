@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ class Machine(NamedTuple):
             *("-smp", f"{self.nr_cpus}{sockets}", "-m", str(self.memory_mib)),
             *self._node_options(),
             *("-kernel", str(self.image), "-initrd", f"/dev/fd/{initramfs_fd}"),
-            *("-append", " ".join(options.split())),
+            *("-append", " ".join(filter(None, options.split(" ")))),
             *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
             *("-device", "virtio-serial-pci", "-chardev", f"socket,id=port,fd={port_fd}"),
             *("-device", "virtserialport,chardev=port,name=physview"),
@@ -121,7 +122,7 @@ class Machine(NamedTuple):
         if not can_open_kvm() or _kvm_note() == _boot_id():
             return False
         # The emulated CPU has five levels on any machine, KVM's only where the real one has.
-        return not self.la57 or "la57" in _read(Path("/proc/cpuinfo")).split()
+        return not self.la57 or "la57" in re.split("[ \n]", _read(Path("/proc/cpuinfo")))
 
 
 def _flags_off(accelerator: str) -> list[str]:
@@ -170,6 +171,6 @@ def _boot_id() -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_bytes().decode("ascii", "replace")
     except OSError:
         return ""

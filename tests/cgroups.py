@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Real cgroups for the tests: made below a hierarchy's root, and removed again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+
+
+def writable() -> str:
+    """The root of a hierarchy in which a cgroup can be made; "" where there is none."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        lines = file.read().split(b"\n")
+    # Of version 2 where it is mounted: the last word before "cgroup2" is a lone dash.
+    tops = [line.split(b" ")[4] for line in lines if b" - cgroup2 " in line]
+    tops += [line.split(b" ")[4] for line in lines if b" - cgroup " in line]
+    for top in map(os.fsdecode, tops):
+        probe = f"{top}/physview-test-probe-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            os.mkdir(probe)
+            os.rmdir(probe)
+            return top
+    return ""
+
+
+@contextlib.contextmanager
+def branch(names: Sequence[str], pids: Sequence[int]) -> Iterator[str]:
+    """A cgroup in a cgroup and so on, with processes in the innermost.
+
+    Args:
+        names: Their names, the outermost first.
+        pids: Who moves there.
+
+    Yields:
+        The path of the outermost.
+    """
+    top = writable()
+    fds = [os.open(top, os.O_RDONLY | os.O_DIRECTORY)]
+    made = 0
+    try:
+        for name in names:
+            os.mkdir(name, dir_fd=fds[-1])
+            made += 1
+            fds.append(os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=fds[-1]))
+        for pid in pids:
+            _move(pid, fds[-1])
+        yield f"{top}/{names[0]}"
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                _move(pid, fds[0])
+        for name, above in reversed(list(zip(names[:made], fds[:made], strict=True))):
+            _remove(name, above)
+        for fd in fds:
+            os.close(fd)
+
+
+def _move(pid: int, folder: int) -> None:
+    with open(os.open("cgroup.procs", os.O_WRONLY, dir_fd=folder), "wb") as file:
+        file.write(b"%d" % pid)
+
+
+def _remove(name: str, above: int) -> None:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return os.rmdir(name, dir_fd=above)
+        except OSError:  # a process has just left it
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
