@@ -99,3 +99,16 @@ def test_a_missing_package_is_named_with_what_needs_it():
     )
     assert remedy.endswith(f"{sys.executable} -I -m pip install pyarrow pillow")
     assert checkup.look_at_extras().state == checkup.YES
+
+
+def test_ones_own_name_gives_no_capabilities(tests_on_path):
+    program = (
+        "from memory import libc; libc.prctl(15, b'\\rCapEff:\\tff', 0, 0, 0);"
+        "from physview.analysis.checkup import _effective_capabilities;"
+        "print(_effective_capabilities())"
+    )
+    run = [sys.executable, "-c", program]
+    told = subprocess.run(run, check=True, capture_output=True, text=True, env=tests_on_path)
+    with open("/proc/self/status", "rb") as file:
+        (line,) = (line for line in file.read().split(b"\n") if line.startswith(b"CapEff:"))
+    assert int(told.stdout) == int(line[8:], 16)

@@ -12,12 +12,15 @@ import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from physview import _ffi, extras, invocation, proc_mount
+from physview import _ffi, extras, invocation, proc_mount, proctext
 from physview.analysis import packages
 from physview.errors import PhysviewError
 from physview.model import PAGE_SIZE, PM_PRESENT, PM_SOFT_DIRTY, PagemapEntry
+
+if TYPE_CHECKING:
+    from physview.tracing.tracefs import Tracefs
 
 YES, PART, NO = "yes", "part", "no"
 
@@ -137,14 +140,12 @@ def look_at_user() -> Finding:
 
 def _effective_capabilities() -> int | None:
     """A bit for each; None where the kernel's file cannot be read."""
-    for line in _read("/proc/self/status").splitlines():
-        if line.startswith(b"CapEff:"):
-            return int(line.split()[1], 16)
-    return None
+    fields = proctext.fields_by_name(_read("/proc/self/status"))
+    return int(fields[b"CapEff"], 16) if b"CapEff" in fields else None
 
 
 def _in_first_user_namespace() -> bool:
-    return _read("/proc/self/uid_map").split() in ([b"0", b"0", b"4294967295"], [])
+    return proctext.numbers(_read("/proc/self/uid_map")) in ([0, 0, 4294967295], [])
 
 
 def look_at_pagemap() -> Finding:
@@ -347,25 +348,35 @@ def look_at_headers() -> Finding:
 
 def look_at_tracefs() -> Finding:
     """Where the kernel's tracing is reached, and whether it has kprobes."""
-    mounted = [
-        fields[1].decode()
-        for line in _read("/proc/self/mounts").split(b"\n")[:-1]
-        if (fields := line.split(b" "))[2] == b"tracefs"
-    ]
-    if not mounted:
-        no_proc = proc_mount.why_no_file("/proc/self/mounts")
-        if no_proc:
-            return Finding("tracefs", NO, *no_proc)
-        if b"\ttracefs\n" not in _read("/proc/filesystems"):
+    from physview.tracing import tracefs
+
+    try:
+        names = tracefs.mounted()
+        mounted = next(tracefs.iter_tracefs(), None)
+    except OSError as error:
+        no_proc = proc_mount.why_no_file("/proc/self/mountinfo")
+        why = no_proc or (f"cannot be looked for: {error.strerror}", "")
+        return Finding("tracefs", NO, *why)
+    if mounted is None:
+        if names and os.geteuid() != 0:
+            value, details = f"{names[0]}, which is root's", {"path": names[0]}
+            return Finding("tracefs", PART, value, needs_root=True, details=details)
+        if not tracefs.is_known():
             return Finding("tracefs", NO, "not in this kernel", "a kernel with CONFIG_FTRACE=y")
-        remedy = invocation.as_root("mount -t tracefs nodev /sys/kernel/tracing")
-        return Finding("tracefs", NO, "not mounted", remedy)
-    where = mounted[0]
+        return Finding("tracefs", NO, "not mounted", invocation.as_root(tracefs.MOUNT))
+    try:
+        return _look_into_tracefs(mounted)
+    finally:
+        mounted.close()
+
+
+def _look_into_tracefs(tracefs: Tracefs) -> Finding:
+    where = tracefs.path
     details: dict[str, Any] = {"path": where}
-    if not os.access(where, os.R_OK | os.X_OK):
+    if not tracefs.allows(".", os.R_OK | os.X_OK):
         value = f"{where}, which is root's"
         return Finding("tracefs", PART, value, needs_root=True, details=details)
-    details["kprobes"] = os.path.exists(f"{where}/kprobe_events")
+    details["kprobes"] = tracefs.has("kprobe_events")
     if not details["kprobes"]:
         value = f"{where}; events, but no kprobes in this kernel"
         remedy = "a kernel with CONFIG_KPROBE_EVENTS=y"

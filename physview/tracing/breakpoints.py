@@ -21,8 +21,9 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from physview import proctext
 from physview.errors import PhysviewError, ProcessGone, Unsupported
-from physview.tracing import instance as tracefs
+from physview.tracing import tracefs
 from physview.tracing.events import Losses, RawEvent
 
 MAX_BREAKPOINTS = 4
@@ -284,8 +285,8 @@ class BreakpointSource:
 
 def _online_cpus() -> list[int]:
     """Which processors there are to run on. Source: /sys/devices/system/cpu/online, "0-3,6"."""
-    with open("/sys/devices/system/cpu/online", encoding="ascii") as file:
-        ranges = [word.partition("-") for word in file.read().strip().split(",")]
+    with open("/sys/devices/system/cpu/online", "rb") as file:
+        ranges = [word.partition(b"-") for word in proctext.value(file.read()).split(b",")]
     return [cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)]
 
 

@@ -180,7 +180,7 @@ def _constant(expression: str) -> int:
     2048
     """
     text = re.sub(r"\b(0x[0-9a-fA-F]+|[0-9]+)[uUlL]+", r"\1", _CAST.sub("", expression))
-    return _value(ast.parse(text.strip(), mode="eval").body)
+    return _value(ast.parse(text.strip(" "), mode="eval").body)
 
 
 def _value(node: ast.expr) -> int:

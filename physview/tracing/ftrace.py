@@ -9,11 +9,13 @@ import re
 import select
 from collections.abc import Sequence
 
+from physview import proctext
 from physview.errors import Unsupported
-from physview.tracing import instance as tracefs
+from physview.tracing import tracefs
 from physview.tracing.events import Format, Losses, RawEvent, parse_format
 from physview.tracing.instance import Instance
 from physview.tracing.ring import Record, Stacks, iter_records
+from physview.tracing.tracefs import Tracefs
 
 READ_SIZE = 1 << 16  # more than any page of the buffer
 EXEC = "sched/sched_process_exec"
@@ -88,13 +90,13 @@ class FtraceSource:
         self._instance.set("set_event_pid", " ".join(map(str, tids)))
 
     @property
-    def tracefs(self) -> str:
-        """Where tracefs is mounted."""
+    def tracefs(self) -> Tracefs:
+        """The tracefs that it traces with."""
         return self._instance.tracefs
 
     def has_event(self, name: str) -> bool:
         """Whether there is a tracepoint SUBSYSTEM:EVENT."""
-        return os.path.exists(f"{self._instance.path}/events/{name.replace(':', '/')}/format")
+        return self._instance.has(f"events/{name.replace(':', '/')}/format")
 
     def add_event(self, name: str) -> None:
         """Have a tracepoint, SUBSYSTEM:EVENT."""
@@ -112,7 +114,7 @@ class FtraceSource:
                 there is none of this name; EADDRNOTAVAIL: several.
             Unsupported: There are no kprobes.
         """
-        if not os.path.exists(f"{self._instance.tracefs}/kprobe_events"):
+        if not self.tracefs.has("kprobe_events"):
             why, remedy = "this kernel has no kprobes", "it takes one with CONFIG_KPROBE_EVENTS=y"
             raise Unsupported(
                 f"cannot probe {function}", why, f"{remedy}, or {tracefs.trace_in_vm()}"
@@ -124,7 +126,7 @@ class FtraceSource:
                 self._instance.add_probe(event, f"{function} {fetch}")
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EPERM):
-                    path = f"{self._instance.tracefs}/kprobe_events"
+                    path = f"{self.tracefs.path}/kprobe_events"
                     raise tracefs.refused(f"cannot probe {function}", error, path) from None
                 last = error
                 continue
@@ -134,10 +136,10 @@ class FtraceSource:
 
     def _add(self, folder: str, name: str) -> None:
         # A probe is there in every instance as soon as it is defined.
-        path = f"{self._instance.path}/events/{folder}"
-        if not os.path.exists(f"{path}/format"):
-            path = f"{self._instance.tracefs}/events/{folder}"
-        form = parse_format(tracefs.read(f"{path}/format"))
+        path = f"events/{folder}/format"
+        if self._instance.has(path):
+            path = f"{self._instance.folder}/{path}"
+        form = parse_format(self.tracefs.read(path))
         self._formats[form.number] = form
         self._names[form.number] = name
         self._events.append(folder)
@@ -148,20 +150,19 @@ class FtraceSource:
         Raises:
             PhysviewError: The kernel refuses.
         """
-        top = self._instance.tracefs
         if self._exec_ns:
-            form = parse_format(tracefs.read(f"{top}/events/{EXEC}/format"))
+            form = parse_format(self.tracefs.read(f"events/{EXEC}/format"))
             self._exec_number = form.number
             self._instance.set(f"events/{EXEC}/enable", "1")
-        layout = parse_format(tracefs.read(f"{top}/events/ftrace/kernel_stack/format"))
+        layout = parse_format(self.tracefs.read("events/ftrace/kernel_stack/format"))
         offsets = {field.name: field.offset for field in layout.fields}
-        folder = f"{self._instance.path}/per_cpu"
-        for cpu in sorted(int(name[3:]) for name in os.listdir(folder)):
-            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        folder = f"{self._instance.folder}/per_cpu"
+        for cpu in sorted(int(name[3:]) for name in self.tracefs.names(folder)):
             path = f"{folder}/cpu{cpu}/trace_pipe_raw"
             try:
-                self._fds.append(os.open(path, flags))
+                self._fds.append(self.tracefs.open(path, os.O_RDONLY | os.O_NONBLOCK))
             except OSError as error:
+                path = f"{self.tracefs.path}/{path}"
                 raise tracefs.refused("cannot read the trace", error, path) from None
             self._cpus.append(cpu)
             self._stacks[cpu] = Stacks(layout.number, offsets["size"], offsets["caller"])
@@ -257,19 +258,16 @@ class FtraceSource:
 
     def comms(self) -> dict[int, str]:
         """Names of threads that the tracer has seen; it keeps a few."""
-        lines = tracefs.read(f"{self._instance.tracefs}/saved_cmdlines").split(b"\n")
-        found = (line.partition(b" ") for line in lines if line)
-        return {int(tid): os.fsdecode(comm) for tid, _, comm in found if tid.isdigit()}
+        return parse_saved_cmdlines(self.tracefs.read("saved_cmdlines"))
 
     def losses(self) -> Losses:
         """What was lost so far."""
         overrun = 0
         for cpu in self._cpus:
-            stats = tracefs.read(f"{self._instance.path}/per_cpu/cpu{cpu}/stats").decode()
-            for line in stats.splitlines():
-                name, _, value = line.partition(": ")
-                if name in ("overrun", "commit overrun", "dropped events"):
-                    overrun += int(value)
+            path = f"{self._instance.folder}/per_cpu/cpu{cpu}/stats"
+            stats = proctext.fields_by_name(self.tracefs.read(path))
+            names = (b"overrun", b"commit overrun", b"dropped events")
+            overrun += sum(int(stats.get(name, 0)) for name in names)
         return Losses(overrun, 0)
 
     def close(self) -> None:
@@ -278,3 +276,24 @@ class FtraceSource:
             os.close(fd)
         self._fds, self._cpus = [], []
         self._instance.close()
+
+
+def parse_saved_cmdlines(data: bytes) -> dict[int, str]:
+    r"""Names of threads by their tids. Source: saved_cmdlines_show() in kernel/trace/.
+
+    A name may hold "\n", and with it what looks like a line of the kernel's. The kernel writes each
+    thread once: what is written twice is believed neither time.
+
+    >>> parse_saved_cmdlines(b"7 a\nb c\n8 d\n0 <idle>\n8 e\n")
+    {7: 'a\nb c', 0: '<idle>'}
+    """
+    found: dict[int, list[bytes]] = {}
+    names: list[bytes] = []
+    for line in proctext.lines(data):
+        tid, blank, comm = line.partition(b" ")
+        if blank and tid.isdigit():
+            names = found.setdefault(int(tid), [])
+            names.append(comm)
+        elif names:
+            names[-1] += b"\n" + line
+    return {tid: os.fsdecode(names[0]) for tid, names in found.items() if len(names) == 1}

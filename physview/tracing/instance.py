@@ -18,19 +18,12 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from physview import invocation
-from physview.errors import AccessDenied, PhysviewError, Unsupported
+from physview import proctext
+from physview.errors import PhysviewError
 from physview.procfs import parse_stat
-
-MOUNT = "mount -t tracefs nodev /sys/kernel/tracing"
-LOCKDOWN = "/sys/kernel/security/lockdown"
+from physview.tracing.tracefs import Tracefs, refused
 
 _count = itertools.count()
-
-
-def trace_in_vm() -> str:
-    """The advice for who cannot trace here."""
-    return f"trace in a throwaway VM: {invocation.in_vm('trace …', '--kernel 6.1')}"
 
 
 class Owner(NamedTuple):
@@ -96,101 +89,30 @@ def _namespace() -> int:
     return os.stat("/proc/self/ns/pid").st_ino
 
 
-def find_tracefs() -> str:
-    """Where tracefs is mounted.
-
-    Raises:
-        Unsupported: It is not mounted, or not in this kernel.
-        AccessDenied: It is root's.
-    """
-    what = "cannot trace"
-    with open("/proc/self/mounts", "rb") as file:
-        mounts = [line.split(b" ") for line in file]
-    found = [os.fsdecode(fields[1]) for fields in mounts if fields[2] == b"tracefs"]
-    # Below debugfs the kernel mounts it by itself as soon as it is looked for.
-    found += [f"{os.fsdecode(f[1])}/tracing" for f in mounts if f[2] == b"debugfs"]
-    for path in found:
-        if os.path.exists(f"{path}/instances"):
-            if os.access(f"{path}/instances", os.W_OK | os.X_OK):
-                return path
-            why, remedy = "tracefs is root's", "run as root"
-            raise AccessDenied(what, why, remedy, path=path)
-    if os.geteuid() != 0:
-        raise AccessDenied(what, "tracefs is root's", "run as root")
-    with open("/proc/filesystems", "rb") as file:
-        if b"\ttracefs\n" in file.read():
-            raise Unsupported(
-                what, "tracefs is not mounted", f"mount it: {invocation.as_root(MOUNT)}"
-            )
-    why, remedy = "this kernel has no tracefs", "it takes one with CONFIG_FTRACE=y"
-    raise Unsupported(what, why, f"{remedy}, or {trace_in_vm()}")
-
-
-def locked_down() -> str:
-    """The kernel's lockdown, where it is on; "" where it is not."""
-    try:
-        with open(LOCKDOWN, encoding="ascii") as file:
-            match = re.search(r"\[(\w+)\]", file.read())
-    except OSError:
-        return ""
-    return match[1] if match and match[1] != "none" else ""
-
-
-def refused(what: str, error: OSError, path: str) -> PhysviewError:
-    """What an error of a file in tracefs means."""
-    if error.errno in (errno.EACCES, errno.EPERM):
-        level = locked_down()
-        if level:
-            why = f"the kernel is locked down ({level})"
-            return AccessDenied(what, why, f"boot without lockdown, or {trace_in_vm()}", path=path)
-        why = "the kernel refuses this user"
-        return AccessDenied(what, why, "run as root, outside of a container", path=path)
-    return PhysviewError(what, f"{path}: {error.strerror}", path=path)
-
-
-def write(path: str, text: str) -> None:
-    """Write to a file of tracefs, without cutting it off first: that would clear it."""
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
-
-
-def read(path: str) -> bytes:
-    """Read a file of tracefs.
-
-    Raises:
-        PhysviewError: The kernel refuses.
-    """
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise refused("cannot trace", error, path) from None
-
-
 class Instance:
     """An instance in tracefs, for as long as it is used.
 
     Args:
-        tracefs: Where tracefs is mounted.
+        tracefs: Closed with the instance.
 
     Raises:
         AccessDenied: The kernel refuses.
         PhysviewError: The kernel has no memory for it.
     """
 
-    def __init__(self, tracefs: str) -> None:
+    def __init__(self, tracefs: Tracefs) -> None:
         self.tracefs = tracefs
         self.owner = me()
-        self.path = f"{tracefs}/instances/{self.owner.instance}"
+        self.folder = f"instances/{self.owner.instance}"
+        """Its folder in tracefs."""
         self._open = False
-        remove_dead(tracefs)
         try:
-            os.mkdir(self.path)
+            remove_dead(tracefs)
+            tracefs.make_folder(self.folder)
         except OSError as error:
-            raise refused("cannot make a trace buffer", error, self.path) from None
+            tracefs.close()
+            path = f"{tracefs.path}/{self.folder}"
+            raise refused("cannot make a trace buffer", error, path) from None
         self._open = True
 
     def set(self, name: str, value: str) -> None:
@@ -199,15 +121,16 @@ class Instance:
         Raises:
             PhysviewError: The kernel refuses.
         """
-        path = f"{self.path}/{name}"
+        path = f"{self.folder}/{name}"
         try:
-            write(path, value)
+            self.tracefs.write(path, value)
         except OSError as error:
-            raise refused(f"cannot set {name} to '{value}'", error, path) from None
+            what = f"cannot set {name} to '{value}'"
+            raise refused(what, error, f"{self.tracefs.path}/{path}") from None
 
     def has(self, name: str) -> bool:
         """Whether it has a file."""
-        return os.path.exists(f"{self.path}/{name}")
+        return self.tracefs.has(f"{self.folder}/{name}")
 
     def add_probe(self, name: str, definition: str) -> None:
         """Define a probe in a group of this instance.
@@ -219,18 +142,19 @@ class Instance:
         Raises:
             OSError: The kernel refuses it.
         """
-        write(f"{self.tracefs}/kprobe_events", f"p:{self.owner.group}/{name} {definition}\n")
+        self.tracefs.write("kprobe_events", f"p:{self.owner.group}/{name} {definition}\n")
 
     def close(self) -> None:
         """Remove it, and its probes. Closing twice is harmless."""
         if self._open:
             self._open = False
             remove(self.tracefs, self.owner)
+            self.tracefs.close()
 
 
-def remove_dead(tracefs: str) -> None:
+def remove_dead(tracefs: Tracefs) -> None:
     """Remove what tracers left that were killed."""
-    names = os.listdir(f"{tracefs}/instances")
+    names = tracefs.names("instances")
     owners = {owner for name in names if (owner := Owner.parse(name))}
     owners |= {owner for group, _ in _probes(tracefs) if (owner := Owner.parse(group))}
     for owner in owners:
@@ -238,11 +162,11 @@ def remove_dead(tracefs: str) -> None:
             remove(tracefs, owner)
 
 
-def remove(tracefs: str, owner: Owner) -> None:
+def remove(tracefs: Tracefs, owner: Owner) -> None:
     """Remove an instance and its probes; that another does so at the same time is no harm."""
     for wait in (0.01, 0.05, 0.2, 1.0, None):
         try:
-            os.rmdir(f"{tracefs}/instances/{owner.instance}")
+            tracefs.remove_folder(f"instances/{owner.instance}")
         except FileNotFoundError:
             break
         except OSError as error:
@@ -259,21 +183,21 @@ def remove(tracefs: str, owner: Owner) -> None:
             time.sleep(wait)
 
 
-def _remove_probes(tracefs: str, names: Iterable[str], owner: Owner) -> bool:
+def _remove_probes(tracefs: Tracefs, names: Iterable[str], owner: Owner) -> bool:
     done = True
     for name in list(names):
         try:
-            write(f"{tracefs}/kprobe_events", f"-:{owner.group}/{name}\n")
+            tracefs.write("kprobe_events", f"-:{owner.group}/{name}\n")
         except OSError as error:
             done = done and error.errno == errno.ENOENT
     return done
 
 
-def _probes(tracefs: str) -> list[tuple[str, str]]:
+def _probes(tracefs: Tracefs) -> list[tuple[str, str]]:
     """Group and name of every probe that is defined."""
     try:
-        lines = read(f"{tracefs}/kprobe_events").decode().splitlines()
+        lines = proctext.lines(tracefs.read("kprobe_events"))
     except PhysviewError:  # there are none in this kernel
         return []
-    found = (re.match(r"[a-z][0-9]*:([^/ ]+)/(\S+)", line) for line in lines)
-    return [(match[1], match[2]) for match in found if match]
+    found = (re.match(rb"[a-z][0-9]*:([^/ ]+)/([^ ]+)", line) for line in lines)
+    return [(match[1].decode(), match[2].decode()) for match in found if match]

@@ -12,7 +12,7 @@ from physview.tracing.events import Frame
 PATH = "/proc/kallsyms"
 LARGEST = 1 << 20  # of functions
 # Address, name and module of functions; addresses have 16 digits, so that as text they sort, too.
-_FUNCTION = re.compile(rb"^([0-9a-f]{16}) [tTwW] (\S+)(?:\t\[(.+)\])?$", re.MULTILINE)
+_FUNCTION = re.compile(rb"^([0-9a-f]{16}) [tTwW] ([^\t\n]+)(?:\t\[(.+)\])?$", re.MULTILINE)
 
 
 class Symbols:

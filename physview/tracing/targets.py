@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from physview import proctext
 from physview.errors import Unsupported, UsageError
-from physview.tracing import instance as tracefs
+from physview.tracing import tracefs
 from physview.tracing.breakpoints import ARGUMENTS, MAX_BREAKPOINTS, Place
 from physview.tracing.ftrace import FtraceSource
 from physview.tracing.symbols import Symbols
+from physview.tracing.tracefs import Tracefs
 
 
 class Function(NamedTuple):
@@ -97,19 +100,18 @@ def add_events(source: FtraceSource, name: str) -> tuple[str, ...]:
     return tuple(there)
 
 
-def unknown(path: str, name: str, functions: Iterable[str]) -> UsageError:
+def unknown(fs: Tracefs, name: str, functions: Iterable[str]) -> UsageError:
     """The error for a name that nothing has; it offers those that are near.
 
     Args:
-        path: Where tracefs is.
+        fs: The tracefs that lists the events.
         name: The name.
         functions: Names of functions that it may have meant.
     """
     import difflib
 
     known = [*FUNCTIONS, *EVENTS]
-    with open(f"{path}/available_events", encoding="utf-8") as lines:
-        known += [line.strip() for line in lines]
+    known += [os.fsdecode(line) for line in proctext.lines(fs.read("available_events"))]
     # To look at each closely takes long, and mostly for nothing.
     near = [one for one in (*known, *functions) if abs(len(one) - len(name)) <= MAX_LONGER]
     nearest = difflib.get_close_matches(name, near, MAX_NEAREST)
@@ -117,7 +119,7 @@ def unknown(path: str, name: str, functions: Iterable[str]) -> UsageError:
         nearest = [one for one in known if one.endswith(f":{name}")] + nearest
     remedy = f"near it are {', '.join(nearest[:MAX_NEAREST])}" if nearest else ""
     if not remedy:
-        remedy = f"{path}/available_events and /proc/kallsyms list what there is"
+        remedy = f"{fs.path}/available_events and /proc/kallsyms list what there is"
     kind = "event" if ":" in name else "event or function"
     return UsageError(f"no {kind} '{name}'", "this kernel has none of this name", remedy)
 
@@ -149,7 +151,7 @@ def add_kprobes(source: FtraceSource, name: str, symbols: Sequence[str]) -> list
     return refused
 
 
-def symbols_of(name: str, symbols: Symbols, path: str) -> list[str]:
+def symbols_of(name: str, symbols: Symbols, fs: Tracefs) -> list[str]:
     """The symbols of a function that are there.
 
     Raises:
@@ -162,7 +164,7 @@ def symbols_of(name: str, symbols: Symbols, path: str) -> list[str]:
         return found
     if function:
         raise Unsupported(f"cannot trace {name}", function.absent, "trace what calls it")
-    raise unknown(path, name, symbols.names)
+    raise unknown(fs, name, symbols.names)
 
 
 def places_of(name: str, refused: Iterable[str], symbols: Symbols) -> list[Place]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from physview import proctext
 from physview.errors import UsageError
 from physview.procfs import ProcDir
 from physview.tracing import targets
@@ -230,6 +231,6 @@ def _comm(tid: int) -> str:
         return "<idle>"
     try:
         with open(f"/proc/{tid}/comm", "rb") as file:
-            return os.fsdecode(file.read().rstrip(b"\n"))
+            return os.fsdecode(proctext.value(file.read()))
     except OSError:
         return ""
