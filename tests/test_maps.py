@@ -317,13 +317,20 @@ def test_all_processes_and_a_cgroup(physview, sleeper):
         assert sleeper.pid in [process["pid"] for process in document["processes"]]
 
 
+def test_a_folder_that_pretends_to_be_a_cgroup_holds_nobody_up(physview, tmp_path):
+    os.mkfifo(tmp_path / "cgroup.procs")
+    for path in (tmp_path, tmp_path / "cgroup.procs"):
+        result = physview("maps", "--cgroup", str(path), timeout=20)
+        assert "is no cgroup" in one_line(result, 2)
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
         ([], "which processes?"),
         (["self", "--all"], "say one of"),
         (["--cgroup", "/nowhere"], "'/nowhere' is no cgroup: No such file"),
-        (["--cgroup", "/tmp"], "it has no cgroup.procs"),
+        (["--cgroup", "/tmp"], "it lies in another file system"),
         (["+5"], "is no pid"),
     ],
 )

@@ -19,7 +19,7 @@ from physview.flags import FlagFilter, well_known
 from physview.model import NO_ENTRY, PM_PFRAME_MASK, PM_PRESENT
 from physview.rows import COLUMNS, iter_each
 from physview.snapshot import Snapshot
-from physview.topology import NO_NODE, cgroup_paths, cgroup_pids, node_map, nodes_of_blocks
+from physview.topology import NO_NODE, cgroup_paths, node_map, nodes_of_blocks
 
 IDLE = 1 << 25
 
@@ -164,12 +164,3 @@ def test_our_own_cgroup_is_found_by_its_inode():
     inode = int(rows["cgroup"][0])
     if inode not in (0, NO_ENTRY):
         assert cgroup_paths()[inode] in (mine.get("memory"), mine.get(""))
-
-
-def test_the_processes_of_a_cgroup(tmp_path):
-    (tmp_path / "below").mkdir()
-    (tmp_path / "cgroup.procs").write_text("3\n1\n")
-    (tmp_path / "below" / "cgroup.procs").write_text("2\n0\n")
-    assert cgroup_pids(str(tmp_path)) == [1, 2, 3]
-    with pytest.raises(FileNotFoundError):
-        cgroup_pids(str(tmp_path / "nowhere"))

@@ -8,6 +8,7 @@ how much is in blocks that are contiguous and aligned. A wide terminal shows mor
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -107,10 +108,12 @@ def _pids(args: argparse.Namespace) -> list[int | None]:
     try:
         return [*cgroup_pids(args.cgroup)]
     except OSError as error:
-        why = "it has no cgroup.procs" if os.path.isdir(args.cgroup) else error.strerror or ""
-        raise UsageError(
-            f"'{args.cgroup}' is no cgroup", why, "give a folder under /sys/fs/cgroup"
-        ) from None
+        if error.errno == errno.EOPNOTSUPP:
+            what = f"cannot tell the processes of '{args.cgroup}'"
+            why, remedy = "it is a threaded cgroup", "give the cgroup above it that is none"
+            raise UsageError(what, why, remedy) from None
+        why, remedy = error.strerror or "", "give a folder under /sys/fs/cgroup"
+        raise UsageError(f"'{args.cgroup}' is no cgroup", why, remedy) from None
 
 
 def _fail_on_none(args: argparse.Namespace, nr_refused: int) -> None:

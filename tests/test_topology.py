@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""cgroups, whatever they and other folders are called."""
+
+import os
+import subprocess
+import sys
+
+import cgroups
+import pytest
+
+from physview import proctext
+from physview.topology import cgroup_pids, memory_cgroup_mount
+
+
+def test_the_memory_hierarchy_is_the_one_with_the_memory_controller():
+    text = (
+        b"1 0 0:1 / /a\\040\v rw - cgroup2 c rw\n2 0 0:2 /../.. /b rw - cgroup c rw,memory\n"
+        b"3 0 0:3 / /memory rw - tmpfs memory rw,memory\n"
+    )
+    unified = memory_cgroup_mount(proctext.parse_mountinfo(text))
+    assert unified.path == "/a \v"
+    more = text + b"4 0 0:4 / /c\r rw - cgroup c rw,memory\n"
+    assert memory_cgroup_mount(proctext.parse_mountinfo(more)).path == "/c\r"
+
+
+@pytest.mark.needs("mountns")
+def test_a_mount_point_with_a_carriage_return_breaks_nothing(tmp_path, tests_on_path):
+    """It was two lines once, the second without the fields of one."""
+    program = (
+        "import os, sys; from memory import libc; from physview.topology import cgroup_paths;"
+        "path = sys.argv[1] + '/a\\rb\\v\\x85'; os.mkdir(path);"
+        "assert libc.mount(b't', os.fsencode(path), b'tmpfs', 0, None) == 0; cgroup_paths()"
+    )
+    # Where the hierarchy is found before it, it was not read.
+    unmount = ["unshare", "-m", "sh", "-c", 'umount -a -l -t cgroup,cgroup2; exec "$@"', "sh"]
+    run = [*unmount, sys.executable, "-c", program, tmp_path]
+    subprocess.run(run, check=True, env=tests_on_path)
+
+
+@pytest.mark.needs("cgroups")
+@pytest.mark.parametrize("name", ["plain", "a:b \v\r\x85 (deleted)", "\\040", "\udcff"])
+def test_the_processes_of_a_cgroup_and_below_whatever_it_is_called(python, name):
+    """Below lies one whose path is longer than any that can be opened at once."""
+    children = [python().pid for _ in range(2)]
+    names = [f"physview-test-{os.getpid()}-{name}", *(["x" * 255] * 20)]
+    with cgroups.branch(names, children) as path:
+        assert cgroup_pids(path) == sorted(children)
+        with pytest.raises(FileNotFoundError):
+            cgroup_pids(f"{path}/nowhere")
+
+
+def test_what_is_no_cgroup_has_no_processes_and_is_not_waited_for(tmp_path):
+    (tmp_path / "cgroup.procs").write_text("3\n1\n")
+    with pytest.raises(NotADirectoryError, match="another file system"):
+        cgroup_pids(str(tmp_path))
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(NotADirectoryError):
+        cgroup_pids(str(tmp_path / "fifo"))
