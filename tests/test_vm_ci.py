@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The job of CI that builds, loads and compares the module, on another kernel than this machine's."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.mark.needs("vm", "kernel-6.1")
+def test_the_modules_job_passes_on_another_kernel():
+    vm = [sys.executable, "-m", "physview", "vm", "--kernel", "6.1", "--module", "none", "--"]
+    # Emulated, and it compiles twice: a minute and a half alone, several beside other work.
+    result = subprocess.run(
+        [*vm, ROOT / "scripts/ci/module"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=1200,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("\n0 unexplained\n") == 7
+    assert "ci: the module on 6.1" in result.stderr
