@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The job of CI that builds, loads and compares the module, on another kernel than this machine's."""
+"""CI's job that builds, loads and compares the module, on a kernel that is not this machine's."""
 
 import subprocess
 import sys
