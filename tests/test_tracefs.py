@@ -61,3 +61,9 @@ class TestFakeTracefs:
         )
         assert finding["details"]["path"] == str(real)
         self.untouched(fake)
+
+
+@pytest.mark.needs("tracefs")
+@pytest.mark.parametrize("name", ["\udcff\r", "\udcff:\udcfe", "../\v"])
+def test_an_event_whose_name_is_no_text_is_not_there(physview, tracefs, name):
+    assert "no event" in one_line(physview("trace", name, "--", "true"), 2)

@@ -38,7 +38,7 @@ class Symbols:
 
     def find(self, name: str) -> list[int]:
         """Addresses of the functions of this name."""
-        wanted = name.encode()
+        wanted = name.encode("utf-8", "surrogateescape")
         return [int(address, 16) for address, symbol, _ in self._symbols if symbol == wanted]
 
     def frame(self, address: int, *, is_caller: bool = True) -> Frame:

@@ -88,7 +88,7 @@ class Tracefs:
         """
         fd = self.open(name, os.O_WRONLY | os.O_APPEND)
         try:
-            os.write(fd, text.encode())
+            os.write(fd, text.encode("utf-8", "surrogateescape"))
         finally:
             os.close(fd)
 
