@@ -143,7 +143,7 @@ BYPASSES = {
     "__stdout__": {},
     "__stderr__": {},
     "os.write": {
-        "tracing/instance.py": "a file of tracefs",
+        "tracing/tracefs.py": "a file of tracefs",
         "tracing/launch.py": "a pipe to the process that is started",
         "labs/evict.py": "/proc/sys/vm/drop_caches",
     },
