@@ -34,7 +34,7 @@ MAY_STRIP = {
 MAY_SPLIT = {
     "kernels/apt.py": "names of packages, in an alphabet of their own",
     "kernels/build.py": "make's output, of which a line is shown",
-    "snapshot_file.py": "an error's text, of which the first line is shown",
+    "parquet_input.py": "an error's text, of which the first line is shown",
     "vm/failures.py": "the log of physview's own VM, by a serial line, which ends them with \\r\\n",
     "vm/machine.py": "the names of CPU flags that QEMU knows",
 }
