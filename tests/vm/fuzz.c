@@ -248,6 +248,7 @@ int main(int argc, char **argv)
 	int compat = has_compat();
 	uint64_t i, *words;
 	pthread_t thread;
+	sigset_t term;
 
 	if (fd < 0) {
 		perror("/dev/3000physicalview");
@@ -264,6 +265,10 @@ int main(int argc, char **argv)
 	memset(arena, 0, 2 * ARENA_SIZE);
 	pthread_create(&thread, NULL, disturb, (void *)(uintptr_t)(state + 2));
 
+	/* The other thread gets SIGTERM: with faults, a signal can kill. */
+	sigemptyset(&term);
+	sigaddset(&term, SIGTERM);
+	pthread_sigmask(SIG_BLOCK, &term, NULL);
 	if (argc > 3)
 		ask_for_faults();
 
