@@ -36,7 +36,8 @@ def corpus(tmp_path_factory):
 
 def test_whatever_is_in_a_file_it_is_refused_or_drawn(corpus):
     command = [sys.executable, SCRIPT, "check", str(corpus)]
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
     found = json.loads(result.stdout)
     print(json.dumps(found, indent=1))  # for who ran all
     assert found["crashed"] == {}
@@ -125,7 +126,7 @@ def test_a_file_that_cannot_be_opened_or_read_is_not_called_damaged(tmp_path):
             SnapshotFile(str(path))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert str(raised.value) == f"cannot read {path}: Too many open files"
+    assert f"cannot read {path}: too many open files" in str(raised.value)
 
 
 def test_a_fifo_and_a_device_are_no_files(physview, tmp_path):
