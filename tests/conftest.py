@@ -336,6 +336,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: _succeeds(sys.executable, "-m", "pip", "index", "versions", "-q", "cffi"),
         "no package index can be reached",
     ),
+    "insmod": (lambda: shutil.which("insmod") is not None, "no insmod: apt-get install kmod"),
     **{
         name: (
             lambda name=name: shutil.which(name) is not None,

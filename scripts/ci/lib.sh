@@ -29,6 +29,13 @@ install_packages() {
 	done
 }
 
+# have PROGRAM…: whether all of them are there.
+have() {
+	for program; do
+		command -v "$program" >/dev/null || return 1
+	done
+}
+
 # as_owner COMMAND…: as the user who owns the checkout. git reads no repository of another user.
 as_owner() {
 	owner=$(stat -c %u "$checkout")
