@@ -115,6 +115,19 @@ def test_root_refuses_another_users_cache_however_it_is_named(tmp_path, variable
     assert contents(home) == []
 
 
+def test_all_of_the_way_to_a_home_that_is_no_whole_path_is_looked_at(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    make_nobodys(home)
+    for name in ("PHYSVIEW_CACHE", "XDG_CACHE_HOME", "SUDO_UID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "home")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AccessDenied, match=f"{home} belongs to nobody"):
+        kernels.make_cache_dir("kernels")
+    assert contents(home) == []
+
+
 def test_the_note_that_kvm_fails_is_not_written_into_another_users_cache(cache):
     machine.remember_that_kvm_fails()
     assert (cache / "kvm-fails").read_text() == machine._boot_id() == machine._kvm_note()

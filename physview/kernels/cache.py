@@ -76,7 +76,8 @@ def _location() -> Path:
             return Path(pwd.getpwuid(0).pw_dir) / ".cache/physview"
         base = os.environ.get("XDG_CACHE_HOME", "")
         # XDG Base Directory Specification: "All paths … must be absolute"; others are ignored.
-        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "physview"
+        folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+        return folder.absolute() / "physview"  # HOME need not be
     except (RuntimeError, KeyError):
         raise PhysviewError(
             "there is no folder for kernels and modules",

@@ -64,6 +64,7 @@ def make_folder(path: Path) -> None:
 
 
 def _go_down(path: Path, *, make: bool) -> bool:
+    assert path.is_absolute(), path  # the way of any other begins elsewhere
     todo = list(reversed(path.parts[1:]))
     way = _Way(path)
     links = 0
