@@ -99,7 +99,7 @@ def check_about(document: dict[str, Any]) -> About:
         if not is_right(document[name]):
             raise Damage(f"'{name}' is not what it has to be")
     vmas = _mappings(document.pop("mappings"))
-    resources = _resources(document.pop("resources", None))
+    resources = check_resources(document.pop("resources", None))
     try:
         time = datetime.datetime.fromisoformat(document["time"])
     except ValueError:
@@ -195,7 +195,12 @@ def _mappings(found: list[Any]) -> list[Vma]:
     return vmas
 
 
-def _resources(found: Any) -> list[Resource] | None:
+def check_resources(found: Any) -> list[Resource] | None:
+    """Hold the member 'resources' against what it may be.
+
+    Raises:
+        Damage: It is not that.
+    """
     if found is None:
         return None
     if not isinstance(found, list) or not 0 < len(found) <= MAX_RESOURCES:

@@ -32,6 +32,7 @@ from physview.snapshot_check import (
     About,
     RowCheck,
     check_about,
+    check_resources,
     load_json,
 )
 from physview.snapshot_tables import Tables
@@ -227,9 +228,10 @@ def _resources() -> list[Resource] | None:
     """Where RAM is, and what lies between, to draw frames by; None where that is not told."""
     try:
         found = read_resources()
-    except OSError:  # a container may have no iomem
+        kept = [each for each in found if each.depth == 0 or each.name.startswith(RAM)]
+        return check_resources([list(each) for each in kept])
+    except (OSError, Damage):  # a container may have no iomem, or one without RAM
         return None
-    return [each for each in found if each.depth == 0 or each.name.startswith(RAM)]
 
 
 def _grouped(batches: Iterable[Rows]) -> Iterator[Rows]:

@@ -80,6 +80,18 @@ def test_it_keeps_where_ram_is_and_files_without_that_are_read(kept, tmp_path):
                 assert sum(len(rows) for rows in file.iter_extents()) == len(table)
 
 
+@pytest.mark.needs("pfn")
+@pytest.mark.parametrize("iomem", [b"", b"000a0000-000bffff : PCI Bus 0000:00\n"])
+def test_where_ram_is_not_told_what_is_kept_can_be_read(stopped, tmp_path, monkeypatch, iomem):
+    """A container may have an iomem that is empty, or without RAM."""
+    monkeypatch.setattr("physview.snapshot_file.read_resources", lambda: machine.parse_iomem(iomem))
+    path = str(tmp_path / "a.parquet")
+    with Snapshot(stopped.pid) as snapshot:
+        write_snapshot(snapshot, path, columns=[])
+    with SnapshotFile(path) as file:
+        assert file.resources is None
+
+
 @pytest.mark.needs("pfn", "kpage")
 def test_pandas_polars_and_duckdb_read_the_same(kept):
     path, rows = kept
