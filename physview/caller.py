@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who called sudo: whom files are given to that root makes for a person."""
+"""The user who called sudo, who becomes the owner of files that root writes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Caller(NamedTuple):
 
 
 def sudo_caller() -> Caller | None:
-    """Who called sudo, by its SUDO_UID and SUDO_GID; None where nobody did, or we are not root.
+    """The user who called sudo, by SUDO_UID and SUDO_GID; None without sudo or without root.
 
     Raises:
-        UsageError: They are set, and are no numbers of a user and a group.
+        UsageError: SUDO_UID or SUDO_GID is set, and they are not ids of a user and a group.
     """
     words = [os.environ.get(name, "") for name in ("SUDO_UID", "SUDO_GID")]
     if os.geteuid() != 0 or not any(words):
@@ -32,8 +32,8 @@ def sudo_caller() -> Caller | None:
     ids = [bounded_int(w, MAX_ID) if w.isascii() and w.isdigit() else MAX_ID + 1 for w in words]
     if max(ids) > MAX_ID:
         raise UsageError(
-            "it is not known who called sudo",
-            f"SUDO_UID={words[0]!r} and SUDO_GID={words[1]!r} are no user and group",
-            "unset both, or set both",
+            "cannot tell who called sudo",
+            f"SUDO_UID={words[0]!r} and SUDO_GID={words[1]!r} are not a user and a group",
+            "set both to numbers, or unset both",
         )
     return Caller(*ids)

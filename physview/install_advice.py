@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The command line that adds Python packages to the environment that physview runs in.
 
-pip is not everywhere: uv's environments have none, pipx's are pipx's own, and a distribution's
-Python forbids it (PEP 668). Each leaves a file behind by which it is known.
+pip does not work everywhere: uv's environments lack it, pipx manages its environments itself, and
+a distribution's Python forbids pip (PEP 668). Each of these has a file that identifies it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def install_line(packages: Sequence[str], extras: Sequence[str]) -> str:
 
     Args:
         packages: Their names, as "pyarrow".
-        extras: physview's extras that bring these, and those that are there already: a tool of
-            uv is installed anew, with all that it is to have.
+        extras: physview's extras that bring these packages, and the extras that are installed
+            already: uv installs a tool anew, and so needs all of them.
     """
     prefix = sys.prefix
     if os.path.exists(f"{prefix}/uv-receipt.toml"):
@@ -58,13 +58,13 @@ def _into_system(packages: Sequence[str], extras: Sequence[str]) -> str:
     if os.path.exists(marker):
         # The distribution's own packages, if it has them, are named differently everywhere.
         return (
-            "this Python is its distribution's, which lets pip install nothing:"
+            "this Python belongs to the distribution, which forbids pip:"
             f" pipx install {_with_extras(extras)}"
         )
     if find_spec("pip") is None:
         return f"this Python has no pip: pipx install {_with_extras(extras)}"
-    # Not -I, with which pip would not install into a user's own site-packages; so that no module
-    # of the working directory is taken for pip's, go where only root can put any.
+    # With -I pip would not install into a user's own site-packages. Only root can put modules into
+    # /, so Python takes no module of another user for pip's there.
     python = shlex.join([sys.executable, "-m", "pip", "install", *packages])
     line = f"(cd / && {python})"
     if os.access(sysconfig.get_path("purelib"), os.W_OK) or _is_users_own():
@@ -84,7 +84,7 @@ def _pip(packages: Sequence[str]) -> str:
 
 
 def _with_extras(extras: Sequence[str]) -> str:
-    """What to ask an installer for: physview with extras, from where it came from.
+    """The requirement for an installer: physview with extras, from its original source.
 
     Source: PEP 508, and PEP 610 for direct_url.json
     """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a person here runs physview, and anything as root: for advice that works as it is typed.
+"""Command lines in messages that work as they are typed here, for physview and for root.
 
-`physview` alone is often no command: it lies in an environment that PATH or sudo's secure_path
-lacks, or it is run from a checkout. `sudo` may not be installed, and root needs none. Every
-message that names a command takes it from here.
+`physview` alone is often not a command: its environment is not in PATH or in sudo's secure_path,
+or physview runs from a checkout. `sudo` may be missing, and root does not need it. Every message
+that names a command gets the command line from this module.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shlex
 import sys
 
 CHILD_OPTION = "--physview-child"
-"""How `__main__.py` knows that it is started by `child_python`."""
+"""By this option `__main__.py` knows that `child_python` started it."""
 
 # The folders that every secure_path of sudo has. Fedora's lacks /usr/local/bin.
 SECURE_FOLDERS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
@@ -43,7 +43,7 @@ def physview(words: str) -> str:
 
 
 def physview_as_root(words: str) -> str:
-    """A command line of physview, as root must run it; as `physview()` where we are root."""
+    """A command line of physview for root to run; the same as `physview()` if we are root."""
     if os.geteuid() == 0:
         return physview(words)
     return as_root(f"{_program(for_sudo=True)} {words}")
@@ -74,13 +74,13 @@ def write_as_root(value: str, path: str) -> str:
 
 
 def load_own_module() -> str:
-    """How physview's own kernel module takes the place of one that is loaded."""
+    """How to replace a loaded module with physview's own."""
     load = physview_as_root("module load")
     return f"load physview's own: {physview_as_root('module unload')}, then {load}"
 
 
 def module_or_vm(words: str) -> str:
-    """How a command gets the module: here, where the kernel can load one, or in a throwaway VM.
+    """How a command gets the module: here, if the kernel can load modules, or in a throwaway VM.
 
     Args:
         words: The command, after "physview".
@@ -92,7 +92,7 @@ def module_or_vm(words: str) -> str:
 
 
 def build_core() -> str:
-    """How the compiled core gets there."""
+    """How to get the compiled core."""
     return _checkout_run() or "install physview again, for this Python"
 
 
@@ -114,7 +114,7 @@ def _which(name: str) -> str | None:
     import shutil
 
     found = shutil.which(name)
-    # What PATH has by a relative folder is the working directory's, and may be anybody's.
+    # A relative folder in PATH depends on the working directory, which may be another user's.
     return found if found and os.path.isabs(found) else None
 
 
@@ -122,7 +122,7 @@ def _program(*, for_sudo: bool) -> str:
     """The shortest form that works here, quoted for a shell."""
     script = _script()
     if script is None:
-        # Where no script is installed: by the path of a file, which needs no module path.
+        # No script is installed: run a file by its path, which needs no module path.
         return shlex.join([sys.executable, "-I", f"{_PACKAGE}/__main__.py"])
     if not for_sudo and _is_same(_which("physview"), script):
         return "physview"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Columns of numbers out of a Parquet file that anybody may have made, in bounded memory.
+"""Reads columns of numbers from an untrusted Parquet file, in bounded memory.
 
-Arrow believes what a file says of itself: a page of a kilobyte may say that it unpacks to 2 GiB. So
-Arrow never gets the file. Headers are read here and held against limits, which no file of ours
-comes near. Then a group's bytes are put into a small file in memory, with a footer that is made
-here, and Arrow unpacks that.
+Arrow trusts the sizes in a file's headers: a page of a kilobyte may claim that it unpacks to 2 GiB.
+So Arrow never gets the file. This module reads the headers and checks them against limits, far
+above the sizes in physview's own files. Then it copies a group's bytes into a small file in
+memory, with a footer of its own, and Arrow unpacks the small file.
 
 Source: https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
 """
@@ -51,9 +51,9 @@ class Column(NamedTuple):
     """A column of the file.
 
     Args:
-        at: Which of them.
-        kind: Its type as NumPy calls it; empty for what is not read here, as text.
-        element: How the file describes it: type, repetition, name and converted type.
+        at: Its index.
+        kind: Its type as NumPy calls it; empty for types that are not read here, such as text.
+        element: The file's description: type, repetition, name and converted type.
     """
 
     at: int
@@ -65,7 +65,7 @@ class Values(NamedTuple):
     """A column of a group.
 
     Args:
-        data: The values; what is null has none that means anything.
+        data: The values; the value of a null is meaningless.
         is_known: Bool array: which are not null.
     """
 
@@ -88,7 +88,7 @@ class ParquetInput:
 
     Raises:
         OSError: It cannot be opened or read.
-        Damage: It is no Parquet file, or damaged, or has what no file of ours has.
+        Damage: It is not a Parquet file, is damaged, or has features that physview never writes.
     """
 
     def __init__(self, path: str, key: bytes) -> None:
@@ -97,7 +97,7 @@ class ParquetInput:
         try:
             info = os.fstat(self._fd)
             if not stat.S_ISREG(info.st_mode):
-                raise Damage("it is no regular file")
+                raise Damage("it is not a regular file")
             self._read_footer(info.st_size, key)
         except BaseException:
             self.close()
@@ -121,13 +121,13 @@ class ParquetInput:
 
     def _read_footer(self, size: int, key: bytes) -> None:
         if size < 12 or self._read(0, 4) != MAGIC:
-            raise Damage("it does not begin as one")
+            raise Damage("it does not begin as a Parquet file")
         tail = self._read(size - 8, 8)
         length = int.from_bytes(tail[:4], "little")
         if tail[4:] != MAGIC or length > size - 12:
-            raise Damage("it does not end as one")
+            raise Damage("it does not end as a Parquet file")
         if length > MAX_FOOTER_BYTES:
-            raise Damage(f"its footer has {length} bytes")
+            raise Damage(f"its footer has {length} bytes, more than {MAX_FOOTER_BYTES}")
         self._end = size - 8 - length
         footer = self._read(self._end, length)
         reader = Reader(footer)
@@ -156,18 +156,18 @@ class ParquetInput:
 
     def _read_columns(self, elements: Any) -> None:
         if not _are_structs(elements) or len(elements) > MAX_COLUMNS + 1:
-            raise Damage("its columns are not described")
+            raise Damage("its footer does not describe its columns")
         root, *leaves = elements
         if _number(root, 5) != len(leaves):
-            raise Damage("its columns lie in each other")
+            raise Damage("its columns are nested")
         for index, element in enumerate(leaves):
             name = element.get(4)
             if element.get(5) or not isinstance(name, bytes) or _number(element, 3) > _OPTIONAL:
-                raise Damage("its columns lie in each other")
+                raise Damage("its columns are nested")
             kind = _KINDS.get((element.get(1, 0), element.get(6)), "")
             text = name.decode("utf-8", "replace")
             if text in self.columns:
-                raise Damage("two columns have one name")
+                raise Damage("two columns have the same name")
             self.columns[text] = Column(index, kind, element)
 
     def _read_groups(self, reader: Reader, kind: int, footer: bytes) -> None:
@@ -180,7 +180,7 @@ class ParquetInput:
             reader.budget = _VALUES_IN_COLUMN * MAX_COLUMNS
             nr_rows = _number(reader.struct(), 3)
             if not 0 < nr_rows <= MAX_ROWS_IN_GROUP:
-                raise Damage(f"a group has {nr_rows} rows, and {MAX_ROWS_IN_GROUP} are the most")
+                raise Damage(f"a group has {nr_rows} rows, not from 1 to {MAX_ROWS_IN_GROUP}")
             self.nr_rows += nr_rows
             self._groups.append(footer[start : reader.at])
 
@@ -212,12 +212,12 @@ class ParquetInput:
         group = Reader(self._groups[at], budget=_VALUES_IN_COLUMN * MAX_COLUMNS).struct()
         nr_rows, chunks = _number(group, 3), group.get(1)
         if not _are_structs(chunks) or len(chunks) != len(self.columns):
-            raise Damage("a group has other columns than the file")
+            raise Damage("a group has more or fewer columns than the file")
         small, described = bytearray(MAGIC), []
         for name in names:
             about = chunks[self.columns[name].at].get(3)
             if not isinstance(about, dict):
-                raise Damage(f"where column {name} is, is not told")
+                raise Damage(f"the place of column {name} is missing")
             start, size = self._place(about)
             data = self._read(start, size)
             first_data = _check_pages(data, nr_rows, name)
@@ -232,16 +232,16 @@ class ParquetInput:
         if 0 < _number(about, 11) < start:  # the dictionary comes first
             start = _number(about, 11)
         if start < len(MAGIC) or not 0 < size <= min(MAX_CHUNK_BYTES, self._end - start):
-            raise Damage("a column lies where the file has none")
+            raise Damage("a column lies outside the file's data, or is too large")
         if _number(about, 4) not in _CODECS:
-            raise Damage("a column is packed in a way that no snapshot is")
+            raise Damage("a column has a compression that no snapshot uses")
         return start, size
 
 
 def _number(fields: dict[int, Any], number: int) -> int:
     value = fields.get(number, 0)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise Damage("a header has no number where one belongs")
+        raise Damage("a number is missing in a header")
     return value
 
 
@@ -250,10 +250,10 @@ def _are_structs(value: Any) -> TypeGuard[list[dict[int, Any]]]:
 
 
 def _check_pages(data: bytes, nr_rows: int, name: str) -> int:
-    """Hold the pages of a column against what they may be.
+    """Check the headers of a column's pages.
 
     Returns:
-        Where the first with data begins.
+        The offset of the first page with data.
     """
     at = nr_found = nr_bytes = 0
     first_data = -1
@@ -264,7 +264,7 @@ def _check_pages(data: bytes, nr_rows: int, name: str) -> int:
         size, packed = _number(page, 2), _number(page, 3)
         nr_bytes += size
         if size < 0 or not 0 <= packed <= len(data) - reader.at or nr_bytes > MAX_CHUNK_BYTES:
-            raise Damage(f"a page of column {name} has more bytes than it may")
+            raise Damage(f"a page of column {name} has too many bytes")
         at = reader.at + packed
         if _number(page, 1) == _DICTIONARY_PAGE and start == 0:
             has_dictionary = True
@@ -275,15 +275,15 @@ def _check_pages(data: bytes, nr_rows: int, name: str) -> int:
             encodings = (_PLAIN, *((_PLAIN_DICTIONARY, _RLE_DICTIONARY) if has_dictionary else ()))
             first_data = start if first_data < 0 else first_data
         else:
-            raise Damage(f"a page of column {name} is of a kind that no snapshot has")
+            raise Damage(f"a page of column {name} has a type that no snapshot uses")
         if not isinstance(about, dict) or _number(about, 2) not in encodings:
-            raise Damage(f"a page of column {name} is packed in a way that no snapshot is")
+            raise Damage(f"a page of column {name} has an encoding that no snapshot uses")
         nr = _number(about, 1)
         if not 0 <= nr <= nr_rows:
             raise Damage(f"a page of column {name} has {nr} values")
         nr_found += nr if is_data else 0
     if nr_found != nr_rows:
-        raise Damage(f"column {name} has {nr_found} rows of {nr_rows}")
+        raise Damage(f"column {name} has {nr_found} values for {nr_rows} rows")
     return first_data
 
 
@@ -336,7 +336,7 @@ def _unpack(data: bytes, names: list[str], nr_rows: int) -> dict[str, Values]:
             raise
         raise Damage(_first_line(error)) from None
     if any(len(values.data) != nr_rows for values in found.values()):
-        raise Damage("a column has other rows than it says")
+        raise Damage("a column has more or fewer rows than its header says")
     return found
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Why a file of /proc is not there, where that says nothing about the kernel or the process.
+"""Why a file of /proc is missing if neither the kernel nor the process is the reason.
 
-/proc may not be mounted, or with subset=pid (no machine-wide files), or with hidepid (a process of
-another user looks as if there was none). Source: Documentation/filesystems/proc.rst, chapter 4
+/proc may be not mounted, mounted with subset=pid (no machine-wide files), or mounted with hidepid
+(processes of other users look as if they did not exist).
+
+Source: Documentation/filesystems/proc.rst, chapter 4
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ class Missing(NamedTuple):
 
 
 def why_no_file(path: str) -> Missing | None:
-    """Why a file of the machine or of this process is not there; None if the kernel has none.
+    """Why a file of the machine or of this process is missing; None if the kernel lacks the file.
 
     Args:
         path: The file, as "/proc/kpageflags", which could not be found.
@@ -35,7 +37,7 @@ def why_no_file(path: str) -> Missing | None:
     if not os.path.exists("/proc/filesystems") and not os.path.exists("/proc/version"):
         return Missing(
             "/proc is mounted with subset=pid, without the machine's own files",
-            f"mount another: {_mount()}",
+            f"mount a complete one: {_mount()}",
         )
     return None
 
@@ -45,12 +47,12 @@ def _mount() -> str:
 
 
 def is_mounted() -> bool:
-    """Whether there is a /proc, of this pid namespace."""
+    """Whether a /proc of this pid namespace is mounted."""
     return os.path.lexists("/proc/self")
 
 
 def is_hidden(pid: int) -> bool:
-    """Whether a process that /proc does not show is there: hidepid hides it.
+    """Whether a process exists that /proc does not show: hidepid hides it.
 
     Args:
         pid: A process or a thread.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Errors that come from a limit of this process, and not from what it looked at.
+"""Errors that come from a limit of this process, and not from what the process looked at.
 
-Memory, open files and threads run out anywhere: in an import, in the C library, in NumPy. Each
-has its own exception for that, and the dynamic loader only a text. `reached()` knows them all.
+Memory, open files and threads can run out anywhere: in an import, in the C library, in NumPy. Each
+of these raises its own exception, and the dynamic loader gives only a text. `reached()` knows all.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _files(code: int | None) -> Limit:
     if code == errno.ENFILE:
-        return Limit("the machine has as many files open as it may", "raise fs.file-max (sysctl)")
+        return Limit(
+            "the machine has reached its limit of open files", "raise fs.file-max (sysctl)"
+        )
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return Limit(
         f"too many open files: this process may open {most}", "raise the limit (ulimit -n 1024)"
@@ -74,18 +76,22 @@ def _memory() -> Limit:
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
     if most != resource.RLIM_INFINITY:
         return Limit(
-            f"not enough memory: this process may have {most // 1024} KiB of addresses",
+            f"not enough memory: this process may have {most // 1024} KiB of address space",
             "raise the limit (ulimit -v)",
         )
-    return Limit("not enough memory", "free some, or raise the limit of the container or cgroup")
+    return Limit(
+        "not enough memory", "free some memory, or raise the limit of the container or cgroup"
+    )
 
 
 def _threads() -> Limit:
     most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
-        return Limit("no new process or thread could be started", "raise ulimit -v and ulimit -u")
+        return Limit(
+            "no new process or thread could be started", "raise the limits (ulimit -v, ulimit -u)"
+        )
     which = "" if most == resource.RLIM_INFINITY else f": uid {os.getuid()} may have {most}"
     return Limit(
         f"no new process or thread could be started{which}",
-        "end some, or raise the limit (ulimit -u, or the container's)",
+        "end some processes, or raise the limit (ulimit -u, or the container's)",
     )

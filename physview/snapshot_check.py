@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a snapshot file may hold. Anybody can make one: nothing of it is believed before this.
+"""Checks of a snapshot file's metadata and rows. Anybody can make such a file.
 
-After these checks the rest of the package may take a file's contents as it takes the kernel's.
+After these checks the rest of the package trusts the file's contents as it trusts the kernel's.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def load_json(data: bytes) -> dict[str, Any]:
     """Read the metadata's JSON document in bounded memory.
 
     Raises:
-        Damage: It is none, or has more than a snapshot has.
+        Damage: It is not a JSON object, or has more members than a snapshot can have.
     """
     if len(data) > MAX_ABOUT_BYTES:
-        raise Damage(f"they have {len(data)} bytes, and {MAX_ABOUT_BYTES} are the most")
+        raise Damage(f"they have {len(data)} bytes, more than {MAX_ABOUT_BYTES}")
     # Each value of a list or an object stands behind a comma or a bracket.
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > _MAX_VALUES:
         raise Damage("they have more members than a snapshot has")
@@ -69,11 +69,11 @@ def load_json(data: bytes) -> dict[str, Any]:
         del data  # of the largest each copy counts
         document = json.loads(text, parse_int=_int, parse_float=_refuse, parse_constant=_refuse)
     except RecursionError:
-        raise Damage("their lists lie in each other") from None
+        raise Damage("their lists are nested too deeply") from None
     except ValueError as error:
         raise Damage(str(error)) from None
     if not isinstance(document, dict):
-        raise Damage("they are no JSON object")
+        raise Damage("they are not a JSON object")
     return document
 
 
@@ -84,20 +84,20 @@ def _int(text: str) -> int:
 
 
 def _refuse(text: str) -> None:
-    raise Damage(f"{text[:20]} is no number that a snapshot has")
+    raise Damage(f"{text[:20]} is not a valid number in a snapshot")
 
 
 def check_about(document: dict[str, Any]) -> About:
-    """Hold the metadata against what they may be; `document` is emptied.
+    """Check the types and ranges of the metadata's members; `document` is emptied.
 
     Raises:
-        Damage: They are not that; the text says which member.
+        Damage: A member is wrong; the text names the member.
     """
     for name, is_right in _MEMBERS.items():
         if name not in document:
             raise Damage(f"'{name}' is missing")
         if not is_right(document[name]):
-            raise Damage(f"'{name}' is not what it has to be")
+            raise Damage(f"'{name}' has a wrong type or value")
     vmas = _mappings(document.pop("mappings"))
     resources = check_resources(document.pop("resources", None))
     try:
@@ -105,7 +105,7 @@ def check_about(document: dict[str, Any]) -> About:
     except ValueError:
         time = datetime.datetime.max
     if time.year not in _YEARS or time.tzinfo is None:
-        raise Damage("'time' is no time with its zone")
+        raise Damage("'time' is not a time with a time zone")
     return About(document, vmas, resources, time)
 
 
@@ -176,22 +176,22 @@ def _is_list_of(checks: Sequence[Callable[[Any], bool]], value: Any) -> bool:
 
 
 def _mappings(found: list[Any]) -> list[Vma]:
-    """Mappings in address order; words that many have are kept once. `found` is emptied."""
+    """Mappings in address order, with equal strings kept once; `found` is emptied."""
     vmas: list[Vma] = []
     last = 0
     found.reverse()
     while found:
         members = found.pop()
         if not _is_list_of(_MAPPING, members):
-            raise Damage(f"mapping {len(vmas)} is none")
+            raise Damage(f"mapping {len(vmas)} has a wrong type or value")
         start, end, perms, offset, device, inode, path = members
         if not last <= start < end or (start | end) % PAGE_SIZE:
-            raise Damage(f"mapping {len(vmas)} does not follow the one before")
+            raise Damage(f"mapping {len(vmas)} is not in address order, or not whole pages")
         perms, device, path = map(sys.intern, (perms, device, path))
         vmas.append(Vma(start, end, perms, offset, device, inode, path))
         last = end
     if not vmas or vmas[0].start >= USER_END:
-        raise Damage("there is no mapping")
+        raise Damage("there is no mapping below the end of user space")
     return vmas
 
 
@@ -204,18 +204,18 @@ def check_resources(found: Any) -> list[Resource] | None:
     if found is None:
         return None
     if not isinstance(found, list) or not 0 < len(found) <= MAX_RESOURCES:
-        raise Damage("'resources' is not what it has to be")
+        raise Damage("'resources' has a wrong type or size")
     resources = []
     has_ram, last = False, 0
     for members in found:
         if not _is_list_of(_RESOURCE, members):
-            raise Damage("one of 'resources' is none")
+            raise Damage("one of 'resources' has a wrong type or value")
         resource = Resource(*members)
         is_ram = resource.name.startswith(RAM)
         end = 1 << PHYSICAL_BITS if is_ram else _U64
         # What lies within another follows it.
         if not last <= resource.start < resource.end <= end:
-            raise Damage("'resources' are not in order")
+            raise Damage("'resources' are not in address order, or lie beyond the address space")
         last = resource.start
         has_ram |= is_ram and -(-resource.start // PAGE_SIZE) < resource.end >> PAGE_SHIFT
         resources.append(resource)
@@ -225,7 +225,7 @@ def check_resources(found: Any) -> list[Resource] | None:
 
 
 class RowCheck:
-    """Holds rows against what they may be, batch by batch.
+    """Checks rows batch by batch.
 
     Args:
         vmas: The mappings.
@@ -244,21 +244,21 @@ class RowCheck:
         self._end = 0
 
     def check(self, rows: Rows) -> None:
-        """Check rows that follow those of the last call; at least one.
+        """Check at least one row; the rows follow those of the last call.
 
         Raises:
-            Damage: They are not what they have to be.
+            Damage: A row is not possible in a snapshot.
         """
         import numpy as np
 
         vaddr, nr_pages, vma = rows["vaddr"], rows["nr_pages"], rows["vma"]
         if vma.max() >= len(self._starts):
-            raise Damage("a row is of a mapping that there is not")
+            raise Damage("a row names a mapping that does not exist")
         starts, stops = self._starts[vma], self._stops[vma]
         inside = (vaddr >= starts) & (vaddr < stops) & (vaddr % np.uint64(PAGE_SIZE) == 0)
         room = np.where(inside, stops - vaddr, 0) // np.uint64(PAGE_SIZE)
         if not ((nr_pages > 0) & (nr_pages <= room)).all():
-            raise Damage("a row lies outside of its mapping")
+            raise Damage("a row lies outside its mapping")
         after = ends(rows)
         if int(vaddr[0]) < self._end or (vaddr[1:] < after[:-1]).any():
             raise Damage("rows are not in address order, or overlap")
@@ -266,7 +266,7 @@ class RowCheck:
         self._check_places(rows)
         nodes = rows["node"] if "node" in (rows.dtype.names or ()) else np.zeros(1)
         if nodes.min() < -1 or nodes.max() >= MAX_NODE:
-            raise Damage("a row has a node that there cannot be")
+            raise Damage("a row has an impossible node")
 
     def _check_places(self, rows: Rows) -> None:
         """Frames and slots, which the entry names as well, from the first page to the last."""
@@ -274,10 +274,10 @@ class RowCheck:
 
         for name, expected in zip(("pfn", "swap"), places(rows["entry"]), strict=True):
             if (rows[name] != expected).any():
-                raise Damage(f"a row's {name} is not that of its entry")
+                raise Damage(f"a row's {name} differs from the {name} in its entry")
         has_frame = rows["pfn"] != np.uint64(NO_ENTRY)
         if has_frame.any() and not self._knows_frames:
-            raise Damage("a row has a frame, and frames were hidden")
+            raise Damage("a row has a frame, although frames were hidden")
         present = rows["entry"] & np.uint64(PM_PRESENT) != 0
         limits = np.where(present, MAX_PFN - 1, PM_PFRAME_MASK).astype(np.uint64)
         value = rows["entry"] & np.uint64(PM_PFRAME_MASK)
@@ -285,4 +285,4 @@ class RowCheck:
         room = np.where(value <= limits, limits - value, 0)
         most = np.where(step > 0, room // np.maximum(step, 1), USER_END)
         if (value > limits).any() or (rows["nr_pages"] - np.uint64(1) > most).any():
-            raise Damage("a row has frames or slots that there cannot be")
+            raise Damage("a row has impossible frames or swap slots")

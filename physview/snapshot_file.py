@@ -182,10 +182,10 @@ def _field(arrow: Any, name: str, kind: str, unit: str, meaning: str) -> Any:
 
 
 def _about(snapshot: Snapshot, columns: Sequence[str], *, complete: bool) -> bytes:
-    """The metadata: what these rows are of, as JSON.
+    """The metadata of the rows, as JSON.
 
     Raises:
-        PhysviewError: There are more than would be read back.
+        PhysviewError: The metadata exceed the limits for reading them back.
     """
     about = json.dumps(_members(snapshot, columns, complete=complete), separators=(",", ":"))
     nr, most = len(snapshot.vmas), MAX_MAPPINGS
@@ -269,8 +269,8 @@ class SnapshotFile:
         time: When it was taken, with its time zone.
 
     Raises:
-        PhysviewError: It cannot be opened, is no snapshot, damaged, of a later format, or of a
-            machine with pages of another size.
+        PhysviewError: It cannot be opened, is not a snapshot, is damaged, has a later format, or is
+            from a machine with another page size.
         Unsupported: pyarrow is not installed.
     """
 
@@ -279,7 +279,7 @@ class SnapshotFile:
         need("pyarrow", what)
         need("pyarrow.parquet", what)
         self.path = path
-        with self._told("it is no Parquet file, or damaged"):
+        with self._told("it is not a Parquet file, or it is damaged"):
             self._file = ParquetInput(path, KEY)
         try:
             about = self._read_about(what)
@@ -301,8 +301,8 @@ class SnapshotFile:
             yield
         except Damage as error:
             raise PhysviewError(what, f"{why} ({error})", path=self.path) from None
-        except ValueError:  # a NUL, or what is no text of this system
-            raise PhysviewError(what, "no file can have such a name", path=self.path) from None
+        except ValueError:  # a NUL, or text that the file system encoding lacks
+            raise PhysviewError(what, "this is not a valid file name", path=self.path) from None
         except (OSError, ImportError, MemoryError) as error:
             limit = resource_limits.reached(error)
             if limit:
@@ -313,7 +313,7 @@ class SnapshotFile:
 
     def _read_about(self, what: str) -> About:
         if KEY not in self._file.metadata:
-            why = "it is a Parquet file, but no snapshot of physview's"
+            why = "it is a Parquet file, but not a snapshot of physview's"
             remedy = f"{invocation.physview('snapshot PID -o FILE')} makes one"
             raise PhysviewError(what, why, remedy)
         with self._told("its metadata are damaged"):
@@ -322,10 +322,10 @@ class SnapshotFile:
             if type(found) is int and found > FORMAT:
                 why = f"its format is {found}, and this physview knows {FORMAT}"
                 version = str(document.get("physview"))[:64]
-                raise PhysviewError(what, why, f"take physview {version} or later")
+                raise PhysviewError(what, why, f"use physview {version} or later")
             if type(size) is int and 0 < size < 1 << 32 and size != PAGE_SIZE:
                 why = f"its pages have {size} bytes, and this machine's {PAGE_SIZE}"
-                raise PhysviewError(what, why, "read it on a machine like the one it is of")
+                raise PhysviewError(what, why, "read it on a machine with that page size")
             return check_about(document)
 
     def _check_columns(self) -> None:
@@ -333,9 +333,9 @@ class SnapshotFile:
         for name in (*_READ, *COLUMNS):
             column = self._file.columns.get(name)
             if column is None and name in _READ:
-                raise Damage(f"there is no {name}")
+                raise Damage(f"column {name} is missing")
             if column is not None and column.kind != kinds[name].replace("dictionary", ""):
-                raise Damage(f"{name} is no {kinds[name]}")
+                raise Damage(f"column {name} is not of type {kinds[name]}")
 
     @property
     def knows_frames(self) -> bool:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where a file is to be written: a folder that is held open, and a name in it.
+"""The target of a written file: a folder that is held open, and a name in this folder.
 
-A path is followed component by component, each by a descriptor: nobody can exchange a part of it
-between a check and its use, or lead root somewhere else. A symbolic link is followed only if nobody
-but root and the caller can have put it there.
+A path is followed component by component, each by a descriptor: nobody can replace a part of it
+between a check and its use, or redirect root to another place. A symbolic link is followed only if
+only root and the caller can have made it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Access(IntEnum):
 
 
 def trusted_uids() -> frozenset[int]:
-    """Whose folders and links are not an attacker's: root's, and those of who called."""
+    """The users whose folders and links are trusted: root and the caller, also through sudo."""
     caller = sudo_caller()
     return frozenset({0, os.geteuid(), *(caller[:1] if caller else ())})
 
@@ -52,8 +52,8 @@ class Target:
         path: As it was given.
         fd: The folder, opened with O_PATH.
         name: The file's name in the folder.
-        access: Who else may change what the folder holds.
-        folder_uid: Whose folder it is.
+        access: Who else may change the folder's entries.
+        folder_uid: The folder's owner.
 
     Raises:
         PhysviewError: There is no such folder, the path names no file, or it leads through a
@@ -65,13 +65,13 @@ class Target:
         self._trusted = trusted_uids()
         what = f"cannot write {path}"
         if path in ("", "-"):
-            raise PhysviewError(what, "a file is meant, which can be written whole", "name one")
+            raise PhysviewError(what, "physview writes a regular file", "give a file name")
         if path.endswith("/") or os.path.basename(path) in (".", ".."):
             raise PhysviewError(what, "it is a folder", "name a file in it", path=path)
         try:
             self._walk = _Walk(path, self._trusted)
         except ValueError:  # a NUL, or what is no text of this system
-            raise PhysviewError(what, "no file can have such a name", path=path) from None
+            raise PhysviewError(what, "this is not a valid file name", path=path) from None
         except OSError as error:
             raise PhysviewError(what, error.strerror or "", path=path) from None
         self.fd, self.name, self.access = self._walk.fd, self._walk.name, self._walk.access
@@ -93,20 +93,20 @@ class Target:
         return os.path.dirname(self.path) or "."
 
     def check(self, *, overwrite: bool) -> os.stat_result | None:
-        """Find out whether a file may be put here now.
+        """Check whether the file may be written here now.
 
         Args:
             overwrite: Whether it may replace a file.
 
         Returns:
-            What is there and would be replaced; None if nothing is.
+            The file that would be replaced; None if there is none.
 
         Raises:
-            PhysviewError: It may not.
+            PhysviewError: The file may not be written.
         """
         what = f"cannot write {self.path}"
         if not os.access(".", os.W_OK | os.X_OK, dir_fd=self.fd):
-            why = f"the folder {self.folder} is not yours to write to"
+            why = f"you may not write to the folder {self.folder}"
             raise PhysviewError(what, why, "choose another folder", path=self.path)
         try:
             info = os.stat(self.name, dir_fd=self.fd, follow_symlinks=False)
@@ -126,13 +126,16 @@ class Target:
         if stat.S_ISLNK(info.st_mode):  # made since the path was followed
             return "it is a symbolic link", "choose another name"
         if not stat.S_ISREG(info.st_mode):
-            return "it is a device or a pipe", "a regular file is needed"
+            return "it is a device or a pipe", "name a regular file"
         if not overwrite:
             return "it is there already", "choose another name, or add --force"
         if info.st_uid not in self._trusted:
-            return f"it is there, and another user's (uid {info.st_uid})", "choose another name"
+            return (
+                f"the file exists and belongs to another user (uid {info.st_uid})",
+                "choose another name",
+            )
         if self.access is Access.SHARED:
-            why = f"it is there, and others may exchange files in the folder {self.folder}"
+            why = f"the file exists, and others may replace files in the folder {self.folder}"
             return why, "remove it first, or choose another folder"
         return "", ""
 
@@ -199,7 +202,7 @@ class _Walk:
             link = self._link(name)
             if link is None:
                 raise PhysviewError(
-                    f"cannot write {self._path}", f"{name} is no folder", path=self._path
+                    f"cannot write {self._path}", f"{name} is not a folder", path=self._path
                 ) from None
             return link
         except FileNotFoundError:
@@ -229,19 +232,19 @@ class _Walk:
     def _allow(self, name: str, link: _Link) -> None:
         """Refuse a link that another user can have put there.
 
-        Whose it is does not tell enough: of a link of root's anybody can make a hard link in /tmp
-        where fs.protected_hardlinks is 0.
+        The owner of a link is not enough: if fs.protected_hardlinks is 0, anybody can make a hard
+        link in /tmp to a symbolic link of root.
         """
         self._nr_links += 1
         if self._nr_links > MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         what = f"cannot write {self._path}"
         if link.uid not in self._trusted:
-            why = f"{name} is a symbolic link of another user's (uid {link.uid})"
+            why = f"{name} is a symbolic link of another user (uid {link.uid})"
             raise PhysviewError(what, why, "choose another name", path=self._path)
         if self.access is not Access.OWN:
             why = f"{name} is a symbolic link in a folder that others may write to"
-            raise PhysviewError(what, why, "name the file that it leads to", path=self._path)
+            raise PhysviewError(what, why, "name the link's target", path=self._path)
 
 
 def _components(path: str) -> list[str]:

@@ -66,7 +66,7 @@ class Reader:
         """A string of bytes."""
         size = self.unsigned()
         if size > len(self._data) - self.at:
-            raise Damage("a text in a header ends too late")
+            raise Damage("a text in a header is longer than the file")
         self.at += size
         return bytes(self._data[self.at - size : self.at])
 
@@ -75,7 +75,7 @@ class Reader:
         byte = self.byte()
         nr = byte >> 4 if byte >> 4 < 15 else self.unsigned()
         if nr > len(self._data) - self.at:
-            raise Damage("a list in a header has more items than there is room for")
+            raise Damage("a list in a header has more items than the file has room for")
         return byte & 0xF, nr
 
     def next_field(self, last: int) -> tuple[int, int]:
@@ -106,7 +106,7 @@ class Reader:
         """A value of a type."""
         self.budget -= 1
         if self.budget < 0 or depth > MAX_DEPTH:
-            raise Damage("a header has more than any writer puts there")
+            raise Damage("a header has more values than any writer makes")
         if kind in _NUMBERS:
             return self.number()
         if kind == BINARY:
@@ -116,7 +116,7 @@ class Reader:
         if kind in (LIST, SET):
             item, nr = self.begin_list()
             if nr > self.budget:
-                raise Damage("a header has more than any writer puts there")
+                raise Damage("a header has more values than any writer makes")
             return [self.value(item, depth + 1) for _ in range(nr)]
         if kind in (TRUE, FALSE, BYTE):
             return self.byte()
@@ -125,7 +125,7 @@ class Reader:
                 raise Damage("a header ends too early")
             self.at += 8
             return 0.0  # nothing here needs one
-        raise Damage(f"a header has a value of type {kind}, which Parquet has none of")
+        raise Damage(f"a header has a value of the unknown type {kind}")
 
 
 def write_struct(fields: dict[int, Any]) -> bytes:

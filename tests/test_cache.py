@@ -200,7 +200,7 @@ def test_what_is_mounted_in_a_sticky_folder_is_refused(tmp_path):
     output = subprocess.check_output([*command, *places], cwd=ROOT, text=True)
     fine, refused = output.splitlines()
     assert fine == "True"
-    assert "is mounted in a folder that others may write to; set PHYSVIEW_CACHE" in refused
+    assert "is a mount point in a folder that others may write to; set PHYSVIEW_CACHE" in refused
 
 
 def test_links_are_followed_as_the_kernel_follows_them(tmp_path):

@@ -104,7 +104,7 @@ def test_as_many_mappings_as_a_process_may_have_take_little(tmp_path):
     path = tmp_path / "a.parquet"
     hostile_files.write(path, metadata=hostile_files.about(mappings=mappings))
     code, said, peak = run_measured("diff", str(path), str(path))
-    assert "a row lies outside of its mapping" in said
+    assert "a row lies outside its mapping" in said
     columns = {name: [None] * MAX_MAPPINGS for name in hostile_files.TYPES}
     columns |= {"vaddr": starts, "nr_pages": [1] * MAX_MAPPINGS, "mapping": range(MAX_MAPPINGS)}
     columns |= {"entry": [1 << 63 | 16] * MAX_MAPPINGS, "pfn": [16] * MAX_MAPPINGS}
@@ -132,7 +132,7 @@ def test_a_file_that_cannot_be_opened_or_read_is_not_called_damaged(tmp_path):
 def test_a_fifo_and_a_device_are_no_files(physview, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for path in (str(tmp_path / "fifo"), "/dev/zero"):
-        assert "it is no regular file" in one_line(physview("diff", path, path, timeout=30), 1)
+        assert "it is not a regular file" in one_line(physview("diff", path, path, timeout=30), 1)
 
 
 def test_pages_of_another_size_are_said(tmp_path):

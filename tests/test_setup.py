@@ -196,8 +196,8 @@ def test_a_system_s_python_that_is_too_old_is_said_and_apt_left_alone(checkout, 
     result = call(checkout, "setup run", prefix=prefix, **environment)
     assert result.stderr == (
         "physview: Python 3.9.2 (/usr/bin/python3) is too old: physview needs Python 3.10 or later;"
-        " install one with its headers, and write PHYSVIEW_PYTHON=/path/to/python3.12 before"
-        " ./scripts/run\n"
+        " install one with its headers, and run PHYSVIEW_PYTHON=/path/to/python3.12 ./scripts/run"
+        " (with sudo: sudo PHYSVIEW_PYTHON=…)\n"
     )
     assert result.returncode == 1
     assert not (tmp_path / "apt").exists()
@@ -254,7 +254,7 @@ def test_what_sudo_pip_left_is_removed_by_root_and_named_to_others(checkout):
     result = call(checkout, "remove_closed_folders", prefix=AS_NOBODY)
     assert result.returncode == 1
     assert result.stderr == (
-        f"physview: cannot build: {left[0]} is another user's, as sudo pip install leaves it;"
+        f"physview: cannot build: {left[0]} belongs to another user, as after sudo pip install;"
         f" remove it as root: rm -r {left[0]}\n"
     )
     assert call(checkout, "remove_closed_folders").returncode == 0

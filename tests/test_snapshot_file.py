@@ -207,8 +207,8 @@ def test_a_file_that_cannot_be(physview, tmp_path):
         str(tmp_path / "no" / "file"): "there is no folder",
         "/dev/null": "it is a device or a pipe",
         "/proc/nothing.parquet": "choose another folder",
-        "-": "a file is meant",
-        "": "a file is meant",
+        "-": "physview writes a regular file",
+        "": "physview writes a regular file",
     }
     for path, why in cases.items():
         assert why in one_line(physview("snapshot", "self", "-o", path), 1)
@@ -233,7 +233,7 @@ ls -A {tmp_path}
     command = ["unshare", "-m", "sh", "-c", script]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
     assert result.stdout == "code 1\n"
-    why = "No space left on device; nothing of it was kept"
+    why = "No space left on device; no part of the file was kept"
     assert result.stderr == f"physview: cannot write {tmp_path}/a.parquet: {why}\n"
 
 
@@ -271,11 +271,11 @@ def test_a_file_that_is_none(physview, tmp_path):
     pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({"physview": about}), later)
     cases = {
         tmp_path / "nowhere": "No such file",
-        damaged: "no Parquet file, or damaged",
+        damaged: "it is not a Parquet file, or it is damaged",
         holed: "damaged",
         foreign: "snapshot PID -o FILE makes one",
-        later: "its format is 2, and this physview knows 1; take physview 9.1 or later",
-        Path(__file__): "no Parquet file",
+        later: "its format is 2, and this physview knows 1; use physview 9.1 or later",
+        Path(__file__): "it is not a Parquet file",
         tmp_path: "cannot read",
     }
     for path, why in cases.items():

@@ -89,7 +89,7 @@ def test_root_is_not_led_by_another_users_link(physview, theirs, roots, kept, co
         os.symlink(roots / target, out)
         hand_over(out)
         result = physview(*words, *force)
-        assert f"symbolic link of another user's (uid {NOBODY})" in one_line(result, 1)
+        assert f"symbolic link of another user (uid {NOBODY})" in one_line(result, 1)
         assert files_of(roots) == {"there": "root's"}
         assert os.listdir(theirs) == [os.path.basename(out)]
         os.unlink(out)
@@ -121,7 +121,7 @@ def test_links_in_the_folders_path_are_followed_only_if_root_or_the_caller_made_
 ):
     os.symlink(roots, theirs / "folder")
     hand_over(theirs / "folder")
-    assert "folder is a symbolic link of another user's" in refusal(theirs / "folder" / "new")
+    assert "folder is a symbolic link of another user" in refusal(theirs / "folder" / "new")
     os.symlink(roots, theirs / "roots_folder")  # made by root, but it lies where others choose
     assert "in a folder that others may write to" in refusal(theirs / "roots_folder" / "new")
     assert files_of(roots) == {"there": "root's"}
@@ -150,7 +150,8 @@ def test_what_is_replaced_keeps_its_owner(theirs, roots, tmp_path, monkeypatch):
     assert (theirs / "file").stat().st_uid == NOBODY
     hand_over(roots / "new", uid=NOBODY - 1)
     why = refusal(roots / "new", overwrite=True)
-    assert f"it is there, and another user's (uid {NOBODY - 1}); choose another name" in why
+    owned = f"the file exists and belongs to another user (uid {NOBODY - 1})"
+    assert f"{owned}; choose another name" in why
     assert files_of(roots)["new"] == "mine"
 
 
@@ -178,12 +179,12 @@ def test_where_others_can_exchange_files_nothing_is_replaced_and_that_is_said(
     elif mode == 0o775:
         os.chown(folder, 0, NOBODY)
     path = folder / "a.svg"
-    note = f"others may write to the folder {folder}, and so exchange {path}"
+    note = f"others may write to the folder {folder}, and so replace {path}"
     result = physview("picture", "self", "-o", str(path))
     assert (result.returncode, result.stderr) == (0, f"physview: {note}\n")
     before = path.read_bytes()
     line = one_line(physview("picture", "self", "-o", str(path), "--force"), 1)
-    assert f"others may exchange files in the folder {folder}; remove it first" in line
+    assert f"others may replace files in the folder {folder}; remove it first" in line
     assert (path.read_bytes(), os.listdir(folder)) == (before, ["a.svg"])
 
 
@@ -248,7 +249,7 @@ def test_root_writes_while_an_attacker_flips_links(theirs, roots):
         attacker.communicate()
     assert files_of(roots) == {"there": "root's"}
     assert (roots / "there").stat().st_uid == 0
-    assert any("symbolic link of another user's" in why for why in refused)
+    assert any("symbolic link of another user" in why for why in refused)
     left = [name for name in os.listdir(theirs) if name.endswith(".part")]
     assert [name for name in left if not (theirs / name).is_symlink()] == []
 
@@ -362,11 +363,11 @@ def test_names_that_are_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("there")
     cases = {
-        "a\0b": "no file can have such a name",
-        "\ud800": "no file can have such a name",
+        "a\0b": "this is not a valid file name",
+        "\ud800": "this is not a valid file name",
         "folder/": "it is a folder",
         "..": "it is a folder",
-        "file/a": "file is no folder",
+        "file/a": "file is not a folder",
         "nowhere/a": "there is no folder nowhere",
         "x" * 300: "File name too long",
     }

@@ -68,7 +68,7 @@ def add_force_option(parser: argparse.ArgumentParser) -> None:
 
 
 def say_if_shared(path: str) -> None:
-    """Say so where others can exchange the file that was written."""
+    """Warn if other users can replace the file that was written."""
     from physview.wholefile import note_on_folder
 
     if note := note_on_folder(path):

@@ -2,9 +2,9 @@
 """Run a command in a throwaway VM over this machine's own root, with the kernel module loaded.
 
 The VM sees all files that you may read here; what it writes is gone with it. The command runs as
-root in it. Its output is passed on as it is, control characters too, and so is its exit code;
-beside these there are 123: the VM's kernel crashed, 124: the command took too long, 125: there was
-no VM, or it was lost.
+root in it. Its output, including control characters, and its exit code are passed on
+unchanged. physview's own exit codes are 123: the VM's kernel crashed, 124: the command took too
+long, 125: there was no VM, or it was lost.
 
 PHYSVIEW_VM_ACCEL=kvm or tcg chooses how the CPU is had; by default KVM where that works.
 """
@@ -34,10 +34,10 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernel",
         metavar="X",
-        help="a version of Debian's, such as 6.1, or on Ubuntu of Ubuntu's, such as 6.8, which is"
-        " fetched and not installed; or a path: an image of your own with virtio, 9p and"
-        " overlayfs built in (default: the running kernel, and where that cannot be had Debian's"
-        " 6.1 or Ubuntu's first)",
+        help="a version of Debian's kernel, such as 6.1, or of Ubuntu's, such as 6.8, which is"
+        " fetched but not installed; or the path of an image of your own with virtio, 9p and"
+        " overlayfs built in (default: the running kernel; if that cannot be had, Debian's 6.1"
+        " or the first version of Ubuntu's mirror)",
     )
     parser.add_argument(
         "--la57", choices=("on", "off"), default="off", help="page tables of 5 levels, not 4"

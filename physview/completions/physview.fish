@@ -169,7 +169,7 @@ complete -c physview -n '_shtab_physview_using module' -l json -d 'print one JSO
 complete -c physview -n '_shtab_physview_using module; and test $_shtab_physview_npos -eq 0' -ka "build load unload status" -d action
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a vm -d 'Run a command in a throwaway VM over this machine'"'"'s own root, with the kernel module loaded.'
 complete -c physview -n '_shtab_physview_using vm' -s h -l help -d 'show this help message and exit'
-complete -c physview -n '_shtab_physview_using vm' -l kernel -x -d 'a version of Debian'"'"'s, such as 6.1, or on Ubuntu of Ubuntu'"'"'s, such as 6.8, which is fetched and not installed; or a path: an image of your own with virtio, 9p and overlayfs built in (default: the running kernel, and where that cannot be had Debian'"'"'s 6.1 or Ubuntu'"'"'s first)'
+complete -c physview -n '_shtab_physview_using vm' -l kernel -x -d 'a version of Debian'"'"'s kernel, such as 6.1, or of Ubuntu'"'"'s, such as 6.8, which is fetched but not installed; or the path of an image of your own with virtio, 9p and overlayfs built in (default: the running kernel; if that cannot be had, Debian'"'"'s 6.1 or the first version of Ubuntu'"'"'s mirror)'
 complete -c physview -n '_shtab_physview_using vm' -l la57 -xka "on off" -d 'page tables of 5 levels, not 4'
 complete -c physview -n '_shtab_physview_using vm' -l memory -x -d 'its RAM (default: 1024)'
 complete -c physview -n '_shtab_physview_using vm' -l cpus -x -d 'its CPUs (default: 2)'

@@ -145,7 +145,9 @@ def _unknown(wanted: str) -> UsageError:
     if UBUNTU in mirrors.archives():
         return UsageError(f"no kernel {wanted}", "", "name a version, such as 6.8")
     remedy = f"choose one of {', '.join(SERIES)}"
-    return UsageError(f"no kernel {wanted}", "Debian's that physview knows are others", remedy)
+    return UsageError(
+        f"no kernel {wanted}", "physview does not know this version of Debian's kernel", remedy
+    )
 
 
 def _fetch(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which distributions' archives this machine's apt is set up for: Debian's, Ubuntu's, or both."""
+"""The distributions that this machine's apt has mirrors of: Debian, Ubuntu, or both."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _KEYRINGS_DIR = Path("/usr/share/keyrings")
 _DEBIAN_SUITE = re.compile(
     r"(bullseye|bookworm|trixie|forky|sid|(old)*stable|testing|unstable)(-security|-updates)?/?$"
 )
-# What a machine tries out, or has from a later release, is not what its users are to boot.
+# Suites for testing, or of packages from a later release: their kernels are not offered.
 _SIDE_SUITE = re.compile(r"-(proposed(-\w+)?|backports(-\w+)?|experimental)/?$")
-# apt puts in what it does not know as it stands.
+# apt leaves a variable that it does not know unchanged.
 _UNKNOWN = "$("
 
 
@@ -29,7 +29,7 @@ class Distribution(NamedTuple):
 
     Args:
         name: As its archive's Release files call it, field Origin.
-        keyrings: What its file of keys is called, in /usr/share/keyrings.
+        keyrings: Possible names of its file of keys in /usr/share/keyrings.
         keyring_package: The package that has this file, on Debian and on Ubuntu.
     """
 
@@ -56,7 +56,7 @@ class Suite(NamedTuple):
     Args:
         site: The mirror, a URL.
         name: As "bookworm-security".
-        origin: Whose it is, by its Release file; empty where apt has not fetched that yet.
+        origin: The distribution in its Release file; empty if apt has not fetched this file yet.
     """
 
     site: str
@@ -73,7 +73,7 @@ class Archive(NamedTuple):
     def source_lines(
         self, names: Iterable[str] = (), architectures: Iterable[str] = ("amd64",)
     ) -> Iterator[str]:
-        """Lines for a sources.list: only what the distribution's own keys have signed will do.
+        """Lines for a sources.list, which accept only signatures of the distribution's own keys.
 
         Args:
             names: Of suites, which need not be the machine's own; its own by default.
@@ -95,7 +95,7 @@ class Archive(NamedTuple):
             return keyring
         raise Unsupported(
             f"cannot fetch {self.distribution.name}'s kernels",
-            f"their signatures cannot be checked without {places[0]}",
+            f"the keys to check signatures are missing ({places[0]})",
             invocation.as_root(f"apt-get install {self.distribution.keyring_package}"),
         )
 
@@ -117,7 +117,7 @@ def archives() -> dict[Distribution, Archive]:
 
 
 def is_of(distribution: Distribution, suite: Suite, os_release: str | None = None) -> bool:
-    """Whether a suite is a distribution's own, and none that it tries things out in.
+    """Whether a suite belongs to a distribution, and is not a suite for testing.
 
     Args:
         distribution: The distribution.

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether only root and the caller can change what lies under a path.
+"""Checks that only root and the caller can change the files under a path.
 
-Programs, Makefiles and kernel modules from the cache are run, as root often enough. So whoever
-can write to the cache, or can put another folder in its place, is root. `check` goes down from /
-by descriptors, and looks at every folder and every symbolic link before it goes through it.
+physview runs programs, Makefiles and kernel modules from the cache, often as root. So a user who
+can write to the cache, or can put another folder in its place, can become root. `check` goes down
+from / by descriptors, and checks every folder and every symbolic link before it follows it.
 
-After `check` the path can be used as a path: whoever could make it lead elsewhere could have been
-root or the caller before. Three cases need a reason:
+After `check` the path can be used as a path: only root and the caller can make it lead elsewhere.
+Three cases need a reason:
 
 - A sticky folder, such as /tmp, lets everybody add entries, but only the owners of an entry and
   of the folder can rename or remove it (inode(7)). An entry that root or the caller owns stays
@@ -30,11 +30,11 @@ from pathlib import Path
 from physview.errors import AccessDenied
 
 _FOLDER_MODE = 0o755
-# path_resolution(7): the kernel gives up after as many.
+# path_resolution(7): the kernel follows no more links than this.
 _MOST_LINKS = 40
 _WRITERS = stat.S_IWGRP | stat.S_IWOTH
 _OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_REMEDY = "set PHYSVIEW_CACHE to a folder of your own, below folders of root's or your own"
+_REMEDY = "set PHYSVIEW_CACHE to a folder of your own, below folders that belong to root or you"
 
 
 def check(path: Path) -> bool:
@@ -44,21 +44,21 @@ def check(path: Path) -> bool:
         path: An absolute path.
 
     Returns:
-        Whether it is there. Where it is not, what there is of the way was checked.
+        Whether the path exists. If not, the existing part of the path was checked.
 
     Raises:
-        AccessDenied: Somebody else could.
-        OSError: It cannot be looked at.
+        AccessDenied: Another user could change what the path leads to.
+        OSError: The path cannot be examined.
     """
     return _go_down(path, make=False)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and what is missing of the way to it, and check all of it.
+    """Make a folder and all missing folders above it, and check the whole path.
 
     Raises:
-        AccessDenied: Somebody else could change what is in it.
-        OSError: It cannot be made.
+        AccessDenied: Another user could change what is in the folder.
+        OSError: The folder cannot be made.
     """
     _go_down(path, make=True)
 
@@ -95,7 +95,7 @@ def _go_down(path: Path, *, make: bool) -> bool:
 
 
 class _Way:
-    """The folders that were gone through, all of them without symbolic links, held open."""
+    """The folders on the path so far, without symbolic links; all are held open."""
 
     def __init__(self, path: Path) -> None:
         self.what = f"cannot use the cache {path}"
@@ -124,7 +124,7 @@ class _Way:
         except FileNotFoundError:
             if not make:
                 return None
-            # Another may be first: then that one's is opened and looked at.
+            # Another process may make it first; then its folder is opened and checked.
             _make_unless_there(name, folder)
             fd = os.open(name, _OPEN, dir_fd=folder)
         try:
@@ -141,7 +141,7 @@ class _Way:
         self._require_writers(sticky_will_do=True)
 
     def require_end(self) -> None:
-        """Require of what was entered last that others cannot even add to it."""
+        """Require that others cannot even add entries to the last folder."""
         self._require_writers(sticky_will_do=False)
 
     def _name_of(self, *more: str) -> str:
@@ -172,7 +172,9 @@ class _Way:
         above = os.fstat(self._fds[-1])
         is_sticky = above.st_mode & stat.S_ISVTX and above.st_mode & _WRITERS
         if is_sticky and status.st_dev != above.st_dev:
-            raise self._denied(f"{here} is mounted in a folder that others may write to", _REMEDY)
+            raise self._denied(
+                f"{here} is a mount point in a folder that others may write to", _REMEDY
+            )
 
     def _denied(self, why: str, remedy: str) -> AccessDenied:
         return AccessDenied(self.what, why, remedy, path=str(self._path))
@@ -196,7 +198,7 @@ class _Way:
 
 def _make_unless_there(name: str, folder: int) -> None:
     try:
-        # Without the umask's help others get no right to write, either.
+        # This mode gives others no write permission, whatever the umask is.
         os.mkdir(name, _FOLDER_MODE, dir_fd=folder)
     except FileExistsError:
         return

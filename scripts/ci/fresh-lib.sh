@@ -1,7 +1,7 @@
 # shellcheck shell=sh
-# Sourced by fresh: a fresh machine, what is done there, and what came of it. It uses fresh's variables
-# here, checkout, suite, archive, work, logs and table.
-# shellcheck disable=SC2154 # which are those
+# Sourced by fresh: makes a fresh machine, runs commands there, and judges their results. It uses
+# fresh's variables here, checkout, suite, archive, work, logs and table.
+# shellcheck disable=SC2154 # fresh sets these variables
 
 # command_of WHAT: the README's command.
 command_of() {
@@ -44,8 +44,8 @@ install() {
 		fail "could not install $* on a fresh $suite: $(tail -n 1 "$logs/install.log")"
 }
 
-# passed_on: the names of this machine's variables that say how the network is reached, and how VMs
-# are to be. (PHYSVIEW_REQUIRE is about the machine outside; "vm" sets what is for inside.)
+# passed_on: the names of this machine's variables that configure the network and VMs.
+# (PHYSVIEW_REQUIRE is for the machine outside; "vm" sets the one for inside.)
 passed_on() {
 	env | sed -n 's/^\([A-Za-z_]*\)=.*/\1/p' |
 		grep -E '^(PIP_.*|[a-z]*_proxy|[A-Z]*_PROXY|PHYSVIEW_(VM_ACCEL|KERNELS))$'
@@ -71,7 +71,7 @@ configure_network() {
 			command install -D -m 644 "$path" "$machine$path"
 		fi
 	done
-	# Whom this machine trusts beside the usual: ca-certificates, once it is installed, adds these.
+	# This machine's additional certificates: the package ca-certificates adds them when it is installed.
 	mkdir -p "$machine/usr/local/share"
 	[ ! -d /usr/local/share/ca-certificates ] ||
 		cp -R /usr/local/share/ca-certificates "$machine/usr/local/share"
@@ -131,7 +131,7 @@ new_machine() {
 	esac
 }
 
-# run_once LOG COMMAND…: as a person types it; an hour at most; four with many VMs.
+# run_once LOG COMMAND…: runs a command as a person types it, for at most an hour (four with many VMs).
 run_once() {
 	log=$1
 	shift
@@ -143,7 +143,7 @@ run_once() {
 		>>"$log" 2>&1 || code=$?
 }
 
-# is_right WHAT LOG: whether exit code $code and what was printed are what they should be.
+# is_right WHAT LOG: whether exit code $code and the output are as expected.
 is_right() {
 	case $1,$who in
 	run,user) [ "$code" -eq 1 ] && [ "$(grep -c -e '-> UNKNOWN$' "$2")" -gt 0 ] ;;
@@ -154,8 +154,8 @@ is_right() {
 	case $1 in run) [ "$(grep -c ':  0x[0-9a-f]* -> ' "$2")" -eq 40 ] ;; esac
 }
 
-# remedy LOG: the packages that physview's last message says to install. (The tests' reasons to skip
-# some are no message.)
+# remedy LOG: the packages that physview's last message says to install. (Reasons of skipped tests are
+# not such messages.)
 remedy() {
 	tail -n 3 "$1" | sed -n 's/^physview: .*apt-get install \([a-z0-9.+ -]*\).*/\1/p' | tail -n 1
 }
