@@ -8,7 +8,6 @@ only root and the caller can have made it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -192,7 +191,7 @@ class _Walk:
         self.fd = fd
         # Who may rename a folder on the way decides which folder this is.
         before = Access.OWN if self.access is not Access.SHARED else Access.SHARED
-        self.access = max(before, access_of(os.fstat(fd), self._trusted))
+        self.access = max(before, access_of(fd, self._trusted))
 
     def _enter(self, name: str) -> _Link | None:
         """Go into a folder, or return the link that has its name."""
@@ -252,37 +251,27 @@ def _components(path: str) -> list[str]:
     return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
-def access_of(info: os.stat_result, trusted: frozenset[int]) -> Access:
+def access_of(fd: int, trusted: frozenset[int]) -> Access:
     """Who may change what a folder holds, by its owner and mode.
 
     An access control list that gives more shows as the group's part of the mode.
 
     Args:
-        info: Of the folder.
+        fd: The folder; O_PATH is enough.
         trusted: As of `trusted_uids()`.
     """
+    info = os.fstat(fd)
     if info.st_uid not in trusted:
         return Access.SHARED
     others_write = bool(info.st_mode & stat.S_IWOTH) or (
-        bool(info.st_mode & stat.S_IWGRP) and not _is_group_of(info.st_gid, trusted)
+        bool(info.st_mode & stat.S_IWGRP) and not _is_private(fd, info.st_gid, trusted)
     )
     if not others_write:
         return Access.OWN
     return Access.STICKY if info.st_mode & stat.S_ISVTX else Access.SHARED
 
 
-def _is_group_of(gid: int, trusted: frozenset[int]) -> bool:
-    """Whether a group has nobody but root and the caller: root's, or a user's own of that name."""
-    import grp
-    import pwd
+def _is_private(fd: int, gid: int, trusted: frozenset[int]) -> bool:
+    from physview.private_groups import is_private  # it takes pwd and grp, which are seldom needed
 
-    users = []
-    for uid in trusted:
-        with contextlib.suppress(KeyError):  # it has no entry
-            users.append(pwd.getpwuid(uid))
-    try:
-        group = grp.getgrgid(gid)
-    except KeyError:
-        return False
-    owns = any((user.pw_gid, user.pw_name) == (gid, group.gr_name) for user in users)
-    return owns and set(group.gr_mem) <= {user.pw_name for user in users}
+    return is_private(fd, gid, trusted)

@@ -4,11 +4,11 @@
 import grp
 import os
 import pwd
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import access_lists
 import pytest
 from conftest import AS_NOBODY, ROOT
 
@@ -230,10 +230,7 @@ def test_what_the_umask_gives_a_users_own_group_is_no_other_users(open_folder):
         pytest.skip("root's group has other members here")
     open_folder.chmod(0o755)
     assert trusted.check(folder)
-    # acl(5): the owner, nobody, the group, the mask, others; include/uapi/linux/posix_acl_xattr.h
-    entries = ((1, 7, -1), (2, 7, NOBODY), (4, 7, -1), (16, 7, -1), (32, 5, -1))
-    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
-    os.setxattr(folder, "system.posix_acl_access", packed)
+    access_lists.give(folder, NOBODY)
     assert folder.stat().st_mode & 0o777 == 0o775
     with pytest.raises(AccessDenied, match="may write to"):
         trusted.check(folder)

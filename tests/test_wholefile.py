@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import access_lists
 import pytest
 from conftest import AS_NOBODY, ROOT, one_line
 from limits import DEFAULT_SIGNALS
@@ -194,6 +195,10 @@ def test_a_folder_of_ones_own_group_is_ones_own(tmp_path):
     write(tmp_path / "a")
     write(tmp_path / "a", b"again", overwrite=True)
     assert note_on_folder(str(tmp_path / "a")) == ""
+    access_lists.give(tmp_path, NOBODY)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o775
+    assert "others may write to the folder" in note_on_folder(str(tmp_path / "a"))
+    assert "others may exchange files" in refusal(tmp_path / "a", overwrite=True)
 
 
 ATTACKER = """

@@ -21,13 +21,13 @@ Three cases need a reason:
 
 from __future__ import annotations
 
-import grp
 import os
 import pwd
 import stat
 from pathlib import Path
 
 from physview.errors import AccessDenied
+from physview.private_groups import is_private
 
 _FOLDER_MODE = 0o755
 # path_resolution(7): the kernel follows no more links than this.
@@ -152,7 +152,8 @@ class _Way:
         writers = status.st_mode & _WRITERS
         if not writers or (status.st_mode & stat.S_ISVTX and sticky_will_do):
             return
-        if writers == stat.S_IWGRP and self._is_callers_alone(status.st_gid):
+        caller = (os.geteuid(),)
+        if writers == stat.S_IWGRP and is_private(self._fds[-1], status.st_gid, caller):
             return
         # A sticky folder is meant to be everybody's.
         is_own = status.st_uid == os.geteuid() and not status.st_mode & stat.S_ISVTX
@@ -178,22 +179,6 @@ class _Way:
 
     def _denied(self, why: str, remedy: str) -> AccessDenied:
         return AccessDenied(self.what, why, remedy, path=str(self._path))
-
-    def _is_callers_alone(self, gid: int) -> bool:
-        """Whether a group is the caller's own and has no other member."""
-        try:
-            user = pwd.getpwuid(os.geteuid())
-            group = grp.getgrgid(gid)
-            attributes = os.listxattr(f"/proc/self/fd/{self._fds[-1]}")
-        except (KeyError, OSError):
-            return False
-        # acl(5): where there is a list, the group's bits are the most that the list gives anybody.
-        if "system.posix_acl_access" in attributes:
-            return False
-        if group.gr_name != user.pw_name or set(group.gr_mem) - {user.pw_name}:
-            return False
-        others = (other for other in pwd.getpwall() if other.pw_uid != user.pw_uid)
-        return all(other.pw_gid != gid for other in others)
 
 
 def _make_unless_there(name: str, folder: int) -> None:
