@@ -48,13 +48,15 @@ install() {
 # (PHYSVIEW_REQUIRE is for the machine outside; "vm" sets the one for inside.)
 passed_on() {
 	env | sed -n 's/^\([A-Za-z_]*\)=.*/\1/p' |
-		grep -E '^(PIP_.*|[a-z]*_proxy|[A-Z]*_PROXY|PHYSVIEW_(VM_ACCEL|KERNELS))$'
+		grep -E '^(PIP_.*|SSL_CERT_FILE|[a-z]*_proxy|[A-Z]*_PROXY|PHYSVIEW_(VM_ACCEL|KERNELS))$'
 }
 
-# named_paths: the files and folders that pip's configuration names.
+# named_paths: the files and folders that pip's configuration and SSL_CERT_FILE name. (uv reads that.)
 named_paths() {
-	python3 -m pip config list 2>/dev/null | sed -n "s/^[^=]*='\(.*\)'$/\1/p" | tr ' ' '\n' |
-		sed -n 's,^file://,,; /^\//p' | sort -u
+	{
+		python3 -m pip config list 2>/dev/null | sed -n "s/^[^=]*='\(.*\)'$/\1/p" | tr ' ' '\n'
+		echo "${SSL_CERT_FILE-}"
+	} | sed -n 's,^file://,,; /^\//p' | sort -u
 }
 
 # configure_network: names are resolved, and pip reaches its index, as on this machine. (make-root
