@@ -45,8 +45,13 @@ def reached(error: BaseException) -> Limit | None:
             or any(words in text for words in _OF_MEMORY)
         ):
             return _memory()
-        # fork() and clone() name no file.
-        is_fork = code == errno.EAGAIN and isinstance(one, OSError) and not one.filename
+        # fork() and clone() name no file. Nor does writing to a full pipe that does not block.
+        is_fork = (
+            code == errno.EAGAIN
+            and isinstance(one, OSError)
+            and not one.filename
+            and not hasattr(one, "characters_written")
+        )
         if is_fork or any(words in text for words in _OF_THREADS):
             return _threads()
     return None

@@ -120,6 +120,17 @@ class TestMemory:
         assert resource_limits.reached(error) is None
 
 
+def test_a_full_pipe_is_no_want_of_processes():
+    assert "no new process" in resource_limits.reached(BlockingIOError(11, "fork")).why
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with open(read, "rb"), open(write, "wb") as file:
+        with pytest.raises(BlockingIOError) as raised:
+            file.write(bytes(1 << 21))
+        assert resource_limits.reached(raised.value) is None
+        os.read(read, 1 << 20)
+
+
 class TestOpenFiles:
     @pytest.mark.parametrize("most", [5, 6])
     @pytest.mark.parametrize(
