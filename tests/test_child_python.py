@@ -159,3 +159,18 @@ def test_nothing_else_starts_an_interpreter():
             if STARTERS.search(line.partition("#")[0]):
                 found.setdefault(str(path.relative_to(ROOT / "physview")), []).append(number)
     assert found.keys() <= MAY_START.keys(), found
+
+
+@pytest.mark.parametrize("path", [".", ":", "here/..:"])
+def test_no_program_of_the_working_directory_is_found_by_path(tmp_path, path):
+    (tmp_path / "here").mkdir()
+    trap = tmp_path / "qemu-system-x86_64"
+    trap.write_text("#!/bin/sh\n")
+    trap.chmod(0o755)
+    command = [sys.executable, "-I", str(ROOT / "physview/__main__.py"), "doctor"]
+    environment = os.environ | {"PATH": path}
+    shown = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    (line,) = [line for line in shown.stdout.split("\n") if " QEMU " in line]
+    assert line.startswith("no ") or re.search("QEMU +/", line), line

@@ -115,6 +115,7 @@ def _run(argv: list[str] | None) -> int:
         words = sys.argv[1:] if argv is None else argv
         known = words[0] in COMMANDS if words else False
         _keep_numpy_small(words[:1])
+        _keep_whole_paths()
         args = make_parser(words[:1] if known else COMMANDS).parse_args(words)
         if sys.stdout is None:
             raise PhysviewError("cannot write the report", "standard output is closed", "open it")
@@ -143,6 +144,17 @@ def _keep_numpy_small(words: list[str]) -> None:
     """
     if words not in (["trace"], ["vm"]):
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def _keep_whole_paths() -> None:
+    """Take out of PATH what is looked for in the working directory, as scripts/setup.sh does.
+
+    Whoever fills that folder would be run as root in the place of apt-get, make or QEMU.
+    """
+    folders = os.environ.get("PATH", os.defpath).split(":")
+    whole = [folder for folder in folders if folder.startswith("/")]
+    if whole != folders:
+        os.environ["PATH"] = ":".join(whole) or os.defpath
 
 
 def _describe(error: Exception) -> PhysviewError | None:
