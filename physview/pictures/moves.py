@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from physview import invocation
 from physview.analysis.changes import CHANGES, IS_FRAME, WAS_FRAME, Change, iter_changes
 from physview.errors import PhysviewError
 from physview.extents import USER_END
@@ -195,7 +196,8 @@ def read_moves(
         if nr_runs > MAX_RUNS:
             what = f"cannot draw {before.path} and {after.path}"
             why = f"they have more than {MAX_RUNS} runs of pages, which a picture can have"
-            raise PhysviewError(what, why, "physview diff --extents lists them all")
+            remedy = f"{invocation.physview('diff --extents')} lists them all"
+            raise PhysviewError(what, why, remedy)
         rows = np.empty(len(changes), dtype=MOVE_DTYPE)
         for name in ("vaddr", "nr_pages", "before", "after", "change", "frames"):
             rows[name] = changes[name]
