@@ -231,6 +231,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         ),
         "frames are given up for broken only in a VM, where the kernel knows how",
     ),
+    "all-kernels": (
+        lambda: "PHYSVIEW_KERNELS" in os.environ,
+        "CI runs this on its runners; here scripts/test --all-kernels does: it takes minutes",
+    ),
     "kmods": (
         lambda: "PHYSVIEW_KMOD" in os.environ and "PHYSVIEW_COURSE_KMOD" in os.environ,
         "not told which modules to load by turns: tests/test_matrix.py does, in a VM",

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 
-@pytest.mark.needs("vm", "kernel-6.1", "insmod")
+@pytest.mark.needs("all-kernels", "vm", "kernel-6.1", "insmod")
 def test_the_modules_job_passes_on_another_kernel():
     vm = [sys.executable, "-m", "physview", "vm", "--kernel", "6.1", "--module", "none", "--"]
     # Emulated, and it compiles twice: a minute and a half alone, several beside other work.
