@@ -328,6 +328,7 @@ for name, overwrite in (("new", False), ("there", True)):
 
 def test_signals_are_caught_only_where_nobody_else_does(tmp_path):
     heard = []
+    hangup = signal.getsignal(signal.SIGHUP)
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("TERM"))
     try:
         with whole_file(str(tmp_path / "a")) as file:
@@ -335,7 +336,7 @@ def test_signals_are_caught_only_where_nobody_else_does(tmp_path):
             file.write(b"mine")
         write(tmp_path / "a", overwrite=True)
         assert heard == ["TERM"]
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is hangup
     finally:
         signal.signal(signal.SIGTERM, before)
     assert files_of(tmp_path) == {"a": "mine"}
