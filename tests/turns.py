@@ -12,9 +12,15 @@ from typing import Any
 
 import pytest
 
-# Files whose tests go to one worker, in their order: they share a wheel or a VM, which take long to
-# make, or see each other's traces.
-ONE_WORKER = ("test_packaging.py", "test_vm.py", "test_trace")
+# Files whose tests go to one worker, in their order: they share a wheel, a VM, a built module or
+# what many commands printed, which take long to make, or they see each other's traces.
+ONE_WORKER = (
+    "test_hostile_names.py",
+    "test_kernels.py",
+    "test_packaging.py",
+    "test_trace",
+    "test_vm.py",
+)
 
 
 def choose(config: pytest.Config, items: list[pytest.Item]) -> None:
