@@ -344,10 +344,13 @@ def _to_numpy(chunks: list[Any]) -> Values:
     """Without Arrow's own way, which imports pandas wherever that is installed."""
     import numpy as np
 
-    data, known = [], []
+    data: list[npt.NDArray[Any]] = []
+    known: list[npt.NDArray[np.bool_]] = []
     for chunk in chunks:
         nr, start = len(chunk), chunk.offset
         valid, values = chunk.buffers()
+        if values is None:  # Arrow may leave it out where all is null
+            values = bytes((start + nr) * np.dtype(str(chunk.type)).itemsize)
         data.append(np.frombuffer(values, str(chunk.type))[start : start + nr])
         if valid is None:
             known.append(np.ones(nr, dtype=bool))

@@ -264,9 +264,10 @@ class RowCheck:
             raise Damage("rows are not in address order, or overlap")
         self._end = int(after[-1])
         self._check_places(rows)
-        nodes = rows["node"] if "node" in (rows.dtype.names or ()) else np.zeros(1)
-        if nodes.min() < -1 or nodes.max() >= MAX_NODE:
-            raise Damage("a row has an impossible node")
+        if "node" in (rows.dtype.names or ()):
+            nodes = rows["node"]
+            if nodes.min() < -1 or nodes.max() >= MAX_NODE:
+                raise Damage("a row has an impossible node")
 
     def _check_places(self, rows: Rows) -> None:
         """Frames and slots, which the entry names as well, from the first page to the last."""
