@@ -10,7 +10,6 @@ True
 
 from typing import TYPE_CHECKING, Any
 
-from physview.columns import Translations
 from physview.errors import (
     AccessDenied,
     CoreUnavailable,
@@ -20,6 +19,7 @@ from physview.errors import (
     Unsupported,
     UsageError,
 )
+from physview.memory.translations import Translations
 from physview.model import (
     NO_ENTRY,
     NO_PADDR,
@@ -32,20 +32,19 @@ from physview.model import (
     Translation,
     Vma,
 )
-from physview.probes import visit_probes
 from physview.process import Process
+from physview.runtime.version import __version__ as __version__
+from physview.sources.probes import visit_probes
 
 if TYPE_CHECKING:
     from physview.analysis.changes import diff
-    from physview.filecache import PageCache
-    from physview.flags import FlagFilter
-    from physview.frames import read_machine
-    from physview.owners import find_owners
-    from physview.snapshot import Snapshot
-    from physview.snapshot_file import SnapshotFile, write_snapshot
+    from physview.frames.machine import read_machine
+    from physview.frames.owners import find_owners
+    from physview.memory.snapshot import Snapshot
+    from physview.parquet.snapshot_file import SnapshotFile, write_snapshot
+    from physview.sources.page_cache import PageCache
+    from physview.sources.page_flags import FlagFilter
     from physview.tracing import Tracer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "NO_ENTRY",
@@ -82,15 +81,15 @@ __all__ = [
 
 # What is imported only when it is used: start-up time is a feature.
 _LAZY = {
-    "FlagFilter": "flags",
-    "PageCache": "filecache",
-    "Snapshot": "snapshot",
-    "SnapshotFile": "snapshot_file",
+    "FlagFilter": "sources.page_flags",
+    "PageCache": "sources.page_cache",
+    "Snapshot": "memory.snapshot",
+    "SnapshotFile": "parquet.snapshot_file",
     "Tracer": "tracing",
     "diff": "analysis.changes",
-    "find_owners": "owners",
-    "read_machine": "frames",
-    "write_snapshot": "snapshot_file",
+    "find_owners": "frames.owners",
+    "read_machine": "frames.machine",
+    "write_snapshot": "parquet.snapshot_file",
 }
 
 

@@ -30,14 +30,14 @@ def _become_child() -> object:
     import json
     from importlib import import_module
 
-    from physview import invocation
+    from physview.runtime import invocation
 
     about, module, *args = sys.argv[2:]
     told = json.loads(about)
     sys.path += told["folders"]
     invocation.remember_typed(told["typed"])
     sys.argv[1:] = args
-    from physview import resource_limits
+    from physview.runtime import resource_limits
 
     try:
         return import_module(module).main()
@@ -52,7 +52,7 @@ def _become_child() -> object:
 def _run() -> object:
     if not __package__:
         _load_package()
-    from physview import invocation
+    from physview.runtime import invocation
 
     if sys.argv[1:2] == [invocation.CHILD_OPTION]:
         return _become_child()

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from physview import invocation, resource_limits
 from physview.errors import CoreUnavailable
+from physview.runtime import invocation, resource_limits
 
 if TYPE_CHECKING:
     from physview._native import _Lib

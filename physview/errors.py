@@ -10,7 +10,7 @@ from __future__ import annotations
 from errno import EACCES, ENODEV, ENOTTY, EOPNOTSUPP, ESRCH
 from typing import Any
 
-from physview.quoting import printable
+from physview.text.quoting import printable
 
 
 class PhysviewError(Exception):

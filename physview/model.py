@@ -10,7 +10,7 @@ import os
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
-from physview.quoting import printable as printable  # noqa: PLC0414 - for importers
+from physview.text.quoting import printable as printable  # noqa: PLC0414 - for importers
 
 PAGE_SIZE: int = os.sysconf("SC_PAGESIZE")
 """Bytes in a base page: 4096 on x86, but also 16384 and 65536 on arm64."""
@@ -338,16 +338,3 @@ class Walk(NamedTuple):
     page_size_bytes: int
     swap: tuple[int, int] | None
     levels: list[Level]
-
-
-def size_words(size_bytes: int) -> str:
-    """A power of two of bytes.
-
-    >>> size_words(4096), size_words(1 << 21), size_words(1 << 30)
-    ('4 KiB', '2 MiB', '1 GiB')
-    """
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size_bytes < 1024:
-            return f"{size_bytes} {unit}"
-        size_bytes //= 1024
-    return f"{size_bytes} TiB"

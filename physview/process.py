@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from physview import _ffi
-from physview.columns import Translations
 from physview.errors import PhysviewError, Unsupported, UsageError
+from physview.memory.translations import Translations
 from physview.model import (
     NO_ENTRY,
     NO_PADDR,
@@ -23,8 +23,8 @@ from physview.model import (
     Translation,
     Vma,
 )
-from physview.pagemap import Pagemap
-from physview.procfs import MemoryMap, ProcDir
+from physview.sources.pagemap import Pagemap
+from physview.sources.procfs import MemoryMap, ProcDir
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,20 +48,20 @@ class Witness(Protocol):
 
 
 def _reference(proc: ProcDir) -> Witness:
-    from physview.reference import ReferencePagemap
+    from physview.sources.reference import ReferencePagemap
 
     return ReferencePagemap(proc)
 
 
 def _kmod(proc: ProcDir) -> Witness:
-    from physview.kmod import Kmod
+    from physview.sources.kmod import Kmod
 
     return Kmod(proc)
 
 
 def _auto(proc: ProcDir) -> Witness:
     """pagemap, unless there is none, or it hides our frames and the module names them."""
-    from physview.kmod import DEVICE
+    from physview.sources.kmod import DEVICE
 
     plain = _reference if _ffi.why_unavailable() else Pagemap
     if not os.access(DEVICE, os.R_OK):

@@ -95,8 +95,8 @@ def bench_batch(nr: int) -> bool:
 
     import numpy as np
 
-    from physview import kmod as abi
-    from physview.procfs import ProcDir
+    from physview.sources import kmod as abi
+    from physview.sources.procfs import ProcDir
 
     target = mmap.mmap(-1, 10_000 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     target.madvise(mmap.MADV_NOHUGEPAGE)
@@ -131,8 +131,8 @@ def bench_batch(nr: int) -> bool:
 def bench_range(nr: int) -> bool:
     """512 MiB of small pages: the walk against reading pagemap, and compare against both."""
     from physview.analysis.compare import Comparer
-    from physview.kmod import Kmod
-    from physview.procfs import ProcDir
+    from physview.sources.kmod import Kmod
+    from physview.sources.procfs import ProcDir
 
     size = GIB // 2
     target, start = start_target(size, "write")

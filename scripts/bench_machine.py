@@ -25,7 +25,7 @@ def bench_frames(nr: int) -> bool:
 
 def bench_owners(nr: int, size: int = 2 * GIB) -> bool:
     """The owners of one frame, with a dense process among all the others."""
-    from physview.owners import find_owners
+    from physview.frames.owners import find_owners
 
     target, _ = start_target(size, "write")
     with c_peer("readall") as peer:

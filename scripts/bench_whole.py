@@ -46,8 +46,8 @@ input()
 @contextlib.contextmanager
 def reader(pid: int) -> Iterator[Callable[[int, int, int], Callable[[], float]]]:
     """Makes functions that read the extents of a range in some threads and return the seconds."""
-    from physview.extents import ExtentReader
-    from physview.procfs import ProcDir
+    from physview.memory.extents import ExtentReader
+    from physview.sources.procfs import ProcDir
 
     proc = ProcDir(pid)
     extents = ExtentReader(proc)
@@ -83,7 +83,7 @@ def bench_extents(nr: int, pid: int, start: int, size: int) -> bool:
 
 
 def bench_sparse(nr: int) -> bool:
-    from physview.pagemap import PAGE_IS, scan
+    from physview.sources.pagemap import PAGE_IS, scan
 
     target, line = start_process(SPARSE)
     start, size = int(line), 1 << 40

@@ -37,7 +37,8 @@ def run_blocks(where: str, wanted: list[Block]) -> Outcomes:
 
 def _run_in_vm(options: str, wanted: list[Block]) -> list[list[Result] | str]:
     # Not in the VM: there nothing but the commands may have physview's library mapped.
-    from physview import kernels, module, vm
+    from physview import kernels, vm
+    from physview.system import module
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--kernel", default="6.1")
@@ -105,7 +106,7 @@ def renew(page: Path, outcomes: Outcomes) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    from physview.wholefile import whole_file
+    from physview.files.atomic_file import whole_file
 
     with whole_file(str(path), overwrite=True, private=False) as file:
         file.write(text.encode())

@@ -9,10 +9,10 @@ from memory import PAGE, kpageflags
 from test_extents import plain_entries
 
 from physview.analysis.changes import CHANGES, Change, diff, iter_changes
-from physview.extents import find_zero_pfn
+from physview.memory.extents import find_zero_pfn
+from physview.memory.snapshot import Snapshot
 from physview.model import MIN_SPECIAL_SWAP_TYPE, PM_PFRAME_MASK, PagemapEntry
-from physview.snapshot import Snapshot
-from physview.snapshot_file import SnapshotFile, write_snapshot
+from physview.parquet.snapshot_file import SnapshotFile, write_snapshot
 
 # A process that does what it is told on its standard input, line by line.
 OBEY = """

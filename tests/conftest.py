@@ -29,10 +29,10 @@ from memory import KINDS, PAGE, WAIT, Region, libc, pfnmap_ranges, resident
 from witnesses import open_kmod
 
 from physview import _native
-from physview.analysis import checkup
 from physview.errors import PhysviewError
 from physview.kernels import cache_dir
-from physview.topology import node_map
+from physview.sources.numa import node_map
+from physview.system import checks
 
 # Commands run as a person runs them: what they write is buffered.
 os.environ.pop("PYTHONUNBUFFERED", None)
@@ -91,7 +91,7 @@ def _temporary_files_are_evicted() -> bool:
 
 
 def _has_hugetlb(size_kib: int) -> bool:
-    pools = checkup.look_at_hugetlb().details["pools"]
+    pools = checks.look_at_hugetlb().details["pools"]
     return any(pool["free"] for pool in pools if pool["size_kib"] == size_kib)
 
 
@@ -145,7 +145,7 @@ def _counts_memory() -> bool:
 
 
 def _has_vm() -> bool:
-    return checkup.look_at_qemu().state == checkup.YES
+    return checks.look_at_qemu().state == checks.YES
 
 
 def _has_apt() -> bool:
@@ -164,13 +164,13 @@ def _forbids_pip() -> bool:
 
 CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     "root": (lambda: os.geteuid() == 0, "not root: run ./scripts/test as root"),
-    "pfn": (checkup.can_show_frames, "frame numbers are hidden: run ./scripts/test as root"),
+    "pfn": (checks.can_show_frames, "frame numbers are hidden: run ./scripts/test as root"),
     "scan": (
-        lambda: checkup.look_at_scan().state != checkup.NO,
+        lambda: checks.look_at_scan().state != checks.NO,
         "no PAGEMAP_SCAN: Linux 6.7 or later has it",
     ),
     "kpage": (
-        lambda: checkup.look_at_kpage_files().state == checkup.YES,
+        lambda: checks.look_at_kpage_files().state == checks.YES,
         "/proc/kpage* cannot be read: run ./scripts/test as root",
     ),
     "apt": (_has_apt, "no apt-get, dpkg-deb and gpg: these tests make repositories of packages"),
@@ -194,7 +194,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         "temporary files are in a tmpfs, which never evicts: set TMPDIR to a folder on a disk",
     ),
     "mthp": (
-        lambda: 64 in checkup.look_at_thp().details.get("mthp_kib", ()),
+        lambda: 64 in checks.look_at_thp().details.get("mthp_kib", ()),
         "no folios of 64 KiB: the VM may make them, with Linux 6.12 or later",
     ),
     "nodes": (

@@ -13,8 +13,9 @@ from typing import Any
 
 from conftest import ROOT
 
-from physview import kernels, module, vm
+from physview import kernels, vm
 from physview.errors import Unsupported
+from physview.system import module
 from physview.vm import initramfs
 
 KMOD_TESTS = (

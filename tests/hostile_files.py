@@ -380,7 +380,7 @@ def spoil_bytes(path, dice):
 
 def change_footer(path, dice):
     """A footer that was taken apart, changed in one number, and put together again."""
-    from physview.thrift import Reader
+    from physview.parquet.thrift import Reader
 
     write(path, row_group_size=dice.choice((50, 100_000)))
     data = path.read_bytes()
@@ -403,7 +403,7 @@ def bomb(path, dice):
     """Pages that unpack to much, or say that they do."""
     import pyarrow as pa
 
-    from physview.thrift import I32Value, Reader, write_struct
+    from physview.parquet.thrift import I32Value, Reader, write_struct
 
     write(path)
     data = path.read_bytes()
@@ -430,7 +430,7 @@ def bomb(path, dice):
 
 def _sealed(footer):
     """A footer as bytes, with what ends a file."""
-    from physview.thrift import write_struct
+    from physview.parquet.thrift import write_struct
 
     data = write_struct(_typed(footer))
     return data + len(data).to_bytes(4, "little") + b"PAR1"
@@ -438,7 +438,7 @@ def _sealed(footer):
 
 def _typed(footer):
     """Give back to a footer the sizes of its numbers, which are lost in reading."""
-    from physview.thrift import I32Value
+    from physview.parquet.thrift import I32Value
 
     def i32(fields, *names):
         return {
@@ -472,7 +472,7 @@ def _typed(footer):
 
 def huge_footer(path, dice):
     """A footer that is large, or has much in little room."""
-    from physview.thrift import Reader
+    from physview.parquet.thrift import Reader
 
     write(path)
     data = path.read_bytes()
@@ -522,10 +522,10 @@ def look(path, valid):
     from physview import pictures
     from physview.analysis import changes
     from physview.errors import PhysviewError
+    from physview.parquet.snapshot_file import SnapshotFile
     from physview.pictures.layout import lay_out
     from physview.pictures.svg import to_svg
-    from physview.reporters import change_documents, change_tables
-    from physview.snapshot_file import SnapshotFile
+    from physview.reporters import diff as reporter
 
     every = frozenset(changes.Change)
     try:
@@ -534,8 +534,8 @@ def look(path, valid):
             assert nr_rows == file.nr_extents
             for pair in ((file, other), (other, file)):
                 found = changes.diff(*pair)
-                change_tables.print_diff(*pair, found, changes.iter_changes(*pair), every)
-                change_documents.print_diff(*pair, found, None, every)
+                reporter.print_table(*pair, found, changes.iter_changes(*pair), every)
+                reporter.print_document(*pair, found, None, every)
                 moves = pictures.read_moves(*pair)
                 to_svg(lay_out(pictures.picture_moves(moves, *pair))[0], theme="auto").encode()
     except PhysviewError as error:

@@ -99,7 +99,7 @@ class TestUbuntu:
         lines = [f"deb http://mirror.invalid/u {name} main"
                  for name in ("noble", "noble-security", "noble-proposed", "tools")]  # fmt: skip
         monkeypatch.setenv("APT_CONFIG", str(configure_apt(tmp_path, lines)))
-        monkeypatch.setattr("physview.analysis.packages._read_os_release", lambda: NOBLE)
+        monkeypatch.setattr("physview.runtime.packages._read_os_release", lambda: NOBLE)
         (archive,) = mirrors.archives().values()
         assert archive.distribution is UBUNTU
         assert [suite.name for suite in archive.suites] == ["noble", "noble-security"]

@@ -12,122 +12,74 @@ import physview
 PACKAGE = ROOT / "physview"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# What a module may import of the package; a name ending in "." stands for all below it.
-LAYERS = {
-    "quoting": [],
-    "output": ["quoting"],
-    "errors": ["quoting"],
-    "model": ["quoting"],
-    "invocation": [],
-    "digits": [],
-    "resource_limits": [],
-    "proc_mount": ["invocation"],
-    "proctext": [],
-    "filesystems": [],
-    "caller": ["digits", "errors"],
-    "child_python": ["errors", "invocation"],
-    "_ffi": ["_native", "errors", "invocation", "resource_limits"],
-    "procfs": ["errors", "model", "proc_mount", "proctext", "resource_limits"],
-    "pagemap": ["_ffi", "model", "procfs"],
-    "reference": ["errors", "model", "procfs"],
-    "probes": ["_ffi", "errors", "model"],
-    "columns": ["model"],
-    "extents": ["_ffi", "model", "pagemap", "procfs"],
-    "kpage": ["_ffi", "errors", "model", "proc_mount"],
-    "flags": ["errors", "kpage"],
-    "topology": ["filesystems", "machine", "model", "proctext"],
-    "rows": ["extents", "model"],
-    "snapshot": ["errors", "extents", "flags", "kpage", "model", "procfs", "rows", "topology"],
-    "install_advice": ["invocation"],
-    "extras": ["errors", "install_advice", "resource_limits"],
-    "private_groups": [],
-    "targets": ["caller", "errors", "private_groups"],
-    "wholefile": ["caller", "errors", "targets"],
-    "thrift": [],
-    "parquet_input": ["extras", "thrift"],
-    "snapshot_check": ["machine", "model", "rows", "thrift"],
-    "snapshot_file": ["", "errors", "extras", "invocation", "kpage", "machine", "model",
-                      "parquet_input", "resource_limits", "rows", "snapshot", "snapshot_check",
-                      "snapshot_tables", "thrift", "wholefile"],
-    "snapshot_tables": ["kpage", "model", "quoting", "rows", "topology"],
-    "machine": ["errors", "model", "proctext"],
-    "frames": ["_ffi", "kpage", "machine", "model"],
-    "owners": ["_ffi", "errors", "extents", "frames", "kpage", "machine", "model", "procfs"],
-    "filecache": ["_ffi", "errors", "invocation", "kpage", "model"],
-    "lookup": ["digits", "errors", "proc_mount"],
-    "terminal": [],
-    "kmod": ["errors", "invocation", "model", "procfs"],
-    "module": ["errors", "invocation", "kmod", "proc_mount", "proctext"],
-    "kernels.": ["analysis.", "errors", "invocation", "kernels.", "private_groups"],
-    "vm.": ["analysis.", "child_python", "errors", "invocation", "kernels.", "output",
-            "proc_mount", "vm."],
-    "tracing.": ["errors", "filesystems", "invocation", "procfs", "proctext", "tracing."],
-    "process": ["_ffi", "columns", "errors", "kmod", "model", "pagemap", "procfs", "reference"],
-    "analysis.": ["_ffi", "analysis.", "errors", "extents", "extras", "flags", "invocation",
-                  "kmod", "kpage", "machine", "model", "owners", "pagemap", "proc_mount",
-                  "process", "procfs", "proctext", "rows", "snapshot", "snapshot_file",
-                  "topology", "tracing."],
-    "reporters.": ["analysis.", "filecache", "flags", "frames", "invocation", "kpage", "labs.",
-                   "machine", "model", "output", "owners", "pictures.", "quoting", "reporters.",
-                   "snapshot_file", "tracing."],
-    "commands.": ["", "_ffi", "analysis.", "child_python", "commands.", "digits", "errors",
-                  "filecache", "flags", "frames", "invocation", "kernels.", "kmod", "labs.",
-                  "lookup", "machine", "model", "module", "output", "owners", "pictures.",
-                  "probes", "proc_mount", "process", "procfs", "quoting", "reference",
-                  "reporters.", "resource_limits", "rows", "snapshot", "snapshot_file",
-                  "terminal", "topology", "tracing.", "vm.", "wholefile"],
-    "labs.": ["_ffi", "analysis.", "child_python", "errors", "filecache", "frames", "invocation",
-              "kmod", "kpage", "labs.", "machine", "model", "probes", "proc_mount", "process",
-              "procfs", "proctext", "topology"],
-    "pictures.": ["_ffi", "analysis.", "errors", "extents", "extras", "flags", "frames",
-                  "invocation", "kpage", "machine", "model", "pictures.", "procfs", "reporters.",
-                  "rows", "snapshot", "snapshot_file", "wholefile"],
-    "__main__": ["commands.", "invocation", "resource_limits"],
-    "": ["analysis.", "columns", "errors", "filecache", "flags", "frames", "model", "owners",
-         "probes", "process", "snapshot", "snapshot_file", "tracing."],
+# The rooms of the package from the lowest to the highest, each with the rooms that its modules may
+# import. A room imports lower ones only, so no two import each other. BASE are modules on top.
+BASE = ["text", "errors", "model", "units"]
+CORE = [*BASE, "files", "runtime", "_ffi", "sources"]
+ROOMS = {
+    "text": [],
+    "errors": ["text"],
+    "model": ["text"],
+    "units": ["text", "model"],
+    "files": BASE,
+    "runtime": BASE,
+    "_ffi": [*BASE, "_native", "runtime"],
+    "sources": CORE,
+    "memory": CORE,
+    "parquet": [*CORE, "memory"],
+    "process": [*CORE, "memory"],
+    "frames": [*CORE, "memory"],
+    "tracing": CORE,
+    "analysis": [*CORE, "memory", "parquet", "process", "frames", "tracing"],
+    "system": [*CORE, "tracing"],
+    "kernels": CORE,
+    "vm": [*CORE, "kernels"],
+    "labs": [*CORE, "memory", "process", "frames", "analysis", "system"],
+    "pictures": [*CORE, "memory", "parquet", "frames", "analysis"],
+    "reporters": [*CORE, "memory", "parquet", "frames", "tracing", "analysis", "system", "labs",
+                  "pictures"],
 }  # fmt: skip
+ROOMS["commands"] = list(ROOMS)
+# The package itself: the public API, of which no module here makes use.
+ROOMS[""] = [*CORE, "frames", "memory", "parquet", "process", "tracing", "analysis"]
+ROOMS["__main__"] = ["runtime", "commands"]
 
 
-def module_name(path):
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__")
+def room_of(name):
+    """The room of a module, or the module itself if it is on top. "" is the package."""
+    return name.removeprefix("physview").removeprefix(".").split(".")[0]
 
 
 def imports_of(path):
-    """The modules of the package that a file imports, without the leading "physview."."""
+    """The modules and rooms of the package that a file imports, by their full names."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "physview":
-            base = node.module.removeprefix("physview").removeprefix(".")
             for alias in node.names:
-                full = f"{base}.{alias.name}".removeprefix(".")
-                as_file = PACKAGE / f"{full.replace('.', '/')}.py"
-                is_module = as_file.exists() or full == "_native"
-                yield (
-                    full
-                    if is_module
-                    else base + ("." if (PACKAGE / base).is_dir() and base else "")
-                )
+                full = f"{node.module}.{alias.name}"
+                part = ROOT / full.replace(".", "/")
+                is_module = part.is_dir() or part.with_suffix(".py").exists()
+                yield full if is_module or alias.name == "_native" else node.module
         elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] == "physview":
-                    yield alias.name.removeprefix("physview").removeprefix(".")
+            yield from (a.name for a in node.names if a.name.split(".")[0] == "physview")
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_imports_go_one_way(path):
-    name = module_name(path)
-    layer = next(
-        key for key in LAYERS if name == key or (key.endswith(".") and name.startswith(key))
-    )
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0].replace("__init__", "")
     for imported in imports_of(path):
-        allowed = any(
-            imported == rule or (rule.endswith(".") and imported.startswith(rule))
-            for rule in LAYERS[layer]
-        )
-        assert allowed, f"{name or 'physview'} may not import {imported or 'physview'}"
+        if room_of(imported) != room:
+            assert room_of(imported) in ROOMS[room], f"{room} may not import {imported}"
+
+
+def test_each_room_imports_lower_rooms_only():
+    lower = {"_native"}
+    for room, imported in ROOMS.items():
+        assert lower.issuperset(set(imported) - {room}), room
+        lower.add(room)
 
 
 def test_only_the_door_imports_the_core():
-    who = [path.name for path in FILES if "_native" in set(imports_of(path))]
+    who = [path.name for path in FILES if "physview._native" in set(imports_of(path))]
     assert who == ["_ffi.py"]
 
 

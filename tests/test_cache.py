@@ -14,7 +14,7 @@ from conftest import AS_NOBODY, ROOT
 
 from physview import kernels
 from physview.errors import AccessDenied
-from physview.kernels import trusted
+from physview.files import trusted
 from physview.vm import machine
 
 NOBODY = 65534
@@ -189,7 +189,7 @@ def test_what_is_mounted_in_a_sticky_folder_is_refused(tmp_path):
     (tmp_path / "mounted").mkdir()
     sticky.chmod(0o1777)
     code = (
-        "import subprocess, sys; from pathlib import Path; from physview.kernels import trusted\n"
+        "import subprocess, sys; from pathlib import Path; from physview.files import trusted\n"
         "for path in map(Path, sys.argv[1:]):\n"
         "    subprocess.run(['mount', '-t', 'tmpfs', '-o', 'mode=755', 't', path], check=True)\n"
         "    try: print(trusted.check(path))\n"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from physview import invocation
-from physview.analysis import checkup
-from physview.analysis.packages import install_line
+from physview.runtime import invocation
+from physview.runtime.packages import install_line
+from physview.system import checks
 
 
 def test_levels_agree_with_where_the_address_space_ends():
@@ -17,12 +17,12 @@ def test_levels_agree_with_where_the_address_space_ends():
 
     with Process() as process:
         levels = 5 if process.user_end() > 1 << 47 else 4
-    assert checkup.look_at_paging_levels().details == {"levels": levels}
+    assert checks.look_at_paging_levels().details == {"levels": levels}
 
 
 @pytest.mark.needs("root")
 def test_root_has_the_capabilities_that_count():
-    assert checkup.look_at_user().details["capabilities"] == [
+    assert checks.look_at_user().details["capabilities"] == [
         "CAP_SYS_ADMIN",
         "CAP_SYS_PTRACE",
         "CAP_SYS_MODULE",
@@ -31,23 +31,23 @@ def test_root_has_the_capabilities_that_count():
 
 @pytest.mark.needs("scan")
 def test_the_categories_of_every_scanning_kernel_are_found():
-    found = set(checkup.look_at_scan().details["categories"])
+    found = set(checks.look_at_scan().details["categories"])
     assert found >= {"wpallowed", "written", "file", "present", "swapped", "pfnzero", "huge"}
 
 
 def test_thp_is_as_sysfs_has_it():
     path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    finding = checkup.look_at_thp()
+    finding = checks.look_at_thp()
     if path.exists():
         assert f"[{finding.details['enabled']}]" in path.read_text()
     else:
-        assert finding.state == checkup.NO
+        assert finding.state == checks.NO
 
 
 @pytest.mark.needs("mountns")
 def test_tracefs_is_found_once_it_is_mounted():
     program = (
-        "from physview.analysis import checkup; f = checkup.look_at_tracefs();"
+        "from physview.system import checks; f = checks.look_at_tracefs();"
         "print(f.state, f.details and f.details['path'])"
     )
     mount = 'umount -a -t tracefs; mount -t tracefs t /mnt && exec "$@"'
@@ -59,11 +59,11 @@ def test_tracefs_is_found_once_it_is_mounted():
 
 def test_qemu_is_looked_for_on_path(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert checkup.look_at_qemu().state == checkup.NO
+    assert checks.look_at_qemu().state == checks.NO
     program = tmp_path / f"qemu-system-{os.uname().machine}"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    assert str(program) in checkup.look_at_qemu().value
+    assert str(program) in checks.look_at_qemu().value
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_package_of_an_unknown_distribution_is_named_in_words():
 def test_a_missing_package_is_named_with_what_needs_it():
     program = (
         "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p];"
-        "from physview.analysis import checkup; f = checkup.look_at_extras();"
+        "from physview.system import checks; f = checks.look_at_extras();"
         "print(f.state, f.value, f.remedy, sep='\\n')"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -98,13 +98,13 @@ def test_a_missing_package_is_named_with_what_needs_it():
         "no pyarrow, for snapshot and diff; no pillow, for PNG pictures",
     )
     assert remedy.endswith(f"{sys.executable} -I -m pip install pyarrow pillow")
-    assert checkup.look_at_extras().state == checkup.YES
+    assert checks.look_at_extras().state == checks.YES
 
 
 def test_ones_own_name_gives_no_capabilities(tests_on_path):
     program = (
         "from memory import libc; libc.prctl(15, b'\\rCapEff:\\tff', 0, 0, 0);"
-        "from physview.analysis.checkup import _effective_capabilities;"
+        "from physview.system.checks import _effective_capabilities;"
         "print(_effective_capabilities())"
     )
     run = [sys.executable, "-c", program]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import AS_NOBODY, ROOT
 
-from physview import child_python
+from physview.runtime import child_python
 
 SCRIPT = str(Path(sys.executable).with_name("physview"))
 PACKAGES = {"physview", "numpy", "rich", "psutil", "cffi", "_cffi_backend", "pyarrow", "PIL"}
@@ -22,9 +22,9 @@ STARTERS = re.compile(
     r"|os\.(system|popen|exec[lv]|spawn)|shell=True"
 )
 MAY_START = {
-    "child_python.py": "starts all children",
-    "invocation.py": "advice on starting physview itself",
-    "install_advice.py": "advice on installing packages",
+    "runtime/child_python.py": "starts all children",
+    "runtime/invocation.py": "advice on starting physview itself",
+    "runtime/install_advice.py": "advice on installing packages",
     "vm/runner.py": "the folder of this interpreter, for the guest's PATH",
     "vm/machine.py": "QEMU's own -m",
     "kernels/apt.py": "apt's own -c",
@@ -131,7 +131,7 @@ def test_a_child_is_of_the_package_that_starts_it(tmp_path, place):
         package.symlink_to(ROOT / "physview")
     code = (
         f"import sys; sys.path.insert(0, {str(package.parent)!r})\n"
-        "from physview import child_python\n"
+        "from physview.runtime import child_python\n"
         "child = child_python.start('physview.commands', 'memview', '--virtual', '--json')\n"
         "print(*child.args, file=sys.stderr)\n"
         "sys.exit(child.wait())\n"

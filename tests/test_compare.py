@@ -14,8 +14,8 @@ from witnesses import wait_for
 
 from physview import ProcessGone
 from physview.analysis.compare import Comparer, Verdict
-from physview.kmod import Kmod
-from physview.procfs import ProcDir
+from physview.sources.kmod import Kmod
+from physview.sources.procfs import ProcDir
 
 pytestmark = pytest.mark.needs("root", "pfn", "kmod")
 

@@ -18,8 +18,8 @@ IN_A_SMALL_STACK = """
 import threading
 from contextlib import closing
 from physview.analysis.usage import UsageReader
-from physview.kpage import KpageFile
-from physview.snapshot import Snapshot
+from physview.sources.kpage import KpageFile
+from physview.memory.snapshot import Snapshot
 
 def read():
     with Snapshot() as snapshot, UsageReader(every_flag=True) as reader:
@@ -31,7 +31,7 @@ def read():
     print("read")
 
 import numpy as np
-from physview.kpage import FRAMES_DTYPE
+from physview.sources.kpage import FRAMES_DTYPE
 runs = np.array([(1, 20000)], dtype=FRAMES_DTYPE)
 threading.stack_size(64 << 10)
 threads = [threading.Thread(target=read) for _ in range(2)]

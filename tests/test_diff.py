@@ -13,11 +13,11 @@ from actors import EVENTS
 from conftest import one_line
 from memory import PAGE
 
-from physview import snapshot_file
 from physview.analysis.changes import CHANGES, Change, iter_changes
+from physview.memory.snapshot import Snapshot
 from physview.model import NO_ENTRY
-from physview.snapshot import Snapshot
-from physview.snapshot_file import SnapshotFile, write_snapshot
+from physview.parquet import snapshot_file
+from physview.parquet.snapshot_file import SnapshotFile, write_snapshot
 
 pytestmark = pytest.mark.needs("pfn", "kpage")
 

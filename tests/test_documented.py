@@ -15,8 +15,10 @@ from conftest import ROOT
 from witnesses import insert_module, wait_for
 
 import physview
-from physview import kmod, module, pictures
+from physview import pictures
 from physview.commands import COMMANDS, make_parser
+from physview.sources import kmod
+from physview.system import module
 
 COMMAND_PAGES = {name: ROOT / f"docs/commands/{name}.md" for name in COMMANDS}
 LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from memory import HUGE, KINDS, PAGE, WAIT, Region
 
 from physview.errors import ProcessGone
-from physview.extents import ExtentReader, find_zero_pfn, step_of
+from physview.memory.extents import ExtentReader, find_zero_pfn, step_of
 from physview.model import PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PagemapEntry
-from physview.procfs import ProcDir
+from physview.sources.procfs import ProcDir
 
 
 def plain_entries(pid):

@@ -17,7 +17,7 @@ from conftest import AS_NOBODY, one_line
 from memory import PAGE, Region, kpageflags, raw_entry, resident
 
 from physview import AccessDenied, PhysviewError, _native
-from physview.filecache import PageCache, iter_files
+from physview.sources.page_cache import PageCache, iter_files
 
 PFN = (1 << 55) - 1
 NR_PAGES = 3000
@@ -325,7 +325,7 @@ def test_nobody_is_told_counts_of_his_own_files_and_why_no_more(physview, open_f
 @pytest.mark.needs("nobody")
 def test_nobody_is_not_told_that_a_file_of_others_is_cached(physview, tmp_path_factory):
     program = (
-        "from physview.filecache import PageCache\n"
+        "from physview.sources.page_cache import PageCache\n"
         "with PageCache() as cache, cache.open('/usr/bin/env') as file:\n"
         "    list(file.iter_cached())"
     )

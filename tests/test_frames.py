@@ -12,11 +12,17 @@ import pytest
 from conftest import AS_NOBODY, one_line
 from memory import PAGE, Region, raw_entry
 
-from physview import AccessDenied, frames, machine
-from physview.flags import well_known
-from physview.frames import Use, by_use, use_of
-from physview.kpage import FLAG_BITS
-from physview.machine import Resource, Zone
+from physview import AccessDenied
+from physview.frames import machine as frames
+from physview.frames.machine import Use, by_use, use_of
+from physview.sources.page_flags import FLAG_BITS, well_known
+from physview.sources.ram import (
+    Resource,
+    Zone,
+    parse_iomem,
+    ram_ranges,
+    resource_at,
+)
 
 IOMEM = b"""\
 00000000-00000fff : Reserved
@@ -31,21 +37,21 @@ IOMEM = b"""\
 
 
 def test_ram_is_whole_frames_also_where_it_was_plugged_in():
-    resources = machine.parse_iomem(IOMEM)
-    ram = [(low * PAGE, high * PAGE) for low, high in machine.ram_ranges(resources)]
+    resources = parse_iomem(IOMEM)
+    ram = [(low * PAGE, high * PAGE) for low, high in ram_ranges(resources)]
     assert ram == [
         (-(-0x1000 // PAGE) * PAGE, 0x9FC00 // PAGE * PAGE),
         (0x100000, 0xC0000000),
         (0x108000000, 0x110000000),
     ]
-    inner = machine.resource_at(resources, 0x108000000)
+    inner = resource_at(resources, 0x108000000)
     assert inner == Resource(0x108000000, 0x110000000, "System RAM (virtio_mem)", 2)
-    assert machine.resource_at(resources, 1 << 50) is None
+    assert resource_at(resources, 1 << 50) is None
 
 
 def test_a_machine_without_ram_is_not_taken_for_an_empty_one():
     with pytest.raises(OSError, match="has no 'System RAM'"):
-        machine.ram_ranges(machine.parse_iomem(b"0-fff : Reserved\n"))
+        ram_ranges(parse_iomem(b"0-fff : Reserved\n"))
 
 
 def test_frames_belong_to_the_zone_they_are_in_and_to_one_only():
@@ -214,7 +220,7 @@ def test_nobody_is_told_what_it_takes(physview):
 
 @pytest.mark.needs("nobody")
 def test_addresses_that_the_kernel_hides_are_not_taken_for_none():
-    program = "from physview import machine; machine.read_resources()"
+    program = "from physview.sources import ram; ram.read_resources()"
     result = subprocess.run(
         [*AS_NOBODY, sys.executable, "-c", program], capture_output=True, text=True, check=False
     )

@@ -16,9 +16,9 @@ import pytest
 from conftest import ROOT, one_line
 
 from physview.errors import PhysviewError
-from physview.snapshot_check import MAX_MAPPINGS
-from physview.snapshot_file import SnapshotFile
-from physview.thrift import Reader
+from physview.parquet.snapshot_check import MAX_MAPPINGS
+from physview.parquet.snapshot_file import SnapshotFile
+from physview.parquet.thrift import Reader
 
 NR_FILES = int(os.environ.get("PHYSVIEW_HOSTILE_FILES", "100"))
 SEED = int(os.environ.get("PHYSVIEW_HOSTILE_SEED", "1"))

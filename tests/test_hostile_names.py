@@ -17,7 +17,7 @@ from hostile import COMM, FORGED, NASTY, STYLE, Result, Target, hostile_process
 from screens import PtyRun
 
 from physview.commands import COMMANDS, make_parser
-from physview.quoting import unescaped
+from physview.text.quoting import unescaped
 
 LOCALES = {
     "UTF-8": {"LC_ALL": "C.UTF-8"},

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from physview import invocation
+from physview.runtime import invocation
 
 UV = Path(sys.prefix) / "bin/uv"
 SYSTEM_PYTHON = "/usr/bin/python3"
 ASK = f"""
 import sys
 sys.path.append({str(ROOT)!r})
-from physview.install_advice import install_line
+from physview.runtime.install_advice import install_line
 print(install_line(sys.argv[1:], ["parquet"]))
 """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import AS_NOBODY, ROOT
 
-from physview import invocation
+from physview.runtime import invocation
 
 SCRIPT = Path(sys.executable).with_name("physview")
 # A stand-in for sudo, which not every machine has: only whether it is named counts.
@@ -142,7 +142,7 @@ def test_no_message_names_a_command_by_hand():
         ]
     allowed = {  # what is no advice of an error, but tells of the command line in general
         "physview/commands/diff.py": "help of an argument",
-        "physview/invocation.py": "makes them",
+        "physview/runtime/invocation.py": "makes them",
         "physview/labs/levels.py": "a lab's plan",
         "physview/model.py": "said by who knows no more; commands put the whole line instead",
     }

@@ -239,7 +239,7 @@ class TestFetching:
     @pytest.mark.parametrize("line", [[], ["deb http://mirror.invalid/ubuntu jammy main"]])
     def test_an_apt_without_debian_says_what_to_do(self, world, monkeypatch, line):
         configure_apt(world.folder.parent, line)
-        monkeypatch.setattr("physview.analysis.packages._read_os_release", str)
+        monkeypatch.setattr("physview.runtime.packages._read_os_release", str)
         with pytest.raises(Unsupported, match="no Debian mirror; add one"):
             kernels.find_kernel("6.1")
 

@@ -15,8 +15,8 @@ from memory import HUGE, PAGE, PRIVATE, SHARED, Region, kpageflags, libc, pfnmap
 from witnesses import agree, agree_on_all, open_kmod, wait_for
 
 from physview import Cause, Process
-from physview.kmod import as_pagemap
 from physview.model import PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PageKind
+from physview.sources.kmod import as_pagemap
 
 pytestmark = pytest.mark.needs("root", "pfn", "kmod")
 

@@ -6,7 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from physview import kmod as abi
+from physview.sources import kmod as abi
 
 
 def test_the_courses_number_is_the_courses():

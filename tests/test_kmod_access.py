@@ -16,11 +16,12 @@ from conftest import AS_NOBODY, one_line
 from memory import PAGE, Region
 from witnesses import NOBODY, call, call_on, in_child, insert_module, open_kmod, walk_errno
 
-from physview import Process, Unsupported, module
-from physview import kmod as abi
+from physview import Process, Unsupported
 from physview.errors import AbiMismatch
-from physview.kmod import Kmod
-from physview.procfs import ProcDir
+from physview.sources import kmod as abi
+from physview.sources.kmod import Kmod
+from physview.sources.procfs import ProcDir
+from physview.system import module
 
 pytestmark = pytest.mark.needs("root", "pfn", "kmod")
 

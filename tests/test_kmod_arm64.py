@@ -6,7 +6,8 @@ import subprocess
 import pytest
 from conftest import ROOT, by_kernel
 
-from physview import kernels, module
+from physview import kernels
+from physview.system import module
 from physview.vm import initramfs
 
 # One with 4 levels of page tables, and one that finds out at boot whether there are 5.

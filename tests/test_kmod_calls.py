@@ -15,8 +15,8 @@ from memory import PAGE, Region, libc
 from witnesses import call, open_kmod
 
 from physview import Process
-from physview import kmod as abi
 from physview.model import PageKind
+from physview.sources import kmod as abi
 
 pytestmark = pytest.mark.needs("root", "pfn", "kmod")
 

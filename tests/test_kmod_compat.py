@@ -12,8 +12,8 @@ from memory import PAGE
 from witnesses import open_kmod
 
 from physview import Process
-from physview import kmod as abi
 from physview.model import PageKind
+from physview.sources import kmod as abi
 
 pytestmark = pytest.mark.needs("root", "pfn", "kmod", "cc", "ia32")
 

@@ -19,7 +19,7 @@ from test_kmod_access import load_instead  # noqa: F401 (a fixture)
 from witnesses import NOBODY, call_on, in_child
 
 from physview import Process
-from physview import kmod as abi
+from physview.sources import kmod as abi
 
 pytestmark = pytest.mark.needs("root", "pfn", "kmod")
 

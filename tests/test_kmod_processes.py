@@ -19,7 +19,7 @@ from witnesses import agree, agree_on_all, open_kmod, wait_for
 
 from physview import Cause, NoUserMemory, Process, ProcessGone
 from physview.model import PageKind
-from physview.procfs import ProcDir
+from physview.sources.procfs import ProcDir
 
 pytestmark = pytest.mark.needs("root", "pfn", "kmod")
 

@@ -12,16 +12,16 @@ from memory import PAGE, Region, raw_entry
 from test_extents import extents_of
 
 from physview.errors import UsageError
-from physview.flags import FlagFilter, well_known, well_known_array
-from physview.kpage import (
+from physview.model import NO_ENTRY, PM_PFRAME_MASK
+from physview.sources.kpage import FRAMES_DTYPE, KpageFile
+from physview.sources.page_flags import (
     FLAG_BITS,
     FLAG_NAMES,
-    FRAMES_DTYPE,
-    NO_ENTRY,
-    KpageFile,
+    FlagFilter,
     flag_names,
+    well_known,
+    well_known_array,
 )
-from physview.model import PM_PFRAME_MASK
 
 NR_LOOKED_AT = 1 << 15
 
@@ -128,7 +128,7 @@ def test_any_runs(pairs):
 def test_a_piece_goes_on_where_there_is_no_room(frames, monkeypatch):
     file = KpageFile("kpagecgroup")
     whole = split(file, runs_of(*frames))
-    monkeypatch.setattr("physview.kpage.PIECES", 3)
+    monkeypatch.setattr("physview.sources.kpage.PIECES", 3)
     parts = split(file, runs_of(*frames))
     pages = [(pfn + i, value) for _, pfn, nr, value in parts for i in range(nr)]
     assert pages == [(pfn + i, value) for _, pfn, nr, value in whole for i in range(nr)]
@@ -148,8 +148,8 @@ def test_the_flags_of_our_own_page():
 
 @pytest.mark.needs("pfn")
 def test_pieces_of_frames_in_any_order_are_sorted_and_know_where_they_come_from(memory):
-    from physview.extents import ExtentReader
-    from physview.procfs import ProcDir
+    from physview.memory.extents import ExtentReader
+    from physview.sources.procfs import ProcDir
 
     proc = ProcDir()
     reader = ExtentReader(proc)

@@ -6,7 +6,7 @@ import pytest
 from memory import libc
 
 from physview import ProcessGone, UsageError
-from physview.lookup import find_pid
+from physview.runtime.resolve_pid import find_pid
 
 PR_SET_NAME = 15
 

@@ -15,11 +15,11 @@ import pytest
 from conftest import AS_NOBODY, one_line
 from memory import HUGE, PAGE, WAIT, Region
 
-from physview.analysis.folio_sizes import smallest_anon_order
 from physview.analysis.usage import Usage, UsageReader
 from physview.errors import ProcessGone
-from physview.extents import BATCH, SLICE_BYTES, ExtentReader
-from physview.snapshot import Snapshot
+from physview.memory.extents import BATCH, SLICE_BYTES, ExtentReader
+from physview.memory.snapshot import Snapshot
+from physview.sources.folio_sizes import smallest_anon_order
 
 KIB = 1024
 
@@ -217,7 +217,7 @@ def test_parts_make_the_same_whole(python, monkeypatch):
             if read(*args, **options) == whole:
                 return True
             with monkeypatch.context() as patch:
-                patch.setattr("physview.extents.SLICE_BYTES", SLICE_BYTES)
+                patch.setattr("physview.memory.extents.SLICE_BYTES", SLICE_BYTES)
                 whole = read(1, every_flag=True)
         return False
 
@@ -227,7 +227,7 @@ def test_parts_make_the_same_whole(python, monkeypatch):
     assert agree(1)
     # Batches of a few extents and slices of no round size: folios and runs cross the borders.
     for slice_pages, batch in ((BATCH, 3), (20, BATCH), (77, 2)):
-        monkeypatch.setattr("physview.extents.SLICE_BYTES", slice_pages * PAGE)
+        monkeypatch.setattr("physview.memory.extents.SLICE_BYTES", slice_pages * PAGE)
         for every_flag in (False, True):
             assert agree(1, batch, every_flag=every_flag)
             assert agree(4, batch, every_flag=every_flag)

@@ -20,29 +20,29 @@ OF_PROGRAMS = "what a program of physview's own choice printed, for people or wi
 
 # What may strip, or split, whatever is white; a name ending in "/" stands for all below it.
 MAY_STRIP = {
-    "flags.py": OWN_WORDS,
+    "sources/page_flags.py": OWN_WORDS,
     "commands/": OWN_WORDS,
-    "invocation.py": OWN_WORDS,
+    "runtime/invocation.py": OWN_WORDS,
     "reporters/": PRINTED,
     "pictures/shapes.py": PRINTED,
-    "analysis/packages.py": OF_PROGRAMS,
+    "runtime/packages.py": OF_PROGRAMS,
     "kernels/apt.py": OF_PROGRAMS,
     "kernels/build.py": OF_PROGRAMS,
-    "install_advice.py": "of pyvenv.cfg, in the folder that this Python runs from",
+    "runtime/install_advice.py": "of pyvenv.cfg, in the folder that this Python runs from",
     "vm/failures.py": OF_PROGRAMS,
 }
 MAY_SPLIT = {
     "kernels/apt.py": "names of packages, in an alphabet of their own",
     "kernels/build.py": "make's output, of which a line is shown",
-    "parquet_input.py": "an error's text, of which the first line is shown",
+    "parquet/column_reader.py": "an error's text, of which the first line is shown",
     "vm/failures.py": "the log of physview's own VM, by a serial line, which ends them with \\r\\n",
     "vm/machine.py": "the names of CPU flags that QEMU knows",
 }
 MAY_READ_TEXT = {
-    "analysis/packages.py": "os-release, which root wrote",
+    "runtime/packages.py": "os-release, which root wrote",
     "commands/completion.py": "a file of the package",
     "pictures/html.py": "a file of the package",
-    "install_advice.py": "pyvenv.cfg, in the folder that this Python runs from",
+    "runtime/install_advice.py": "pyvenv.cfg, in the folder that this Python runs from",
     "kernels/headers.py": "a Makefile of a package of the distribution's",
     "kernels/build.py": "the configuration of a kernel",
 }
@@ -101,7 +101,9 @@ def reads_text(call):
 def test_text_is_taken_apart_at_its_real_separators(is_one, allowed):
     found = [(where, node.lineno) for where, node in calls() if is_one(node)]
     reasons = {place: list(keys_of(place[0], allowed)) for place in found}
-    assert not [place for place, keys in reasons.items() if not keys], "see physview/proctext.py"
+    assert not [place for place, keys in reasons.items() if not keys], (
+        "see physview/text/proctext.py"
+    )
     assert {key for keys in reasons.values() for key in keys} == set(allowed), "no longer needed"
 
 

@@ -15,10 +15,12 @@ import pytest
 from conftest import AS_NOBODY, one_line
 from memory import PAGE, Region, raw_entry
 
-from physview import NoUserMemory, ProcessGone, _ffi, frames, machine
-from physview.frames import Use
-from physview.kpage import FRAMES_DTYPE, KpageFile
-from physview.owners import find_owners
+from physview import NoUserMemory, ProcessGone, _ffi
+from physview.frames import machine as frames
+from physview.frames.machine import Use
+from physview.frames.owners import find_owners
+from physview.sources import ram
+from physview.sources.kpage import FRAMES_DTYPE, KpageFile
 
 PFN = (1 << 55) - 1
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -181,7 +183,7 @@ def test_a_free_frame_and_page_tables():
 
 
 def _ram():
-    return machine.ram_ranges(machine.read_resources())
+    return ram.ram_ranges(ram.read_resources())
 
 
 @pytest.mark.needs("pfn", "kpage")

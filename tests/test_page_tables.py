@@ -6,8 +6,8 @@ import re
 import pytest
 from memory import PAGE, Region
 
-from physview.kmod import Kmod
-from physview.procfs import ProcDir
+from physview.sources.kmod import Kmod
+from physview.sources.procfs import ProcDir
 
 pytestmark = pytest.mark.needs("root", "kmod", "ptdump")
 

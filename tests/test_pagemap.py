@@ -8,9 +8,9 @@ import pytest
 from memory import NORESERVE, PAGE, PRIVATE, Region, raw_entry
 
 from physview import _ffi, model
-from physview.pagemap import PAGE_IS, Pagemap, scan
-from physview.procfs import ProcDir
-from physview.reference import ReferencePagemap
+from physview.sources.pagemap import PAGE_IS, Pagemap, scan
+from physview.sources.procfs import ProcDir
+from physview.sources.reference import ReferencePagemap
 
 
 @pytest.fixture(params=[Pagemap, ReferencePagemap])

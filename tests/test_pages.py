@@ -16,10 +16,9 @@ from memory import PAGE
 from test_extents import plain_entries
 
 from physview.analysis.flag_counts import count_flags
-from physview.flags import FlagFilter
-from physview.kpage import FLAG_BITS
+from physview.memory.snapshot import Snapshot
 from physview.model import NO_ENTRY, PM_PFRAME_MASK, PM_PRESENT
-from physview.snapshot import Snapshot
+from physview.sources.page_flags import FLAG_BITS, FlagFilter
 
 IDLE = 1 << FLAG_BITS["idle"]
 ALL = "flags,mapcount,cgroup,node"

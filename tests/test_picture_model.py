@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import PAGE, Region
 
-from physview import frames, machine, pictures
+from physview import pictures
 from physview.errors import ProcessGone
-from physview.machine import Resource
+from physview.frames import machine as frames
+from physview.memory.rows import split_at
 from physview.model import Vma
 from physview.pictures import bands, grid, runs, shapes
 from physview.pictures.kinds import (
@@ -26,7 +27,7 @@ from physview.pictures.kinds import (
     rest_kind,
 )
 from physview.pictures.memory import Memory
-from physview.rows import split_at
+from physview.sources.ram import Resource, ram_ranges, read_resources
 
 ALL_KINDS = [PROCESS_KINDS, MACHINE_KINDS, DIFF_KINDS]
 
@@ -132,7 +133,7 @@ def test_only_flags_that_tell_are_looked_at():
 @pytest.mark.needs("kpage")
 def test_every_frame_of_ram_is_drawn_once():
     picture = pictures.picture_machine()
-    nr_ram = sum(end - first for first, end in machine.ram_ranges(machine.read_resources()))
+    nr_ram = sum(end - first for first, end in ram_ranges(read_resources()))
     assert sum(picture.frames.totals) == nr_ram == int(picture.frames.runs["nr"].sum())
     counted = frames.by_use(frames.read_machine().counts)
     reserved = index_of(MACHINE_KINDS, "reserved")
@@ -144,7 +145,7 @@ def test_every_frame_of_ram_is_drawn_once():
 
 def machine_kind_of(use):
     names = {frames.Use.NO_FRAME: "nopage"}
-    from physview.kpage import FLAG_BITS
+    from physview.sources.page_flags import FLAG_BITS
 
     name = names.get(use, use.rule)
     return machine_kind(1 << FLAG_BITS[name]) if name in FLAG_BITS else None
@@ -217,7 +218,7 @@ def some_memory(sizes, *, path=""):
             (at, min(i % 7 + 1, nr), 1 << 63 | 1000 + 8 * i, 1000 + 8 * i, (1 << 64) - 1, i)
         )
         at += (nr + 1) * PAGE
-    from physview.snapshot import BASE_DTYPE
+    from physview.memory.snapshot import BASE_DTYPE
 
     array = np.array(rows, dtype=BASE_DTYPE)
     kinds = np.full(len(array), index_of(PROCESS_KINDS, "own_anon"), dtype=np.uint8)

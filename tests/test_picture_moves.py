@@ -19,15 +19,15 @@ from memory import PAGE
 from test_picture import words_of
 from test_picture_model import expand
 
-from physview import machine
 from physview.analysis.changes import CHANGES, IS_FRAME, WAS_FRAME, Change, diff
-from physview.extents import find_zero_pfn
+from physview.memory.extents import find_zero_pfn
 from physview.model import NO_ENTRY, PagemapEntry, Vma
+from physview.parquet.snapshot_file import SnapshotFile
 from physview.pictures import bands, moved, moves
 from physview.pictures.kinds import DIFF_KINDS, NO_KIND, index_of
 from physview.pictures.model import make_frames
 from physview.pictures.runs import RUN_DTYPE, overlay
-from physview.snapshot_file import SnapshotFile
+from physview.sources import ram
 
 NR_BLOCK = moved.BLOCK
 
@@ -243,7 +243,7 @@ def test_every_frame_of_two_real_snapshots_is_what_became_of_it(actor, physview,
     actor.keep()
     picture = check(actor)
     assert not picture.missing
-    there = machine.ram_ranges(machine.read_resources())
+    there = ram.ram_ranges(ram.read_resources())
     assert picture.frames.ram == there
     for kind in ("stayed", "moved", "new", "left", "gone"):
         assert picture.frames.totals[index_of(DIFF_KINDS, kind)] > 0, kind
@@ -423,7 +423,7 @@ def test_after_a_reboot_ram_is_not_that_of_this_boot(two, tmp_path):
     assert any("is not known here" in note for note in picture.notes)
     for path, name in zip(two, paths, strict=True):
         without(path, name, boot_id="another")
-    assert draw(*paths)[1].frames.ram == machine.ram_ranges(machine.read_resources())
+    assert draw(*paths)[1].frames.ram == ram.ram_ranges(ram.read_resources())
 
 
 @pytest.mark.needs("nobody")

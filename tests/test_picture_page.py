@@ -13,12 +13,12 @@ from test_kpage import plain_values
 from test_picture_model import some_memory
 
 from physview import pictures
+from physview.memory.snapshot import BASE_DTYPE
 from physview.model import NO_ENTRY, PM_PFRAME_MASK, Vma
 from physview.pictures import bands, pack, runs
 from physview.pictures.kinds import PROCESS_KINDS, index_of
 from physview.pictures.memory import Memory
 from physview.pictures.model import Picture, Space, make_frames
-from physview.snapshot import BASE_DTYPE
 
 pytestmark = pytest.mark.needs("browser")
 
@@ -55,7 +55,7 @@ def page(tab, written):
 
 def a_page(pid, *, path=""):
     """The address of some page of an anonymous mapping that is there, and its frame."""
-    from physview.snapshot import Snapshot
+    from physview.memory.snapshot import Snapshot
 
     with Snapshot(pid) as snapshot:
         rows = np.concatenate(list(snapshot.iter_extents()))

@@ -6,8 +6,8 @@ import os
 import pytest
 
 from physview import Process
-from physview.probes import visit_probes
-from physview.reference import visit_stand_ins
+from physview.sources.probes import visit_probes
+from physview.sources.reference import visit_stand_ins
 
 LABELS = [
     *["argv", "argv[0]", "envp", "envp[0]", "lmsg", "&lmsg", "gmsg", "&gmsg", "main", "&buf"],

@@ -9,8 +9,8 @@ import pytest
 from memory import NORESERVE, PAGE, PRIVATE, SHARED, Region
 
 from physview import NO_ENTRY, Cause, Gap, Process, Translations, UsageError
-from physview import pagemap as pagemap_module
 from physview.analysis.ranges import iter_items
+from physview.sources import pagemap as pagemap_module
 
 
 @pytest.fixture(params=["pagemap", "reference", "without scan"])

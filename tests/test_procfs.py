@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from physview import NoUserMemory, Process, ProcessGone, Vma
-from physview.procfs import (
+from physview.sources.procfs import (
     MemoryMap,
     ProcDir,
     Stat,

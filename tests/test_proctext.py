@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from physview import proctext
-from physview.procfs import MemoryMap, ProcDir, parse_maps_line, parse_vm_flags
+from physview.sources.procfs import MemoryMap, ProcDir, parse_maps_line, parse_vm_flags
+from physview.text import proctext
 
 # All but the end of a string, and often those that programs split at.
 names = st.lists(
@@ -95,7 +95,7 @@ IN_NAMESPACE = ["unshare", "-m", sys.executable, "-c"]
 MOUNTS_OF_EVERY_BYTE = r"""
 import os, sys
 from memory import libc
-from physview import proctext
+from physview.text import proctext
 folder = sys.argv[1].encode()
 assert libc.mount(b"t", folder, b"tmpfs", 0, None) == 0
 wanted = []

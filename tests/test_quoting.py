@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from physview import quoting
 from physview.errors import PhysviewError
 from physview.model import Vma
+from physview.text import quoting
 
 ANY_BYTES = st.binary(max_size=40).map(lambda raw: raw.decode("utf-8", "surrogateescape"))
 # All letters, also lone surrogates that no file name can have.

@@ -18,7 +18,7 @@ from test_maps import smaps
 
 from physview import commands
 from physview.model import PM_PFRAME_MASK
-from physview.topology import node_map
+from physview.sources.numa import node_map
 
 KIB = 1024
 NODES = Path("/sys/devices/system/node")

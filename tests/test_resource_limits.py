@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import AS_NOBODY, one_line
 
-from physview import digits, resource_limits
+from physview.runtime import resource_limits
+from physview.text import digits
 
 MANY_DIGITS = "9" * 5000
 # A user without an entry in /etc/passwd, of whom there are no other processes.
@@ -280,7 +281,7 @@ def test_a_bug_keeps_its_traceback():
 
 @pytest.mark.needs("mountns")
 def test_a_system_without_kmod_is_seen():
-    code = "from physview.analysis import checkup; print(checkup._has_kmod())"
+    code = "from physview.system import checks; print(checks._has_kmod())"
     mount = 'mount -t tmpfs t /usr/sbin; mount -t tmpfs t /sbin; PATH=/nowhere exec "$@"'
     command = ["unshare", "-m", "sh", "-c", mount, "sh", sys.executable, "-c", code]
     asked = subprocess.run(command, capture_output=True, text=True, check=True)

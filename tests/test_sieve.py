@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from memory import PAGE
 
 from physview import _ffi
-from physview.kmod import EXTENT_DTYPE
 from physview.model import PAGE_SHIFT, PM_PRESENT, PM_SWAP, PageKind
+from physview.sources.kmod import EXTENT_DTYPE
 
 ZERO_PFN = 77
 START = 1 << 30

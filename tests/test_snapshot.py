@@ -13,13 +13,14 @@ from memory import PAGE, Region
 from test_extents import agreed, plain_entries
 from test_kpage import plain_values
 
-from physview import rows as module
 from physview.errors import UsageError
-from physview.flags import FlagFilter, well_known
+from physview.memory import rows as module
+from physview.memory.rows import COLUMNS, iter_each
+from physview.memory.snapshot import Snapshot
 from physview.model import NO_ENTRY, PM_PFRAME_MASK, PM_PRESENT
-from physview.rows import COLUMNS, iter_each
-from physview.snapshot import Snapshot
-from physview.topology import NO_NODE, cgroup_paths, node_map, nodes_of_blocks
+from physview.sources.cgroups import cgroup_paths
+from physview.sources.numa import NO_NODE, node_map, nodes_of_blocks
+from physview.sources.page_flags import FlagFilter, well_known
 
 IDLE = 1 << 25
 
@@ -122,7 +123,7 @@ def test_an_unknown_column():
 def test_nobody_gets_extents_but_no_flags():
     code = """
 import physview
-from physview.snapshot import Snapshot
+from physview.memory.snapshot import Snapshot
 with Snapshot() as snapshot:
     assert not snapshot.knows_frames
     assert sum(int(rows["nr_pages"].sum()) for rows in snapshot.iter_extents()) > 500

@@ -22,12 +22,18 @@ import pytest
 from conftest import AS_NOBODY, ROOT, one_line
 from memory import PAGE
 
-from physview import machine
 from physview.errors import PhysviewError
+from physview.memory.rows import COLUMNS, iter_each
+from physview.memory.snapshot import Snapshot
 from physview.model import NO_ENTRY, PM_PFRAME_MASK, PagemapEntry
-from physview.rows import COLUMNS, iter_each
-from physview.snapshot import Snapshot
-from physview.snapshot_file import FIELDS, MORE_FIELDS, SnapshotFile, write_rows, write_snapshot
+from physview.parquet.snapshot_file import (
+    FIELDS,
+    MORE_FIELDS,
+    SnapshotFile,
+    write_rows,
+    write_snapshot,
+)
+from physview.sources import ram
 
 DOC = (ROOT / "docs/parquet.md").read_text()
 ALL = list(COLUMNS)
@@ -59,9 +65,9 @@ def test_what_was_read_comes_back(kept, stopped):
 @pytest.mark.needs("pfn", "kpage")
 def test_it_keeps_where_ram_is_and_files_without_that_are_read(kept, tmp_path):
     path, _ = kept
-    there = machine.read_resources()
+    there = ram.read_resources()
     with SnapshotFile(path) as file:
-        assert machine.ram_ranges(file.resources) == machine.ram_ranges(there)
+        assert ram.ram_ranges(file.resources) == ram.ram_ranges(there)
         assert {each for each in there if each.depth == 0} <= set(file.resources)
     table = pq.read_table(path)
     about = json.loads(table.schema.metadata[b"physview"])
@@ -84,7 +90,9 @@ def test_it_keeps_where_ram_is_and_files_without_that_are_read(kept, tmp_path):
 @pytest.mark.parametrize("iomem", [b"", b"000a0000-000bffff : PCI Bus 0000:00\n"])
 def test_where_ram_is_not_told_what_is_kept_can_be_read(stopped, tmp_path, monkeypatch, iomem):
     """A container may have an iomem that is empty, or without RAM."""
-    monkeypatch.setattr("physview.snapshot_file.read_resources", lambda: machine.parse_iomem(iomem))
+    monkeypatch.setattr(
+        "physview.parquet.snapshot_file.read_resources", lambda: ram.parse_iomem(iomem)
+    )
     path = str(tmp_path / "a.parquet")
     with Snapshot(stopped.pid) as snapshot:
         write_snapshot(snapshot, path, columns=[])

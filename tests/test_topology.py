@@ -8,8 +8,8 @@ import sys
 import cgroups
 import pytest
 
-from physview import proctext
-from physview.topology import cgroup_pids, memory_cgroup_mount
+from physview.sources.cgroups import cgroup_pids, memory_cgroup_mount
+from physview.text import proctext
 
 
 def test_the_memory_hierarchy_is_the_one_with_the_memory_controller():
@@ -27,7 +27,8 @@ def test_the_memory_hierarchy_is_the_one_with_the_memory_controller():
 def test_a_mount_point_with_a_carriage_return_breaks_nothing(tmp_path, tests_on_path):
     """It was two lines once, the second without the fields of one."""
     program = (
-        "import os, sys; from memory import libc; from physview.topology import cgroup_paths;"
+        "import os, sys; from memory import libc;"
+        "from physview.sources.cgroups import cgroup_paths;"
         "path = sys.argv[1] + '/a\\rb\\v\\x85'; os.mkdir(path);"
         "assert libc.mount(b't', os.fsencode(path), b'tmpfs', 0, None) == 0; cgroup_paths()"
     )

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from physview.analysis.tracing import fold, parse_kcore
+from physview.analysis.trace import fold, parse_kcore
 from physview.tracing import Event, Frame
 from physview.tracing.events import parse_format
 from physview.tracing.ftrace import FtraceSource

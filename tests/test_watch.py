@@ -16,8 +16,8 @@ from memory import PAGE
 from screens import LEFT, PtyRun, watch
 
 from physview.analysis.changes import Change
-from physview.analysis.watching import MAX_KEPT, Watcher
-from physview.terminal import split_keys
+from physview.analysis.watch import MAX_KEPT, Watcher
+from physview.runtime.terminal import split_keys
 
 # Does what it is told, a line each, and says so.
 OBEDIENT = """
@@ -160,8 +160,8 @@ def test_what_it_has_is_what_smaps_says(stopped):
 
 @pytest.mark.needs("root")
 def test_every_frame_is_in_its_cell_of_ram(stopped):
-    from physview.machine import ram_ranges, read_resources
-    from physview.snapshot import Snapshot
+    from physview.memory.snapshot import Snapshot
+    from physview.sources.ram import ram_ranges, read_resources
 
     ranges = ram_ranges(read_resources())
     with Watcher(stopped.pid) as watcher, Snapshot(stopped.pid) as snapshot:

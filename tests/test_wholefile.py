@@ -16,7 +16,7 @@ from conftest import AS_NOBODY, ROOT, one_line
 from limits import DEFAULT_SIGNALS
 
 from physview.errors import PhysviewError
-from physview.wholefile import note_on_folder, whole_file
+from physview.files.atomic_file import note_on_folder, whole_file
 
 NOBODY = 65534
 THROUGH_SUDO = {"SUDO_UID": str(NOBODY), "SUDO_GID": str(NOBODY)}
@@ -261,7 +261,7 @@ def test_root_writes_while_an_attacker_flips_links(theirs, roots):
 
 NAMED = """
 import os, signal, sys
-from physview import wholefile
+from physview.files import atomic_file
 path, when, signum = sys.argv[1], sys.argv[2], int(sys.argv[3])
 def end():
     os.kill(os.getpid(), signum)
@@ -269,7 +269,7 @@ def end():
 if when == "renaming":
     rename = os.rename
     os.rename = lambda *args, **kwargs: end()  # stopped between the hidden name and the last
-with wholefile.whole_file(path, overwrite=True) as file:
+with atomic_file.whole_file(path, overwrite=True) as file:
     file.write(bytes(1 << 20))
     if when == "writing":
         end()
@@ -315,7 +315,7 @@ def test_nor_where_a_file_needs_a_hidden_name(tmp_path, signum):
 def test_it_is_written_where_a_file_needs_a_hidden_name(tmp_path):
     code = f"""
 import os
-from physview.wholefile import whole_file
+from physview.files.atomic_file import whole_file
 for name, overwrite in (("new", False), ("there", True)):
     with whole_file({str(tmp_path)!r} + "/" + name, overwrite=overwrite) as file:
         file.write(b"mine")
@@ -389,7 +389,7 @@ WRITERS = {
     "vm/": "the VM's own files, in memory and in the guest",
     "tracing/": "tracefs",
     "labs/": "sysfs and /proc",
-    "wholefile.py": "here",
+    "files/atomic_file.py": "here",
 }
 
 

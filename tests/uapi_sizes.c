@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* What the header says of numbers and sizes, to hold physview/kmod.py against.
- */
+/* What the header says of numbers and sizes, to hold kmod.py against. */
 #include <stdio.h>
 
 #include "../csrc/kmod/uapi/physicalview.h"

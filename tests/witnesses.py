@@ -16,10 +16,10 @@ import numpy as np
 from memory import libc
 
 from physview import Process
-from physview import kmod as abi
-from physview.kmod import Kmod
 from physview.model import NO_PADDR, PageKind, Walk
-from physview.procfs import ProcDir
+from physview.sources import kmod as abi
+from physview.sources.kmod import Kmod
+from physview.sources.procfs import ProcDir
 
 NOBODY = 65534
 SYS_FINIT_MODULE = 313  # on x86-64, as all that the VM runs

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from physview import invocation
 from physview.errors import PhysviewError
-from physview.kpage import FLAG_BITS
+from physview.memory.rows import advance, cut, ends, is_swapped
 from physview.model import (
     NO_ENTRY,
     PAGE_SIZE,
@@ -18,14 +17,15 @@ from physview.model import (
     SWAP_TYPE_BITS,
     Vma,
 )
-from physview.rows import advance, cut, ends, is_swapped
+from physview.runtime import invocation
+from physview.sources.page_flags import FLAG_BITS
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from physview.rows import Rows
-    from physview.snapshot_file import SnapshotFile
+    from physview.memory.rows import Rows
+    from physview.parquet.snapshot_file import SnapshotFile
 
     Changes = npt.NDArray[np.void]
 

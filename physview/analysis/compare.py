@@ -15,8 +15,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from physview.analysis.sieve import Sieve
-from physview.kmod import Kmod, as_pagemap
+from physview.analysis.agreement_pass import Sieve
 from physview.model import (
     PM_GUARD_REGION,
     PM_PFRAME_MASK,
@@ -25,8 +24,9 @@ from physview.model import (
     PageKind,
     Vma,
 )
-from physview.pagemap import Pagemap
-from physview.procfs import MemoryMap, ProcDir
+from physview.sources.kmod import Kmod, as_pagemap
+from physview.sources.pagemap import Pagemap
+from physview.sources.procfs import MemoryMap, ProcDir
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,11 +7,11 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from physview import _ffi
-from physview.extents import Batch
-from physview.flags import FlagFilter, well_known
-from physview.kpage import MAX_VALUES, KpageFile
+from physview.memory.extents import Batch
+from physview.memory.snapshot import Snapshot
 from physview.model import NO_ENTRY, PAGE_SHIFT
-from physview.snapshot import Snapshot
+from physview.sources.kpage import MAX_VALUES, KpageFile
+from physview.sources.page_flags import FlagFilter, well_known
 
 
 class FlagCounts(NamedTuple):

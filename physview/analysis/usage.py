@@ -12,14 +12,14 @@ from typing import Any
 
 from physview import _ffi
 from physview.analysis.flag_counts import new_account
-from physview.analysis.folio_sizes import huge_page_size, smallest_anon_order
 from physview.errors import AccessDenied
-from physview.extents import USER_END, Batch
-from physview.kpage import KpageFile
+from physview.memory.extents import USER_END, Batch
+from physview.memory.snapshot import Snapshot
 from physview.model import PAGE_SIZE, Vma
-from physview.pagemap import PAGE_IS, scan
-from physview.snapshot import Snapshot
-from physview.topology import node_map
+from physview.sources.folio_sizes import huge_page_size, smallest_anon_order
+from physview.sources.kpage import KpageFile
+from physview.sources.numa import node_map
+from physview.sources.pagemap import PAGE_IS, scan
 
 KINDS = ("anon", "file")
 Sizes = dict[int, int]

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from physview import __version__, proc_mount, resource_limits
 from physview.commands import _common
 from physview.errors import PhysviewError, UsageError
-from physview.output import safe_streams
-from physview.quoting import printable
+from physview.runtime import proc_mount, resource_limits
+from physview.runtime.version import __version__
+from physview.text.output import safe_streams
+from physview.text.quoting import printable
 
 COMMANDS = (
     "memview",

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NoReturn
 
-from physview import _ffi, invocation
-from physview.digits import bounded_int
+from physview import _ffi
 from physview.errors import PhysviewError, UsageError
 from physview.model import Cause, Translation, printable
+from physview.runtime import invocation
+from physview.text.digits import bounded_int
 
 if TYPE_CHECKING:
-    from physview.snapshot_file import Written
+    from physview.parquet.snapshot_file import Written
 
 COLUMNS = ("flags", "mapcount", "cgroup", "node")
 NEEDS_ROOT = (Cause.HIDDEN, Cause.SWAP_HIDDEN)
@@ -69,7 +70,7 @@ def add_force_option(parser: argparse.ArgumentParser) -> None:
 
 def say_if_shared(path: str) -> None:
     """Warn if other users can replace the file that was written."""
-    from physview.wholefile import note_on_folder
+    from physview.files.atomic_file import note_on_folder
 
     if note := note_on_folder(path):
         say(note)

@@ -54,9 +54,10 @@ def draw(
     picture = read()
     size = write_picture(picture, path, theme=args.theme, force=args.force)
     if args.json:
-        from physview.reporters import documents, picture_documents
+        from physview.reporters import documents
+        from physview.reporters import picture as reporter
 
-        documents.write(picture_documents.picture_document(picture, path, size))
+        documents.write(reporter.picture_document(picture, path, size))
     else:
         sys.stdout.write(f"{printable(path)}: {picture.title}: {picture.summary}\n")
     _common.say_if_shared(path)

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from physview.commands import _common
-from physview.lookup import find_pid
-from physview.procfs import ProcDir
+from physview.reporters import compare as reporter
 from physview.reporters import documents
+from physview.runtime.resolve_pid import find_pid
+from physview.sources.procfs import ProcDir
 
 NAME = "compare"
 HELP = "pagemap against the module's walk, page by page; needs the kernel module"
@@ -42,11 +43,9 @@ def run(args: argparse.Namespace) -> int:
     finally:
         proc.close()
     if args.json:
-        documents.write(documents.comparison(proc.pid, comparison))
+        documents.write(reporter.document(proc.pid, comparison))
     else:
-        from physview.reporters import tables
-
-        tables.print_comparison(proc.pid, comparison)
+        reporter.print_table(proc.pid, comparison)
     return int(comparison.nr_unexplained > 0)
 
 

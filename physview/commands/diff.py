@@ -16,7 +16,7 @@ from physview.errors import UsageError
 
 if TYPE_CHECKING:
     from physview.analysis.changes import Change
-    from physview.snapshot_file import SnapshotFile
+    from physview.parquet.snapshot_file import SnapshotFile
 
 NAME = "diff"
 HELP = "what became of a process's pages between two snapshots"
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
     _pictures.refuse_options(args)
     from physview.analysis import changes
     from physview.commands._progress import progress_bar
-    from physview.reporters import change_documents, change_tables
-    from physview.snapshot_file import SnapshotFile
+    from physview.parquet.snapshot_file import SnapshotFile
+    from physview.reporters import diff as reporter
 
     only = _parse_names(args)
     with SnapshotFile(args.before) as before, SnapshotFile(args.after) as after:
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
         with progress_bar("comparing") as show:
             found = changes.diff(before, after, on_progress=show)
         runs = changes.iter_changes(before, after) if args.extents else None
-        report = change_documents if args.json else change_tables
-        report.print_diff(before, after, found, runs, only)
+        print_diff = reporter.print_document if args.json else reporter.print_table
+        print_diff(before, after, found, runs, only)
     return 1 if found.nr_changed else 0
 
 
@@ -62,8 +62,8 @@ def _draw(args: argparse.Namespace) -> int:
         what = "--extents and --only are about what is printed"
         raise UsageError(what, "", "leave them out: a picture has all that changed")
     from physview.commands._progress import progress_bar
+    from physview.parquet.snapshot_file import SnapshotFile
     from physview.pictures import Moves, Picture, picture_moves, read_moves
-    from physview.snapshot_file import SnapshotFile
 
     found: list[Moves] = []
     with SnapshotFile(args.before) as before, SnapshotFile(args.after) as after:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from physview import __version__
 from physview.commands import _common
 from physview.reporters import documents
+from physview.runtime.version import __version__
 
 if TYPE_CHECKING:
-    from physview.analysis.checkup import Finding
+    from physview.system.checks import Finding
 
 NAME = "doctor"
 HELP = "what this machine can do, what is missing, and the command that gets it"
@@ -28,16 +28,16 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings."""
-    from physview.analysis.checkup import can_show_frames, examine
+    from physview.system.checks import can_show_frames, examine
 
     findings = [_with_remedy(finding) for finding in examine()]
     if args.json:
         found = [finding._asdict() for finding in findings]
         documents.write({"version": __version__, "findings": found})
     else:
-        from physview.reporters import tables
+        from physview.reporters import doctor as reporter
 
-        tables.print_findings(findings)
+        reporter.print_findings(findings)
     return int(not can_show_frames())
 
 

@@ -20,7 +20,7 @@ from physview.errors import PhysviewError
 from physview.model import printable
 
 if TYPE_CHECKING:
-    from physview.filecache import CachedFile, OpenFile, PageCache
+    from physview.sources.page_cache import CachedFile, OpenFile, PageCache
 
 NAME = "file"
 HELP = "which pages of files are in the page cache, and in which frames"
@@ -40,7 +40,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what is cached."""
-    from physview.filecache import PageCache
+    from physview.sources.page_cache import PageCache
 
     with PageCache(with_frames=True if args.frames else None) as cache:
         report = _Report(cache, args)
@@ -68,7 +68,7 @@ class _Report:
 
     def _iter_open(self, path: str) -> Iterator[OpenFile]:
         """The files at a path. One with several names is looked at once."""
-        from physview.filecache import iter_files
+        from physview.sources.page_cache import iter_files
 
         for name in iter_files(path, self._fail):
             try:
@@ -95,39 +95,39 @@ class _Report:
     def write_table(self) -> None:
         """A line for each path, or for each file, as they come."""
         from physview.commands._progress import progress_bar
-        from physview.reporters import cache_tables
+        from physview.reporters import file as reporter
 
         write = sys.stdout.write
-        write(cache_tables.header() + "\n")
+        write(reporter.header() + "\n")
         is_each = self._args.each or self._args.frames
-        total = cache_tables.Total("")
+        total = reporter.Total("")
         for path in self._args.paths:
-            of_path = cache_tables.Total(path)
+            of_path = reporter.Total(path)
             with nullcontext() if is_each else progress_bar("files looked at") as progress:
                 for file in self._iter_open(path):
                     if self._args.frames:
                         write(f"{printable(file.path)}\n")
-                    visit = cache_tables.write_runs if self._args.frames else None
+                    visit = reporter.write_runs if self._args.frames else None
                     found = self._look_at(file, visit)
                     if found:
                         of_path.add(found)
                         total.add(found)
                         if is_each:
-                            write(cache_tables.line(found) + "\n")
+                            write(reporter.line(found) + "\n")
                     if progress:
                         progress(of_path.nr_files, None)
             if of_path.nr_files and not is_each:
-                write(cache_tables.line(of_path.file, of_path.name) + "\n")
+                write(reporter.line(of_path.file, of_path.name) + "\n")
             elif not of_path.nr_files and os.path.isdir(path):
                 _common.say(f"{path}: no file below it could be looked at, or there is none")
         if total.nr_files > 1 and (is_each or len(self._args.paths) > 1):
-            write(cache_tables.line(total.file, f"({total.nr_files} files)") + "\n")
+            write(reporter.line(total.file, f"({total.nr_files} files)") + "\n")
 
     def write_document(self) -> None:
         """The same as a document, as it comes: frames can be millions."""
-        from physview.reporters import cache_tables
+        from physview.reporters import file as reporter
 
-        document = cache_tables.Document(with_runs=self._args.frames)
+        document = reporter.Document(with_runs=self._args.frames)
         for path in self._args.paths:
             for file in self._iter_open(path):
                 document.begin()

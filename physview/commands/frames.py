@@ -38,15 +38,16 @@ def run(args: argparse.Namespace) -> int:
         return 0
     _pictures.refuse_options(args)
     from physview.commands import _progress
-    from physview.frames import read_machine
-    from physview.reporters import documents, frame_tables
+    from physview.frames.machine import read_machine
+    from physview.reporters import documents
+    from physview.reporters import frames as reporter
 
     with _progress.progress_bar("counting frames") as progress:
         machine = read_machine(progress=progress)
     if args.json:
-        documents.write(frame_tables.machine_document(machine))
+        documents.write(reporter.machine_document(machine))
     else:
-        frame_tables.print_machine(machine, all_flags=args.flags, raw=args.raw)
+        reporter.print_machine(machine, all_flags=args.flags, raw=args.raw)
     return 0
 
 

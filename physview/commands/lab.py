@@ -12,10 +12,10 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from physview import invocation
 from physview.commands import _common
 from physview.errors import UsageError
 from physview.model import printable
+from physview.runtime import invocation
 
 if TYPE_CHECKING:
     from physview.labs.base import Lab
@@ -92,33 +92,33 @@ def _list(args: argparse.Namespace) -> int:
         ]
         documents.write({"labs": entries})
         return 0
-    from physview.reporters import lab_tables
+    from physview.reporters import lab as reporter
 
     # The error says which lab cannot be done: here that is the line's own.
     short = [why.partition(": ")[2].partition(";")[0] for why in why_not]
-    lab_tables.print_labs(zip(found, short, strict=True))
+    reporter.print_labs(zip(found, short, strict=True))
     return 0
 
 
 def _do(lab: Lab, options: dict[str, bool], *, quiz: bool) -> int:
     from physview import labs
-    from physview.reporters import lab_tables
+    from physview.reporters import lab as reporter
 
-    lab_tables.print_plan(lab)
+    reporter.print_plan(lab)
     chosen = [_ask(lab, number) for number in range(len(lab.questions))] if quiz else []
     evidence = labs.run(lab.name, **options)
-    lab_tables.print_evidence(evidence)
+    reporter.print_evidence(evidence)
     if quiz:
-        lab_tables.print_answers(lab.questions, chosen, evidence.answers)
+        reporter.print_answers(lab.questions, chosen, evidence.answers)
     return int(not evidence.is_usual)
 
 
 def _ask(lab: Lab, number: int) -> int | None:
     """Ask until there is an answer; None where stdin ends."""
-    from physview.reporters import lab_tables
+    from physview.reporters import lab as reporter
 
     question = lab.questions[number]
-    lab_tables.print_question(number + 1, question)
+    reporter.print_question(number + 1, question)
     while True:
         sys.stdout.write(f"Your answer, 1 to {len(question.choices)}: ")
         sys.stdout.flush()

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 from physview.commands import _common
 from physview.errors import AccessDenied, NoUserMemory, PhysviewError, ProcessGone, UsageError
-from physview.lookup import find_pid
+from physview.runtime.resolve_pid import find_pid
 
 if TYPE_CHECKING:
     from physview.analysis.usage import Usage, UsageReader
-    from physview.reporters.memory_documents import MapsDocument
-    from physview.reporters.memory_tables import MapsTable
+    from physview.reporters.maps import MapsDocument, MapsTable
 
     Report = MapsTable | MapsDocument
 
@@ -41,16 +40,16 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the mappings."""
     from physview.analysis.usage import Usage, UsageReader
-    from physview.reporters import memory_documents, memory_tables
+    from physview.reporters import maps as reporter
 
     pids = _pids(args)
     given = bool(args.processes)
     report: Report
     with UsageReader() as reader:
         if args.json:
-            report = memory_documents.MapsDocument(rollup=args.rollup)
+            report = reporter.MapsDocument(rollup=args.rollup)
         else:
-            report = memory_tables.MapsTable(rollup=args.rollup, several=len(pids) > 1)
+            report = reporter.MapsTable(rollup=args.rollup, several=len(pids) > 1)
         nr_refused = nr_read = 0
         hidden = False
         total = Usage()
@@ -74,7 +73,7 @@ def _report_process(
 ) -> bool:
     """Report a process; return whether its frames are hidden."""
     from physview.analysis.usage import Usage
-    from physview.snapshot import Snapshot
+    from physview.memory.snapshot import Snapshot
 
     with Snapshot("self" if pid is None else pid) as snapshot:
         usages = reader.iter_usage(snapshot)
@@ -103,7 +102,7 @@ def _pids(args: argparse.Namespace) -> list[int | None]:
         return list(dict.fromkeys(find_pid(word) for word in args.processes))
     if args.all:
         return [*sorted(int(name) for name in os.listdir("/proc") if name.isdigit())]
-    from physview.topology import cgroup_pids
+    from physview.sources.cgroups import cgroup_pids
 
     try:
         return [*cgroup_pids(args.cgroup)]

@@ -15,14 +15,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from physview import _ffi, child_python
+from physview import _ffi
 from physview.analysis.stability import compare_runs
 from physview.commands import _common
 from physview.errors import PhysviewError
 from physview.model import Probe, Translation
-from physview.probes import visit_probes
 from physview.process import Process
-from physview.reporters import documents, text
+from physview.reporters import documents
+from physview.reporters import memview as reporter
+from physview.runtime import child_python
+from physview.sources.probes import visit_probes
 
 NAME = "memview"
 HELP = "where this program's own memory is: argv, envp, globals, locals, 30 mallocs"
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             if args.json:
                 documents.write(documents.translations(process.source, process.pid, labelled))
             else:
-                sys.stdout.write(text.memview_report(labelled))
+                sys.stdout.write(reporter.memview_report(labelled))
         return int(_common.say_causes(translations))
 
     return _visit(args.source, report)
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _visit(source: str, visit: Callable[[list[Probe]], int]) -> int:
     if source != "pagemap" and _ffi.why_unavailable():
-        from physview.reference import visit_stand_ins
+        from physview.sources.reference import visit_stand_ins
 
         return visit_stand_ins(visit)
     return visit_probes(visit)
@@ -86,7 +88,7 @@ def _print_virtual(probes: list[Probe], as_json: bool) -> int:
         nowhere = [(p.label, Translation(p.vaddr, None, None)) for p in probes]
         documents.write(documents.translations("virtual", os.getpid(), nowhere))
     else:
-        sys.stdout.write(text.virtual_report(probes))
+        sys.stdout.write(reporter.virtual_report(probes))
     return 0
 
 
@@ -101,9 +103,7 @@ def _repeat(args: argparse.Namespace) -> int:
         labels = [stability._asdict() for stability in stabilities]
         documents.write({"source": runs[0]["source"], "runs": runs, "labels": labels})
     else:
-        from physview.reporters import tables
-
-        tables.print_stability(stabilities, args.repeat, with_physical=not args.virtual)
+        reporter.print_stability(stabilities, args.repeat, with_physical=not args.virtual)
     return int(not args.virtual and any(e["paddr"] is None for r in runs for e in r["entries"]))
 
 

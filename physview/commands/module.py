@@ -11,10 +11,10 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from physview import invocation
 from physview.commands import _common
 from physview.errors import ModuleUnavailable
 from physview.reporters import documents
+from physview.runtime import invocation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +36,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what is asked."""
-    from physview import module
+    from physview.system import module
 
     if args.action == "build":
         print(_build())
@@ -52,8 +52,9 @@ def run(args: argparse.Namespace) -> int:
 def _build() -> Path:
     import os
 
-    from physview import kernels, module
-    from physview.analysis import packages
+    from physview import kernels
+    from physview.runtime import packages
+    from physview.system import module
 
     kernel = kernels.running_kernel(to_boot=False)
     if kernel is None or kernel.headers is None:
@@ -65,7 +66,7 @@ def _build() -> Path:
 
 
 def _print_status(as_json: bool) -> int:
-    from physview import module
+    from physview.system import module
 
     status = module.status()
     if as_json:

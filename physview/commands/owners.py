@@ -14,13 +14,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from physview.commands import _common
-from physview.digits import bounded_int
 from physview.errors import UsageError
-from physview.lookup import find_pid
 from physview.model import PAGE_SHIFT, PAGE_SIZE
+from physview.runtime.resolve_pid import find_pid
+from physview.text.digits import bounded_int
 
 if TYPE_CHECKING:
-    from physview.reporters.owner_lines import Asked
+    from physview.reporters.owners import Asked
 
 NAME = "owners"
 HELP = "which processes map a frame, and what it is when none does"
@@ -56,19 +56,20 @@ def run(args: argparse.Namespace) -> int:
     pids = _find_pids(args.pid) if args.pid else None
 
     from physview.commands import _progress
-    from physview.machine import read_resources
-    from physview.owners import find_owners
-    from physview.reporters import documents, owner_lines
+    from physview.frames.owners import find_owners
+    from physview.reporters import documents
+    from physview.reporters import owners as reporter
+    from physview.sources.ram import read_resources
 
     with _progress.progress_bar("looking at processes") as progress:
         ownership = find_owners([(one.first, one.end) for one in asked], pids, progress=progress)
     resources = read_resources()
     if args.json:
-        documents.write(owner_lines.document(asked, ownership, resources))
+        documents.write(reporter.document(asked, ownership, resources))
     else:
         for one in asked:
             groups = ownership.groups(one.first, one.end)
-            for line in owner_lines.iter_lines(one, groups, resources, only_some=bool(pids)):
+            for line in reporter.iter_lines(one, groups, resources, only_some=bool(pids)):
                 sys.stdout.write(line + "\n")
     _say_who_was_missed(ownership.nr_gone, ownership.nr_denied)
     found = (group for one in asked for group in ownership.groups(one.first, one.end))
@@ -102,7 +103,7 @@ def _parse(word: str) -> Asked:
     Raises:
         UsageError: It is none of these.
     """
-    from physview.reporters.owner_lines import Asked
+    from physview.reporters.owners import Asked
 
     start, dash, stop = word.partition("-")
     if not start or (dash and not stop):

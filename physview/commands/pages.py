@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from physview.commands import _common
 from physview.errors import AccessDenied, UsageError
-from physview.lookup import find_pid
 from physview.model import PAGE_SIZE
+from physview.runtime.resolve_pid import find_pid
 
 if TYPE_CHECKING:
-    from physview.flags import FlagFilter
-    from physview.snapshot import Snapshot
+    from physview.memory.snapshot import Snapshot
+    from physview.sources.page_flags import FlagFilter
 
 NAME = "pages"
 HELP = "a process's pages: frames, flags, map counts, cgroups, nodes; or counts by flags"
@@ -45,7 +45,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the pages."""
-    from physview.flags import FlagFilter
+    from physview.sources.page_flags import FlagFilter
 
     _check(args)
     start, end = _range(args.range)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     columns = _common.parse_columns(args.columns)
     pid = find_pid(args.process)
 
-    from physview.snapshot import Snapshot
+    from physview.memory.snapshot import Snapshot
 
     with Snapshot("self" if pid is None else pid) as snapshot:
         if args.summary:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         if args.each:
             batches = _iter_each(batches)
         if args.format == "parquet":
-            from physview.snapshot_file import write_rows
+            from physview.parquet.snapshot_file import write_rows
 
             _common.save_memory()
             written = write_rows(
@@ -117,6 +117,7 @@ def _summarize(
     where: FlagFilter | None,
 ) -> None:
     from physview.analysis.flag_counts import count_flags
+    from physview.reporters import pages as reporter
 
     if not snapshot.knows_frames:
         raise AccessDenied(
@@ -124,18 +125,14 @@ def _summarize(
         )
     counts = count_flags(snapshot, start, end, where=where, raw=args.raw)
     if args.json:
-        from physview.reporters import page_documents
-
-        page_documents.write_summary(snapshot.pid, counts)
+        reporter.write_summary_document(snapshot.pid, counts)
     else:
-        from physview.reporters import page_tables
-
-        page_tables.print_summary(counts)
+        reporter.print_summary(counts)
 
 
 def _iter_each(batches: Iterator[Any]) -> Iterator[Any]:
     """A row for each page, in batches of constant size."""
-    from physview.rows import iter_each
+    from physview.memory.rows import iter_each
 
     for batch in batches:
         yield from iter_each(batch)
@@ -144,17 +141,16 @@ def _iter_each(batches: Iterator[Any]) -> Iterator[Any]:
 def _report(
     args: argparse.Namespace, snapshot: Snapshot, batches: Iterator[Any], columns: list[str]
 ) -> None:
-    from physview.reporters import page_documents, page_tables
-    from physview.reporters.page_records import PageRecords
-    from physview.topology import cgroup_paths
+    from physview.reporters import pages as reporter
+    from physview.sources.cgroups import cgroup_paths
 
     cgroups = cgroup_paths() if "cgroup" in columns else {}
-    records = PageRecords(snapshot.vmas, columns, cgroups, each=args.each)
+    records = reporter.PageRecords(snapshot.vmas, columns, cgroups, each=args.each)
     if args.json:
-        page_documents.write_pages(snapshot.pid, records, batches)
+        reporter.write_document(snapshot.pid, records, batches)
     elif args.format == "csv":
-        page_documents.write_csv(records, batches)
+        reporter.write_csv(records, batches)
     elif args.format == "jsonl":
-        page_documents.write_lines(records, batches)
+        reporter.write_json_lines(records, batches)
     else:
-        page_tables.print_pages(records, batches)
+        reporter.print_pages(records, batches)

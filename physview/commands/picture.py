@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from physview.commands import _common, _pictures
-from physview.lookup import find_pid
+from physview.runtime.resolve_pid import find_pid
 
 NAME = "picture"
 HELP = "a process's memory as a picture: SVG, PNG, or a page to look around in"

@@ -11,7 +11,7 @@ import json
 import sys
 
 from physview.commands import _common
-from physview.lookup import find_pid
+from physview.runtime.resolve_pid import find_pid
 
 NAME = "snapshot"
 HELP = "keep a process's pages in a Parquet file"
@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
     pid = find_pid(args.process)
 
     from physview.commands._progress import progress_bar
-    from physview.snapshot import Snapshot
-    from physview.snapshot_file import write_snapshot
+    from physview.memory.snapshot import Snapshot
+    from physview.parquet.snapshot_file import write_snapshot
 
     with Snapshot("self" if pid is None else pid) as snapshot:
         if not snapshot.knows_frames:

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from physview.commands import _common
 from physview.errors import PhysviewError, UsageError
-from physview.lookup import find_pid
+from physview.runtime.resolve_pid import find_pid
 
 if TYPE_CHECKING:
-    from physview.analysis.tracing import KernelMap, Trace
+    from physview.analysis.trace import KernelMap, Trace
+    from physview.frames.owners import Ownership
     from physview.model import Vma
-    from physview.owners import Ownership
     from physview.tracing import Tracer
     from physview.tracing.launch import Launched
 
@@ -99,7 +99,7 @@ def _leave_command_alone(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trace, and print what happened."""
     pid = _find_pid(args)
-    from physview.analysis.tracing import read_kernel_map
+    from physview.analysis.trace import read_kernel_map
 
     with _signals() as caught:
         trace, launched = _trace(args, pid, caught)
@@ -178,7 +178,7 @@ def _wait(launched: Launched) -> int:
 
 
 def _gather(args: argparse.Namespace, tracer: Tracer, pid: int | None, caught: list[int]) -> Trace:
-    from physview.analysis.tracing import Trace, read_memory
+    from physview.analysis.trace import Trace, read_memory
     from physview.commands import _progress
     from physview.tracing import Event
 
@@ -217,7 +217,7 @@ def _gather(args: argparse.Namespace, tracer: Tracer, pid: int | None, caught: l
 
 def _find_frames(trace: Trace, kernel: KernelMap) -> Ownership | None:
     """What the frames are now; where that can't be told, why."""
-    from physview.analysis.tracing import frames_now, frames_of, object_frames
+    from physview.analysis.trace import frames_now, frames_of, object_frames
 
     if len(trace.events) > MAX_LOOKED_UP:
         if any(frames_of(event) or object_frames(event, kernel) for event in trace.events):
@@ -236,18 +236,20 @@ def _find_frames(trace: Trace, kernel: KernelMap) -> Ownership | None:
 def _print(
     args: argparse.Namespace, trace: Trace, ownership: Ownership | None, kernel: KernelMap
 ) -> None:
-    from physview.reporters import documents, frame_tables, trace_lines
+    from physview.reporters import documents
+    from physview.reporters import trace as reporter
+    from physview.reporters.frames import terminal_width
 
     if args.json:
-        documents.write(trace_lines.document(trace, ownership, kernel, summary=args.summary))
+        documents.write(reporter.document(trace, ownership, kernel, summary=args.summary))
         return
     if args.summary:
-        lines = trace_lines.iter_path_lines(trace)
+        lines = reporter.iter_path_lines(trace)
     else:
-        lines = trace_lines.iter_event_lines(trace, ownership, kernel)
-    width = frame_tables.terminal_width()
-    for line in chain(lines, trace_lines.iter_ending_lines(trace, ownership, kernel)):
-        for part in trace_lines.wrapped(line, width):
+        lines = reporter.iter_event_lines(trace, ownership, kernel)
+    width = terminal_width()
+    for line in chain(lines, reporter.iter_ending_lines(trace, ownership, kernel)):
+        for part in reporter.wrapped(line, width):
             sys.stdout.write(part + "\n")
 
 

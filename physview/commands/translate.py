@@ -16,10 +16,11 @@ from itertools import groupby
 from physview.analysis.ranges import iter_items
 from physview.commands import _common
 from physview.errors import UsageError
-from physview.lookup import find_pid
 from physview.model import Cause, Gap, Translation
 from physview.process import Process
-from physview.reporters import documents, text
+from physview.reporters import documents
+from physview.reporters import translate as reporter
+from physview.runtime.resolve_pid import find_pid
 
 NAME = "translate"
 HELP = "physical addresses of a process's virtual ones, and the cause where there is none"
@@ -104,5 +105,5 @@ def _count(
 
 
 def _line(item: Translation | Gap) -> str:
-    line = text.gap_line(item) if isinstance(item, Gap) else text.translation_line(item)
+    line = reporter.gap_line(item) if isinstance(item, Gap) else reporter.translation_line(item)
     return line + "\n"

@@ -15,9 +15,9 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from physview import invocation
 from physview.commands import _common
 from physview.errors import Unsupported, UsageError
+from physview.runtime import invocation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
     """Run it."""
     import sys
 
-    from physview import output, vm
+    from physview import vm
+    from physview.text import output
 
     # REMAINDER leaves the first of them in; others are the command's own.
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
@@ -141,7 +142,8 @@ def _find_kernel(wanted: str | None) -> Kernel:
 def _modules(wanted: str | None, kernel: Kernel) -> list[Path]:
     from pathlib import Path
 
-    from physview import kernels, module
+    from physview import kernels
+    from physview.system import module
 
     if wanted:
         return [] if wanted == "none" else [Path(wanted)]

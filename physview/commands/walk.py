@@ -11,10 +11,11 @@ import os
 import sys
 
 from physview.commands import _common
-from physview.kmod import Kmod
-from physview.lookup import find_pid
-from physview.procfs import ProcDir
-from physview.reporters import documents, text
+from physview.reporters import documents
+from physview.reporters import walk as reporter
+from physview.runtime.resolve_pid import find_pid
+from physview.sources.kmod import Kmod
+from physview.sources.procfs import ProcDir
 
 NAME = "walk"
 HELP = "every level's page-table entry for one address; needs the kernel module"
@@ -41,13 +42,13 @@ def run(args: argparse.Namespace) -> int:
         proc.close()
     names = _bit_names() if os.uname().machine == "x86_64" else (lambda _level: [])
     if args.json:
-        documents.write(documents.walk(proc.pid, walk, names))
+        documents.write(reporter.document(proc.pid, walk, names))
     else:
-        sys.stdout.write(text.walk_tree(walk, names))
+        sys.stdout.write(reporter.walk_tree(walk, names))
     return int(walk.paddr is None)
 
 
-def _bit_names() -> text.BitNames:
-    from physview.analysis.x86 import bit_names
+def _bit_names() -> reporter.BitNames:
+    from physview.analysis.entry_bits import bit_names
 
     return bit_names

@@ -13,13 +13,13 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from physview import invocation
 from physview.commands import _common
 from physview.errors import UsageError
-from physview.lookup import find_pid
+from physview.runtime import invocation
+from physview.runtime.resolve_pid import find_pid
 
 if TYPE_CHECKING:
-    from physview.analysis.watching import Reading, Watcher
+    from physview.analysis.watch import Reading, Watcher
     from physview.reporters.watch_screen import State
 
 NAME = "watch"
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     prints = args.ticks is not None or args.json
     if not prints:
         _check_terminal()
-    from physview.analysis.watching import Watcher
+    from physview.analysis.watch import Watcher
 
     with Watcher(pid) as watcher:
         if prints:
@@ -77,17 +77,17 @@ def _check_terminal() -> None:
 
 
 def _print(watcher: Watcher, args: argparse.Namespace) -> None:
-    from physview.reporters import watch_text
-    from physview.reporters.sizes import terminal_width
+    from physview.reporters import watch as reporter
+    from physview.units import terminal_width
 
     width, nr = terminal_width(), 0
     while True:
         began = time.monotonic()
         reading = watcher.read()
         if args.json:
-            watch_text.print_document(reading)
+            reporter.print_document(reading)
         else:
-            watch_text.print_reading(reading, width)
+            reporter.print_reading(reading, width)
         sys.stdout.flush()
         nr += 1
         if nr == args.ticks:
@@ -108,7 +108,7 @@ def _pause(interval: float, began: float) -> float:
 
 def _show(watcher: Watcher, interval: float) -> None:
     from physview.reporters.watch_screen import Screen, State
-    from physview.terminal import Terminal
+    from physview.runtime.terminal import Terminal
 
     state = State(interval)
     reading = watcher.read()  # what fails at once, fails before anything is drawn

@@ -15,8 +15,8 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from physview import invocation
 from physview.errors import PhysviewError, Unsupported
+from physview.runtime import invocation
 
 _PROGRAMS = ("apt-get", "apt-cache", "dpkg-deb")
 

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from physview import invocation
-from physview.analysis.packages import why_no_headers
 from physview.errors import PhysviewError, Unsupported
 from physview.kernels.cache import Kernel, cache_dir, locked
+from physview.runtime import invocation
+from physview.runtime.packages import why_no_headers
 
 LOG = "build.log"
 

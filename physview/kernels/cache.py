@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from physview.errors import AccessDenied, PhysviewError
-from physview.kernels import trusted
+from physview.files import trusted
 
 # By Debian's name of an architecture: how releases for it end, Debian's and Ubuntu's.
 FLAVOURS = {"amd64": ("amd64", "generic"), "arm64": ("arm64",)}

@@ -14,7 +14,6 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from physview import invocation
 from physview.errors import PhysviewError, Unsupported, UsageError
 from physview.kernels import headers, mirrors
 from physview.kernels.apt import PrivateApt, missing_program
@@ -29,6 +28,7 @@ from physview.kernels.cache import (
     unpacked_kernel,
 )
 from physview.kernels.mirrors import DEBIAN, UBUNTU, Archive
+from physview.runtime import invocation
 
 # Where Debian has them. A suite without a dash at the end of a row is only for the libraries that
 # their tools may need: a mirror may no longer have the suite that is a kernel's own.

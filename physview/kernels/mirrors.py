@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from physview import invocation
-from physview.analysis import packages
 from physview.errors import Unsupported
 from physview.kernels.apt import complaints_of, environment, has_programs
+from physview.runtime import invocation, packages
 
 _KEYRINGS_DIR = Path("/usr/share/keyrings")
 _DEBIAN_SUITE = re.compile(

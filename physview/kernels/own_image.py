@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from physview import invocation
 from physview.errors import Unsupported
 from physview.kernels import mirrors
 from physview.kernels.apt import PrivateApt, missing_program
 from physview.kernels.cache import Kernel, cache_dir, image_places, locked, running_kernel
+from physview.runtime import invocation
 
 
 def fetch_own_image(

@@ -13,9 +13,9 @@ import difflib
 from importlib import import_module
 from typing import Any
 
-from physview import invocation
 from physview.errors import UsageError
 from physview.labs.base import Evidence, Lab
+from physview.runtime import invocation
 
 NAMES = (
     "report",

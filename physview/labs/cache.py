@@ -79,7 +79,7 @@ def _path(found: Translation) -> str:
 
 
 def _cached_frames(path: str) -> dict[int, int]:
-    from physview.filecache import PageCache
+    from physview.sources.page_cache import PageCache
 
     with PageCache(with_frames=True) as cache:
         return look.cached_frames(cache, path)

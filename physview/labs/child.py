@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from physview import child_python
 from physview.errors import PhysviewError
 from physview.model import Probe
+from physview.runtime import child_python
 
 ADDR_NO_RANDOMIZE = 0x0040000  # include/uapi/linux/personality.h
 GET_PERSONALITY = 0xFFFFFFFF
@@ -96,7 +96,7 @@ def _turn_aslr_off() -> None:
 
 def main() -> None:
     """Take the addresses, tell them, and keep them until stdin ends."""
-    from physview.probes import visit_probes
+    from physview.sources.probes import visit_probes
 
     def wait(probes: list[Probe]) -> None:
         # Of the library itself: an executable may have a stub of that name, which hides it.

@@ -8,12 +8,13 @@ import mmap
 import os
 import time
 
-from physview import invocation, proctext
 from physview.errors import AccessDenied, PhysviewError, Unsupported
-from physview.kpage import FLAG_BITS
 from physview.labs.memory import libc
 from physview.model import PAGE_SIZE, PM_FILE
 from physview.process import Process
+from physview.runtime import invocation
+from physview.sources.page_flags import FLAG_BITS
+from physview.text import proctext
 
 DROP_CACHES = "/proc/sys/vm/drop_caches"
 MADV_DONTNEED = 4

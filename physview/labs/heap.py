@@ -9,7 +9,7 @@ from itertools import pairwise
 from physview.labs import look, needs
 from physview.labs.base import NUMBER, PADDR, TEXT, VADDR, Column, Evidence, Lab, Question
 from physview.model import PAGE_SIZE, Probe, Translation
-from physview.probes import visit_probes
+from physview.sources.probes import visit_probes
 
 NAME = "heap"
 TITLE = "thirty buffers of malloc()"

@@ -7,12 +7,12 @@ import os
 import resource
 from typing import NamedTuple
 
-from physview import invocation
 from physview.errors import PhysviewError
 from physview.labs import look, needs
 from physview.labs.base import NUMBER, PADDR, TEXT, VADDR, Column, Evidence, Lab, Question
 from physview.labs.memory import MADV_HUGEPAGE, MADV_NOHUGEPAGE, Memory
 from physview.model import PAGE_SIZE, Translation
+from physview.runtime import invocation
 
 NAME = "huge"
 TITLE = "huge pages: one entry for 512 pages"
@@ -96,8 +96,8 @@ def _measure(name: str, size: int, advice: int) -> Piece:
 
 def _mapped_by(memory: Memory) -> str:
     """What maps the first page: the module's walk tells, or else the kernel's own account."""
-    from physview.kmod import DEVICE, Kmod
-    from physview.procfs import MemoryMap, ProcDir
+    from physview.sources.kmod import DEVICE, Kmod
+    from physview.sources.procfs import MemoryMap, ProcDir
 
     proc = ProcDir()
     try:

@@ -9,13 +9,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from physview import invocation
 from physview.labs import look, needs
 from physview.labs.base import NUMBER, PADDR, TEXT, VADDR, Column, Evidence, Lab, Question
 from physview.labs.memory import libc
 from physview.model import PAGE_SIZE, Probe, Walk
-from physview.probes import visit_probes
 from physview.process import Process
+from physview.runtime import invocation
+from physview.sources.probes import visit_probes
 
 NAME = "levels"
 TITLE = "four levels of page tables, or five"
@@ -107,8 +107,8 @@ def _explain_end(evidence: Evidence, high: int, end: int) -> None:
 
 
 def _walk(evidence: Evidence, labelled: list[tuple[str, int]]) -> None:
-    from physview.kmod import Kmod
-    from physview.procfs import ProcDir
+    from physview.sources.kmod import Kmod
+    from physview.sources.procfs import ProcDir
 
     proc = ProcDir()
     try:

@@ -8,15 +8,17 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from physview import invocation
-from physview.frames import Use, use_of
-from physview.kpage import FLAG_BITS, KpageFile
+from physview.frames.machine import Use, use_of
 from physview.labs.base import Cell, Evidence
-from physview.model import PAGE_SHIFT, PAGE_SIZE, PM_FILE, Cause, Translation, size_words
+from physview.model import PAGE_SHIFT, PAGE_SIZE, PM_FILE, Cause, Translation
 from physview.process import Process
+from physview.runtime import invocation
+from physview.sources.kpage import KpageFile
+from physview.sources.page_flags import FLAG_BITS
+from physview.units import size_words
 
 if TYPE_CHECKING:
-    from physview.filecache import PageCache
+    from physview.sources.page_cache import PageCache
 
 OFFSET_MASK = PAGE_SIZE - 1
 

@@ -8,13 +8,14 @@ import os
 import platform
 from typing import NamedTuple
 
-from physview import invocation, proctext
 from physview.errors import PhysviewError, Unsupported
 from physview.labs import look, needs
 from physview.labs.base import NUMBER, PADDR, VADDR, Column, Evidence, Lab, Question
 from physview.labs.memory import MADV_COLLAPSE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, Memory, libc
 from physview.model import PAGE_SIZE, Translation
-from physview.topology import node_map
+from physview.runtime import invocation
+from physview.sources.numa import node_map
+from physview.text import proctext
 
 NAME = "migrate"
 TITLE = "mlock() does not pin"

@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from physview import invocation, proc_mount, proctext
 from physview.errors import AccessDenied, ModuleUnavailable, PhysviewError, Unsupported
-from physview.kmod import DEVICE
+from physview.runtime import invocation, proc_mount
+from physview.sources.kmod import DEVICE
+from physview.text import proctext
 
 Need = Callable[[str], PhysviewError | None]
 
@@ -32,9 +33,9 @@ def in_vm(lab: str, options: str = "") -> str:
 
 def frames(lab: str) -> PhysviewError | None:
     """Frame numbers are shown to us."""
-    from physview.analysis import checkup
+    from physview.system import checks
 
-    if checkup.can_show_frames():
+    if checks.can_show_frames():
         return None
     missing = proc_mount.why_no_file(PAGEMAP) if not os.path.exists(PAGEMAP) else None
     if missing:
@@ -105,7 +106,7 @@ def huge_pages(lab: str) -> PhysviewError | None:
 
 def migration(lab: str) -> PhysviewError | None:
     """Pages can be made to move: to another node, or by compaction."""
-    from physview.topology import node_map
+    from physview.sources.numa import node_map
 
     path = "/proc/sys/vm/compact_memory"
     if len(node_map().nodes) > 1 or os.access(path, os.W_OK):

@@ -8,7 +8,7 @@ from itertools import combinations, pairwise
 from physview.labs import look, needs
 from physview.labs.base import PADDR, VADDR, Column, Evidence, Lab, Question, Table
 from physview.model import PAGE_SHIFT, PAGE_SIZE, Probe, Translation
-from physview.probes import visit_probes
+from physview.sources.probes import visit_probes
 
 NAME = "report"
 TITLE = "virtual addresses, and where they are"
@@ -117,7 +117,7 @@ def _explain_physical(evidence: Evidence, found: list[Translation]) -> None:
 
 
 def _explain_size(evidence: Evidence, known: list[tuple[int, int]]) -> None:
-    from physview.machine import ram_ranges, read_resources
+    from physview.sources.ram import ram_ranges, read_resources
 
     ram = ram_ranges(read_resources())
     end = max((end for _, end in ram), default=0) << PAGE_SHIFT

@@ -105,7 +105,7 @@ def _run_all(nr_runs: int, *, aslr: bool) -> tuple[list[str], list[list[Translat
 
 def _look_into_page_cache(labels: list[Label]) -> dict[str, int]:
     """Of labels in files, the frame in which the page cache has that page of that file."""
-    from physview.filecache import PageCache
+    from physview.sources.page_cache import PageCache
 
     wanted: dict[str, dict[int, list[str]]] = {}
     for label in labels:

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from physview import invocation
 from physview.labs import child, look, needs
 from physview.labs.base import NUMBER, TEXT, Column, Evidence, Lab, Question
+from physview.runtime import invocation
 
 NAME = "witnesses"
 TITLE = "pagemap against the page tables"
@@ -28,7 +28,7 @@ QUESTIONS = (
 def run() -> Evidence:
     """Compare both, for a process of our own."""
     from physview.analysis.compare import Comparer, Verdict
-    from physview.procfs import ProcDir
+    from physview.sources.procfs import ProcDir
 
     evidence = Evidence(NAME)
     with child.started() as process:

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from physview.memory.rows import split_at
 from physview.model import PAGE_SIZE, Vma, printable
 from physview.pictures.grid import COLUMN_SHIFT, MAX_ROWS, Grid
 from physview.pictures.kinds import NO_KIND, Kind
-from physview.rows import split_at
 
 if TYPE_CHECKING:
     import numpy as np

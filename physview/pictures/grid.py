@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from physview.machine import Resource
+from physview.memory.rows import split_at
 from physview.model import PAGE_SHIFT
-from physview.reporters.frame_tables import size
-from physview.rows import split_at
+from physview.sources.ram import Resource
+from physview.units import size
 
 if TYPE_CHECKING:
     import numpy as np

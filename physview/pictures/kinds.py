@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from physview.frames import MAPPED, Use, use_of
-from physview.kpage import FLAG_BITS
+from physview.frames.machine import MAPPED, Use, use_of
 from physview.model import NO_ENTRY
+from physview.sources.page_flags import FLAG_BITS
 
 # All flags that `use_of()` and what is below look at.
 TELLING = sum(

@@ -13,7 +13,7 @@ from physview.pictures.grid import COLUMNS, Grid
 from physview.pictures.kinds import OWN, PAGES, REST, Kind
 from physview.pictures.model import Picture, Space
 from physview.pictures.shapes import Cells, Drawing, Rect, Ribbon, Shape, Text, fit, stripes
-from physview.reporters.frame_tables import share, size
+from physview.units import share, size
 
 WIDTH, MARGIN = 1440, 48
 RIGHT = WIDTH - MARGIN

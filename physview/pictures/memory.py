@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from physview.extents import USER_END
-from physview.kpage import FLAG_BITS
+from physview.memory.extents import USER_END
+from physview.memory.rows import is_swapped
+from physview.memory.snapshot import Snapshot
 from physview.model import (
     NO_ENTRY,
     PM_FILE,
@@ -18,8 +19,7 @@ from physview.model import (
 from physview.pictures.bands import Placed
 from physview.pictures.kinds import NO_KIND, PROCESS_KINDS, Kind, index_of, own_kind
 from physview.pictures.runs import RUN_DTYPE
-from physview.rows import is_swapped
-from physview.snapshot import Snapshot
+from physview.sources.page_flags import FLAG_BITS
 
 if TYPE_CHECKING:
     import numpy as np

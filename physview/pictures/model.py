@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from physview import machine
 from physview.errors import AccessDenied
-from physview.model import PAGE_SIZE, printable, size_words
+from physview.memory.snapshot import Snapshot
+from physview.model import PAGE_SIZE, printable
 from physview.pictures import bands as bands_module
 from physview.pictures.bands import Band, Links, Pages
 from physview.pictures.grid import Grid, count_cells, make_grid
@@ -28,9 +28,9 @@ from physview.pictures.kinds import (
 )
 from physview.pictures.memory import Memory, read_memory
 from physview.pictures.runs import overlay, read_runs
-from physview.procfs import ProcDir
-from physview.reporters.frame_tables import share, size
-from physview.snapshot import Snapshot
+from physview.sources.procfs import ProcDir
+from physview.sources.ram import Resource, ram_ranges, read_resources
+from physview.units import share, size, size_words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +116,7 @@ def make_frames(
     over: Runs,
     ram: list[tuple[int, int]],
     kinds: tuple[Kind, ...],
-    resources: list[machine.Resource] | None,
+    resources: list[Resource] | None,
 ) -> Frames:
     """Physical memory as cells.
 
@@ -126,7 +126,7 @@ def make_frames(
             the first kind counts.
         ram: Where RAM is.
         kinds: What the runs' kinds are.
-        resources: What lies in its holes, as of `machine.read_resources()`; None if not known.
+        resources: What lies in its holes, as of `ram.read_resources()`; None if not known.
     """
     grid = make_grid(ram, resources)
     return Frames(ram, runs, over, grid, count_cells(grid, overlay(runs, over), len(kinds)))
@@ -143,8 +143,8 @@ def picture_machine(*, progress: Progress | None = None) -> Picture:
         Unsupported: The kernel was built without kpageflags.
         CoreUnavailable: The core is not built.
     """
-    resources = machine.read_resources()
-    ram = machine.ram_ranges(resources)
+    resources = read_resources()
+    ram = ram_ranges(resources)
     runs = read_runs(ram, machine_kind, progress=progress)
     frames = make_frames(runs, runs[:0], ram, MACHINE_KINDS, resources)
     nr_all, nr_free = sum(frames.totals), frames.totals[index_of(MACHINE_KINDS, "free")]
@@ -193,8 +193,8 @@ def picture_process(
     notes: list[str] = []
     if memory.knows_frames:
         try:
-            resources = machine.read_resources()
-            ram = machine.ram_ranges(resources)
+            resources = read_resources()
+            ram = ram_ranges(resources)
         except AccessDenied as error:
             missing = str(error)
         else:

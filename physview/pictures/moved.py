@@ -5,16 +5,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from physview import machine
-from physview.model import PAGE_SHIFT, PAGE_SIZE, printable, size_words
+from physview.model import PAGE_SHIFT, PAGE_SIZE, printable
+from physview.parquet.snapshot_file import SnapshotFile
 from physview.pictures import bands as bands_module
 from physview.pictures.bands import Links
 from physview.pictures.kinds import DIFF_KINDS, index_of
 from physview.pictures.model import Frames, Picture, Space, make_frames
 from physview.pictures.moves import Moves
 from physview.pictures.runs import RUN_DTYPE
-from physview.reporters.frame_tables import size
-from physview.snapshot_file import SnapshotFile
+from physview.sources.ram import Resource, boot_id, ram_ranges, read_resources
+from physview.units import size, size_words
 
 if TYPE_CHECKING:
     from physview.pictures.runs import Runs
@@ -35,7 +35,7 @@ class _Ram(NamedTuple):
     """
 
     ranges: list[tuple[int, int]]
-    resources: list[machine.Resource] | None
+    resources: list[Resource] | None
 
 
 def picture_moves(moves: Moves, before: SnapshotFile, after: SnapshotFile) -> Picture:
@@ -87,14 +87,14 @@ def _find_ram(before: SnapshotFile, after: SnapshotFile, over: Runs) -> _Ram:
     """Where RAM was; of snapshots that do not tell, where it is if this is still that boot."""
     for file in (after, before):
         if file.resources is not None:
-            return _Ram(machine.ram_ranges(file.resources), file.resources)
-    if machine.boot_id() == after.about["boot_id"]:
+            return _Ram(ram_ranges(file.resources), file.resources)
+    if boot_id() == after.about["boot_id"]:
         try:
-            resources = machine.read_resources()
+            resources = read_resources()
         except OSError:  # they are root's to see
             pass
         else:
-            return _Ram(machine.ram_ranges(resources), resources)
+            return _Ram(ram_ranges(resources), resources)
     return _Ram(named_ranges(over), None)
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from physview import invocation
 from physview.analysis.changes import CHANGES, IS_FRAME, WAS_FRAME, Change, iter_changes
 from physview.errors import PhysviewError
-from physview.extents import USER_END
+from physview.memory.extents import USER_END
 from physview.model import NO_ENTRY, PAGE_SIZE, Vma
+from physview.parquet.snapshot_file import SnapshotFile
 from physview.pictures.bands import Placed
 from physview.pictures.kinds import DIFF_KINDS, NO_KIND, Kind, index_of
 from physview.pictures.runs import RUN_DTYPE
-from physview.snapshot_file import SnapshotFile
+from physview.runtime import invocation
 
 if TYPE_CHECKING:
     import numpy as np

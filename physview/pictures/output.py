@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable
 
 from physview.errors import UsageError
+from physview.files.atomic_file import check_target, whole_file
 from physview.pictures.html import to_html
 from physview.pictures.layout import lay_out
 from physview.pictures.model import Picture
 from physview.pictures.png import need_pillow, to_png
 from physview.pictures.svg import to_svg
-from physview.wholefile import check_target, whole_file
 
 THEMES = ("light", "dark")
 

@@ -13,8 +13,6 @@ import json
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from physview.flags import well_known
-from physview.kpage import flag_names
 from physview.model import NO_ENTRY, PAGE_SIZE, PM_FLAG_NAMES, Cause, PagemapEntry, printable
 from physview.pictures.bands import Pages, parts_of
 from physview.pictures.kinds import NO_KIND
@@ -23,6 +21,7 @@ from physview.pictures.memory import Memory
 from physview.pictures.model import Picture
 from physview.pictures.moves import Moves
 from physview.pictures.pack_moves import distinct_rows, move_states
+from physview.sources.page_flags import flag_names, well_known
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from physview.extras import need
 from physview.pictures.shapes import NOTHING, Cells, Drawing, Rect, Ribbon, Text
+from physview.runtime.extras import need
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw

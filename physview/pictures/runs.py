@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from physview import _ffi
-from physview.kpage import FRAMES_DTYPE, KpageFile
 from physview.pictures.kinds import TELLING
+from physview.sources.kpage import FRAMES_DTYPE, KpageFile
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,13 +5,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from physview.model import Gap, Translation, Vma, Walk
-from physview.reporters.text import BitNames
-
-if TYPE_CHECKING:
-    from physview.analysis.compare import Comparison
+from physview.model import Gap, Translation, Vma
 
 
 def write(document: Any) -> None:
@@ -92,48 +88,3 @@ def mapping(vma: Vma | None) -> dict[str, Any] | None:
 def iter_entries(items: Iterable[Translation | Gap]) -> Iterator[dict[str, Any]]:
     """The entries of what a range gave."""
     return (gap(item) if isinstance(item, Gap) else entry(item) for item in items)
-
-
-def walk(pid: int, walked: Walk, bit_names: BitNames) -> dict[str, Any]:
-    """The document of a walk: what was found, and every level from the root down."""
-    return {
-        "source": "kmod",
-        "pid": pid,
-        "vaddr": hex(walked.vaddr),
-        "paddr": None if walked.paddr is None else hex(walked.paddr),
-        "kind": walked.kind.name.lower(),
-        "page_size_bytes": walked.page_size_bytes,
-        "swap": {"type": walked.swap[0], "offset": walked.swap[1]} if walked.swap else None,
-        "levels": [
-            {
-                "name": level.name,
-                "address": None if level.address is None else hex(level.address),
-                "entry": None if level.entry is None else hex(level.entry),
-                "span_bytes": level.span_bytes,
-                "folded": level.folded,
-                "leaf": level.leaf,
-                "bits": bit_names(level),
-            }
-            for level in walked.levels
-        ],
-    }
-
-
-def comparison(pid: int, compared: Comparison) -> dict[str, Any]:
-    """The document of a comparison."""
-    return {
-        "pid": pid,
-        "nr_pages": compared.nr_pages,
-        "nr_retried": compared.nr_retried,
-        "nr_unexplained": compared.nr_unexplained,
-        "seconds": round(compared.seconds, 3),
-        "verdicts": [
-            {
-                "verdict": verdict.value,
-                "explained": verdict.explained,
-                "nr_pages": count,
-                "first": [hex(vaddr) for vaddr in compared.examples[verdict]],
-            }
-            for verdict, count in compared.counts.items()
-        ],
-    }

@@ -10,7 +10,9 @@ from typing import Any, TextIO
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from physview.output import StyledStream, quote_controls, write_styled
+from physview.text.output import StyledStream, quote_controls, write_styled
+
+PIPE_WIDTH = 240
 
 
 class _Console(Console):
@@ -39,7 +41,7 @@ def open_console(stream: TextIO, **options: Any) -> Console:
     return _Console(file=file, highlight=False, **options)
 
 
-def draw(what: RenderableType, pipe_width: int) -> None:
+def draw(what: RenderableType, pipe_width: int = PIPE_WIDTH) -> None:
     """Print a table or a text.
 
     Args:

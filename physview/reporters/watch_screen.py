@@ -16,10 +16,10 @@ from rich.cells import set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 
-from physview.analysis.watching import Reading
-from physview.reporters import watch_text
+from physview.analysis.watch import Reading
+from physview.reporters import watch as reporter
 from physview.reporters.drawing import open_console
-from physview.reporters.watch_text import ASCII_BLOCKS, BLOCKS
+from physview.reporters.watch import ASCII_BLOCKS, BLOCKS
 
 if TYPE_CHECKING:
     Rows = list[tuple[str, str]]
@@ -149,8 +149,8 @@ def compose(reading: Reading, state: State, width: int, height: int, *, plain: b
         plain: Only ASCII.
     """
     lines = _head(reading, state, width, height, BLOCKS if not plain else ASCII_BLOCKS)
-    columns, room = watch_text.choose_columns(width)
-    lines.append((watch_text.title_row(columns), TITLE))
+    columns, room = reporter.choose_columns(width)
+    lines.append((reporter.title_row(columns), TITLE))
     lines = lines[: max(0, height - 2)]
     state.page = max(1, height - 1 - len(lines))
     state.clamp(len(reading.vmas))
@@ -158,7 +158,7 @@ def compose(reading: Reading, state: State, width: int, height: int, *, plain: b
     changed = _changed(reading)
     for at in order[state.first : state.first + state.page]:
         style = CHANGED if changed[at] else ""
-        lines.append((watch_text.row(reading, at, columns, room), style))
+        lines.append((reporter.row(reading, at, columns, room), style))
     lines += [("", "")] * (height - 1 - len(lines))
     lines = [*lines[: height - 1], (_foot(state, len(reading.vmas), width), FOOT)]
     if plain:
@@ -170,20 +170,18 @@ def _head(reading: Reading, state: State, width: int, height: int, blocks: str) 
     status = f"every {state.lengthened or state.interval:.3g} s"
     if state.paused:
         status = "paused"
-    lines = [(f"{watch_text.process_line(reading)}  {status}", HEAD)]
-    lines.append((watch_text.change_line(reading), ""))
+    lines = [(f"{reporter.process_line(reading)}  {status}", HEAD)]
+    lines.append((reporter.change_line(reading), ""))
     if height < SMALL:
-        return lines + [(note, NOTE) for note in watch_text.notes(reading)[: height > 8]]
-    lines.append((watch_text.fault_line(reading), ""))
+        return lines + [(note, NOTE) for note in reporter.notes(reading)[: height > 8]]
+    lines.append((reporter.fault_line(reading), ""))
     lines.append((_cost(reading, state), ""))
     if reading.ram:
         nr_lines = 1 if height < 40 else 3
         cells = width - 10
-        lines += [(line, "") for line in watch_text.ram_lines(reading.ram, width, nr_lines, blocks)]
-        lines.append(
-            (" " * 9 + watch_text.ram_legend(reading.ram, cells * nr_lines, blocks), "dim")
-        )
-    for note in watch_text.notes(reading):
+        lines += [(line, "") for line in reporter.ram_lines(reading.ram, width, nr_lines, blocks)]
+        lines.append((" " * 9 + reporter.ram_legend(reading.ram, cells * nr_lines, blocks), "dim"))
+    for note in reporter.notes(reading):
         lines.append((note, NOTE))
     if not reading.knows_frames and state.remedy:
         lines.append((state.remedy, NOTE))

@@ -21,8 +21,8 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from physview import proctext
 from physview.errors import PhysviewError, ProcessGone, Unsupported
+from physview.text import proctext
 from physview.tracing import tracefs
 from physview.tracing.events import Losses, RawEvent
 

@@ -9,8 +9,8 @@ import re
 import select
 from collections.abc import Sequence
 
-from physview import proctext
 from physview.errors import Unsupported
+from physview.text import proctext
 from physview.tracing import tracefs
 from physview.tracing.events import Format, Losses, RawEvent, parse_format
 from physview.tracing.instance import Instance

@@ -18,9 +18,9 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from physview import proctext
 from physview.errors import PhysviewError
-from physview.procfs import parse_stat
+from physview.sources.procfs import parse_stat
+from physview.text import proctext
 from physview.tracing.tracefs import Tracefs, refused
 
 _count = itertools.count()

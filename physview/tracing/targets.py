@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from physview import proctext
 from physview.errors import Unsupported, UsageError
+from physview.text import proctext
 from physview.tracing import tracefs
 from physview.tracing.breakpoints import ARGUMENTS, MAX_BREAKPOINTS, Place
 from physview.tracing.ftrace import FtraceSource

@@ -11,8 +11,10 @@ import os
 import re
 from collections.abc import Iterator
 
-from physview import filesystems, invocation, proctext
 from physview.errors import AccessDenied, PhysviewError, Unsupported
+from physview.files import filesystems
+from physview.runtime import invocation
+from physview.text import proctext
 
 MOUNT = "mount -t tracefs nodev /sys/kernel/tracing"
 LOCKDOWN = "/sys/kernel/security/lockdown"

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from physview import proctext
 from physview.errors import UsageError
-from physview.procfs import ProcDir
+from physview.sources.procfs import ProcDir
+from physview.text import proctext
 from physview.tracing import targets
 from physview.tracing.breakpoints import BreakpointSource
 from physview.tracing.events import Event, Frame, Losses, RawEvent

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from physview.analysis import packages
 from physview.errors import PhysviewError, UsageError
+from physview.runtime import packages
 from physview.vm import initramfs
 from physview.vm.failures import VmUnusable
 

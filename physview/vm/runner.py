@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from physview import child_python, output, proc_mount
 from physview.errors import PhysviewError
+from physview.runtime import child_python, proc_mount
+from physview.text import output
 from physview.vm import guest, initramfs, machine
 from physview.vm.failures import VmLost, VmUnusable
 from physview.vm.session import Session

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How much mappings have, and where in RAM that is, of extents that come and go."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from physview.errors import PhysviewError
+from physview.memory.rows import is_swapped, split_at
+from physview.model import PM_FILE, PM_MMAP_EXCLUSIVE, PM_PFRAME_MASK, PM_PRESENT
+from physview.sources.ram import ram_ranges, read_resources
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Extents = npt.NDArray[np.void]
+
+HAS = ("resident", "swapped", "exclusive", "file")
+"""What a mapping has, in pages, by name."""
+
+MAX_CELLS = 8192
+"""Into how many cells RAM is divided; who draws fewer joins them."""
+
+# Extents that are tallied at once. Columns of more than 128 KiB malloc() would give back to the
+# kernel, and fault in again, each time: that took three times as long.
+PIECE = 1 << 13
+
+
+class RamMap(NamedTuple):
+    """How much of each part of RAM is this process's.
+
+    Args:
+        frames: int64 array, shape (n,): its frames in each cell, in the order of their addresses.
+        cell_frames: How many frames a cell has; the last may have fewer.
+        nr_frames: How many RAM has; holes between its ranges are left out.
+        nr_elsewhere: Its frames that are not in RAM: memory of devices.
+    """
+
+    frames: npt.NDArray[np.int64]
+    cell_frames: int
+    nr_frames: int
+    nr_elsewhere: int
+
+
+class Ram:
+    """Where RAM is, without its holes: a frame's place is how many frames of RAM lie below it."""
+
+    def __init__(self, ranges: list[tuple[int, int]]) -> None:
+        import numpy as np
+
+        self.firsts = np.array([first for first, _ in ranges], dtype=np.int64)
+        self.ends = np.array([end for _, end in ranges], dtype=np.int64)
+        sizes = self.ends - self.firsts
+        self.places = np.cumsum(sizes) - sizes
+        self.nr_frames = int(sizes.sum())
+        self.cell_frames = -(-self.nr_frames // MAX_CELLS)
+
+    @classmethod
+    def find(cls) -> Ram | None:
+        """None where it is hidden."""
+        try:
+            return cls(ram_ranges(read_resources()))
+        except (PhysviewError, OSError):
+            return None
+
+
+class Tally:
+    """What mappings have, and where in RAM it is, of extents that were added and taken away.
+
+    Args:
+        spans: uint64 array, shape (n, 2): where mappings begin and end, in address order.
+        zero_pfn: The zero page's frame; 0 where frames are hidden.
+        ram: Where RAM is, or None.
+    """
+
+    def __init__(self, spans: npt.NDArray[np.uint64], zero_pfn: int, ram: Ram | None) -> None:
+        import numpy as np
+
+        self.pages: dict[str, npt.NDArray[np.int64]] = {
+            name: np.zeros(len(spans), dtype=np.int64) for name in HAS
+        }
+        self._spans = spans
+        self._zero_pfn = zero_pfn
+        self._ram = ram
+        if ram:
+            self._frames = np.zeros(-(-ram.nr_frames // ram.cell_frames), dtype=np.int64)
+        self._nr_elsewhere = 0
+
+    def copy(self) -> Tally:
+        """One to go on with; this one stays as it is."""
+        copied = Tally(self._spans, self._zero_pfn, self._ram)
+        copied.pages = {name: nr.copy() for name, nr in self.pages.items()}
+        if self._ram:
+            copied._frames = self._frames.copy()
+        copied._nr_elsewhere = self._nr_elsewhere
+        return copied
+
+    def ram_map(self) -> RamMap | None:
+        """Where in RAM it is; None where that is hidden."""
+        ram = self._ram
+        if ram is None:
+            return None
+        return RamMap(self._frames, ram.cell_frames, ram.nr_frames, self._nr_elsewhere)
+
+    def add(self, extents: Extents, *, sign: int = 1) -> None:
+        """Add extents, or take them away."""
+        for at in range(0, len(extents), PIECE):
+            piece = extents[at : at + PIECE]
+            self._add_pages(piece, sign)
+            if self._ram:
+                self._add_frames(piece, sign, self._ram)
+
+    def _add_pages(self, batch: Extents, sign: int) -> None:
+        """No extent lies in two mappings, so that sums up to each border do."""
+        import numpy as np
+
+        lows = np.searchsorted(batch["vaddr"], self._spans[:, 0])
+        highs = np.searchsorted(batch["vaddr"], self._spans[:, 1])
+        at = np.flatnonzero(highs > lows)
+        # Copies, for the columns of a batch lie apart, and they are gone through often.
+        entry, nr = batch["entry"].copy(), batch["nr_pages"].astype(np.int64)
+        value = entry & np.uint64(PM_PFRAME_MASK)
+        present = entry & np.uint64(PM_PRESENT) != 0
+        if self._zero_pfn:
+            present &= value != np.uint64(self._zero_pfn)
+        of_each = {
+            "resident": present,
+            "swapped": is_swapped(entry),
+            "exclusive": present & (entry & np.uint64(PM_MMAP_EXCLUSIVE) != 0),
+            "file": present & (entry & np.uint64(PM_FILE) != 0),
+        }
+        for name, chosen in of_each.items():
+            if not chosen.any():
+                continue
+            sums = np.concatenate([[0], np.cumsum(np.where(chosen, nr, 0))])
+            self.pages[name][at] += sign * (sums[highs[at]] - sums[lows[at]])
+
+    def _add_frames(self, batch: Extents, sign: int, ram: Ram) -> None:
+        import numpy as np
+
+        entry = batch["entry"].copy()
+        pfn, nr = (entry & np.uint64(PM_PFRAME_MASK)).view(np.int64), batch["nr_pages"]
+        chosen = entry & np.uint64(PM_PRESENT) != 0
+        chosen &= (pfn != 0) & (pfn != self._zero_pfn)
+        if not chosen.all():
+            pfn, nr = pfn[chosen], nr[chosen]
+        nr = nr.astype(np.int64)
+        within = np.searchsorted(ram.firsts, pfn, side="right") - 1
+        inside = (within >= 0) & (pfn < ram.ends[within])
+        if not inside.all():
+            self._nr_elsewhere += sign * int(nr[~inside].sum())
+            pfn, nr, within = pfn[inside], nr[inside], within[inside]
+        place = pfn - ram.firsts[within] + ram.places[within]
+        cell = place // ram.cell_frames
+        nr_cells = (place + nr - 1) // ram.cell_frames - cell + 1
+        if (nr_cells > 1).any():
+            _, place, nr = split_at(place, nr, ram.cell_frames)
+            cell = place // ram.cell_frames
+        room = len(self._frames)
+        # A run that goes on behind a range of RAM, which none should, stays within the map.
+        cell = np.minimum(cell, room - 1)
+        self._frames += sign * np.bincount(cell, weights=nr, minlength=room).astype(np.int64)

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The target of a written file: a folder that is held open, and a name in this folder.
+
+A path is followed component by component, each by a descriptor: nobody can replace a part of it
+between a check and its use, or redirect root to another place. A symbolic link is followed only if
+only root and the caller can have made it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from enum import IntEnum
+from typing import NamedTuple
+
+from physview.errors import PhysviewError
+from physview.files.caller import sudo_caller
+
+MAX_LINKS = 40
+"""How many symbolic links the kernel follows in a path. Source: MAXSYMLINKS"""
+
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Access(IntEnum):
+    """Who else may change what a folder holds."""
+
+    OWN = 0
+    """Nobody but root and the caller."""
+    STICKY = 1
+    """Others may add names, but not remove or rename those of root and the caller, as in /tmp."""
+    SHARED = 2
+    """Others may also remove and rename."""
+
+
+def trusted_uids() -> frozenset[int]:
+    """The users whose folders and links are trusted: root and the caller, also through sudo."""
+    caller = sudo_caller()
+    return frozenset({0, os.geteuid(), *(caller[:1] if caller else ())})
+
+
+class Target:
+    """A folder that is held open, and the name of a file in it. A context manager.
+
+    Args:
+        path: The file, which need not be there.
+
+    Attributes:
+        path: As it was given.
+        fd: The folder, opened with O_PATH.
+        name: The file's name in the folder.
+        access: Who else may change the folder's entries.
+        folder_uid: The folder's owner.
+
+    Raises:
+        PhysviewError: There is no such folder, the path names no file, or it leads through a
+            symbolic link that another user may have made.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._trusted = trusted_uids()
+        what = f"cannot write {path}"
+        if path in ("", "-"):
+            raise PhysviewError(what, "physview writes a regular file", "give a file name")
+        if path.endswith("/") or os.path.basename(path) in (".", ".."):
+            raise PhysviewError(what, "it is a folder", "name a file in it", path=path)
+        try:
+            self._walk = _Walk(path, self._trusted)
+        except ValueError:  # a NUL, or what is no text of this system
+            raise PhysviewError(what, "this is not a valid file name", path=path) from None
+        except OSError as error:
+            raise PhysviewError(what, error.strerror or "", path=path) from None
+        self.fd, self.name, self.access = self._walk.fd, self._walk.name, self._walk.access
+        self.folder_uid = os.fstat(self.fd).st_uid
+
+    def close(self) -> None:
+        """Close the folder. Closing twice is harmless."""
+        self._walk.close()
+
+    def __enter__(self) -> Target:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def folder(self) -> str:
+        """The folder's path, for messages."""
+        return os.path.dirname(self.path) or "."
+
+    def check(self, *, overwrite: bool) -> os.stat_result | None:
+        """Check whether the file may be written here now.
+
+        Args:
+            overwrite: Whether it may replace a file.
+
+        Returns:
+            The file that would be replaced; None if there is none.
+
+        Raises:
+            PhysviewError: The file may not be written.
+        """
+        what = f"cannot write {self.path}"
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=self.fd):
+            why = f"you may not write to the folder {self.folder}"
+            raise PhysviewError(what, why, "choose another folder", path=self.path)
+        try:
+            info = os.stat(self.name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise PhysviewError(what, error.strerror or "", path=self.path) from None
+        why, remedy = self._refusal(info, overwrite)
+        if why:
+            raise PhysviewError(what, why, remedy, path=self.path)
+        return info
+
+    def _refusal(self, info: os.stat_result, overwrite: bool) -> tuple[str, str]:
+        """Why what is there must stay, and what to do; both empty if it may be replaced."""
+        if stat.S_ISDIR(info.st_mode):
+            return "it is a folder", "name a file in it"
+        if stat.S_ISLNK(info.st_mode):  # made since the path was followed
+            return "it is a symbolic link", "choose another name"
+        if not stat.S_ISREG(info.st_mode):
+            return "it is a device or a pipe", "name a regular file"
+        if not overwrite:
+            return "it is there already", "choose another name, or add --force"
+        if info.st_uid not in self._trusted:
+            return (
+                f"the file exists and belongs to another user (uid {info.st_uid})",
+                "choose another name",
+            )
+        if self.access is Access.SHARED:
+            why = f"the file exists, and others may replace files in the folder {self.folder}"
+            return why, "remove it first, or choose another folder"
+        return "", ""
+
+
+class _Link(NamedTuple):
+    """A symbolic link that was met on the way."""
+
+    text: str
+    uid: int
+
+
+class _Walk:
+    """Follows a path to the folder of its last component."""
+
+    def __init__(self, path: str, trusted: frozenset[int]) -> None:
+        self._path = path
+        self._trusted = trusted
+        self._nr_links = 0
+        self.fd = -1
+        self.access = Access.OWN
+        try:
+            self._start(path)
+            left = _components(path)
+            while True:
+                name = left.pop()
+                link = self._link(name) if not left else self._enter(name)
+                if link is not None:
+                    self._allow(name, link)
+                    self._start(link.text)
+                    left += _components(link.text)
+                    if not left:
+                        raise IsADirectoryError(errno.EISDIR, "it leads to a folder")
+                elif not left:
+                    break
+            self.name = name
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _start(self, path: str) -> None:
+        """Go to the root, or stay where this is: at first in the working directory."""
+        if path.startswith("/"):
+            self._move(os.open("/", _FOLDER))
+        elif self.fd < 0:
+            self._move(os.open(".", _FOLDER))
+
+    def _move(self, fd: int) -> None:
+        self.close()
+        self.fd = fd
+        # Who may rename a folder on the way decides which folder this is.
+        before = Access.OWN if self.access is not Access.SHARED else Access.SHARED
+        self.access = max(before, access_of(fd, self._trusted))
+
+    def _enter(self, name: str) -> _Link | None:
+        """Go into a folder, or return the link that has its name."""
+        try:
+            fd = os.open(name, _FOLDER, dir_fd=self.fd)
+        except NotADirectoryError:
+            link = self._link(name)
+            if link is None:
+                raise PhysviewError(
+                    f"cannot write {self._path}", f"{name} is not a folder", path=self._path
+                ) from None
+            return link
+        except FileNotFoundError:
+            why = f"there is no folder {os.path.dirname(self._path) or name}"
+            raise PhysviewError(
+                f"cannot write {self._path}", why, "make it", path=self._path
+            ) from None
+        if self.access is Access.STICKY and os.fstat(fd).st_uid not in self._trusted:
+            self.access = Access.SHARED
+        self._move(fd)
+        return None
+
+    def _link(self, name: str) -> _Link | None:
+        """The symbolic link that has a name; None if that is something else, or nothing."""
+        try:
+            fd = os.open(name, _ENTRY, dir_fd=self.fd)
+        except FileNotFoundError:
+            return None
+        try:
+            info = os.fstat(fd)
+            if not stat.S_ISLNK(info.st_mode):
+                return None
+            return _Link(os.readlink("", dir_fd=fd), info.st_uid)
+        finally:
+            os.close(fd)
+
+    def _allow(self, name: str, link: _Link) -> None:
+        """Refuse a link that another user can have put there.
+
+        The owner of a link is not enough: if fs.protected_hardlinks is 0, anybody can make a hard
+        link in /tmp to a symbolic link of root.
+        """
+        self._nr_links += 1
+        if self._nr_links > MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        what = f"cannot write {self._path}"
+        if link.uid not in self._trusted:
+            why = f"{name} is a symbolic link of another user (uid {link.uid})"
+            raise PhysviewError(what, why, "choose another name", path=self._path)
+        if self.access is not Access.OWN:
+            why = f"{name} is a symbolic link in a folder that others may write to"
+            raise PhysviewError(what, why, "name the link's target", path=self._path)
+
+
+def _components(path: str) -> list[str]:
+    """The components of a path, the last first."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+def access_of(fd: int, trusted: frozenset[int]) -> Access:
+    """Who may change what a folder holds, by its owner and mode.
+
+    An access control list that gives more shows as the group's part of the mode.
+
+    Args:
+        fd: The folder; O_PATH is enough.
+        trusted: As of `trusted_uids()`.
+    """
+    info = os.fstat(fd)
+    if info.st_uid not in trusted:
+        return Access.SHARED
+    others_write = bool(info.st_mode & stat.S_IWOTH) or (
+        bool(info.st_mode & stat.S_IWGRP) and not _is_private(fd, info.st_gid, trusted)
+    )
+    if not others_write:
+        return Access.OWN
+    return Access.STICKY if info.st_mode & stat.S_ISVTX else Access.SHARED
+
+
+def _is_private(fd: int, gid: int, trusted: frozenset[int]) -> bool:
+    from physview.files.private_groups import (
+        is_private,  # it takes pwd and grp, which are seldom needed
+    )
+
+    return is_private(fd, gid, trusted)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The frames of the machine: how many have which flags, in which zone, and what they are used for.
+
+Source: /proc/kpageflags (fs/proc/page.c), /proc/iomem, /proc/zoneinfo, /proc/buddyinfo
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from enum import Enum
+from itertools import pairwise
+from typing import NamedTuple
+
+from physview import _ffi
+from physview.model import NO_ENTRY
+from physview.sources.kpage import KpageFile
+from physview.sources.page_flags import FLAG_BITS
+from physview.sources.ram import Zone, parse_buddyinfo, parse_zoneinfo, ram_ranges, read_resources
+
+# Frames that one thread counts at a time: 20 ms or so of the kernel's work.
+SLICE = 1 << 18
+
+MAPPED = 1 << FLAG_BITS["mmap"]
+
+
+class Use(Enum):
+    """What a frame is used for: `rule` says by which of its flags, `text` what that is.
+
+    The first rule that fits counts, in this order. A slab comes before anonymous memory: the
+    kernel shows flags of slabs that are none, as the same bits mean something else there.
+    """
+
+    NO_FRAME = ("no_frame", "no flags, or nopage", "no RAM that the kernel knows of")
+    POISONED = ("poisoned", "hwpoison", "broken RAM that was taken out of use")
+    OFFLINE = ("offline", "offline", "given back to the hypervisor, or not yet online")
+    FREE = ("free", "buddy", "free")
+    SLAB = ("slab", "slab", "the kernel's own small objects")
+    PAGE_TABLES = ("page_tables", "pgtable", "page tables of processes")
+    ZERO_PAGE = ("zero_page", "zero_page", "the zero page, which all share that read only")
+    HUGETLB = ("hugetlb", "huge", "huge pages that were set aside (hugetlb), in use or not")
+    RESERVED = ("reserved", "reserved", "the kernel itself, and firmware")
+    KSM = ("ksm", "ksm", "anonymous memory that was found alike and is shared (KSM)")
+    ANON = ("anon", "anon", "anonymous memory: heaps, stacks, private copies")
+    SHMEM = ("shmem", "swapbacked, not anon", "shared memory and tmpfs")
+    PAGE_CACHE = ("page_cache", "lru, thp or uptodate", "files in the page cache")
+    OTHER = ("other", "none of these", "kernel memory without a flag, or held back from use")
+
+    rule: str
+    text: str
+
+    def __new__(cls, slug: str, rule: str, text: str) -> Use:
+        member = object.__new__(cls)
+        member._value_ = slug
+        member.rule = rule
+        member.text = text
+        return member
+
+
+_USES_BY_FLAG = [(1 << FLAG_BITS[use.rule], use) for use in Use if use.rule in FLAG_BITS]
+_NOPAGE = 1 << FLAG_BITS["nopage"]
+_SWAPBACKED = 1 << FLAG_BITS["swapbacked"]
+# Kernels before 6.9 show of the tails of a large folio in the page cache no more than thp.
+# A page that is just being moved to another list is in no lru: uptodate it remains.
+_CACHED = 1 << FLAG_BITS["lru"] | 1 << FLAG_BITS["thp"] | 1 << FLAG_BITS["uptodate"]
+
+
+def use_of(flags: int) -> Use:
+    """What a frame with these flags is used for.
+
+    >>> use_of(1 << 10), use_of(1 << 5 | 1 << 11), use_of(1 << 7 | 1 << 12)
+    (<Use.FREE: 'free'>, <Use.PAGE_CACHE: 'page_cache'>, <Use.SLAB: 'slab'>)
+    """
+    if flags == NO_ENTRY or flags & _NOPAGE:
+        return Use.NO_FRAME
+    for bit, use in _USES_BY_FLAG:
+        if flags & bit:
+            return use
+    if flags & _SWAPBACKED:
+        return Use.SHMEM
+    return Use.PAGE_CACHE if flags & _CACHED else Use.OTHER
+
+
+class ZoneFrames(NamedTuple):
+    """The frames of one zone.
+
+    Args:
+        zone: The zone; None stands for RAM that lies in none.
+        counts: How many frames have each value of kpageflags.
+        free_blocks: How many free blocks of 2**i frames there are, by i.
+    """
+
+    zone: Zone | None
+    counts: dict[int, int]
+    free_blocks: list[int]
+
+
+class Machine(NamedTuple):
+    """The frames of the machine, each counted once, while it runs on.
+
+    Args:
+        ram: Where RAM is: (first frame, first frame after it), in order.
+        zones: What is in each zone, by node and address.
+    """
+
+    ram: list[tuple[int, int]]
+    zones: list[ZoneFrames]
+
+    @property
+    def nr_frames(self) -> int:
+        """How many frames of RAM there are."""
+        return sum(end - first for first, end in self.ram)
+
+    @property
+    def nr_unmanaged(self) -> int:
+        """How many frames the page allocator was never given: present, but not managed."""
+        zones = [found.zone for found in self.zones if found.zone]
+        return sum(zone.nr_present - zone.nr_managed for zone in zones)
+
+    @property
+    def counts(self) -> Counter[int]:
+        """How many frames have each value of kpageflags, NO_ENTRY being that of none."""
+        total: Counter[int] = Counter()
+        for zone in self.zones:
+            total.update(zone.counts)
+        return total
+
+
+def by_use(counts: dict[int, int]) -> dict[Use, tuple[int, int]]:
+    """What frames are used for.
+
+    Args:
+        counts: How many frames have each value of kpageflags.
+
+    Returns:
+        For each use how many frames it has, and how many of these processes map.
+    """
+    found: dict[Use, tuple[int, int]] = {}
+    for flags, nr in counts.items():
+        use = use_of(flags)
+        nr_all, nr_mapped = found.get(use, (0, 0))
+        is_mapped = flags != NO_ENTRY and flags & MAPPED and use is not Use.SLAB
+        found[use] = (nr_all + nr, nr_mapped + (nr if is_mapped else 0))
+    return found
+
+
+def read_machine(
+    *, nr_threads: int | None = None, progress: Callable[[int, int], None] | None = None
+) -> Machine:
+    """Count all frames of RAM by their flags.
+
+    Args:
+        nr_threads: How many read at once; None is one for each processor, up to four.
+        progress: Called with how many frames were counted, and how many there are.
+
+    Raises:
+        AccessDenied: Flags and addresses are root's.
+        Unsupported: The kernel was built without kpageflags.
+        CoreUnavailable: The core is not built.
+    """
+    file = KpageFile("kpageflags")
+    try:
+        ram = ram_ranges(read_resources())
+        with open("/proc/zoneinfo", "rb") as zoneinfo:
+            zones = parse_zoneinfo(zoneinfo.read())
+        with open("/proc/buddyinfo", "rb") as buddyinfo:
+            blocks = parse_buddyinfo(buddyinfo.read())
+        parts = _split(ram, zones)
+        counts = _count(file, parts, nr_threads or _ffi.nr_threads(), progress)
+    finally:
+        file.close()
+    found = []
+    for zone in [*zones, None]:
+        if zone is None and None not in counts:
+            continue
+        free_blocks = blocks.get((zone.node, zone.name), []) if zone else []
+        found.append(ZoneFrames(zone, dict(counts.get(zone, {})), free_blocks))
+    return Machine(ram, found)
+
+
+def _split(
+    ram: list[tuple[int, int]], zones: list[Zone]
+) -> list[tuple[Zone | None, tuple[int, int]]]:
+    """RAM by zones. Where the spans of two overlap, the one that begins last has the frames."""
+    cuts = sorted({cut for zone in zones for cut in (zone.start_pfn, zone.end_pfn)})
+    parts: list[tuple[Zone | None, tuple[int, int]]] = []
+    for first, end in ram:
+        bounds = [first, *(cut for cut in cuts if first < cut < end), end]
+        for low, high in pairwise(bounds):
+            inside = [zone for zone in zones if zone.start_pfn <= low < zone.end_pfn]
+            owner = max(inside, key=lambda zone: zone.start_pfn, default=None)
+            parts.append((owner, (low, high)))
+    return parts
+
+
+def _count(
+    file: KpageFile,
+    parts: list[tuple[Zone | None, tuple[int, int]]],
+    nr_threads: int,
+    progress: Callable[[int, int], None] | None,
+) -> dict[Zone | None, Counter[int]]:
+    nr_all = sum(high - low for _, (low, high) in parts)
+    nr_done = 0
+    counts: dict[Zone | None, Counter[int]] = {}
+    with ThreadPoolExecutor(nr_threads) as pool:
+        waiting = {
+            pool.submit(file.count_range, at, min(SLICE, high - at)): (zone, min(SLICE, high - at))
+            for zone, (low, high) in parts
+            for at in range(low, high, SLICE)
+        }
+        try:
+            for future in as_completed(waiting):
+                zone, nr = waiting[future]
+                counts.setdefault(zone, Counter()).update(future.result())
+                nr_done += nr
+                if progress:
+                    progress(nr_done, nr_all)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return counts

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A process's memory as columns of NumPy, in batches of constant size, however large it is.
+
+Source: /proc/PID/pagemap, PAGEMAP_SCAN, /proc/kpageflags, /proc/kpagecount, /proc/kpagecgroup
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from physview.errors import UsageError
+from physview.memory.extents import ExtentReader
+from physview.memory.rows import BASE_DTYPE, COLUMNS, from_extents, iter_chunks, join
+from physview.model import (
+    NO_ENTRY,
+    PAGE_SIZE,
+    Vma,
+)
+from physview.sources.kpage import FRAMES_DTYPE, KpageFile
+from physview.sources.numa import NO_NODE, node_map
+from physview.sources.page_flags import FLAG_BITS, FlagFilter, well_known_array
+from physview.sources.procfs import ProcDir
+
+if TYPE_CHECKING:
+    from physview.memory.rows import Rows
+
+KPAGE_FILES = {"flags": "kpageflags", "mapcount": "kpagecount", "cgroup": "kpagecgroup"}
+
+
+class Snapshot:
+    """A process whose memory is read as columns. A context manager.
+
+    The process runs on: what is said of one page was true at one moment, of two at two.
+
+    Args:
+        pid: Process id, or "self".
+        use_scan: Whether to use PAGEMAP_SCAN (Linux 6.7); None does where there is one.
+
+    Raises:
+        ProcessGone: There is no such process.
+        AccessDenied: It is another user's.
+        NoUserMemory: It is a kernel thread or a zombie.
+        Unsupported: The kernel has no pagemap.
+        CoreUnavailable: The core is not built.
+
+    >>> with Snapshot("self") as snapshot:
+    ...     nr_pages = sum(int(rows["nr_pages"].sum()) for rows in snapshot.iter_extents())
+    >>> nr_pages > 100
+    True
+    """
+
+    def __init__(self, pid: int | str = "self", *, use_scan: bool | None = None) -> None:
+        if isinstance(pid, str) and pid != "self":
+            raise UsageError(f"'{pid}' is no process", 'a pid or "self" is meant')
+        self.proc = ProcDir(None if isinstance(pid, str) else pid)
+        try:
+            self.reader = ExtentReader(self.proc, use_scan=use_scan)
+        except BaseException:
+            self.proc.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self.proc.pid
+
+    @property
+    def vmas(self) -> Sequence[Vma]:
+        """The mappings, in address order, as they were when this was made."""
+        return self.reader.memory.vmas
+
+    @property
+    def knows_frames(self) -> bool:
+        """Whether frame numbers are shown to us: that takes CAP_SYS_ADMIN."""
+        return self.reader.zero_pfn != 0
+
+    @property
+    def nr_resident(self) -> int:
+        """Pages in memory, about: the kernel's own count at this moment."""
+        return self.proc.nr_resident()
+
+    def close(self) -> None:
+        """Close the process's files. Closing twice is harmless."""
+        self.reader.close()
+        self.proc.close()
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def iter_extents(
+        self,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        columns: Iterable[str] = (),
+        where: FlagFilter | None = None,
+        raw: bool = False,
+        nr_threads: int | None = None,
+    ) -> Iterator[Rows]:
+        """Read the pages and swap entries of a range as extents: pages alike, in a row.
+
+        Frames follow each other in an extent, and so do swap slots, but for zero pages, of which
+        each has the same frame. No extent lies in two mappings, and all its pages have the same in
+        the columns that are asked for.
+
+        Args:
+            start: First address, page-aligned.
+            end: First address after the range, page-aligned; None is the end of user memory.
+            columns: Names of COLUMNS; each costs a reading of every frame.
+            where: Only frames with these flags.
+            raw: Give all flags; without it those that page-types hides are 0, and idle.
+            nr_threads: How many threads read pagemap; None chooses by how much is resident.
+
+        Yields:
+            Structured arrays, shape (n,), of BASE_DTYPE and the columns, in address order.
+
+        Raises:
+            UsageError: There is no such column.
+            AccessDenied: flags, mapcount and cgroup are root's to see.
+            Unsupported: The kernel has no such file.
+            ProcessGone: The process ended or ran another program meanwhile.
+        """
+        wanted = list(dict.fromkeys(columns))
+        for name in wanted:
+            if name not in COLUMNS:
+                raise UsageError(f"no column '{name}'", "", f"choose of {', '.join(COLUMNS)}")
+        if where is not None and "flags" not in wanted:
+            wanted.append("flags")
+        looker = _Looker(wanted, self.reader.zero_pfn, raw=raw)
+        extents = self.reader.iter_extents(start, end, nr_threads=nr_threads)
+        return self._iter_rows(extents, looker, where)
+
+    def _iter_rows(
+        self, extents: Iterator[Any], looker: _Looker, where: FlagFilter | None
+    ) -> Iterator[Rows]:
+        import numpy as np
+
+        spans = np.array([vma[:2] for vma in self.vmas], dtype=np.uint64)
+        held = None
+        try:
+            for chunk in iter_chunks(extents, self.reader.zero_pfn):
+                rows = looker.look_up(from_extents(chunk, spans, looker.dtype))
+                if where is not None:
+                    chosen = where.matches(rows["flags"]) & (rows["flags"] != np.uint64(NO_ENTRY))
+                    rows = rows[chosen]
+                if held is not None:
+                    rows = np.concatenate([held, rows])
+                rows = join(rows, self.reader.zero_pfn)
+                held = rows[-1:]
+                if len(rows) > 1:
+                    yield rows[:-1]
+            if held is not None and len(held):
+                yield held
+        finally:
+            looker.close()
+
+
+class _Looker:
+    """Adds columns to rows."""
+
+    def __init__(self, columns: list[str], zero_pfn: int, *, raw: bool) -> None:
+        self.dtype = [*BASE_DTYPE, *((name, COLUMNS[name]) for name in columns)]
+        self._zero_pfn = zero_pfn
+        self._raw = raw
+        self._nodes = node_map() if "node" in columns else None
+        self._files: dict[str, KpageFile] = {}
+        try:
+            for name in columns:
+                if name in KPAGE_FILES:
+                    self._files[name] = KpageFile(KPAGE_FILES[name])
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def look_up(self, rows: Rows) -> Rows:
+        for name, file in self._files.items():
+            rows = self._split(rows, name, file)
+            if name == "flags" and not self._raw:
+                self._hide_internal(rows)
+            rows = join(rows, self._zero_pfn)
+        if self._nodes:
+            rows = self._split_by_node(rows)
+        return rows
+
+    def _hide_internal(self, rows: Rows) -> None:
+        import numpy as np
+
+        known = rows["flags"] != np.uint64(NO_ENTRY)
+        # idle is old news unless page_idle/bitmap was read just before, and tears extents apart.
+        idle = np.uint64(1 << FLAG_BITS["idle"])
+        rows["flags"][known] = well_known_array(rows["flags"][known]) & ~idle
+
+    def _split(self, rows: Rows, name: str, file: KpageFile) -> Rows:
+        """Set a column of one of the kpage files, and split rows where its value changes."""
+        import numpy as np
+
+        rows[name] = np.uint64(NO_ENTRY)
+        known = np.flatnonzero(rows["pfn"] != np.uint64(NO_ENTRY))
+        if not len(known):
+            return rows
+        frames = np.empty(len(known), dtype=FRAMES_DTYPE)
+        frames["pfn"] = rows["pfn"][known]
+        is_zero = frames["pfn"] == self._zero_pfn
+        frames["nr"] = np.where(is_zero, 1, rows["nr_pages"][known])
+        pieces = file.split(frames)
+        split = rows[known[pieces["run"].astype(np.intp)]]
+        offset = pieces["pfn"] - split["pfn"]
+        split["vaddr"] += offset * np.uint64(PAGE_SIZE)
+        split["entry"] += offset
+        split["pfn"] = pieces["pfn"]
+        one_frame = split["pfn"] == self._zero_pfn
+        split["nr_pages"] = np.where(one_frame, split["nr_pages"], pieces["nr"])
+        split[name] = pieces["value"]
+        if len(known) < len(rows):
+            split = np.concatenate([split, rows[rows["pfn"] == np.uint64(NO_ENTRY)]])
+        in_order: Rows = split[np.argsort(split["vaddr"])]
+        return in_order
+
+    def _split_by_node(self, rows: Rows) -> Rows:
+        import numpy as np
+
+        assert self._nodes
+        table = np.frombuffer(self._nodes.node_of_block + bytes([NO_NODE]), dtype=np.uint8)
+        shift = np.uint64(self._nodes.block_shift)
+        known = rows["pfn"] != np.uint64(NO_ENTRY)
+        known &= rows["pfn"] != self._zero_pfn
+        last = rows["pfn"] + np.where(known, rows["nr_pages"] - np.uint64(1), 0).astype(np.uint64)
+        nr_blocks = ((last >> shift) - (rows["pfn"] >> shift) + np.uint64(1)).astype(np.int64)
+        split = np.repeat(rows, nr_blocks)
+        # Of each piece, its number within its row.
+        number = np.arange(len(split)) - np.repeat(np.cumsum(nr_blocks) - nr_blocks, nr_blocks)
+        block = (split["pfn"] >> shift) + number.astype(np.uint64)
+        begin = np.where(number > 0, (block << shift) - split["pfn"], 0).astype(np.uint64)
+        end = np.minimum(split["nr_pages"], ((block + np.uint64(1)) << shift) - split["pfn"])
+        whole = np.repeat(nr_blocks == 1, nr_blocks)
+        split["nr_pages"] = np.where(whole, split["nr_pages"], end - begin)
+        split["vaddr"] += begin * np.uint64(PAGE_SIZE)
+        split["entry"] += begin
+        has_frame = split["pfn"] != np.uint64(NO_ENTRY)
+        node = table[np.minimum(block, np.uint64(len(table) - 1)).astype(np.intp)].astype(np.int32)
+        split["node"] = np.where(has_frame & (node != NO_NODE), node, -1)
+        split["pfn"] = np.where(has_frame, split["pfn"] + begin, split["pfn"])
+        return join(split, self._zero_pfn)

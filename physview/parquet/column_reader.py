@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reads columns of numbers from an untrusted Parquet file, in bounded memory.
+
+Arrow trusts the sizes in a file's headers: a page of a kilobyte may claim that it unpacks to 2 GiB.
+So Arrow never gets the file. This module reads the headers and checks them against limits, far
+above the sizes in physview's own files. Then it copies a group's bytes into a small file in
+memory, with a footer of its own, and Arrow unpacks the small file.
+
+Source: https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+
+from physview.parquet.thrift import LIST, STRUCT, Damage, I32Value, Reader, write_struct
+from physview.runtime.extras import need
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+# Limits, well above what `snapshot_file.write_rows()` makes of the largest processes.
+MAX_FOOTER_BYTES = 24 << 20
+MAX_GROUPS = 1 << 12
+MAX_ROWS_IN_GROUP = 1 << 16
+MAX_COLUMNS = 64
+# Eight bytes a row, and as much again for a dictionary and for what says which rows are null.
+MAX_CHUNK_BYTES = 2 * 8 * MAX_ROWS_IN_GROUP + (1 << 16)
+_VALUES_IN_COLUMN = 120
+
+MAGIC = b"PAR1"
+_INT32, _INT64 = 1, 2
+_DATA_PAGE, _DICTIONARY_PAGE = 0, 2
+_PLAIN, _PLAIN_DICTIONARY, _RLE, _RLE_DICTIONARY = 0, 2, 3, 8
+_CODECS = (0, 1, 6)  # none, snappy, zstd
+_OPTIONAL = 1
+# Physical and converted type, and what NumPy calls it.
+_KINDS = {
+    (_INT32, 11): "uint8",
+    (_INT32, 13): "uint32",
+    (_INT64, 14): "uint64",
+    (_INT32, None): "int32",
+    (_INT32, 17): "int32",
+}
+
+
+class Column(NamedTuple):
+    """A column of the file.
+
+    Args:
+        at: Its index.
+        kind: Its type as NumPy calls it; empty for types that are not read here, such as text.
+        element: The file's description: type, repetition, name and converted type.
+    """
+
+    at: int
+    kind: str
+    element: dict[int, Any]
+
+
+class Values(NamedTuple):
+    """A column of a group.
+
+    Args:
+        data: The values; the value of a null is meaningless.
+        is_known: Bool array: which are not null.
+    """
+
+    data: npt.NDArray[Any]
+    is_known: npt.NDArray[np.bool_]
+
+
+class ParquetInput:
+    """A Parquet file that is not trusted. A context manager.
+
+    Args:
+        path: The file.
+        key: Of the metadata that are kept.
+
+    Attributes:
+        columns: By name.
+        metadata: What the file says of itself under `key`, if anything.
+        nr_rows: Of all groups.
+        nr_groups: How many parts its rows are in.
+
+    Raises:
+        OSError: It cannot be opened or read.
+        Damage: It is not a Parquet file, is damaged, or has features that physview never writes.
+    """
+
+    def __init__(self, path: str, key: bytes) -> None:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # a FIFO must not hold us
+        self._fd = os.open(path, flags)
+        try:
+            info = os.fstat(self._fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise Damage("it is not a regular file")
+            self._read_footer(info.st_size, key)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file. Closing twice is harmless."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _read(self, at: int, size: int) -> bytes:
+        parts = []
+        while size:
+            part = os.pread(self._fd, size, at)
+            if not part:
+                raise Damage("it ends too early")
+            parts.append(part)
+            at, size = at + len(part), size - len(part)
+        return b"".join(parts)
+
+    def _read_footer(self, size: int, key: bytes) -> None:
+        if size < 12 or self._read(0, 4) != MAGIC:
+            raise Damage("it does not begin as a Parquet file")
+        tail = self._read(size - 8, 8)
+        length = int.from_bytes(tail[:4], "little")
+        if tail[4:] != MAGIC or length > size - 12:
+            raise Damage("it does not end as a Parquet file")
+        if length > MAX_FOOTER_BYTES:
+            raise Damage(f"its footer has {length} bytes, more than {MAX_FOOTER_BYTES}")
+        self._end = size - 8 - length
+        footer = self._read(self._end, length)
+        reader = Reader(footer)
+        self.metadata: dict[bytes, bytes] = {}
+        self.columns: dict[str, Column] = {}
+        self._groups: list[bytes] = []
+        self.nr_rows = 0
+        number, nr_told = 0, None
+        while True:
+            number, kind = reader.next_field(number)
+            reader.budget = 10_000
+            if not kind:
+                break
+            if number == 2:
+                self._read_columns(reader.value(kind))
+            elif number == 3:
+                nr_told = reader.value(kind)
+            elif number == 4:
+                self._read_groups(reader, kind, footer)
+            elif number == 5:
+                self._read_metadata(reader, kind, key)
+            else:
+                reader.value(kind)
+        if not self.columns or self.nr_rows != nr_told:
+            raise Damage("its footer contradicts itself")
+
+    def _read_columns(self, elements: Any) -> None:
+        if not _are_structs(elements) or len(elements) > MAX_COLUMNS + 1:
+            raise Damage("its footer does not describe its columns")
+        root, *leaves = elements
+        if _number(root, 5) != len(leaves):
+            raise Damage("its columns are nested")
+        for index, element in enumerate(leaves):
+            name = element.get(4)
+            if element.get(5) or not isinstance(name, bytes) or _number(element, 3) > _OPTIONAL:
+                raise Damage("its columns are nested")
+            kind = _KINDS.get((element.get(1, 0), element.get(6)), "")
+            text = name.decode("utf-8", "replace")
+            if text in self.columns:
+                raise Damage("two columns have the same name")
+            self.columns[text] = Column(index, kind, element)
+
+    def _read_groups(self, reader: Reader, kind: int, footer: bytes) -> None:
+        """Keep where groups are described; they are taken apart when they are read."""
+        item, nr = reader.begin_list() if kind == LIST else (0, 0)
+        if nr > MAX_GROUPS or (nr and item != STRUCT):
+            raise Damage(f"it has {nr} groups of rows, more than {MAX_GROUPS}")
+        for _ in range(nr):
+            start = reader.at
+            reader.budget = _VALUES_IN_COLUMN * MAX_COLUMNS
+            nr_rows = _number(reader.struct(), 3)
+            if not 0 < nr_rows <= MAX_ROWS_IN_GROUP:
+                raise Damage(f"a group has {nr_rows} rows, not from 1 to {MAX_ROWS_IN_GROUP}")
+            self.nr_rows += nr_rows
+            self._groups.append(footer[start : reader.at])
+
+    def _read_metadata(self, reader: Reader, kind: int, key: bytes) -> None:
+        item, nr = reader.begin_list() if kind == LIST else (0, 0)
+        if nr > MAX_COLUMNS or item != STRUCT:
+            raise Damage("its metadata are damaged")
+        for _ in range(nr):
+            pair = reader.struct()
+            if pair.get(1) == key and isinstance(pair.get(2), bytes):
+                self.metadata[key] = pair[2]
+
+    @property
+    def nr_groups(self) -> int:
+        """How many groups of rows there are."""
+        return len(self._groups)
+
+    def read_group(self, at: int, names: list[str]) -> dict[str, Values]:
+        """Read columns of a group.
+
+        Args:
+            at: Which group.
+            names: Columns, each with a kind.
+
+        Raises:
+            OSError: The file cannot be read.
+            Damage: The group is damaged.
+        """
+        group = Reader(self._groups[at], budget=_VALUES_IN_COLUMN * MAX_COLUMNS).struct()
+        nr_rows, chunks = _number(group, 3), group.get(1)
+        if not _are_structs(chunks) or len(chunks) != len(self.columns):
+            raise Damage("a group has more or fewer columns than the file")
+        small, described = bytearray(MAGIC), []
+        for name in names:
+            about = chunks[self.columns[name].at].get(3)
+            if not isinstance(about, dict):
+                raise Damage(f"the place of column {name} is missing")
+            start, size = self._place(about)
+            data = self._read(start, size)
+            first_data = _check_pages(data, nr_rows, name)
+            described.append(_chunk(about, name, nr_rows, len(small), size, first_data))
+            small += data
+        elements = [self.columns[name].element for name in names]
+        return _unpack(bytes(small + _footer(elements, described, nr_rows)), names, nr_rows)
+
+    def _place(self, about: dict[int, Any]) -> tuple[int, int]:
+        """Where the bytes of a column are, and how many."""
+        start, size = _number(about, 9), _number(about, 7)
+        if 0 < _number(about, 11) < start:  # the dictionary comes first
+            start = _number(about, 11)
+        if start < len(MAGIC) or not 0 < size <= min(MAX_CHUNK_BYTES, self._end - start):
+            raise Damage("a column lies outside the file's data, or is too large")
+        if _number(about, 4) not in _CODECS:
+            raise Damage("a column has a compression that no snapshot uses")
+        return start, size
+
+
+def _number(fields: dict[int, Any], number: int) -> int:
+    value = fields.get(number, 0)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise Damage("a number is missing in a header")
+    return value
+
+
+def _are_structs(value: Any) -> TypeGuard[list[dict[int, Any]]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+
+
+def _check_pages(data: bytes, nr_rows: int, name: str) -> int:
+    """Check the headers of a column's pages.
+
+    Returns:
+        The offset of the first page with data.
+    """
+    at = nr_found = nr_bytes = 0
+    first_data = -1
+    has_dictionary = False
+    while at < len(data):
+        start, reader = at, Reader(data, at, _VALUES_IN_COLUMN)
+        page = reader.struct()
+        size, packed = _number(page, 2), _number(page, 3)
+        nr_bytes += size
+        if size < 0 or not 0 <= packed <= len(data) - reader.at or nr_bytes > MAX_CHUNK_BYTES:
+            raise Damage(f"a page of column {name} has too many bytes")
+        at = reader.at + packed
+        if _number(page, 1) == _DICTIONARY_PAGE and start == 0:
+            has_dictionary = True
+            about, is_data = page.get(7), False
+            encodings: tuple[int, ...] = (_PLAIN, _PLAIN_DICTIONARY)
+        elif _number(page, 1) == _DATA_PAGE:
+            about, is_data = page.get(5), True
+            encodings = (_PLAIN, *((_PLAIN_DICTIONARY, _RLE_DICTIONARY) if has_dictionary else ()))
+            first_data = start if first_data < 0 else first_data
+        else:
+            raise Damage(f"a page of column {name} has a type that no snapshot uses")
+        if not isinstance(about, dict) or _number(about, 2) not in encodings:
+            raise Damage(f"a page of column {name} has an encoding that no snapshot uses")
+        nr = _number(about, 1)
+        if not 0 <= nr <= nr_rows:
+            raise Damage(f"a page of column {name} has {nr} values")
+        nr_found += nr if is_data else 0
+    if nr_found != nr_rows:
+        raise Damage(f"column {name} has {nr_found} values for {nr_rows} rows")
+    return first_data
+
+
+def _chunk(
+    about: dict[int, Any], name: str, nr_rows: int, start: int, size: int, first_data: int
+) -> dict[int, Any]:
+    """How the small file's footer describes a column."""
+    encodings = [I32Value(each) for each in (_PLAIN, _RLE, _RLE_DICTIONARY)]
+    described = {
+        1: I32Value(_number(about, 1)),
+        2: encodings,
+        3: [name.encode()],
+        4: I32Value(_number(about, 4)),
+        5: nr_rows,
+        6: MAX_CHUNK_BYTES,
+        7: size,
+        9: start + first_data,
+    }
+    if first_data:
+        described[11] = start
+    return {2: start, 3: described}
+
+
+def _footer(elements: list[dict[int, Any]], chunks: list[dict[int, Any]], nr_rows: int) -> bytes:
+    schema: list[dict[int, Any]] = [{4: b"schema", 5: I32Value(len(elements))}]
+    for element in elements:
+        leaf: dict[int, Any] = {1: I32Value(element[1]), 3: I32Value(_number(element, 3))}
+        leaf[4] = element[4]
+        if 6 in element:
+            leaf[6] = I32Value(_number(element, 6))
+        schema.append(leaf)
+    group = {1: chunks, 2: len(chunks) * MAX_CHUNK_BYTES, 3: nr_rows}
+    footer = write_struct({1: I32Value(2), 2: schema, 3: nr_rows, 4: [group]})
+    return footer + len(footer).to_bytes(4, "little") + MAGIC
+
+
+def _unpack(data: bytes, names: list[str], nr_rows: int) -> dict[str, Values]:
+    """Have Arrow read a small file, as columns of NumPy."""
+    what = "cannot read a snapshot"
+    arrow, parquet = need("pyarrow", what), need("pyarrow.parquet", what)
+    try:
+        with parquet.ParquetFile(arrow.BufferReader(data), page_checksum_verification=True) as file:
+            table = file.read_row_group(0, use_threads=False)
+            found = {name: _to_numpy(table.column(name).chunks) for name in names}
+    except MemoryError:  # Arrow's own is one, too
+        raise
+    except (arrow.ArrowException, OSError, ValueError, KeyError) as error:
+        # Of contents Arrow complains by OSError, too, then without errno.
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise Damage(_first_line(error)) from None
+    if any(len(values.data) != nr_rows for values in found.values()):
+        raise Damage("a column has more or fewer rows than its header says")
+    return found
+
+
+def _to_numpy(chunks: list[Any]) -> Values:
+    """Without Arrow's own way, which imports pandas wherever that is installed."""
+    import numpy as np
+
+    data: list[npt.NDArray[Any]] = []
+    known: list[npt.NDArray[np.bool_]] = []
+    for chunk in chunks:
+        nr, start = len(chunk), chunk.offset
+        valid, values = chunk.buffers()
+        if values is None:  # Arrow may leave it out where all is null
+            values = bytes((start + nr) * np.dtype(str(chunk.type)).itemsize)
+        data.append(np.frombuffer(values, str(chunk.type))[start : start + nr])
+        if valid is None:
+            known.append(np.ones(nr, dtype=bool))
+        else:
+            bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")
+            known.append(bits[start : start + nr].astype(bool))
+    return Values(np.concatenate(data), np.concatenate(known))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

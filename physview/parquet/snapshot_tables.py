@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rows of a snapshot as tables of Arrow, to be written to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from physview.model import (
+    MIN_SPECIAL_SWAP_TYPE,
+    NO_ENTRY,
+    PM_PFRAME_MASK,
+    SWAP_TYPE_BITS,
+    PagemapEntry,
+    Vma,
+)
+from physview.sources.page_flags import flag_names
+from physview.text.quoting import escaped
+
+if TYPE_CHECKING:
+    from physview.memory.rows import Rows
+
+
+class Tables:
+    """Makes tables of Arrow of rows."""
+
+    def __init__(self, arrow: Any, schema: Any, vmas: Sequence[Vma]) -> None:
+        self._arrow = arrow
+        self._schema = schema
+        self._perms = _Words(arrow, [vma.perms for vma in vmas])
+        self._paths = _Words(arrow, [escaped(vma.path) for vma in vmas])
+        self._cgroups: dict[int, str] | None = None
+
+    def table(self, rows: Rows) -> Any:
+        """All columns of the schema."""
+        import numpy as np
+
+        arrow, none = self._arrow, np.uint64(NO_ENTRY)
+        no_swap = rows["swap"] == none
+        slots = np.where(no_swap, 0, rows["swap"])
+        columns = {
+            "vaddr": rows["vaddr"],
+            "nr_pages": rows["nr_pages"],
+            "pfn": _or_null(arrow, rows["pfn"]),
+            "cause": self._causes(rows),
+            "swap_type": arrow.array(
+                (slots & np.uint64((1 << SWAP_TYPE_BITS) - 1)).astype(np.uint8), mask=no_swap
+            ),
+            "swap_offset": arrow.array(slots >> np.uint64(SWAP_TYPE_BITS), mask=no_swap),
+            "entry": rows["entry"],
+            "mapping": rows["vma"],
+            "perms": self._perms.of(rows["vma"]),
+            "path": self._paths.of(rows["vma"]),
+        }
+        names = rows.dtype.names or ()
+        if "flags" in names:
+            columns["flags"] = _or_null(arrow, rows["flags"])
+            columns["flag_names"] = self._words_of(rows["flags"], _flag_words)
+        if "mapcount" in names:
+            columns["mapcount"] = _or_null(arrow, rows["mapcount"])
+        if "cgroup" in names:
+            columns["cgroup"] = self._words_of(rows["cgroup"], self._cgroup)
+        if "node" in names:
+            columns["node"] = arrow.array(rows["node"], mask=rows["node"] < 0)
+        return arrow.table(columns, schema=self._schema)
+
+    def _words_of(self, values: Any, word: Any) -> Any:
+        """A column of words: `word` of each different value."""
+        import numpy as np
+
+        different, codes = np.unique(values, return_inverse=True)
+        words = [word(int(value)) for value in different]
+        return _Words(self._arrow, words).of(codes)
+
+    def _causes(self, rows: Rows) -> Any:
+        """What is hidden or nowhere, by the bits of the entry that say so."""
+        import numpy as np
+
+        entries = rows["entry"].copy()
+        # Of a swap entry the slot tells nothing, but for the special types'.
+        swap_type = entries & np.uint64((1 << SWAP_TYPE_BITS) - 1)
+        in_area = (rows["swap"] != np.uint64(NO_ENTRY)) & (swap_type < MIN_SPECIAL_SWAP_TYPE)
+        keep = np.uint64(NO_ENTRY ^ PM_PFRAME_MASK)
+        entries[in_area] &= keep
+        entries[in_area] |= np.uint64(1 << SWAP_TYPE_BITS)
+        known = rows["pfn"] != np.uint64(NO_ENTRY)
+        entries[known] &= keep
+        entries[known] |= np.uint64(1)
+        return self._words_of(entries, _cause_word)
+
+    def _cgroup(self, inode: int) -> str | None:
+        from physview.sources.cgroups import cgroup_paths
+
+        if inode in (NO_ENTRY, 0):  # 0: charged to none
+            return None
+        if self._cgroups is None:
+            self._cgroups = cgroup_paths()
+        return escaped(self._cgroups.get(inode, f"@{inode}"))
+
+
+class _Words:
+    """Words of which many rows have one, by an index; None is null."""
+
+    def __init__(self, arrow: Any, words: Sequence[str | None]) -> None:
+        import numpy as np
+
+        different = {word: at for at, word in enumerate(dict.fromkeys(words))}
+        self._arrow = arrow
+        self._codes = np.array([different[word] for word in words], dtype=np.int32)
+        self._null = different.get(None, -1)
+        self._values = arrow.array([word or "" for word in different], arrow.string())
+
+    def of(self, rows: Any) -> Any:
+        """The column of rows that name these words by their index."""
+        codes = self._codes[rows]
+        return self._arrow.DictionaryArray.from_arrays(
+            self._arrow.array(codes, mask=codes == self._null), self._values
+        )
+
+
+def _or_null(arrow: Any, values: Any) -> Any:
+    return arrow.array(values, mask=values == NO_ENTRY)
+
+
+def _flag_words(value: int) -> str | None:
+    return None if value == NO_ENTRY else "|".join(flag_names(value))
+
+
+def _cause_word(entry: int) -> str | None:
+    cause = PagemapEntry(entry).cause
+    return cause.value if cause else None

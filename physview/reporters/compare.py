@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What compare found, as a table and as a document (docs/json.md)."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from physview.analysis.compare import Comparison
+
+
+def print_table(pid: int, comparison: Comparison) -> None:
+    """compare's table: how many pages have each verdict, and the first few of each."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from physview.reporters.drawing import draw
+
+    done = f"{comparison.nr_pages} pages in {comparison.seconds:.2f} s"
+    title = f"process {pid}: {done}, {comparison.nr_retried} looked at again"
+    table = Table(title=title, box=None, title_justify="left")
+    table.add_column("pages", justify="right", no_wrap=True)
+    table.add_column("verdict")
+    table.add_column("the first of them")
+    for verdict, count in sorted(comparison.counts.items(), key=lambda item: -item[1]):
+        style = "" if verdict.explained else "bold red"
+        first = " ".join(hex(vaddr) for vaddr in comparison.examples[verdict])
+        table.add_row(str(count), Text(verdict.text, style=style), first)
+    draw(table)
+    unexplained = comparison.nr_unexplained
+    sys.stdout.write(f"{unexplained} unexplained\n")
+
+
+def document(pid: int, compared: Comparison) -> dict[str, Any]:
+    """The document of a comparison."""
+    return {
+        "pid": pid,
+        "nr_pages": compared.nr_pages,
+        "nr_retried": compared.nr_retried,
+        "nr_unexplained": compared.nr_unexplained,
+        "seconds": round(compared.seconds, 3),
+        "verdicts": [
+            {
+                "verdict": verdict.value,
+                "explained": verdict.explained,
+                "nr_pages": count,
+                "first": [hex(vaddr) for vaddr in compared.examples[verdict]],
+            }
+            for verdict, count in compared.counts.items()
+        ],
+    }

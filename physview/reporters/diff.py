@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What became of pages between two snapshots, as a table and as a document (docs/json.md)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from physview.analysis.changes import CHANGES, Change, Diff
+from physview.model import NO_ENTRY, PAGE_SIZE, SWAP_TYPE_BITS, Vma, printable
+from physview.reporters.documents import mapping
+from physview.units import cut, short_size, terminal_width
+
+if TYPE_CHECKING:
+    from physview.parquet.snapshot_file import SnapshotFile
+
+
+WERE_SWAPPED = (Change.SWAPPED_IN, Change.STILL_SWAPPED, Change.RESWAPPED)
+ARE_SWAPPED = (Change.SWAPPED_OUT, Change.STILL_SWAPPED, Change.RESWAPPED)
+
+
+def print_table(
+    before: SnapshotFile,
+    after: SnapshotFile,
+    found: Diff,
+    runs: Iterable[Any] | None,
+    only: frozenset[Change],
+) -> None:
+    """Counts by what became of the pages; then where that was, or every run of pages."""
+    times = [file.time.astimezone() for file in (before, after)]
+    seconds = (times[1] - times[0]).total_seconds()
+    clock = " -> ".join(f"{time:%Y-%m-%d %H:%M:%S}" for time in times)
+    sys.stdout.write(
+        f"{printable(after.about['comm'])} ({after.about['pid']}), {seconds:.1f} s later: {clock}\n"
+    )
+    sys.stdout.write(f"\n{'pages':>10} {'size':>5}  became of them\n")
+    for change, nr in sorted(found.counts.items(), key=lambda item: -item[1]):
+        _line(f"{nr:>10} {short_size(nr * PAGE_SIZE):>5}  {change.value:<13} {change.text}")
+    for nr, what in ((found.nr_vmas_new, "new"), (found.nr_vmas_gone, "gone")):
+        if nr:
+            sys.stdout.write(
+                f"{nr:>10} {'':>5}  {'mapping is' if nr == 1 else 'mappings are'} {what}\n"
+            )
+    if runs is not None:
+        _print_runs(before.vmas, after.vmas, runs, only)
+    elif found.by_vma:
+        sys.stdout.write("\nwhere\n")
+        for vma, is_gone, counts in found.by_vma:
+            order = sorted(counts.items(), key=lambda item: (item[0].same, -item[1]))
+            words = ", ".join(f"{nr} {change.value}" for change, nr in order)
+            _line(f"{vma.start:012x} {vma}{' (gone)' if is_gone else ''}: {words}")
+
+
+def _line(text: str) -> None:
+    sys.stdout.write(cut(text, terminal_width()) + "\n")
+
+
+def _print_runs(
+    before: list[Vma], after: list[Vma], runs: Iterable[Any], only: frozenset[Change]
+) -> None:
+    sys.stdout.write(f"\n  {'vaddr':<12} {'pages':>8} {'before':>9}    {'after':<9} change\n")
+    shown = None
+    for changes in runs:
+        for vaddr, nr_pages, kind, was, is_now, vma_before, vma_after, _ in changes.tolist():
+            change = CHANGES[kind]
+            if change not in only:
+                continue
+            vma = after[vma_after] if vma_after >= 0 else before[vma_before]
+            if vma is not shown:
+                shown = vma
+                sys.stdout.write(f"{vma.start:012x}-{vma.end:012x} {vma}\n")
+            places = _place(was, change in WERE_SWAPPED), _place(is_now, change in ARE_SWAPPED)
+            _line(f"  {vaddr:012x} {nr_pages:>8} {places[0]:>9} -> {places[1]:<9} {change.value}")
+
+
+def _place(value: int, is_slot: bool) -> str:
+    if value == NO_ENTRY:
+        return "-"
+    return f"swap {value >> SWAP_TYPE_BITS:x}" if is_slot else f"{value:x}"
+
+
+ABOUT = ("host", "boot_id", "kernel", "time", "pid", "start_time_ticks", "comm")
+
+
+def print_document(
+    before: SnapshotFile,
+    after: SnapshotFile,
+    found: Diff,
+    runs: Iterable[Any] | None,
+    only: frozenset[Change],
+) -> None:
+    """{"before", "after", "counts", "nr_mappings_new", "nr_mappings_gone", "mappings", "runs"}."""
+    document = {
+        "before": {name: before.about[name] for name in ABOUT},
+        "after": {name: after.about[name] for name in ABOUT},
+        "counts": _counts(found.counts),
+        "nr_mappings_new": found.nr_vmas_new,
+        "nr_mappings_gone": found.nr_vmas_gone,
+        "mappings": [
+            {"mapping": mapping(vma), "is_gone": is_gone, "counts": _counts(counts)}
+            for vma, is_gone, counts in found.by_vma
+        ],
+        "runs": None if runs is None else [],
+    }
+    if runs is None:
+        sys.stdout.write(json.dumps(document) + "\n")
+        return
+    sys.stdout.write(json.dumps(document).removesuffix("]}"))
+    separator = "\n"
+    for changes in runs:
+        for vaddr, nr_pages, kind, was, is_now, *_ in changes.tolist():
+            if CHANGES[kind] in only:
+                run = {
+                    "vaddr": hex(vaddr),
+                    "nr_pages": nr_pages,
+                    "change": CHANGES[kind].value,
+                    "before": None if was == NO_ENTRY else was,
+                    "after": None if is_now == NO_ENTRY else is_now,
+                }
+                sys.stdout.write(separator + json.dumps(run))
+                separator = ",\n"
+    sys.stdout.write("\n]}\n")
+
+
+def _counts(counts: dict[Change, int]) -> dict[str, int]:
+    return {change.value: nr for change, nr in counts.items()}

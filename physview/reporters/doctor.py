@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""doctor's list for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.table import Table
+from rich.text import Text
+
+from physview.reporters.drawing import draw
+from physview.system.checks import NO, PART, YES, Finding
+from physview.text.quoting import printable
+
+STATE_STYLES = {YES: "green", PART: "yellow", NO: "red"}
+
+
+def print_findings(findings: Iterable[Finding]) -> None:
+    """doctor's list: what, how it stands, and under it what gets the rest."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for finding in findings:
+        state = Text(finding.state, style=STATE_STYLES[finding.state])
+        table.add_row(state, finding.name, Text(printable(finding.value)))
+        if finding.remedy:
+            table.add_row("", "", Text(f"→ {printable(finding.remedy)}", style="bold"))
+    draw(table)

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What frames is about, as tables for people and as a document.
+
+Drawn without rich, whose import would take a tenth of the time that it takes to read the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from physview.frames.machine import Machine, Use, ZoneFrames, by_use
+from physview.model import NO_ENTRY, PAGE_SHIFT, PAGE_SIZE
+from physview.sources.page_flags import flag_names, well_known
+from physview.units import cut, share, size, size_words
+
+NR_FLAGS_SHOWN = 10
+WIDE = 120
+
+
+def terminal_width() -> int | None:
+    """How wide the terminal is; None in a pipe, which has no edge."""
+    if not sys.stdout.isatty():
+        return None
+    try:
+        return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
+    except (ValueError, OSError):
+        return 80
+
+
+def write_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: Iterable[int]) -> None:
+    """Print columns: those whose index is in `left` flush left, the others flush right.
+
+    On a terminal a line that is too long is cut off, with an ellipsis.
+    """
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    is_left = set(left)
+    edge = terminal_width()
+    for line in lines:
+        cells = [
+            cell.ljust(width) if i in is_left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        text = "  ".join(cells).rstrip()
+        sys.stdout.write((text if edge is None else cut(text, edge)) + "\n")
+
+
+def print_machine(machine: Machine, *, all_flags: bool, raw: bool) -> None:
+    """frames' tables."""
+    counts = machine.counts
+    uses = by_use(counts)
+    nr_all = machine.nr_frames
+    nr_mapped = sum(mapped for _, mapped in uses.values())
+    sys.stdout.write(
+        f"{size(nr_all)} of RAM, {nr_all} frames of {size_words(PAGE_SIZE)}; processes map"
+        f" {size(nr_mapped)} of it, {share(nr_mapped, nr_all)}\n\n"
+    )
+    _write_uses(uses, nr_all)
+    nr_unmanaged = machine.nr_unmanaged
+    if nr_unmanaged > nr_all / 100:
+        sys.stdout.write(
+            f"{size(nr_unmanaged)} were never given to the page allocator: reserved, or other\n"
+        )
+    sys.stdout.write("\n")
+    _write_zones(machine.zones)
+    sys.stdout.write("\nfree blocks, by size\n")
+    _write_blocks(machine.zones)
+    sys.stdout.write("\n")
+    _write_flags(counts, nr_all, all_flags=all_flags, raw=raw)
+
+
+def _write_uses(uses: dict[Use, tuple[int, int]], nr_all: int) -> None:
+    edge = terminal_width()
+    is_wide = edge is None or edge >= WIDE
+    header = ["used for", "frames", "size", "share", "mapped", "flags"]
+    rows = []
+    for use, (nr, mapped) in sorted(uses.items(), key=lambda item: -item[1][0]):
+        row = [use.value, str(nr), size(nr), share(nr, nr_all), share(mapped, nr), use.rule]
+        rows.append([*row, use.text] if is_wide else row)
+    write_table([*header, "what that is"] if is_wide else header, rows, (0, 5, 6))
+
+
+def _write_zones(zones: Sequence[ZoneFrames]) -> None:
+    header = ["node", "zone", "frames", "size", "managed", "free", "share", "mapped"]
+    rows = []
+    for found in zones:
+        uses = by_use(found.counts)
+        nr = sum(found.counts.values())
+        mapped = sum(mapped for _, mapped in uses.values())
+        zone = found.zone
+        nr_free = zone.nr_free if zone else 0
+        rows.append(
+            [
+                str(zone.node) if zone else "-",
+                zone.name if zone else "none",
+                str(nr),
+                size(nr),
+                size(zone.nr_managed if zone else 0),
+                size(nr_free),
+                share(nr_free, nr),
+                share(mapped, nr),
+            ]
+        )
+    write_table(header, rows, (1,))
+
+
+def _write_blocks(zones: Sequence[ZoneFrames]) -> None:
+    """Free blocks of each size, so that one sees how far free memory is in pieces."""
+    with_blocks = [found for found in zones if found.zone and found.free_blocks]
+    nr_orders = max((len(found.free_blocks) for found in with_blocks), default=0)
+    sizes = [
+        size_words(PAGE_SIZE << order).replace(" ", "").rstrip("B") for order in range(nr_orders)
+    ]
+    rows = [
+        [str(found.zone.node), found.zone.name, *map(str, found.free_blocks)]
+        for found in with_blocks
+        if found.zone
+    ]
+    write_table(["node", "zone", *(each.rstrip("i") for each in sizes)], rows, (1,))
+
+
+def _write_flags(counts: Counter[int], nr_all: int, *, all_flags: bool, raw: bool) -> None:
+    shown = counts if raw else folded(counts)
+    rows = [
+        [str(nr), size(nr), share(nr, nr_all), hex(flags), ",".join(flag_names(flags)) or "-"]
+        for flags, nr in sorted(shown.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    nr_left = 0 if all_flags else max(0, len(rows) - NR_FLAGS_SHOWN)
+    header = ["frames", "size", "share", "value", "flags"]
+    if not all_flags:  # so that the names fit
+        header, *rows = ([*row[:3], row[4]] for row in [header, *rows])
+    write_table(header, rows[: len(rows) - nr_left], (len(header) - 1,))
+    if nr_left:
+        sys.stdout.write(f"… and {nr_left} combinations more: --flags shows all\n")
+
+
+def folded(counts: dict[int, int]) -> Counter[int]:
+    """Counts by the flags that page-types shows."""
+    found: Counter[int] = Counter()
+    for flags, nr in counts.items():
+        found[flags if flags == NO_ENTRY else well_known(flags)] += nr
+    return found
+
+
+def machine_document(machine: Machine) -> dict[str, Any]:
+    """The document of frames; docs/json.md describes it."""
+    counts = machine.counts
+    return {
+        "page_size_bytes": PAGE_SIZE,
+        "nr_frames": machine.nr_frames,
+        "ram": [
+            {"start": hex(first << PAGE_SHIFT), "end": hex(end << PAGE_SHIFT)}
+            for first, end in machine.ram
+        ],
+        "uses": _uses_document(counts),
+        "zones": [
+            {
+                "node": found.zone.node if found.zone else None,
+                "zone": found.zone.name if found.zone else None,
+                "start_pfn": found.zone.start_pfn if found.zone else None,
+                "nr_spanned": found.zone.nr_spanned if found.zone else None,
+                "nr_present": found.zone.nr_present if found.zone else None,
+                "nr_managed": found.zone.nr_managed if found.zone else None,
+                "nr_free": found.zone.nr_free if found.zone else None,
+                "nr_frames": sum(found.counts.values()),
+                "free_blocks": found.free_blocks,
+                "uses": _uses_document(found.counts),
+            }
+            for found in machine.zones
+        ],
+        "flags": [
+            {"value": hex(flags), "names": flag_names(flags), "nr_frames": nr}
+            for flags, nr in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        ],
+    }
+
+
+def _uses_document(counts: dict[int, int]) -> list[dict[str, Any]]:
+    return [
+        {"use": use.value, "nr_frames": nr, "nr_mapped": mapped}
+        for use, (nr, mapped) in sorted(by_use(counts).items(), key=lambda item: -item[1][0])
+    ]

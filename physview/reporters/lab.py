@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Labs for people: what there is, what is asked, what was measured, and what follows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from physview.labs import base
+from physview.labs.base import Evidence, Lab, Question
+from physview.model import Cause, printable
+from physview.reporters.drawing import draw
+from physview.runtime import invocation
+
+PIPE_WIDTH = 80
+"""Where there is no terminal: sentences are to be read there, too."""
+PIPE_TABLE_WIDTH = 240
+MARK = " *"
+NUMERIC = (base.NUMBER, base.SIZE, base.VADDR, base.PADDR)
+
+
+def print_labs(labs: Iterable[tuple[Lab, str]]) -> None:
+    """The list: each lab, the course's experiments it stands for, and what it lacks here."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("lab", no_wrap=True)
+    table.add_column("course", no_wrap=True)
+    table.add_column("what it is about")
+    table.add_column("here")
+    for lab, why_not in labs:
+        rows = ", ".join(map(str, lab.rows)) or "-"
+        here = Text(why_not or "ready", style="yellow" if why_not else "green")
+        table.add_row(lab.name, rows, lab.title, here)
+    _print(table, PIPE_TABLE_WIDTH)
+    _print(Text(f"{invocation.physview('lab NAME')} does one; with --quiz it asks first."))
+
+
+def print_plan(lab: Lab) -> None:
+    """What a lab will do."""
+    rows = ", ".join(map(str, lab.rows))
+    course = f"  (the course's experiment{'s' * (len(lab.rows) > 1)} {rows})" if rows else ""
+    _print(Text(f"{lab.name}: {lab.title}{course}", style="bold"))
+    _print(Text(lab.plan))
+    sys.stdout.flush()  # before the work begins
+
+
+def print_evidence(evidence: Evidence) -> None:
+    """What was measured, and what follows."""
+    for table in evidence.tables:
+        _print(Text(""))
+        _print(Text(table.title, style="bold"))
+        _print(_table(table), PIPE_TABLE_WIDTH)
+    _print(Text(""))
+    for finding in evidence.findings:
+        mark = "-" if finding.usual else "!"
+        text = Text(finding.text, style="" if finding.usual else "yellow")
+        _print_item(mark, text)
+    for note in evidence.notes:
+        _print_item("?", Text(note, style="yellow"))
+    if not evidence.is_usual:
+        _print(Text("! is not as on most machines."))
+
+
+def print_question(number: int, question: Question) -> None:
+    """A question, and the answers to choose from."""
+    _print(Text(""))
+    _print(Text(f"Question {number}: {question.text}", style="bold"))
+    for index, choice in enumerate(question.choices, 1):
+        _print_item(f"{index})", Text(choice))
+
+
+def print_answers(
+    questions: Sequence[Question], chosen: Sequence[int | None], right: Sequence[int | None]
+) -> None:
+    """What was chosen, and what the evidence says."""
+    _print(Text(""))
+    items = zip(questions, chosen, right, strict=True)
+    for number, (question, mine, answer) in enumerate(items, 1):
+        words = "no answer" if mine is None else f"you said {mine + 1}"
+        if answer is None:
+            verdict = "this run measured nothing that tells"
+        else:
+            judged = "" if mine is None else " right" if mine == answer else " wrong"
+            words += f":{judged}" if judged else ""
+            verdict = f"{answer + 1}) {question.choices[answer]}"
+        style = "green" if mine is not None and mine == answer else ""
+        _print_item(f"{number}.", Text(f"{words}; the evidence says {verdict}", style=style))
+
+
+def _table(measured: base.Table) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in measured.columns:
+        is_number = column.kind in NUMERIC
+        table.add_column(
+            column.title,
+            justify="right" if is_number else "left",
+            no_wrap=is_number,
+            overflow="fold",
+        )
+    for row in measured.rows:
+        cells = []
+        for column, cell in zip(measured.columns, row.cells, strict=True):
+            has_changed = column.name in row.changed
+            # A column that has marks keeps room for them, so that numbers stay below each other.
+            room = any(column.name in other.changed for other in measured.rows)
+            mark = MARK if has_changed else " " * len(MARK) * room
+            cells.append(Text(_words(column, cell) + mark, style="bold" if has_changed else ""))
+        table.add_row(*cells)
+    return table
+
+
+def _words(column: base.Column, cell: base.Cell) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, Cause):
+        return str(cell.value)
+    if isinstance(cell, int) and column.kind in (base.VADDR, base.PADDR):
+        return hex(cell)
+    return printable(str(cell))
+
+
+def _print_item(mark: str, text: Text) -> None:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    grid.add_row(mark, text)
+    _print(grid)
+
+
+def _print(what: Table | Text, pipe_width: int = PIPE_WIDTH) -> None:
+    draw(what, pipe_width)

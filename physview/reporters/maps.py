@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""maps as a table and as a document (docs/json.md), each written line by line as it comes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from physview.analysis.usage import KINDS, Folios, Sizes, Usage
+from physview.model import Vma, printable
+from physview.reporters.documents import mapping
+from physview.units import cut, short_size, terminal_width
+
+MIN_NAME = 12
+
+
+class Column(NamedTuple):
+    """A column of numbers: the wider the terminal, the more of them; `rank` says which first."""
+
+    title: str
+    width: int
+    rank: int
+    value: Callable[[Usage], str]
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else str(number) if number else "-"
+
+
+def _mean(usage: Usage) -> str:
+    return "-" if usage.nr_extents == 0 else short_size(usage.mean_bytes)
+
+
+def _alignment(usage: Usage) -> str:
+    return "-" if usage.nr_extents == 0 else short_size(usage.alignment_bytes)
+
+
+def _coverage(usage: Usage) -> str:
+    """How much of what is resident lies in blocks of 64 KiB, contiguous and aligned."""
+    present = usage.resident_bytes + usage.hugetlb_bytes
+    if usage.contiguous is None:
+        return "?"
+    return f"{usage.contiguous.get(65536, 0) / present:.0%}" if present else "-"
+
+
+def _nodes(usage: Usage) -> str:
+    if usage.nodes is None:
+        return "?"
+    if len(usage.nodes) == 1:
+        return f"N{next(iter(usage.nodes))}"
+    return ",".join(f"N{node}={short_size(size)}" for node, size in usage.nodes.items()) or "-"
+
+
+COLUMNS = (
+    Column("size", 5, 0, lambda usage: short_size(usage.size_bytes)),
+    Column("rss", 5, 0, lambda usage: short_size(usage.resident_bytes)),
+    Column("swap", 5, 0, lambda usage: short_size(usage.swapped_bytes)),
+    Column("shared", 6, 0, lambda usage: short_size(usage.shared_bytes)),
+    Column("excl", 5, 3, lambda usage: short_size(usage.exclusive_bytes)),
+    Column("zero", 5, 4, lambda usage: short_size(usage.zero_bytes)),
+    Column("huge", 5, 1, lambda usage: short_size(usage.huge_bytes)),
+    Column("folios", 6, 0, lambda usage: short_size(usage.thp_bytes)),
+    Column("extents", 7, 0, lambda usage: _count(usage.nr_extents)),
+    Column("mean", 5, 1, _mean),
+    Column("largest", 7, 0, lambda usage: short_size(usage.largest_bytes)),
+    Column("align", 5, 3, _alignment),
+    Column("64K", 4, 2, _coverage),
+    Column("nodes", 5, 4, _nodes),
+)
+
+
+class MapsTable:
+    """The table of `maps`.
+
+    Args:
+        rollup: A line a process, not a mapping.
+        several: There may be more than one process.
+    """
+
+    def __init__(self, *, rollup: bool, several: bool) -> None:
+        self._rollup = rollup
+        self._several = several
+        self._width = terminal_width()
+        self._title = ("", "")
+        head = 12 if not rollup else 7
+        head += 0 if rollup else 5
+        # As many ranks as fit beside a name of some length.
+        for rank in range(max(column.rank for column in COLUMNS), -1, -1):
+            self._columns = [column for column in COLUMNS if column.rank <= rank]
+            used = head + sum(column.width + 1 for column in self._columns)
+            if used + 1 + MIN_NAME + 4 * rank <= self._width:
+                break
+        self._room = max(MIN_NAME, self._width - used - 1)
+        self._nr_processes = 0
+
+    def begin_process(self, pid: int, name: str) -> None:
+        name = printable(name)
+        self._title = f"{pid:>7}", name
+        self._nr_processes += 1
+        if not self._rollup and self._several:
+            separator = "\n" if self._nr_processes > 1 else ""
+            sys.stdout.write(f"{separator}process {pid} ({name})\n")
+        if not self._rollup or self._nr_processes == 1:
+            self._line("    pid" if self._rollup else f"{'start':<12} perm", None, "")
+
+    def add_mapping(self, usage: Usage) -> None:
+        vma = usage.vma
+        if self._rollup or vma is None:
+            return
+        self._line(f"{vma.start:012x} {vma.perms}", usage, self._name(vma))
+
+    def end_process(self, total: Usage | None) -> None:
+        """`total` is None of a process that ended meanwhile."""
+        if total is None:
+            words = f"{self._title[0]} {self._title[1]}: it ended while it was read"
+            sys.stdout.write(f"{words if self._rollup else words.strip()}\n")
+        elif self._rollup:
+            self._line(self._title[0], total, self._title[1])
+        else:
+            self._line(f"{'total':<17}", total, _mappings(total.nr_vmas))
+
+    def end(self, total: Usage) -> None:
+        if self._nr_processes > 1:
+            head = "  total" if self._rollup else f"\n{'all':<17}"
+            self._line(head, total, f"{self._nr_processes} processes")
+        if total.contiguous is not None:
+            sys.stdout.write("".join(f"{line}\n" for line in coverage_lines(total)))
+
+    def _name(self, vma: Vma) -> str:
+        name = printable(vma.path) or "[anonymous]"
+        if len(name) > self._room and "/" in name:
+            name = name.removesuffix(" (deleted)").rpartition("/")[2]
+        return cut(name, self._room)
+
+    def _line(self, head: str, usage: Usage | None, name: str) -> None:
+        cells = [
+            (column.value(usage) if usage else column.title).rjust(column.width)
+            for column in self._columns
+        ]
+        sys.stdout.write(f"{' '.join([head, *cells])} {name}".rstrip() + "\n")
+
+
+def _mappings(nr: int) -> str:
+    return "1 mapping" if nr == 1 else f"{nr} mappings"
+
+
+def coverage_lines(total: Usage) -> list[str]:
+    """How much is in a row, by size of the block, and in large folios, by how these are mapped."""
+    present = total.resident_bytes + total.hugetlb_bytes
+    lines = []
+    if total.contiguous:
+        lines.append("")
+        lines.append("in contiguous blocks, aligned to their size in both spaces, of at least")
+        lines += _wrapped(_shares(total.contiguous, present))
+    folios = total.folios or {}
+    for kind in KINDS:
+        found = folios.get(kind)
+        if found and found.total_bytes:
+            lines.append("")
+            share = _percent(found.total_bytes, present)
+            lines.append(f"in large folios, {kind}: {short_size(found.total_bytes)} {share}")
+            lines += _folio_lines(found, present)
+    return lines
+
+
+def _folio_lines(folios: Folios, present: int) -> Iterable[str]:
+    single = (("mapped by PMD", folios.pmd_bytes), ("mapped in part", folios.partial_bytes))
+    by_size = (
+        ("by PTE, aligned", folios.aligned),
+        ("by PTE, unaligned", folios.unaligned),
+        ("contiguous blocks within", folios.contiguous),
+    )
+    for title, size in single:
+        if size:
+            yield f"  {title}: {short_size(size)} {_percent(size, present)}"
+    for title, sizes in by_size:
+        if sizes:
+            yield f"  {title}:"
+            yield from _wrapped(_shares(sizes, present), indent=4)
+
+
+def _shares(sizes: Sizes, present: int) -> list[str]:
+    return [
+        f"{short_size(size):>4}: {short_size(nr):>5} {_percent(nr, present):<7}"
+        for size, nr in sorted(sizes.items())
+    ]
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"({part / whole:.1%})" if whole else ""
+
+
+def _wrapped(cells: list[str], *, indent: int = 2) -> Iterable[str]:
+    per_line = max(1, (min(terminal_width(), 120) - indent) // 22)
+    for at in range(0, len(cells), per_line):
+        yield (" " * indent + "  ".join(cells[at : at + per_line])).rstrip()
+
+
+SIZES = (
+    "size_bytes",
+    "resident_bytes",
+    "swapped_bytes",
+    "special_bytes",
+    "exclusive_bytes",
+    "shared_bytes",
+    "zero_bytes",
+    "hugetlb_bytes",
+    "huge_bytes",
+    "anon_huge_bytes",
+    "nr_extents",
+    "mean_bytes",
+    "largest_bytes",
+)
+
+
+def usage(item: Usage) -> dict[str, Any]:
+    """What a mapping, or several together, use."""
+    document = {name: getattr(item, name) for name in SIZES}
+    document["largest_vaddr"] = None if item.largest_vaddr is None else hex(item.largest_vaddr)
+    document["alignment_bytes"] = item.alignment_bytes
+    document["contiguous"] = _by_name(item.contiguous)
+    document["folios"] = (
+        {kind: _folios(found) for kind, found in item.folios.items()} if item.folios else None
+    )
+    document["nodes"] = _by_name(item.nodes)
+    return document
+
+
+def _by_name(sizes: Sizes | None) -> dict[str, int] | None:
+    return None if sizes is None else {str(key): size for key, size in sorted(sizes.items())}
+
+
+def _folios(found: Folios) -> dict[str, Any]:
+    return {
+        "pmd_bytes": found.pmd_bytes,
+        "aligned": _by_name(found.aligned),
+        "unaligned": _by_name(found.unaligned),
+        "partial_bytes": found.partial_bytes,
+        "contiguous": _by_name(found.contiguous),
+    }
+
+
+class MapsDocument:
+    """The document of `maps`: {"processes": [{"pid", "name", "mappings", "total"}], "total"}.
+
+    Args:
+        rollup: Without the mappings.
+    """
+
+    def __init__(self, *, rollup: bool) -> None:
+        self._rollup = rollup
+        self._separator = '{"processes": ['
+        self._inner = ""
+
+    def begin_process(self, pid: int, name: str) -> None:
+        head = json.dumps({"pid": pid, "name": name})[:-1]
+        sys.stdout.write(f'{self._separator}\n{head}, "mappings": ')
+        sys.stdout.write("null" if self._rollup else "[")
+        self._separator, self._inner = ",", ""
+
+    def add_mapping(self, item: Usage) -> None:
+        if not self._rollup:
+            document = {"mapping": mapping(item.vma), **usage(item)}
+            sys.stdout.write(f"{self._inner}\n{json.dumps(document)}")
+            self._inner = ","
+
+    def end_process(self, total: Usage | None) -> None:
+        """`total` is None of a process that ended meanwhile."""
+        end = "" if self._rollup else "\n]"
+        sys.stdout.write(f'{end}, "total": {json.dumps(total and usage(total))}}}')
+
+    def end(self, total: Usage) -> None:
+        sys.stdout.write(f'\n], "total": {json.dumps(usage(total))}}}\n')

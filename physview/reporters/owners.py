@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What owners is about, as lines for people and as a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from physview.frames.machine import MAPPED, Use
+from physview.frames.owners import FrameGroup, Owner, Ownership
+from physview.model import PAGE_SHIFT, printable
+from physview.reporters.documents import mapping
+from physview.sources.page_flags import flag_names, well_known
+from physview.sources.ram import Resource, resource_at
+
+
+class Asked(NamedTuple):
+    """Frames as they were asked for.
+
+    Args:
+        first: The first frame number.
+        end: The first frame number after them.
+        offset: Where in its page an address lies; 0 of a frame number.
+    """
+
+    first: int
+    end: int
+    offset: int
+
+
+def iter_lines(
+    asked: Asked, groups: Iterable[FrameGroup], resources: list[Resource], *, only_some: bool
+) -> Iterator[str]:
+    """The lines about frames that were asked for.
+
+    Args:
+        asked: What was asked.
+        groups: What was found.
+        resources: What lies at which physical address.
+        only_some: Not all processes were looked at.
+    """
+    said = set()
+    for group in groups:
+        yield f"{_where(asked, group)}  {_what(group)}".rstrip()
+        for owner in group.owners:
+            yield f"  {_owner(owner, group, asked.offset)}"
+        why = _why_none(group, resources, only_some)
+        if group.nr_owned == group.nr_frames or (not group.owners and why in said):
+            continue
+        if group.owners:
+            nr = group.nr_frames - group.nr_owned
+            why = f"{nr} of these {group.nr_frames} frames: {why}"
+        said.add(why)
+        yield f"  {why}"
+
+
+def _where(asked: Asked, group: FrameGroup) -> str:
+    paddr = (group.pfn << PAGE_SHIFT) + asked.offset
+    if group.nr_frames == 1:
+        return f"{paddr:#018x}  pfn {group.pfn}"
+    end = group.pfn + group.nr_frames
+    return f"{paddr:#018x}-{end << PAGE_SHIFT:#018x}  pfn {group.pfn}-{end}"
+
+
+def _what(group: FrameGroup) -> str:
+    if group.use is Use.NO_FRAME:
+        return "no frame"
+    names = ",".join(flag_names(well_known(group.flags)))
+    return f"{group.use.value.replace('_', ' ')}  {names}"
+
+
+def _owner(owner: Owner, group: FrameGroup, offset: int) -> str:
+    parts = [
+        f"{owner.pid} {printable(owner.comm)}",
+        f"{owner.vaddr + offset:#018x}",
+        str(owner.vma),
+    ]
+    if owner.nr_frames < group.nr_frames:
+        parts.append(f"pfn {owner.pfn}-{owner.pfn + owner.nr_frames}")
+    if owner.nr_pages != owner.nr_frames:
+        parts.append(f"in a row: {owner.nr_pages} pages")
+    if owner.sharers:
+        others = ", ".join(map(str, owner.sharers))
+        parts.append(f"(and {others}, with the same address space)")
+    return "  ".join(parts)
+
+
+def _why_none(group: FrameGroup, resources: list[Resource], only_some: bool) -> str:
+    if group.use is Use.NO_FRAME:
+        resource = resource_at(resources, group.pfn << PAGE_SHIFT)
+        name = resource.name if resource else "nothing"
+        return f"no RAM: {name}; who maps devices' memory, pagemap does not show"
+    if group.flags & MAPPED and group.use is not Use.SLAB:
+        if only_some:
+            return "not mapped by these, but by others"
+        return "a process maps it, but none was found: it began, ended or moved meanwhile"
+    return f"no process maps it: {group.use.text}"
+
+
+def document(asked: list[Asked], ownership: Ownership, resources: list[Resource]) -> dict[str, Any]:
+    """The document of owners; docs/json.md describes it."""
+    return {
+        "nr_processes": ownership.nr_processes,
+        "nr_gone": ownership.nr_gone,
+        "nr_denied": ownership.nr_denied,
+        "frames": [
+            _group_document(one, group, resources)
+            for one in asked
+            for group in ownership.groups(one.first, one.end)
+        ],
+    }
+
+
+def _group_document(asked: Asked, group: FrameGroup, resources: list[Resource]) -> dict[str, Any]:
+    has_frame = group.use is not Use.NO_FRAME
+    resource = resource_at(resources, group.pfn << PAGE_SHIFT)
+    return {
+        "paddr": hex((group.pfn << PAGE_SHIFT) + asked.offset),
+        "pfn": group.pfn,
+        "nr_frames": group.nr_frames,
+        "nr_owned": group.nr_owned,
+        "use": group.use.value,
+        "flags": flag_names(group.flags) if has_frame else None,
+        "resource": resource.name if resource else None,
+        "owners": [
+            {
+                "pid": owner.pid,
+                "comm": owner.comm,
+                "sharers": list(owner.sharers),
+                "vaddr": hex(owner.vaddr + asked.offset),
+                "pfn": owner.pfn,
+                "nr_frames": owner.nr_frames,
+                "nr_pages": owner.nr_pages,
+                "mapping": mapping(owner.vma),
+            }
+            for owner in group.owners
+        ],
+    }

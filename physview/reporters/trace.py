@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What trace is about, as lines for people and as a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from physview.analysis import trace as analysis
+from physview.analysis.trace import KernelMap, Path, Trace
+from physview.frames.owners import FrameGroup, Ownership
+from physview.model import PAGE_SHIFT, Vma, printable
+from physview.reporters.documents import mapping
+from physview.tracing import Event, Frame
+from physview.units import size
+
+SIZE_WORDS = {"bytes_req": "asked for", "bytes_alloc": "given", "n": "copied"}
+# Of a stack the innermost are the same in all, and the caller is what is of interest.
+CALL_SITE = "call_site"
+
+
+def wrapped(line: str, width: int | None) -> list[str]:
+    """A line, broken between its fields where it is longer than a terminal is wide.
+
+    >>> wrapped("1.5  [0] 7 sh  kmalloc  ptr=0x1000 node=-1", 30)
+    ['1.5  [0] 7 sh  kmalloc', '    ptr=0x1000 node=-1']
+    """
+    if width is None or len(line) <= width:
+        return [line]
+    import textwrap
+
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def iter_event_lines(trace: Trace, ownership: Ownership | None, kernel: KernelMap) -> Iterator[str]:
+    """The events, each with its stack below it, and what its frames are now."""
+    for event in trace.events:
+        yield f"{_when(event)}  {event.name}  {_fields(event)}".rstrip()
+        frames = analysis.frames_of(event)
+        if frames and ownership:
+            yield f"    now {now_words(analysis.groups_of(frames, ownership))}"
+        yield from _stack_lines(event.stack)
+
+
+def _when(event: Event) -> str:
+    seconds, rest = divmod(event.time_ns, 10**9)
+    name = printable(event.comm) or "?"
+    return f"{seconds}.{rest // 1000:06}  [{event.cpu}] {event.tid} {name}"
+
+
+def _fields(event: Event) -> str:
+    with_stack = bool(event.stack)
+    return " ".join(
+        f"{name}={field_text(event, name)}"
+        for name in event.fields
+        if name != CALL_SITE or not with_stack
+    )
+
+
+def field_text(event: Event, name: str) -> str:
+    """A field's value: addresses in hexadecimal, text in one line."""
+    value = event.fields[name]
+    if isinstance(value, str):
+        return printable(value)
+    return f"{value:#x}" if name in event.addresses else str(value)
+
+
+def _stack_lines(stack: tuple[Frame, ...]) -> Iterator[str]:
+    for frame in stack:
+        yield f"        {frame}"
+
+
+def now_words(groups: list[FrameGroup]) -> str:
+    """What frames are now, in a few words."""
+    if len(groups) > 3:
+        return f"{len(groups)} different things: {', '.join(_use(g) for g in groups[:2])}, …"
+    return ", ".join(_use(group) for group in groups)
+
+
+def _use(group: FrameGroup) -> str:
+    use = group.use.value.replace("_", " ")
+    nr = f" ({group.nr_frames} frames)" if group.nr_frames > 1 else ""
+    if not group.owners:
+        return f"{use}{nr}"
+    owner = group.owners[0]
+    others = {other.pid for other in group.owners} - {owner.pid}
+    more = f" and {len(others)} more" if others else ""
+    return f"{use}{nr}: {owner.pid} {printable(owner.comm)} {owner.vaddr:#x}{more}"
+
+
+def iter_path_lines(trace: Trace) -> Iterator[str]:
+    """The ways through the kernel, counted, the most first."""
+    for path in analysis.fold(trace.events):
+        yield f"{path.nr_events:6}  {path.name}  {_path_words(path)}".rstrip()
+        yield from _stack_lines(path.stack)
+
+
+def _path_words(path: Path) -> str:
+    words = [f"{size_bytes} bytes {SIZE_WORDS[name]}" for name, size_bytes in path.sizes.items()]
+    if path.nr_frames:
+        words.append(_frames(path.nr_frames))
+    comms = [printable(comm) or "?" for comm in path.comms[:3]]
+    words.append(", ".join(comms) + (", …" if len(path.comms) > 3 else ""))
+    return "; ".join(words)
+
+
+def _frames(nr: int) -> str:
+    return "1 frame" if nr == 1 else f"{nr} frames"
+
+
+def iter_ending_lines(
+    trace: Trace, ownership: Ownership | None, kernel: KernelMap
+) -> Iterator[str]:
+    """What all events have in common: how many, where their addresses lie, what frames are now."""
+    nr = len(trace.events)
+    yield f"{nr} {'event' if nr == 1 else 'events'} of {' '.join(trace.probes)} ({trace.means})"
+    words = [f"{total} bytes {SIZE_WORDS[n]}" for n, total in _sizes(trace).items()]
+    nr_frames = sum(map(analysis.nr_frames, trace.events))
+    if nr_frames:
+        words.append(f"{_frames(nr_frames)}, {size(nr_frames)}")
+    if words:
+        yield f"  {', '.join(words)}"
+    if ownership:
+        uses = analysis.uses_now(trace.events, ownership, kernel)
+        listed = ", ".join(f"{nr} {use.replace('_', ' ')}" for use, nr in uses)
+        yield f"  now, each frame once: {listed}"
+    yield from _address_lines(trace, kernel)
+
+
+def _sizes(trace: Trace) -> dict[str, int]:
+    return analysis.sum_sizes(trace.events)
+
+
+def _address_lines(trace: Trace, kernel: KernelMap) -> Iterator[str]:
+    ranges = analysis.address_ranges(trace.events, kernel)
+    if not ranges:
+        return
+    yield "addresses"
+    for found in ranges:
+        where = f"{found.lowest:#018x}-{found.highest:#018x}"
+        yield f"  {found.name:<9} {where} {found.area}, {found.nr} different"
+    if any(found.area == "direct map" for found in ranges):
+        start, _, paddr = kernel.direct[0]
+        yield f"  in the direct map an address is the physical one + {start - paddr:#018x}"
+    for name, vma_range in _user_ranges(trace.memory):
+        yield f"  {name:<9} {vma_range[0]:#018x}-{vma_range[1]:#018x} user, of {trace.pid}"
+
+
+def _user_ranges(memory: list[Vma]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Where a process's own memory lies."""
+    for name in ("[heap]", "[stack]"):
+        for vma in memory:
+            if vma.path == name:
+                yield name, (vma.start, vma.end)
+    own = [vma for vma in memory if vma.end <= analysis.KERNEL_START]
+    if own:
+        yield "all", (own[0].start, own[-1].end)
+
+
+def document(
+    trace: Trace, ownership: Ownership | None, kernel: KernelMap, *, summary: bool
+) -> dict[str, Any]:
+    """The document of trace; docs/json.md describes it."""
+    uses = analysis.uses_now(trace.events, ownership, kernel) if ownership else None
+    found: dict[str, Any] = {
+        "event": trace.event,
+        "probes": list(trace.probes),
+        "means": trace.means,
+        "pid": trace.pid,
+        "seconds": round(trace.seconds, 3),
+        "nr_events": len(trace.events),
+        "nr_lost": trace.losses.overrun,
+        "nr_throttled": trace.losses.throttled,
+        "sizes": _sizes(trace),
+        "nr_frames": sum(map(analysis.nr_frames, trace.events)),
+        "uses_now": None if uses is None else [{"use": u, "nr_frames": nr} for u, nr in uses],
+        "addresses": [
+            {
+                "field": one.name,
+                "area": one.area,
+                "lowest": hex(one.lowest),
+                "highest": hex(one.highest),
+                "nr": one.nr,
+            }
+            for one in analysis.address_ranges(trace.events, kernel)
+        ],
+        "direct_map": _direct_map(kernel),
+        "mappings": [mapping(vma) for vma in trace.memory],
+    }
+    if summary:
+        found["stacks"] = [_path_document(path) for path in analysis.fold(trace.events)]
+    else:
+        found["events"] = [_event_document(e, ownership, kernel) for e in trace.events]
+    return found
+
+
+def _direct_map(kernel: KernelMap) -> str | None:
+    """What is added to a physical address."""
+    return hex(kernel.direct[0][0] - kernel.direct[0][2]) if kernel.direct else None
+
+
+def _path_document(path: Path) -> dict[str, Any]:
+    return {
+        "name": path.name,
+        "nr_events": path.nr_events,
+        "comms": path.comms,
+        "sizes": path.sizes,
+        "nr_frames": path.nr_frames,
+        "stack": [_frame_document(frame) for frame in path.stack],
+    }
+
+
+def _event_document(event: Event, ownership: Ownership | None, kernel: KernelMap) -> dict[str, Any]:
+    ptr = event.fields.get("ptr")
+    paddr = kernel.paddr(ptr) if isinstance(ptr, int) else None
+    frames = analysis.frames_of(event)
+    groups = analysis.groups_of(frames, ownership) if ownership else []
+    return {
+        "time_ns": event.time_ns,
+        "cpu": event.cpu,
+        "tid": event.tid,
+        "comm": event.comm,
+        "name": event.name,
+        "fields": {
+            name: hex(value) if name in event.addresses and isinstance(value, int) else value
+            for name, value in event.fields.items()
+        },
+        "paddr": hex(frames[0] << PAGE_SHIFT) if frames else paddr and hex(paddr),
+        "now": [_now_document(group) for group in groups] if frames and ownership else None,
+        "stack": [_frame_document(frame) for frame in event.stack],
+    }
+
+
+def _now_document(group: FrameGroup) -> dict[str, Any]:
+    return {
+        "pfn": group.pfn,
+        "nr_frames": group.nr_frames,
+        "use": group.use.value,
+        "owners": [
+            {"pid": owner.pid, "comm": owner.comm, "vaddr": hex(owner.vaddr)}
+            for owner in group.owners
+        ],
+    }
+
+
+def _frame_document(frame: Frame) -> dict[str, Any]:
+    return {
+        "address": hex(frame.address),
+        "symbol": frame.symbol or None,
+        "offset": frame.offset if frame.symbol else None,
+        "module": frame.module or None,
+    }

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A walk of the page tables as a tree and as a document (docs/json.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from physview.model import Level, PageKind, Walk
+from physview.units import size_words
+
+BitNames = Callable[[Level], list[str]]
+
+KIND_WORDS = {
+    PageKind.NONE: "no entry: nothing is mapped there, or it was never touched",
+    PageKind.PRESENT: "a page",
+    PageKind.PROT_NONE: "a page that faults when touched: PROT_NONE, or a NUMA hint",
+    PageKind.SWAP: "swapped out",
+    PageKind.MIGRATION: "in migration to another frame",
+    PageKind.HWPOISON: "its frame is broken (hardware poison)",
+    PageKind.DEVICE: "in a device's own memory",
+    PageKind.MARKER: "a marker: userfaultfd, guard or poison",
+    PageKind.BEYOND: "no user address",
+    PageKind.BAD: "an entry that makes no sense",
+}
+
+
+def walk_tree(walk: Walk, bit_names: BitNames) -> str:
+    """The levels of a walk from the root down, each below the one that leads to it."""
+    lines = [f"{walk.vaddr:#018x}"]
+    for depth, level in enumerate(level for level in walk.levels if not level.folded):
+        branch = f"{'  ' * depth}└─ {level.name}"
+        if level.address is None or level.entry is None:
+            lines.append(f"{branch}  hidden")
+            continue
+        names = " ".join(bit_names(level))
+        lines.append(f"{branch}  at {level.address:#014x}  {level.entry:#018x}  {names}".rstrip())
+    folded = [level.name for level in walk.levels if level.folded]
+    if folded:
+        lines.append(f"folded: {', '.join(folded)}, which this hardware has not")
+    if any(level.entry is None for level in walk.levels):
+        lines.append("hidden: where page tables lie, and their entries; run as root")
+    what = KIND_WORDS[walk.kind]
+    if walk.paddr is not None:
+        size = size_words(walk.page_size_bytes)
+        lines.append(f"{walk.vaddr:#018x} -> {walk.paddr:#018x}  {what}, {size}")
+    else:
+        swap = f" (type {walk.swap[0]}, offset {walk.swap[1]:#x})" if walk.swap else ""
+        lines.append(f"{walk.vaddr:#018x} -> UNKNOWN  {what}{swap}")
+    return "\n".join([*lines, ""])
+
+
+def document(pid: int, walked: Walk, bit_names: BitNames) -> dict[str, Any]:
+    """The document of a walk: what was found, and every level from the root down."""
+    return {
+        "source": "kmod",
+        "pid": pid,
+        "vaddr": hex(walked.vaddr),
+        "paddr": None if walked.paddr is None else hex(walked.paddr),
+        "kind": walked.kind.name.lower(),
+        "page_size_bytes": walked.page_size_bytes,
+        "swap": {"type": walked.swap[0], "offset": walked.swap[1]} if walked.swap else None,
+        "levels": [
+            {
+                "name": level.name,
+                "address": None if level.address is None else hex(level.address),
+                "entry": None if level.entry is None else hex(level.entry),
+                "span_bytes": level.span_bytes,
+                "folded": level.folded,
+                "leaf": level.leaf,
+                "bits": bit_names(level),
+            }
+            for level in walked.levels
+        ],
+    }

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a distribution calls the packages that physview can use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+from physview.runtime import invocation, proc_mount
+
+# By the ID or ID_LIKE of /etc/os-release: how to install, and the packages' names.
+_DISTRIBUTIONS = {
+    "debian": (
+        "apt-get install",
+        {"headers": "linux-headers-{release}", "qemu": "qemu-system-x86", "kmod": "kmod"},
+    ),
+    "fedora": (
+        "dnf install",
+        {"headers": "kernel-devel-{release}", "qemu": "qemu-system-x86", "kmod": "kmod"},
+    ),
+    "arch": (
+        "pacman -S",
+        {"headers": "linux-headers", "qemu": "qemu-system-x86", "kmod": "kmod"},
+    ),
+    "suse": (
+        "zypper install",
+        {"headers": "kernel-default-devel", "qemu": "qemu-x86", "kmod": "kmod"},
+    ),
+}
+
+
+def install_line(what: str, os_release: str | None = None, **names: str) -> str:
+    """The command that installs a package here, or words where the distribution is unknown.
+
+    Args:
+        what: "headers", "qemu" or "kmod".
+        os_release: The text of os-release; this machine's by default.
+        names: What to fill in: `release` for headers.
+
+    >>> line = install_line("headers", "ID=ubuntu\\nID_LIKE=debian\\n", release="6.8.0-31-generic")
+    >>> line.removeprefix("as root: ").removeprefix("sudo ")
+    'apt-get install linux-headers-6.8.0-31-generic'
+    """
+    for name in _distribution_ids(os_release):
+        if name in _DISTRIBUTIONS:
+            command, packages = _DISTRIBUTIONS[name]
+            return invocation.as_root(f"{command} {packages[what].format(**names)}")
+    return f"install the {what} package of your distribution"
+
+
+def why_no_headers(release: str, otherwise: str) -> tuple[str, str]:
+    """Why there are no headers to build a module with for the kernel that runs, and what to do.
+
+    It asks apt, so it is for when they are missing.
+
+    Args:
+        release: What `uname -r` says.
+        otherwise: What to do where no package has them.
+
+    Returns:
+        The reason, and a remedy that names a package only where there may be such a one.
+    """
+    no_proc = None if _has_modules() else proc_mount.why_no_file("/proc/modules")
+    if no_proc:
+        return no_proc
+    if not _has_modules():
+        return "this kernel was built without loadable modules", otherwise
+    why = f"there are no headers of kernel {release}"
+    install = install_line("headers", release=release)
+    if "debian" not in _distribution_ids():
+        return why, install
+    package = f"linux-headers-{release}"
+    available = _apt_has(package)
+    if available is None:
+        update = invocation.as_root("apt-get update")
+        return why, f"{update}, which tells whether apt has {package}; or {otherwise}"
+    return (why, install) if available else (f"{why}, nor has apt {package}", otherwise)
+
+
+def _has_modules() -> bool:
+    return os.path.exists("/proc/modules")
+
+
+def _apt_has(package: str) -> bool | None:
+    """Whether apt could install a package; None where it has fetched no lists, or is not there."""
+    if shutil.which("apt-cache") is None or not _apt("apt-get", "indextargets"):
+        return None
+    candidate = [
+        line.strip()
+        for line in _apt("apt-cache", "policy", package).split("\n")
+        if line.startswith("  Candidate:")
+    ]
+    return bool(candidate) and candidate[0] != "Candidate: (none)"
+
+
+def _apt(*command: str) -> str:
+    environment = os.environ | {"LC_ALL": "C"}
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, errors="replace", check=False
+    )
+    return result.stdout
+
+
+def os_release_fields(os_release: str | None = None) -> dict[str, str]:
+    r"""What /etc/os-release says. Source: os-release(5).
+
+    Args:
+        os_release: Its text; this machine's by default.
+
+    >>> os_release_fields('ID=debian\nVERSION_ID="12"\n')
+    {'ID': 'debian', 'VERSION_ID': '12'}
+    """
+    text = _read_os_release() if os_release is None else os_release
+    pairs = (line.partition("=") for line in text.split("\n"))
+    return {name: value.strip("\"'") for name, equals, value in pairs if equals}
+
+
+def _read_os_release() -> str:
+    try:
+        with open("/etc/os-release", encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _distribution_ids(os_release: str | None = None) -> list[str]:
+    fields = os_release_fields(os_release)
+    return [fields.get("ID", ""), *fields.get("ID_LIKE", "").split(" ")]

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which process a person means."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from physview.errors import ProcessGone, UsageError
+from physview.runtime import proc_mount
+from physview.text.digits import bounded_int
+
+MAX_LISTED = 8
+MAX_COMM = 15  # TASK_COMM_LEN less its 0
+
+
+def find_pid(text: str) -> int | None:
+    """Find the process that `text` names.
+
+    Args:
+        text: A pid, "self", or the name of exactly one process: its comm or its program's name.
+
+    Returns:
+        Its pid, or None for this process.
+
+    Raises:
+        UsageError: Several processes have that name.
+        ProcessGone: None has.
+    """
+    if text == "self":
+        return None
+    if re.fullmatch("[0-9]+", text):
+        # Longer than any pid; also keeps /proc/0012 from being taken for /proc/12.
+        return bounded_int(text, (1 << 31) - 1)
+    if re.fullmatch("[+-][0-9]+", text):
+        raise UsageError(f"'{text}' is no pid", "pids are positive", "ps -e lists the processes")
+    missing = proc_mount.why_no_file("/proc/self")
+    if missing:
+        raise ProcessGone(f"no process is named '{text}'", *missing)
+    pids = _pids_named(text)
+    if not pids:
+        raise ProcessGone(
+            f"no process is named '{text}'", "none that you may see", "ps -e lists the processes"
+        )
+    if len(pids) > 1:
+        listed = ", ".join(map(str, pids[:MAX_LISTED])) + (", …" if len(pids) > MAX_LISTED else "")
+        raise UsageError(
+            f"'{text}' is ambiguous", f"{len(pids)} processes have that name", f"choose of {listed}"
+        )
+    return pids[0]
+
+
+def _pids_named(name: str) -> list[int]:
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["name", "cmdline"]):
+        program = (process.info["cmdline"] or [""])[0]
+        full = process.info["name"] or ""  # psutil's, who completes what the kernel cut off
+        if (
+            name in (full, full[:MAX_COMM], os.path.basename(program))
+            and process.pid != os.getpid()
+        ):
+            found.append(process.pid)
+    return sorted(found)

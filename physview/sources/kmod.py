@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Witness 2: the page tables themselves, walked by the kernel module.
+
+The module is asked through fcntl.ioctl on /dev/3000physicalview. The course's own module answers
+there too: of the ioctls it knows the first only, for addresses of the caller's own.
+
+Source: csrc/kmod/uapi/physicalview.h
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from physview.errors import (
+    AbiMismatch,
+    AccessDenied,
+    ModuleUnavailable,
+    PhysviewError,
+    Unsupported,
+)
+from physview.model import (
+    NO_ENTRY,
+    NO_PADDR,
+    PAGE_SHIFT,
+    PM_PRESENT,
+    PM_SWAP,
+    SWAP_TYPE_BITS,
+    Level,
+    PageKind,
+    Walk,
+)
+from physview.runtime import invocation
+from physview.sources.procfs import ProcDir
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+DEVICE = "/dev/3000physicalview"
+ABI_VERSION = 1
+
+# The structures, without padding: native sizes, as both sides are one machine.
+TRANSLATE = struct.Struct("=QQ")
+INFO = struct.Struct("=IIIIQQ")
+PAGE = struct.Struct("=QQQII")
+LEVEL = struct.Struct("=QQII")
+WALK = struct.Struct("=iIQ" + PAGE.format[1:] + LEVEL.format[1:] * 5 + "Q")
+BATCH = struct.Struct("=iIQQQ")
+EXTENT = struct.Struct("=QQQQQII")
+RANGE = struct.Struct("=iIQQQQQ")
+
+PAGE_DTYPE = [(n, "u8") for n in ("paddr", "entry", "swap")] + [
+    ("kind", "u4"),
+    ("page_shift", "u4"),
+]
+EXTENT_DTYPE = [(n, "u8") for n in ("vaddr", "paddr", "length", "entry", "swap")] + [
+    ("kind", "u4"),
+    ("page_shift", "u4"),
+]
+
+_IOC_WRITE, _IOC_READ = 1, 2
+
+
+def _ioc(direction: int, number: int, layout: struct.Struct) -> int:
+    """The number of an ioctl. Source: include/uapi/asm-generic/ioctl.h"""
+    return direction << 30 | layout.size << 16 | ord("k") << 8 | number
+
+
+IOCTL_TRANSLATE = _ioc(_IOC_READ | _IOC_WRITE, 1, TRANSLATE)
+IOCTL_INFO = _ioc(_IOC_READ, 2, INFO)
+IOCTL_WALK = _ioc(_IOC_READ | _IOC_WRITE, 3, WALK)
+IOCTL_BATCH = _ioc(_IOC_READ | _IOC_WRITE, 4, BATCH)
+IOCTL_RANGE = _ioc(_IOC_READ | _IOC_WRITE, 5, RANGE)
+
+LEVEL_NAMES = ("pgd", "p4d", "pud", "pmd", "pte")
+_FOLDED, _LEAF, _HIDDEN = 1, 2, 4
+_NR_EXTENTS = 4096
+
+
+class Info(NamedTuple):
+    """What the module says of itself and of this machine.
+
+    Args:
+        abi_version: Version of the ABI.
+        nr_levels: Levels of page tables: 4 or 5.
+        page_shift: log2 of the smallest page.
+        max_batch: Most addresses in one call.
+        user_end: First address that is never walked.
+    """
+
+    abi_version: int
+    nr_levels: int
+    page_shift: int
+    max_batch: int
+    user_end: int
+
+
+class Kmod:
+    """Walks the page tables of a process.
+
+    Args:
+        proc: The process.
+
+    Raises:
+        ModuleUnavailable: The module is not loaded.
+        AccessDenied: The device is root's.
+        AbiMismatch: The module that is loaded speaks another ABI, or is the course's own and the
+            process is not this one.
+        Unsupported: /proc is of another pid namespace, so that pids name other processes there.
+    """
+
+    name = "kmod"
+    sees_pfnmaps = True
+
+    def __init__(self, proc: ProcDir) -> None:
+        self._proc = proc
+        self._fd = _open_device()
+        try:
+            self._check_namespace()
+            self.info = self._ask_info()
+            if self.info is None and proc.pid != os.getpid():
+                raise self.only_the_course("another process's memory")
+            # To the course's module there are small pages only.
+            self.names_every_page = self.info is not None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the device. Closing twice is harmless."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _check_namespace(self) -> None:
+        """The module takes a pid in our pid namespace, /proc in that of who mounted it."""
+        if self._proc.path == "/proc/self" or os.readlink("/proc/self") == str(os.getpid()):
+            return
+        raise Unsupported(
+            f"cannot walk process {self._proc.pid}",
+            "/proc is of another pid namespace than we: the number may mean two processes",
+            "mount one's own, as with unshare --mount-proc, or mount -t proc proc /proc",
+            pid=self._proc.pid,
+            path=DEVICE,
+        )
+
+    def _ask_info(self) -> Info | None:
+        buffer = bytearray(INFO.size)
+        try:
+            fcntl.ioctl(self._fd, IOCTL_INFO, buffer)
+        except OSError as error:
+            # The course's module answers what it does not know with one or the other.
+            if error.errno in (errno.ENOTTY, errno.EINVAL):
+                return None
+            raise
+        info = Info(*INFO.unpack(buffer)[:5])
+        if info.abi_version != ABI_VERSION:
+            raise AbiMismatch(
+                f"cannot talk to {DEVICE}",
+                f"the module speaks version {info.abi_version} of the ABI, not {ABI_VERSION}",
+                invocation.load_own_module(),
+                path=DEVICE,
+            )
+        return info
+
+    def only_the_course(self, what: str) -> AbiMismatch:
+        """The error for what the course's module, which has no info, cannot answer."""
+        return AbiMismatch(
+            f"cannot walk {what}",
+            "the module that is loaded is the course's, which translates only own addresses",
+            invocation.load_own_module(),
+            path=DEVICE,
+        )
+
+    def _ioctl(self, request: int, buffer: bytearray) -> None:
+        try:
+            while True:
+                try:
+                    fcntl.ioctl(self._fd, request, buffer)
+                except InterruptedError:  # Python's handlers of signals run before the next try
+                    continue
+                return
+        except OSError as error:
+            if error.errno == errno.EPERM:
+                raise AccessDenied(
+                    f"cannot walk the page tables of process {self._proc.pid}",
+                    "the module asks for CAP_SYS_ADMIN and CAP_SYS_PTRACE",
+                    "run as root",
+                    pid=self._proc.pid,
+                    path=DEVICE,
+                ) from None
+            if error.errno == errno.ESRCH:
+                raise self._proc.error(error, "maps") from None
+            raise
+
+    @property
+    def _pid(self) -> int:
+        return 0 if self._proc.pid == os.getpid() else self._proc.pid
+
+    def fill(self, vaddrs: Any, entries: Any, paddrs: Any) -> int:
+        """Look up virtual addresses. Arguments and result as in `pagemap.Pagemap.fill()`.
+
+        The entries are in pagemap's form, with what a walk knows: present and frame number, or
+        swap type and offset.
+        """
+        import numpy as np
+
+        pages = self.pages(vaddrs)
+        np.asarray(entries)[:], np.asarray(paddrs)[:] = as_pagemap(vaddrs, pages)
+        return int((pages["kind"] == PageKind.BEYOND).sum())
+
+    def pages(self, vaddrs: Any) -> npt.NDArray[Any]:
+        """Look up virtual addresses in any order.
+
+        Args:
+            vaddrs: Buffer of uint64, shape (n,).
+
+        Returns:
+            Structured array of PAGE_DTYPE, shape (n,).
+
+        Raises:
+            PhysviewError: The process is gone or not ours.
+        """
+        import numpy as np
+
+        column = np.ascontiguousarray(vaddrs, dtype=np.uint64)
+        pages = np.empty(len(column), dtype=PAGE_DTYPE)
+        if self.info is None:
+            self._translate_one_by_one(column, pages)
+        else:
+            self._batch(column, pages, self.info.max_batch)
+        return pages
+
+    def _batch(
+        self, vaddrs: npt.NDArray[np.uint64], pages: npt.NDArray[Any], max_batch: int
+    ) -> None:
+        for at in range(0, len(vaddrs), max_batch):
+            part = vaddrs[at : at + max_batch]
+            addresses = part.ctypes.data, pages[at:].ctypes.data
+            self._ioctl(IOCTL_BATCH, bytearray(BATCH.pack(self._pid, len(part), *addresses, 0)))
+        self._check_alive()
+
+    def _translate_one_by_one(
+        self, vaddrs: npt.NDArray[np.uint64], pages: npt.NDArray[Any]
+    ) -> None:
+        """With the course's module, which knows no more than one address a call."""
+        for at, vaddr in enumerate(vaddrs.tolist()):
+            buffer = bytearray(TRANSLATE.pack(vaddr, 0))
+            self._ioctl(IOCTL_TRANSLATE, buffer)
+            paddr = TRANSLATE.unpack(buffer)[1]
+            pages[at] = paddr, 0, 0, PageKind.PRESENT if paddr else PageKind.NONE, PAGE_SHIFT
+
+    def next_populated(self, start: int, end: int) -> int:
+        """First address at or after `start` with an entry that is not empty; `end` if none."""
+        for extents in self.iter_extents(start, end, nr=1):
+            return int(extents["vaddr"][0])
+        return end
+
+    def iter_extents(
+        self, start: int, end: int, *, nr: int = _NR_EXTENTS
+    ) -> Iterator[npt.NDArray[Any]]:
+        """Yield what a range holds, as pages in a row in both address spaces.
+
+        Args:
+            start: First address, page-aligned.
+            end: First address after the range, page-aligned.
+            nr: How many extents one call may return.
+
+        Yields:
+            Structured arrays of EXTENT_DTYPE; the next call writes over the last.
+
+        Raises:
+            AbiMismatch: It is the course's module.
+            PhysviewError: The process is gone or not ours.
+        """
+        import numpy as np
+
+        extents = np.empty(nr, dtype=EXTENT_DTYPE)
+        while start < end:
+            found, start = self.read_extents(start, end, extents)
+            if found:
+                yield extents[:found]
+        self._check_alive()
+
+    def read_extents(self, start: int, end: int, extents: npt.NDArray[Any]) -> tuple[int, int]:
+        """Walk a range once, as far as there is room.
+
+        Args:
+            start: First address, page-aligned.
+            end: First address after the range, page-aligned.
+            extents: Structured array of EXTENT_DTYPE, written.
+
+        Returns:
+            How many extents there are, and where to go on. When the process ends, its pid may be
+            another's: whoever reads more than once has to look whether it still lives.
+
+        Raises:
+            As `iter_extents()`.
+        """
+        if self.info is None:
+            raise self.only_the_course("a range")
+        stop = min(end, self.info.user_end)
+        if start >= stop:
+            return 0, end
+        arg = RANGE.pack(self._pid, len(extents), start, stop, extents.ctypes.data, 0, 0)
+        buffer = bytearray(arg)
+        self._ioctl(IOCTL_RANGE, buffer)
+        _, found, _, _, _, start, _ = RANGE.unpack(buffer)
+        return found, end if start == stop else start
+
+    def _check_alive(self) -> None:
+        """An answer may be another process's, which has got the pid by now."""
+        if self._pid and self._proc.stat() is None:
+            raise self._proc.gone()
+
+    def walk(self, vaddr: int) -> Walk:
+        """Walk the page tables for one address and keep what every level says.
+
+        Args:
+            vaddr: Virtual address.
+
+        Raises:
+            AbiMismatch: It is the course's module.
+            PhysviewError: The process is gone or not ours.
+        """
+        if self.info is None:
+            raise self.only_the_course("level by level")
+        page = (0,) * 5
+        buffer = bytearray(WALK.pack(self._pid, 0, vaddr, *page, *[0] * 20, 0))
+        self._ioctl(IOCTL_WALK, buffer)
+        fields = WALK.unpack(buffer)
+        nr_levels = fields[1]
+        _, paddr, _, swap, kind, page_shift = fields[2:8]
+        levels = [_level(LEVEL_NAMES[i], *fields[8 + 4 * i : 12 + 4 * i]) for i in range(nr_levels)]
+        kind = PageKind(kind)
+        in_swap = kind not in (PageKind.NONE, PageKind.BEYOND, PageKind.BAD) and not kind.has_page
+        return Walk(
+            vaddr,
+            paddr if kind.has_page else None,
+            kind,
+            1 << page_shift,
+            (swap & ((1 << SWAP_TYPE_BITS) - 1), swap >> SWAP_TYPE_BITS) if in_swap else None,
+            levels,
+        )
+
+
+def as_pagemap(
+    vaddrs: Any, pages: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Say in pagemap's form what the module found.
+
+    Args:
+        vaddrs: Buffer of uint64, shape (n,): the addresses.
+        pages: Structured array of PAGE_DTYPE, shape (n,).
+
+    Returns:
+        Entries and physical addresses, uint64, shape (n,), with NO_ENTRY and NO_PADDR.
+
+    Raises:
+        PhysviewError: The page tables hold an entry that makes no sense.
+    """
+    import numpy as np
+
+    kind = pages["kind"]
+    if (kind == PageKind.BAD).any():
+        first = int(np.argmax(kind == PageKind.BAD))
+        raise PhysviewError(
+            f"the page tables are broken at {vaddrs[first]:#x}",
+            f"the entry {pages['entry'][first]:#x} makes no sense",
+            "look into the kernel's log",
+        )
+    has_page = (kind == PageKind.PRESENT) | (kind == PageKind.PROT_NONE)
+    in_swap = (kind >= PageKind.SWAP) & (kind <= PageKind.MARKER)
+    frames = (pages["paddr"] >> np.uint64(PAGE_SHIFT)) | np.uint64(PM_PRESENT)
+    entries = np.where(has_page, frames, np.where(in_swap, pages["swap"] | np.uint64(PM_SWAP), 0))
+    entries[kind == PageKind.BEYOND] = NO_ENTRY
+    return entries.astype(np.uint64), np.where(has_page, pages["paddr"], np.uint64(NO_PADDR))
+
+
+def _level(name: str, address: int, entry: int, shift: int, flags: int) -> Level:
+    folded, hidden = bool(flags & _FOLDED), bool(flags & _HIDDEN)
+    return Level(
+        name,
+        None if folded or hidden else address,
+        None if hidden else entry,
+        1 << shift,
+        folded,
+        bool(flags & _LEAF),
+    )
+
+
+def _open_device() -> int:
+    try:
+        return os.open(DEVICE, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:
+        raise AccessDenied(
+            f"cannot open {DEVICE}", "the module lets only root in", "run as root", path=DEVICE
+        ) from None
+    except OSError as error:
+        why = "the module is not loaded" if error.errno == errno.ENOENT else str(error.strerror)
+        raise ModuleUnavailable(
+            f"cannot open {DEVICE}",
+            why,
+            invocation.module_or_vm("…"),
+            path=DEVICE,
+        ) from None

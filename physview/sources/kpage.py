@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the kernel says of frames: /proc/kpageflags, kpagecount and kpagecgroup, read by the core.
+
+Source: fs/proc/page.c, include/uapi/linux/kernel-page-flags.h, tools/mm/page-types.c
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from physview import _ffi
+from physview.errors import AccessDenied, Unsupported
+from physview.runtime import proc_mount
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+FRAMES_DTYPE = [("pfn", "u8"), ("nr", "u8")]
+"""Frames in a row: the first frame number, and how many."""
+
+PIECE_DTYPE = [("run", "u8"), ("pfn", "u8"), ("nr", "u8"), ("value", "u8")]
+"""Frames in a row with one value: index of the run they are in, first frame, how many, value."""
+
+MAX_VALUES = 4096
+PIECES = 1 << 14
+
+
+class KpageFile:
+    """One of the files that have a u64 for each frame of the machine.
+
+    Args:
+        name: "kpageflags", "kpagecount" or "kpagecgroup".
+
+    Raises:
+        AccessDenied: They are root's.
+        Unsupported: This kernel was built without it.
+        CoreUnavailable: The core is not built.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._ffi, self._lib = _ffi.load()
+        self._path = f"/proc/{name}"
+        try:
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            what = f"cannot read {self._path}"
+            if error.errno in (errno.EACCES, errno.EPERM):
+                why = "what the kernel knows of frames is told to root only"
+                raise AccessDenied(what, why, "run as root", path=self._path) from None
+            if error.errno != errno.ENOENT:
+                raise
+            missing = proc_mount.why_no_file(self._path)
+            if missing:
+                raise Unsupported(what, *missing, path=self._path) from None
+            remedy = "it takes one with CONFIG_PROC_PAGE_MONITOR=y"
+            if name == "kpagecgroup":
+                remedy = "it takes one with CONFIG_PROC_PAGE_MONITOR=y and CONFIG_MEMCG=y"
+            why = "this kernel was built without it"
+            raise Unsupported(what, why, remedy, path=self._path) from None
+
+    def close(self) -> None:
+        """Close the file. Closing twice is harmless."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @property
+    def fd(self) -> int:
+        """The file's descriptor."""
+        return self._fd
+
+    def count(self, runs: npt.NDArray[Any]) -> dict[int, int]:
+        """Count frames by their value.
+
+        Args:
+            runs: Structured array of FRAMES_DTYPE, sorted by pfn. Frames in two runs count twice.
+
+        Returns:
+            How many frames have each value; NO_ENTRY is the value of frames that there are none.
+
+        Raises:
+            OSError: The kernel's.
+        """
+        return self._count(self._runs(runs), len(runs))
+
+    def count_range(self, first: int, nr_frames: int) -> dict[int, int]:
+        """As `count()`, of frames in a row; does without NumPy.
+
+        Args:
+            first: The first frame number.
+            nr_frames: How many.
+        """
+        return self._count(self._ffi.new("struct pv_frames *", (first, nr_frames)), 1)
+
+    def _count(self, runs: Any, nr_runs: int) -> dict[int, int]:
+        counts = self._ffi.new("struct pv_count[]", MAX_VALUES)
+        nr = self._lib.pv_count_values(self._fd, runs, nr_runs, counts, len(counts))
+        _ffi.check(nr, self._path)
+        return {counts[i].value: counts[i].nr for i in range(nr)}
+
+    def iter_pieces(self, runs: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+        """Split runs of frames where the value changes.
+
+        Args:
+            runs: Structured array of FRAMES_DTYPE; sorted by pfn it is read the fastest.
+
+        Yields:
+            Structured arrays of PIECE_DTYPE, in the order of the runs; the next call writes over
+            the last.
+
+        Raises:
+            OSError: The kernel's.
+        """
+        import numpy as np
+
+        pieces = np.empty(PIECES, dtype=PIECE_DTYPE)
+        buffer = self._ffi.cast("struct pv_piece *", pieces.ctypes.data)
+        at, pfn = self._ffi.new("uint64_t *"), self._ffi.new("uint64_t *")
+        runs_buffer = self._runs(runs)
+        while at[0] < len(runs):
+            nr = self._lib.pv_split_by_value(
+                self._fd, runs_buffer, len(runs), at, pfn, buffer, len(pieces)
+            )
+            _ffi.check(nr, self._path)
+            yield pieces[:nr]
+
+    def split(self, frames: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """As `iter_pieces()`, all at once, of frames in any order; they are read in theirs.
+
+        Args:
+            frames: Structured array of FRAMES_DTYPE.
+
+        Returns:
+            Structured array of PIECE_DTYPE, sorted by pfn; run is the index in `frames`.
+
+        Raises:
+            OSError: The kernel's.
+        """
+        import numpy as np
+
+        order = np.argsort(frames["pfn"], kind="stable")
+        none = np.empty(0, dtype=PIECE_DTYPE)
+        pieces: npt.NDArray[Any] = np.concatenate(
+            [none, *(p.copy() for p in self.iter_pieces(frames[order]))]
+        )
+        pieces["run"] = order[pieces["run"].astype(np.intp)]
+        return pieces
+
+    def _runs(self, runs: npt.NDArray[Any]) -> Any:
+        assert runs.dtype == FRAMES_DTYPE
+        assert runs.flags.c_contiguous
+        return self._ffi.cast("struct pv_frames *", runs.ctypes.data)

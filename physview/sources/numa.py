@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""NUMA: which node each block of physical memory belongs to."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+from physview.model import PAGE_SHIFT
+from physview.sources.ram import Zone, parse_zoneinfo
+
+NODES = "/sys/devices/system/node"
+NO_NODE = 255
+
+
+class NodeMap(NamedTuple):
+    """Which node each block of physical memory belongs to.
+
+    Args:
+        node_of_block: A byte for each block, from frame 0 on; NO_NODE where there is no memory.
+        block_shift: Frames in a block, as a power of two.
+        nodes: The nodes that have memory.
+    """
+
+    node_of_block: bytes
+    block_shift: int
+    nodes: tuple[int, ...]
+
+
+def node_map() -> NodeMap:
+    """The nodes of this machine's frames.
+
+    Source: /sys/devices/system/node/node*/memory*, or /proc/zoneinfo where memory cannot be
+    plugged in, or a block of it is of two nodes: there the spans of zones may lie within each
+    other, and the shorter one counts.
+    """
+    try:
+        with open("/sys/devices/system/memory/block_size_bytes", "rb") as file:
+            block_shift = int(file.read(), 16).bit_length() - 1 - PAGE_SHIFT
+        blocks = nodes_of_blocks(NODES)
+    except FileNotFoundError:
+        blocks = {}
+    if not blocks:
+        with open("/proc/zoneinfo", "rb") as file:
+            zones = parse_zoneinfo(file.read())
+        return _map_of_zones(zones)
+    table = bytearray([NO_NODE]) * (max(blocks) + 1)
+    for block, node in blocks.items():
+        table[block] = min(node, NO_NODE)
+    return NodeMap(bytes(table), block_shift, tuple(sorted(set(blocks.values()))))
+
+
+def nodes_of_blocks(folder: str) -> dict[int, int]:
+    """The node of each block of memory; empty where one is of several.
+
+    Args:
+        folder: /sys/devices/system/node
+    """
+    found: dict[int, int] = {}
+    for node in _numbers(folder, "node"):
+        for block in _numbers(f"{folder}/node{node}", "memory"):
+            if found.setdefault(block, node) != node:
+                return {}
+    return found
+
+
+def _map_of_zones(zones: list[Zone]) -> NodeMap:
+    edges = [pfn for zone in zones for pfn in (zone.start_pfn, zone.end_pfn)]
+    block_shift = min(((pfn & -pfn).bit_length() - 1 for pfn in edges if pfn), default=0)
+    table = bytearray([NO_NODE]) * (max(edges, default=0) >> block_shift)
+    for zone in sorted(zones, key=lambda zone: -zone.nr_spanned):
+        first, nr = zone.start_pfn >> block_shift, zone.nr_spanned >> block_shift
+        table[first : first + nr] = bytes([min(zone.node, NO_NODE)]) * nr
+    return NodeMap(bytes(table), block_shift, tuple(sorted({zone.node for zone in zones})))
+
+
+def _numbers(folder: str, prefix: str) -> list[int]:
+    matches = (re.fullmatch(f"{prefix}([0-9]+)", name) for name in os.listdir(folder))
+    return sorted(int(match[1]) for match in matches if match)

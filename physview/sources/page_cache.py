@@ -1,0 +1,439 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which pages of a file are in the page cache, in which frames, and in what state.
+
+Nothing is read into the cache: pages are asked about first, and only those that are there are
+mapped, for a moment, to see their frames. Between the two a page may be evicted; that it was then
+read back in is counted. To be looked at leaves no trace in the kernel's lists of what was used.
+
+Source: mincore(2), cachestat(2), lseek(2), /proc/self/pagemap, /proc/kpageflags
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from physview import _ffi
+from physview.errors import AccessDenied, PhysviewError, Unsupported
+from physview.model import (
+    NO_ENTRY,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PM_PFRAME_MASK,
+    PM_PRESENT,
+    printable,
+)
+from physview.runtime import invocation
+from physview.sources.kpage import FRAMES_DTYPE, KpageFile
+from physview.sources.page_flags import FLAG_BITS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+CACHED_DTYPE = [("page", "u8"), ("pfn", "u8"), ("nr", "u8"), ("flags", "u8")]
+"""Cached pages in a row, in the file and in memory: index in the file of the first page, its frame
+number (0 where that is not known), how many, and their value in kpageflags (NO_ENTRY likewise)."""
+
+# Pages that are looked at in one go. The shorter, the less may change between asking and mapping.
+WINDOW = 4096
+
+DIRTY = 1 << FLAG_BITS["dirty"]
+WRITEBACK = 1 << FLAG_BITS["writeback"]
+ACTIVE = 1 << FLAG_BITS["active"]
+MAPPED = 1 << FLAG_BITS["mmap"]
+LARGE = 1 << FLAG_BITS["thp"] | 1 << FLAG_BITS["huge"]
+
+
+class CachedFile(NamedTuple):
+    """What of a file is cached, in pages. What could not be told is None.
+
+    Args:
+        path: The file.
+        size_bytes: Its size.
+        nr_pages: Pages it would fill.
+        nr_holes: Pages that lie in holes, and have no place on the disk.
+        nr_cached: Pages in the page cache.
+        nr_dirty: Of these, changed and not yet written.
+        nr_writeback: Of these, being written.
+        nr_mapped: Of these, in the page tables of some process.
+        nr_active: Of these, on the list of what is used often.
+        nr_large: Of these, in folios of more than a page.
+        nr_runs: Runs of frames they are in.
+        nr_read: Pages that were evicted just then, and read back in by looking.
+    """
+
+    path: str
+    size_bytes: int
+    nr_pages: int
+    nr_holes: int
+    nr_cached: int
+    nr_dirty: int | None
+    nr_writeback: int | None
+    nr_mapped: int | None
+    nr_active: int | None
+    nr_large: int | None
+    nr_runs: int | None
+    nr_read: int
+
+
+class PageCache:
+    """Looks files up in the page cache.
+
+    Args:
+        with_frames: Whether to tell frames and what depends on them; root only. None tells them
+            where they can be told.
+
+    Raises:
+        AccessDenied: Frames are asked for and hidden.
+        Unsupported: The kernel was built without kpageflags.
+        CoreUnavailable: The core is not built.
+    """
+
+    def __init__(self, *, with_frames: bool | None = None) -> None:
+        self._ffi, self._lib = _ffi.load()
+        self._pagemap = -1
+        self._kpage: KpageFile | None = None
+        self.why_no_frames = ""
+        """Why frames are not told; empty where they are."""
+        if with_frames is False:
+            self.why_no_frames = "not asked for"
+            return
+        try:
+            self._kpage = KpageFile("kpageflags")
+        except (AccessDenied, Unsupported) as error:
+            if with_frames:
+                raise
+            self.why_no_frames = str(error)
+            return
+        self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Let go of the kernel's files. Closing twice is harmless."""
+        if self._kpage:
+            self._kpage.close()
+            self._kpage = None
+        if self._pagemap >= 0:
+            os.close(self._pagemap)
+            self._pagemap = -1
+
+    def __enter__(self) -> PageCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self, path: str) -> OpenFile:
+        """Open a regular file or a block device.
+
+        Raises:
+            PhysviewError: It is neither, or it cannot be opened.
+        """
+        return OpenFile(self, path)
+
+    def look_at(self, path: str) -> CachedFile:
+        """Say how much of a file is cached, and in what state. Raises as `open()` does."""
+        with self.open(path) as file:
+            return file.summary()
+
+
+class OpenFile:
+    """A file that is looked up; made by `PageCache.open()`."""
+
+    def __init__(self, cache: PageCache, path: str) -> None:
+        self._cache = cache
+        self.path = path
+        self.nr_read = 0
+        """Pages that looking has read back in."""
+        self._fd = _open(path)
+        try:
+            info = os.fstat(self._fd)
+            if not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
+                raise PhysviewError(_cannot(path), f"it is {_kind(info.st_mode)}", path=path)
+            self.identity = (info.st_dev, info.st_ino)
+            if _ffi.check(cache._lib.pv_is_hugetlbfs(self._fd), path):
+                # mincore() tells of it what is mapped here only, and cachestat() refuses.
+                why = "it is of hugetlbfs, of which the kernel does not tell"
+                remedy = (
+                    f"look at a process that maps it: {invocation.physview_as_root('maps PID')}"
+                )
+                raise PhysviewError(_cannot(path), why, remedy, path=path)
+            self.size_bytes = info.st_size
+            if stat.S_ISBLK(info.st_mode):
+                self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file. Closing twice is harmless."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> OpenFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def nr_pages(self) -> int:
+        """Pages it would fill; the last may be filled in part."""
+        return -(-self.size_bytes // PAGE_SIZE)
+
+    def nr_holes(self) -> int:
+        """Pages that lie in holes wholly. File systems that know of none say there are none."""
+        nr = 0
+        # Where every block is there, there are none; st_blocks counts 512 bytes everywhere.
+        at = 0 if os.fstat(self._fd).st_blocks * 512 < self.size_bytes else self.size_bytes
+        while at < self.size_bytes:
+            try:
+                data = os.lseek(self._fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    return nr
+                data = self.nr_pages * PAGE_SIZE  # no data comes after it
+            nr += max(0, data // PAGE_SIZE - -(-at // PAGE_SIZE))
+            if data >= self.size_bytes:
+                break
+            try:
+                at = os.lseek(self._fd, data, os.SEEK_HOLE)
+            except OSError:  # cut short meanwhile
+                break
+        return nr
+
+    def iter_cached(self) -> Iterator[npt.NDArray[Any]]:
+        """Look up the pages, in constant memory.
+
+        Yields:
+            Structured arrays of CACHED_DTYPE, in the order of the file. Pages that are read back
+            in by looking are counted in `nr_read`.
+
+        Raises:
+            AccessDenied: The file is neither this user's nor may he write to it: then mincore()
+                tells nothing (Linux 5.2).
+            PhysviewError: The file cannot be mapped.
+        """
+        import numpy as np
+
+        self._check_may_ask()
+        resident = np.empty(WINDOW, dtype=np.uint8)
+        entries = np.zeros(WINDOW, dtype=np.uint64)
+        nr_read = self._cache._ffi.new("uint64_t *")
+        for first in range(0, self.nr_pages, WINDOW):
+            nr = min(WINDOW, self.nr_pages - first)
+            nr_resident = self._cache._lib.pv_cached_pages(
+                self._fd,
+                self._cache._pagemap,
+                PAGE_SHIFT,
+                first << PAGE_SHIFT,
+                nr,
+                self._cache._ffi.from_buffer("uint8_t[]", resident),
+                self._cache._ffi.from_buffer("uint64_t[]", entries),
+                nr_read,
+            )
+            if nr_resident < 0:
+                why = os.strerror(-nr_resident)
+                if nr_resident == -errno.ENODEV:
+                    why = "its file system has no pages that could be mapped"
+                raise PhysviewError(_cannot(self.path), why, path=self.path)
+            self.nr_read = int(nr_read[0])
+            if nr_resident:
+                yield self._runs(first, resident[:nr], entries[:nr])
+
+    def _check_may_ask(self) -> None:
+        # can_do_mincore() in mm/mincore.c: to whom else it says that all is cached.
+        owner = os.fstat(self._fd).st_uid
+        is_owner = os.geteuid() in (owner, 0)
+        path = f"/proc/self/fd/{self._fd}"
+        if not is_owner and not os.access(path, os.W_OK, effective_ids=True):
+            raise AccessDenied(
+                _cannot(self.path),
+                "the kernel tells that to who owns the file or may write to it",
+                "run as root",
+                path=self.path,
+            )
+
+    def _runs(
+        self, first: int, resident: npt.NDArray[np.uint8], entries: npt.NDArray[np.uint64]
+    ) -> npt.NDArray[Any]:
+        import numpy as np
+
+        pages = np.flatnonzero(resident)
+        here = entries[pages]
+        pfns = np.where(here & np.uint64(PM_PRESENT) != 0, here & np.uint64(PM_PFRAME_MASK), 0)
+        if self._cache._kpage is None:
+            pfns[:] = 0
+        is_known = pfns != 0
+        goes_on = (np.diff(pages) == 1) & (is_known[1:] == is_known[:-1])
+        goes_on &= ~is_known[1:] | (pfns[1:] == pfns[:-1] + np.uint64(1))
+        starts = np.flatnonzero(np.concatenate(([True], ~goes_on)))
+        runs = np.empty(len(starts), dtype=CACHED_DTYPE)
+        runs["page"] = pages[starts] + first
+        runs["pfn"] = pfns[starts]
+        runs["nr"] = np.diff(np.append(starts, len(pages)))
+        runs["flags"] = NO_ENTRY
+        return runs if self._cache._kpage is None else self._with_flags(runs, self._cache._kpage)
+
+    @staticmethod
+    def _with_flags(runs: npt.NDArray[Any], kpage: KpageFile) -> npt.NDArray[Any]:
+        """Split runs where flags change. Nothing of the file is mapped any more by us: mapped
+        means by others."""
+        import numpy as np
+
+        known = runs[runs["pfn"] != 0]
+        frames = np.empty(len(known), dtype=FRAMES_DTYPE)
+        frames["pfn"], frames["nr"] = known["pfn"], known["nr"]
+        pieces = kpage.split(frames)
+        of = known[pieces["run"].astype(np.intp)]
+        split = np.empty(len(pieces), dtype=CACHED_DTYPE)
+        split["page"] = of["page"] + (pieces["pfn"] - of["pfn"])
+        split["pfn"], split["nr"], split["flags"] = pieces["pfn"], pieces["nr"], pieces["value"]
+        split = np.concatenate([runs[runs["pfn"] == 0], split])
+        return split[np.argsort(split["page"], kind="stable")]
+
+    def summary(self, visit: Callable[[npt.NDArray[Any]], None] | None = None) -> CachedFile:
+        """How much is cached, and in what state. Raises as `iter_cached()` does.
+
+        Args:
+            visit: Called with what `iter_cached()` yields.
+        """
+        summary = Summary()
+        try:
+            for found in self.iter_cached():
+                summary.add(found)
+                if visit:
+                    visit(found)
+        except AccessDenied:
+            counts = self.cachestat()
+            if counts is None:  # that is restricted in the same way since 6.13 (5f537664e705)
+                raise
+            summary.nr_cached = counts[0]
+        return summary.of(self)
+
+    def cachestat(self) -> list[int] | None:
+        """Pages cached, dirty, in writeback, evicted, recently evicted; None where not told."""
+        counts = self._cache._ffi.new("uint64_t[5]")
+        if self._cache._lib.pv_cachestat(self._fd, counts):
+            return None
+        return [int(count) for count in counts]
+
+
+class Summary:
+    """Adds up what `OpenFile.iter_cached()` yields."""
+
+    def __init__(self) -> None:
+        self.nr_cached = self.nr_known = self.nr_runs = 0
+        self._nr_by_bits = dict.fromkeys((DIRTY, WRITEBACK, MAPPED, ACTIVE, LARGE), 0)
+        self._next = (0, 0)
+
+    def add(self, found: npt.NDArray[Any]) -> None:
+        """Add one array of CACHED_DTYPE; in the order of the file."""
+        import numpy as np
+
+        self.nr_cached += int(found["nr"].sum())
+        known = found[found["flags"] != NO_ENTRY]
+        if not len(known):
+            return
+        self.nr_known += int(known["nr"].sum())
+        for bits in self._nr_by_bits:
+            has = known["flags"] & np.uint64(bits) != 0
+            self._nr_by_bits[bits] += int(known["nr"][has].sum())
+        ends = known["page"] + known["nr"], known["pfn"] + known["nr"]
+        goes_on = (known["page"][1:] == ends[0][:-1]) & (known["pfn"][1:] == ends[1][:-1])
+        joins = (int(known["page"][0]), int(known["pfn"][0])) == self._next
+        self.nr_runs += len(known) - int(goes_on.sum()) - joins
+        self._next = int(ends[0][-1]), int(ends[1][-1])
+
+    def of(self, file: OpenFile) -> CachedFile:
+        """The whole; what is not known from frames may be known from cachestat()."""
+        has_frames = self.nr_known > 0 or (not self.nr_cached and not file._cache.why_no_frames)
+        counts = None if has_frames else file.cachestat()
+        numbers = self._nr_by_bits
+        return CachedFile(
+            path=file.path,
+            size_bytes=file.size_bytes,
+            nr_pages=file.nr_pages,
+            nr_holes=file.nr_holes(),
+            nr_cached=self.nr_cached,
+            nr_dirty=numbers[DIRTY] if has_frames else (counts[1] if counts else None),
+            nr_writeback=numbers[WRITEBACK] if has_frames else (counts[2] if counts else None),
+            nr_mapped=numbers[MAPPED] if has_frames else None,
+            nr_active=numbers[ACTIVE] if has_frames else None,
+            nr_large=numbers[LARGE] if has_frames else None,
+            nr_runs=self.nr_runs if has_frames else None,
+            nr_read=file.nr_read,
+        )
+
+
+def iter_files(path: str, on_error: Callable[[PhysviewError], None]) -> Iterator[str]:
+    """Yield the regular files at a path: itself, or all below it.
+
+    A symbolic link is followed where it is `path`, and not below it. What is neither a file nor a
+    folder is left out below it. A folder that is met again, through a mount, is not gone into.
+
+    Args:
+        path: A file or a folder.
+        on_error: Called with what is wrong with a folder; the others are gone through.
+    """
+    if not os.path.isdir(path):
+        yield path
+        return
+    seen = set()
+    left = [path]
+    while left:
+        folder = left.pop()
+        try:
+            info = os.stat(folder)
+            if (info.st_dev, info.st_ino) in seen:
+                continue
+            seen.add((info.st_dev, info.st_ino))
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            on_error(_error(f"cannot list {printable(folder)}", error, folder))
+            continue
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                yield entry.path
+        left += [e.path for e in reversed(entries) if e.is_dir(follow_symlinks=False)]
+
+
+def _error(what: str, error: OSError, path: str) -> PhysviewError:
+    why = error.strerror or str(error)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return AccessDenied(what, why, "run as root" if os.geteuid() else "", path=path)
+    return PhysviewError(what, why, path=path)
+
+
+def _open(path: str) -> int:
+    what = _cannot(path)
+    try:
+        # Without O_NONBLOCK a FIFO would be waited for; others may do things when they are opened.
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise PhysviewError(what, f"it is {_kind(mode)}", path=path)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise _error(what, error, path) from None
+    except ValueError as error:  # a 0 in it
+        raise PhysviewError(_cannot(path), str(error), path=path) from None
+
+
+def _cannot(path: str) -> str:
+    return f"cannot look up {printable(path)} in the page cache"
+
+
+def _kind(mode: int) -> str:
+    """What a file is that has no pages in the page cache."""
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFCHR: "a character device, which has no pages there",
+        stat.S_IFIFO: "a FIFO, which has no pages there",
+        stat.S_IFSOCK: "a socket, which has no pages there",
+    }
+    return kinds.get(stat.S_IFMT(mode), "no regular file")

@@ -1,0 +1,435 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What this machine and this user can do, found by trying, and what would get the rest.
+
+Nothing here needs a privilege or the compiled core: it is for when things don't work.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import mmap
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from physview import _ffi
+from physview.errors import PhysviewError
+from physview.model import PAGE_SIZE, PM_PRESENT, PM_SOFT_DIRTY, PagemapEntry
+from physview.runtime import extras, invocation, packages, proc_mount
+from physview.text import proctext
+
+if TYPE_CHECKING:
+    from physview.tracing.tracefs import Tracefs
+
+YES, PART, NO = "yes", "part", "no"
+
+MODULE = "3000physicalview"
+# The capabilities that count, by bit. Source: include/uapi/linux/capability.h
+CAPABILITIES = {
+    21: ("CAP_SYS_ADMIN", "frame numbers"),
+    19: ("CAP_SYS_PTRACE", "other users' processes"),
+    16: ("CAP_SYS_MODULE", "loading a module"),
+}
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at.
+
+    Args:
+        name: What was looked at.
+        state: "yes", "part" or "no".
+        value: What was found, and what is missing.
+        remedy: The one command, or the step, that gets what is missing; may be empty.
+        needs_root: Whether the remedy is to run physview as root.
+        details: What was found, for programs.
+    """
+
+    name: str
+    state: str
+    value: str
+    remedy: str = ""
+    needs_root: bool = False
+    details: dict[str, Any] | None = None
+
+
+def examine() -> Iterator[Finding]:
+    """Look at everything, in the order in which to read it."""
+    for look in LOOKS:
+        yield look()
+
+
+def can_show_frames() -> bool:
+    """Whether the main job, physical addresses, can be done by this user here."""
+    return look_at_pagemap().state == YES
+
+
+def look_at_core() -> Finding:
+    """The compiled core."""
+    why = _ffi.why_unavailable()
+    if why:
+        return Finding(
+            "compiled core", NO, f"{why}; the slow reference serves", invocation.build_core()
+        )
+    return Finding("compiled core", YES, "built")
+
+
+def look_at_kernel() -> Finding:
+    """Name and release."""
+    name = os.uname()
+    details = {"release": name.release, "machine": name.machine}
+    return Finding("kernel", YES, f"{name.sysname} {name.release} {name.machine}", details=details)
+
+
+def look_at_page_size() -> Finding:
+    """Size of a base page."""
+    size = f"{PAGE_SIZE // 1024} KiB"
+    return Finding("page size", YES, size, details={"size_bytes": PAGE_SIZE})
+
+
+def look_at_paging_levels() -> Finding:
+    """How many levels the page tables have: whether a mapping above 47 bits can be had."""
+    if os.uname().machine != "x86_64":
+        return Finding("paging levels", PART, "can be told only on x86-64")
+    levels = 5 if _maps_above_47_bits() else 4
+    why = "" if levels == 5 else " (no la57 in /proc/cpuinfo: the CPU has none, or this kernel)"
+    cpuinfo = _read("/proc/cpuinfo").partition(b"\n\n")[0]
+    if not cpuinfo:
+        why = ""
+    elif levels == 4 and b" la57" in cpuinfo:
+        why = " (the CPU has a fifth, which this kernel does not use)"
+    return Finding("paging levels", YES, f"{levels}{why}", details={"levels": levels})
+
+
+def _maps_above_47_bits() -> bool:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    # Without a hint the kernel stays below 47 bits, whatever it could do.
+    where = libc.mmap(1 << 48, PAGE_SIZE, 0, flags, -1, 0)
+    if where == ctypes.c_void_p(-1).value:
+        return False
+    libc.munmap(where, PAGE_SIZE)
+    return bool(where >= 1 << 47)
+
+
+def look_at_user() -> Finding:
+    """Who runs this, with which of the capabilities that count."""
+    has = _effective_capabilities()
+    uid = os.geteuid()
+    if has is None:
+        missing = proc_mount.why_no_file("/proc/self/status")
+        why = missing.why if missing else "/proc/self/status cannot be read"
+        value = f"uid {uid}; which capabilities it has is not known: {why}"
+        return Finding("user", PART, value, missing.remedy if missing else "")
+    held = [name for bit, (name, _) in CAPABILITIES.items() if has >> bit & 1]
+    lacking = [f"{n} ({use})" for b, (n, use) in CAPABILITIES.items() if not has >> b & 1]
+    details = {"uid": uid, "capabilities": held, "first_user_namespace": _in_first_user_namespace()}
+    who = f"uid {uid}" + (" (root)" if uid == 0 else "")
+    if not _in_first_user_namespace():
+        who += ", in a user namespace, where capabilities open no frame numbers"
+    if lacking:
+        value = f"{who}; without {', '.join(lacking)}"
+        return Finding("user", PART if held else NO, value, needs_root=uid != 0, details=details)
+    return Finding("user", YES, f"{who}; {', '.join(held)}", details=details)
+
+
+def _effective_capabilities() -> int | None:
+    """A bit for each; None where the kernel's file cannot be read."""
+    fields = proctext.fields_by_name(_read("/proc/self/status"))
+    return int(fields[b"CapEff"], 16) if b"CapEff" in fields else None
+
+
+def _in_first_user_namespace() -> bool:
+    return proctext.numbers(_read("/proc/self/uid_map")) in ([0, 0, 4294967295], [])
+
+
+def look_at_pagemap() -> Finding:
+    """Whether /proc/PID/pagemap is there and shows frame numbers to this user."""
+    name = "pagemap"
+    try:
+        entry = _own_entry()
+    except FileNotFoundError:
+        missing = proc_mount.why_no_file("/proc/self/pagemap")
+        if missing:
+            return Finding(name, NO, *missing)
+        remedy = "a kernel with CONFIG_PROC_PAGE_MONITOR=y"
+        return Finding(name, NO, "this kernel was built without it", remedy)
+    except OSError as error:
+        return Finding(name, NO, f"cannot be opened: {error.strerror}", needs_root=True)
+    soft_dirty = bool(entry.raw & PM_SOFT_DIRTY)
+    details = {"frames": entry.pfn is not None, "soft_dirty": soft_dirty}
+    dirty = "" if soft_dirty else "; no soft-dirty bits in this kernel"
+    if entry.pfn is None:
+        value = f"readable, but frame numbers are hidden from this user{dirty}"
+        return Finding(name, PART, value, needs_root=True, details=details)
+    return Finding(name, YES, f"frame numbers are shown{dirty}", details=details)
+
+
+def _own_entry() -> PagemapEntry:
+    """The pagemap entry of a page of ours that was just written to."""
+    with mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
+        page[0] = 1
+        vaddr = _address_of(page)
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            entry = int.from_bytes(os.pread(pagemap.fileno(), 8, vaddr // PAGE_SIZE * 8), "little")
+    if not entry & PM_PRESENT:
+        raise PhysviewError("cannot look at pagemap", "a page just written to is not in it")
+    return PagemapEntry(entry)
+
+
+def _address_of(page: mmap.mmap) -> int:
+    import ctypes
+
+    return ctypes.addressof(ctypes.c_char.from_buffer(page))
+
+
+def look_at_scan() -> Finding:
+    """PAGEMAP_SCAN, and each of its categories by trying it."""
+    from physview.sources.pagemap import PAGE_IS, scan
+
+    known = []
+    try:
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        no_proc = proc_mount.why_no_file("/proc/self/pagemap")
+        why = no_proc.why if no_proc else error.strerror
+        return Finding("PAGEMAP_SCAN", NO, f"pagemap cannot be opened: {why}")
+    try:
+        for category, bit in PAGE_IS.items():
+            try:
+                scan(fd, 0, PAGE_SIZE, bit)
+                known.append(category)
+            except OSError as error:
+                if error.errno == errno.ENOTTY:
+                    value = "not in this kernel: empty address space is read through"
+                    return Finding("PAGEMAP_SCAN", NO, value, "Linux 6.7 or later")
+                if error.errno != errno.EINVAL:
+                    raise
+    finally:
+        os.close(fd)
+    missing = [category for category in PAGE_IS if category not in known]
+    details = {"categories": known}
+    if missing:
+        value = f"{', '.join(known)}; without {', '.join(missing)}"
+        return Finding("PAGEMAP_SCAN", PART, value, "a later kernel", details=details)
+    return Finding("PAGEMAP_SCAN", YES, f"all {len(known)} categories", details=details)
+
+
+def look_at_kpage_files() -> Finding:
+    """/proc/kpageflags, /proc/kpagecount, /proc/kpagecgroup."""
+    names = ["kpageflags", "kpagecount", "kpagecgroup"]
+    states = {name: _try_to_read(f"/proc/{name}") for name in names}
+    readable = [name for name in names if states[name] == ""]
+    details = {"readable": readable}
+    if len(readable) == len(names):
+        return Finding("kpage files", YES, ", ".join(names), details=details)
+    bad = ", ".join(f"{name}: {why}" for name, why in states.items() if why)
+    denied = any(why == os.strerror(errno.EACCES) for why in states.values())
+    remedy = "" if denied else "a kernel with CONFIG_PROC_PAGE_MONITOR=y and CONFIG_MEMCG=y"
+    missing = proc_mount.why_no_file("/proc/kpageflags") if not readable else None
+    if missing:
+        return Finding("kpage files", NO, *missing)
+    state = PART if readable else NO
+    return Finding("kpage files", state, bad, remedy, needs_root=denied, details=details)
+
+
+def _try_to_read(path: str) -> str:
+    """Read eight bytes of a file; return why that failed, or nothing."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        return error.strerror or str(error)
+    try:
+        return "" if len(os.read(fd, 8)) == 8 else "empty"
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        os.close(fd)
+
+
+THP = "/sys/kernel/mm/transparent_hugepage"
+
+
+def look_at_thp() -> Finding:
+    """Transparent huge pages: whether, when, and of which sizes."""
+    if not os.path.isdir(THP):
+        remedy = "a kernel with CONFIG_TRANSPARENT_HUGEPAGE=y"
+        return Finding("transparent huge pages", NO, "not in this kernel", remedy)
+    mode = _selected(f"{THP}/enabled")
+    size_kib = int(_read(f"{THP}/hpage_pmd_size") or 0) // 1024
+    mthp = {
+        int(path.split("hugepages-")[1].split("kB")[0]): _selected(path)
+        for path in glob.glob(f"{THP}/hugepages-*kB/enabled")
+    }
+    smaller = sorted(size for size, chosen in mthp.items() if size < size_kib and chosen != "never")
+    details = {"enabled": mode, "pmd_size_bytes": size_kib * 1024, "mthp_kib": smaller}
+    value = f"{mode}, {size_kib} KiB"
+    if mthp:
+        value += "; smaller sizes " + (", ".join(f"{s} KiB" for s in smaller) or "are off")
+    if mode == "never":
+        remedy = invocation.write_as_root("madvise", f"{THP}/enabled")
+        return Finding("transparent huge pages", NO, value, remedy, details=details)
+    return Finding("transparent huge pages", YES, value, details=details)
+
+
+def _selected(path: str) -> str:
+    """The word in brackets: "always [madvise] never"."""
+    return _read(path).decode().partition("[")[2].partition("]")[0] or "unknown"
+
+
+def look_at_hugetlb() -> Finding:
+    """The pools of huge pages that are set aside."""
+    pools = {}
+    for path in sorted(glob.glob("/sys/kernel/mm/hugepages/hugepages-*kB")):
+        size_kib = int(path.split("hugepages-")[1].removesuffix("kB"))
+        free, total = (int(_read(f"{path}/{n}_hugepages") or 0) for n in ("free", "nr"))
+        pools[size_kib] = (free, total)
+    if not pools:
+        return Finding("hugetlb", NO, "not in this kernel", "a kernel with CONFIG_HUGETLBFS=y")
+    value = ", ".join(f"{size} KiB: {free} of {nr} free" for size, (free, nr) in pools.items())
+    details = {"pools": [{"size_kib": s, "free": f, "total": n} for s, (f, n) in pools.items()]}
+    if any(total for _, total in pools.values()):
+        return Finding("hugetlb", YES, value, details=details)
+    remedy = invocation.write_as_root("16", "/proc/sys/vm/nr_hugepages")
+    return Finding("hugetlb", PART, f"no pages set aside ({value})", remedy, details=details)
+
+
+def look_at_module() -> Finding:
+    """The kernel module that walks page tables: the second witness."""
+    loaded = os.path.isdir(f"/sys/module/{MODULE}")
+    device = os.path.exists(f"/dev/{MODULE}")
+    details = {"loaded": loaded, "device": device, "loadable": os.path.exists("/proc/modules")}
+    # Only physview's own has a version.
+    if device and not os.path.exists(f"/sys/module/{MODULE}/version"):
+        value = f"/dev/{MODULE} is there, but not of physview's module: own addresses only"
+        return Finding("module", PART, value, invocation.load_own_module(), details=details)
+    if device:
+        return Finding("module", YES, f"/dev/{MODULE} is there", details=details)
+    if loaded:
+        value = f"{MODULE} is loaded, but there is no /dev/{MODULE}"
+        return Finding("module", PART, value, details=details)
+    no_proc = proc_mount.why_no_file("/proc/modules")
+    if not details["loadable"] and no_proc:
+        return Finding("module", NO, *no_proc, details=details)
+    if not details["loadable"]:
+        value = "this kernel cannot load modules; pagemap serves without"
+        return Finding("module", NO, value, "a kernel with CONFIG_MODULES=y", details=details)
+    value = f"{MODULE} is not loaded; pagemap serves without"
+    if not _has_kmod():
+        value += "; lsmod and insmod are missing: the module's `make insert` takes them"
+        return Finding("module", NO, value, packages.install_line("kmod"), details=details)
+    return Finding("module", NO, value, details=details)
+
+
+def _has_kmod() -> bool:
+    """Whether the tools for modules are installed, which a minimal system lacks."""
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    return all(shutil.which(name, path=path) for name in ("lsmod", "insmod"))
+
+
+def look_at_headers() -> Finding:
+    """What it takes to build a module for this kernel."""
+    release = os.uname().release
+    build = f"/lib/modules/{release}/build"
+    if os.path.exists(f"{build}/Makefile"):
+        return Finding("kernel headers", YES, build)
+    if not os.path.exists("/proc/modules") and not proc_mount.why_no_file("/proc/modules"):
+        value = "none; nor could this kernel load what is built with them"
+        return Finding("kernel headers", NO, value)
+    vm = f"{invocation.physview('vm')}, which brings a kernel with headers"
+    _, remedy = packages.why_no_headers(release, vm)
+    return Finding("kernel headers", NO, f"none for {release}", remedy)
+
+
+def look_at_tracefs() -> Finding:
+    """Where the kernel's tracing is reached, and whether it has kprobes."""
+    from physview.tracing import tracefs
+
+    try:
+        names = tracefs.mounted()
+        mounted = next(tracefs.iter_tracefs(), None)
+    except OSError as error:
+        no_proc = proc_mount.why_no_file("/proc/self/mountinfo")
+        why = no_proc or (f"cannot be looked for: {error.strerror}", "")
+        return Finding("tracefs", NO, *why)
+    if mounted is None:
+        if names and os.geteuid() != 0:
+            value, details = f"{names[0]}, which is root's", {"path": names[0]}
+            return Finding("tracefs", PART, value, needs_root=True, details=details)
+        if not tracefs.is_known():
+            return Finding("tracefs", NO, "not in this kernel", "a kernel with CONFIG_FTRACE=y")
+        return Finding("tracefs", NO, "not mounted", invocation.as_root(tracefs.MOUNT))
+    try:
+        return _look_into_tracefs(mounted)
+    finally:
+        mounted.close()
+
+
+def _look_into_tracefs(tracefs: Tracefs) -> Finding:
+    where = tracefs.path
+    details: dict[str, Any] = {"path": where}
+    if not tracefs.allows(".", os.R_OK | os.X_OK):
+        value = f"{where}, which is root's"
+        return Finding("tracefs", PART, value, needs_root=True, details=details)
+    details["kprobes"] = tracefs.has("kprobe_events")
+    if not details["kprobes"]:
+        value = f"{where}; events, but no kprobes in this kernel"
+        remedy = "a kernel with CONFIG_KPROBE_EVENTS=y"
+        return Finding("tracefs", PART, value, remedy, details=details)
+    return Finding("tracefs", YES, f"{where}; events and kprobes", details=details)
+
+
+def look_at_qemu() -> Finding:
+    """What a throwaway VM would run in."""
+    name = f"qemu-system-{os.uname().machine}"
+    path = shutil.which(name)
+    if path is None:
+        return Finding("QEMU", NO, f"no {name}", packages.install_line("qemu"))
+    kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
+    speed = "/dev/kvm can be opened" if kvm else "no /dev/kvm for this user: slow, but it works"
+    return Finding("QEMU", YES, f"{path}; {speed}", details={"path": path, "kvm": kvm})
+
+
+def look_at_extras() -> Finding:
+    """What only some commands need of Python packages."""
+    missing = extras.missing()
+    details = {"missing": [extra.package for extra in missing]}
+    if not missing:
+        value = ", ".join(extra.package for extra in extras.EXTRAS)
+        return Finding("packages", YES, value, details=details)
+    value = "; ".join(f"no {extra.package}, for {extra.commands}" for extra in missing)
+    return Finding("packages", PART, value, extras.install_line(*missing), details=details)
+
+
+def _read(path: str) -> bytes:
+    """A small file's contents, or nothing where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+LOOKS: tuple[Callable[[], Finding], ...] = (
+    look_at_kernel,
+    look_at_page_size,
+    look_at_paging_levels,
+    look_at_user,
+    look_at_core,
+    look_at_pagemap,
+    look_at_scan,
+    look_at_kpage_files,
+    look_at_thp,
+    look_at_hugetlb,
+    look_at_module,
+    look_at_headers,
+    look_at_tracefs,
+    look_at_qemu,
+    look_at_extras,
+)

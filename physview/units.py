@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sizes, shares and widths in text for people."""
+
+from __future__ import annotations
+
+import os
+
+from physview.model import PAGE_SHIFT
+from physview.text.output import ellipsis
+
+PIPE_WIDTH = 1 << 16
+
+
+def terminal_width() -> int:
+    """Columns of the terminal on stdout; no end of them where there is none."""
+    try:
+        return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
+    except (ValueError, OSError):
+        return PIPE_WIDTH
+
+
+def cut(text: str, width: int) -> str:
+    """A line, or what of it fits into so many columns."""
+    if len(text) <= width:
+        return text
+    rest = ellipsis()
+    return text[: max(0, width - len(rest))] + rest
+
+
+def short_size(size_bytes: int | None) -> str:
+    """A size in five characters.
+
+    >>> [short_size(n) for n in (None, 0, 4096, 1536 << 10, 2000 << 20, 1 << 40)]
+    ['?', '-', '4K', '1.5M', '2.0G', '1.0T']
+    """
+    if not size_bytes:
+        return "?" if size_bytes is None else "-"
+    value, unit = size_bytes / 1024, "K"
+    for larger in "MGTPE":
+        if value < 999.5:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f}{unit}" if unit == "K" or value >= 9.95 else f"{value:.1f}{unit}"
+
+
+def size(nr_pages: int) -> str:
+    """Pages as a size that is short enough for a column.
+
+    >>> size(0), size(3 << 20), size(300 << 20)
+    ('0', '12.0 GiB', '1.2 TiB')
+    """
+    if not nr_pages:
+        return "0"
+    number = float(nr_pages << PAGE_SHIFT)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if number >= 100 else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+def share(part: int, whole: int) -> str:
+    """A share as a percentage, in a column as wide as the widest.
+
+    >>> share(1, 3), share(0, 5), share(1, 100000), share(0, 0)
+    ('33.3%', '-', '<0.1%', '-')
+    """
+    if not part:
+        return "-"
+    percent = 100 * part / whole
+    return "<0.1%" if percent < 0.05 else f"{percent:.1f}%"
+
+
+def size_words(size_bytes: int) -> str:
+    """A power of two of bytes.
+
+    >>> size_words(4096), size_words(1 << 21), size_words(1 << 30)
+    ('4 KiB', '2 MiB', '1 GiB')
+    """
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes} {unit}"
+        size_bytes //= 1024
+    return f"{size_bytes} TiB"
