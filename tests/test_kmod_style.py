@@ -12,7 +12,7 @@ KMOD = ROOT / "csrc/kmod"
 SOURCES = sorted([*KMOD.glob("*.[ch]"), *KMOD.glob("uapi/*.h")])
 
 
-@pytest.mark.needs("checkpatch.pl")
+@pytest.mark.needs("checkpatch.pl", "perl")
 def test_checkpatch_has_nothing_to_say():
     command = ["checkpatch.pl", "--strict", "--no-tree", "--no-summary", "--terse", "--file"]
     result = subprocess.run([*command, *SOURCES], capture_output=True, text=True, check=False)
