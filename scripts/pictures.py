@@ -24,7 +24,7 @@ import physview
 from physview import pictures
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests/support"))
 MAX_BYTES = 300_000
 
 # As measure.TARGET, but in huge pages where there are some.

@@ -20,7 +20,7 @@ from rich.style import Style
 from rich.terminal_theme import DIMMED_MONOKAI
 from rich.text import Text
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests/support"))
 from screens import PtyRun, Screen
 
 # Rich's own names fonts by their addresses in the network.

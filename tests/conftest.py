@@ -478,7 +478,7 @@ def processes() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+            env=os.environ | {"PYTHONPATH": str(ROOT / "tests/support")},
         )
         started.append(process)
         assert process.stdout
@@ -578,12 +578,12 @@ def zombie() -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Compiles a C program of tests/ and returns its path."""
+    """Compiles a C program of tests/support/ and returns its path."""
 
     @functools.cache
     def compile_program(name: str) -> str:
         program = tmp_path_factory.mktemp("bin") / name
-        source = ROOT / "tests" / f"{name}.c"
+        source = ROOT / "tests/support" / f"{name}.c"
         subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", program, source], check=True)
         return str(program)
 
@@ -593,4 +593,4 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 @pytest.fixture(scope="session")
 def tests_on_path() -> dict[str, str]:
     """The environment of a child that imports what the tests share."""
-    return os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    return os.environ | {"PYTHONPATH": str(ROOT / "tests/support")}

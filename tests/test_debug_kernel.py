@@ -51,6 +51,6 @@ def test_a_race_a_fuzzer_and_injected_faults_leave_the_log_clean(tmp_path):
 
 def test_a_third_witness_agrees(tmp_path):
     """The kernel's own dump of the page tables: /sys/kernel/debug/page_tables/current_user."""
-    outcome, output = run_there(tmp_path, guest_tests("page_tables"), has="root,ptdump,kmod")
+    outcome, output = run_there(tmp_path, guest_tests("kmod_page_tables"), has="root,ptdump,kmod")
     assert outcome.exit_code == 0, output
     assert "1 passed" in output

@@ -58,7 +58,7 @@ def outcomes(latin1):
             prefix = AS_NOBODY if user == "nobody" else by_itself()
             # What takes long is the same in every locale.
             machine = "machine" if (locale, user) == ("Latin-1", "me") else "no"
-            program = str(ROOT / "tests/hostile.py")
+            program = str(ROOT / "tests/support/hostile.py")
             command = [*prefix, sys.executable, program, str(folder), machine]
             done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True, cwd="/")
             target, encodings, results, files = pickle.loads(done.stdout)

@@ -55,7 +55,7 @@ def client(tmp_path):
     """A process of the 32-bit program that stands still, and its report."""
     program = tmp_path / "client32"
     options = [*FREESTANDING, *HEADERS, "-nostdlib", "-static", "-O2", "-Wall", "-Wextra"]
-    source = ROOT / "tests/client32.c"
+    source = ROOT / "tests/support/client32.c"
     subprocess.run(["cc", *options, "-Werror", "-o", program, source], check=True)
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(

@@ -213,7 +213,7 @@ def test_in_a_pid_namespace_the_outer_pids_are_of_nobody(python, sleeper):
     result = subprocess.run(
         [*IN_A_NAMESPACE, sys.executable, "-c", code],
         capture_output=True, text=True, check=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests/support")},
     )  # fmt: skip
     answers = [tuple(map(int, line.split())) for line in result.stdout.splitlines()]
     gone = errno.ESRCH

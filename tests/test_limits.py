@@ -65,7 +65,7 @@ def test_a_signal_that_the_shell_ignores_reaches_what_a_test_starts(signum):
 
 def test_who_sends_such_a_signal_starts_its_program_with_the_default():
     """Under nohup, SIGHUP would be ignored, and the test wait until its limit."""
-    for path in (ROOT / "tests").glob("*.py"):
+    for path in (ROOT / "tests").rglob("*.py"):
         text = path.read_text()
         if re.search(r"\b(send_signal|kill)\(", text) and re.search(r"SIG(INT|HUP|QUIT)\b", text):
             how = ("DEFAULT_SIGNALS", "from screens import", "signal.default_int_handler)")

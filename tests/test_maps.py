@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, one_line
+from conftest import AS_NOBODY, ROOT, one_line
 from memory import HUGE, PAGE, WAIT, Region
 
 from physview.analysis.usage import Usage, UsageReader
@@ -365,7 +365,7 @@ def test_nobody_gets_sizes_and_hears_what_is_missing(physview):
         "expected = test_maps.smaps('self')[usage.vma.start]\n"
         "print(usage.resident_bytes - expected['Rss'], usage.zero_bytes)"
     )
-    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}/tests:{ROOT}/tests/support"}
     command = [*AS_NOBODY, sys.executable, "-c", code]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     difference, zero = map(int, found.stdout.split())

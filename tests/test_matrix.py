@@ -20,12 +20,20 @@ KERNELS = os.environ.get("PHYSVIEW_KERNELS", "6.1,7.3").split(",")
 ONLY_4_LEVELS = ("5.10",)  # Debian's was built without the fifth
 
 # What looks at memory. What starts many processes would take minutes in an emulator.
-GUEST_TESTS = (*KMOD_TESTS, "addresses", "labs", "pagemap", "privilege", "probes", "trace_probes")
+GUEST_TESTS = (
+    *KMOD_TESTS,
+    "process_addresses",
+    "labs",
+    "pagemap",
+    "pagemap_privilege",
+    "probes",
+    "trace_probes",
+)
 # Who may do what does not depend on the levels, nor does tracing, and they take the longest.
 GUEST_TESTS_OF_5_LEVELS = (
     *sorted(
         {*GUEST_TESTS}
-        - {"kmod_access", "kmod_descriptors", "labs", "privilege", "probes", "trace_probes"}
+        - {"kmod_access", "kmod_descriptors", "labs", "pagemap_privilege", "probes", "trace_probes"}
     ),
     "labs::test_levels_are_walked",
 )
@@ -48,7 +56,7 @@ if LONG:
         "owners",
         "frames",
         "file",
-        "sieve",
+        "agreement_pass",
     )
 WHOLE_HAS = "root,pfn,kpage,swap,hugetlb,gigantic,thp,nodes"
 NEWER = ("6.12", "7.2", "7.3")

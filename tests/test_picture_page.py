@@ -10,7 +10,7 @@ import pytest
 from conftest import processes, start_stopped
 from memory import PAGE, raw_entry
 from test_kpage import plain_values
-from test_picture_model import some_memory
+from test_pictures import some_memory
 
 from physview import pictures
 from physview.memory.snapshot import BASE_DTYPE

@@ -22,7 +22,7 @@ from physview.parquet.thrift import Reader
 
 NR_FILES = int(os.environ.get("PHYSVIEW_HOSTILE_FILES", "100"))
 SEED = int(os.environ.get("PHYSVIEW_HOSTILE_SEED", "1"))
-SCRIPT = str(ROOT / "tests/hostile_files.py")
+SCRIPT = str(ROOT / "tests/support/hostile_files.py")
 MAX_BYTES = 85_000_000  # without the libraries: NumPy and Arrow take 62 to 100 MB
 
 

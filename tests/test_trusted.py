@@ -147,7 +147,7 @@ def test_peers_in_another_users_cache_are_not_run(cache):
     (peers / "page-types").chmod(0o755)
     code = "import os, conftest; print(os.environ['PATH'])"
     command = [sys.executable, "-c", code]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/support"}
     for expected in (True, False):
         shown = subprocess.check_output(command, env=environment, cwd="/", text=True)
         assert (str(peers) in shown) is expected

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from actors import EVENTS
 from memory import PAGE
-from test_picture_moves import draw, over_of
+from test_diff_picture import draw, over_of
 from test_picture_page import DRAWN, TIP, open_without_frames, place_of, search
 
 from physview.analysis.changes import Change

@@ -2,7 +2,7 @@
 /* What the header says of numbers and sizes, to hold kmod.py against. */
 #include <stdio.h>
 
-#include "../csrc/kmod/uapi/physicalview.h"
+#include "../../csrc/kmod/uapi/physicalview.h"
 
 #define SHOW(name, type)                                                       \
 	printf("%s %#x %zu\n", #name, (unsigned int)PHYSICALVIEW_##name,       \

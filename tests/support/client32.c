@@ -9,7 +9,7 @@
  * Writes a struct report and then waits for its stdin to end, so that another
  * can look at the same pages meanwhile.
  */
-#include "../csrc/kmod/uapi/physicalview.h"
+#include "../../csrc/kmod/uapi/physicalview.h"
 
 #define NR_PAGES 8
 #define PAGE 4096U

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import PAGE
 from test_picture import words_of
-from test_picture_model import expand
+from test_pictures import expand
 
 from physview.analysis.changes import CHANGES, IS_FRAME, WAS_FRAME, Change, diff
 from physview.memory.extents import find_zero_pfn

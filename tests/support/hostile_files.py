@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Snapshot files as an attacker makes them: a corpus from a seed, and what physview does with it.
 
-    python tests/hostile_files.py make FOLDER NUMBER SEED
-    python tests/hostile_files.py check FOLDER
+    python tests/support/hostile_files.py make FOLDER NUMBER SEED
+    python tests/support/hostile_files.py check FOLDER
 
 The second says, as JSON, what became of each file, and how much memory all took.
 """
