@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 from repository import Repository, configure_apt, signing, update_apt
 
 from physview import kernels

@@ -5,7 +5,7 @@ import ast
 import re
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 import physview
 

@@ -12,8 +12,10 @@ import time
 
 import access_lists
 import pytest
-from conftest import AS_NOBODY, ROOT, one_line
+from failures import one_line
 from limits import DEFAULT_SIGNALS
+from paths import ROOT
+from users import AS_NOBODY
 
 from physview.errors import PhysviewError
 from physview.files.atomic_file import note_on_folder, whole_file

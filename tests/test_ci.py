@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 CI = ROOT / "scripts/ci"
 

@@ -8,7 +8,7 @@ import os
 import signal
 
 import pytest
-from conftest import one_line
+from failures import one_line
 from memory import PAGE, Region, pfnmap_ranges
 from witnesses import wait_for
 

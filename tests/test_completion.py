@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 from screens import PtyRun
 
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from actors import EVENTS
-from conftest import one_line
+from failures import one_line
 from memory import PAGE
 
 from physview.analysis.changes import CHANGES, Change, iter_changes

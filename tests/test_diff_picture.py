@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from actors import EVENTS, kind_of
-from conftest import AS_NOBODY, one_line
+from drawings import draw, expand, over_of, words_of
+from failures import one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import PAGE
-from test_picture import words_of
-from test_pictures import expand
+from users import AS_NOBODY
 
-from physview.analysis.changes import CHANGES, IS_FRAME, WAS_FRAME, Change, diff
+from physview.analysis.changes import CHANGES, IS_FRAME, WAS_FRAME, Change
 from physview.memory.extents import find_zero_pfn
 from physview.model import NO_ENTRY, PagemapEntry, Vma
 from physview.parquet.snapshot_file import SnapshotFile
@@ -178,12 +178,6 @@ def test_without_ram_only_what_is_named_is_drawn():
     assert far == [(i * NR_BLOCK, (i + 1) * NR_BLOCK) for i in (0, 90, 800)]
 
 
-def draw(before, after):
-    with SnapshotFile(before) as one, SnapshotFile(after) as other:
-        found = moves.read_moves(one, other)
-        return found, moved.picture_moves(found, one, other), diff(one, other)
-
-
 def expected_frames(actor):
     """What each frame is, of pages judged one by one."""
     found, zero = {}, find_zero_pfn()
@@ -229,10 +223,6 @@ def check(actor):
     nr_changed = sum(band.nr_changed for band in picture.space.bands)
     assert nr_changed == counted.nr_changed
     return picture
-
-
-def over_of(found):
-    return np.concatenate([placed.frames for placed in found.placed])
 
 
 @pytest.mark.needs("pfn", "kpage", "guard")

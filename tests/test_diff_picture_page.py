@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 from actors import EVENTS
+from drawings import draw, over_of
 from memory import PAGE
-from test_diff_picture import draw, over_of
-from test_picture_page import DRAWN, TIP, open_without_frames, place_of, search
+from picture_page import DRAWN, TIP, open_without_frames, place_of, search
 
 from physview.analysis.changes import Change
 from physview.model import PM_PFRAME_MASK

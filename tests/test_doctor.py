@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from conftest import AS_NOBODY
+from users import AS_NOBODY
 
 
 @pytest.mark.needs("nobody")

@@ -11,7 +11,8 @@ import subprocess
 import documented
 import psutil
 import pytest
-from conftest import ROOT
+from paths import ROOT
+from shown_commands import run_as_shown
 from witnesses import insert_module, wait_for
 
 import physview
@@ -48,15 +49,6 @@ def blocks(*, in_vm):
             name = f"{page.relative_to(ROOT)}-{command}"
             found.append(pytest.param(block, marks=marks, id=name))
     return found
-
-
-def run_as_shown(block):
-    results = documented.run(block)
-    for command, result, code in zip(block.commands, results, block.exits, strict=True):
-        # A lab tells of the machine it runs on: 1 is one that is not as most are.
-        assert result.code in ({code, 1} if " lab " in command else {code}), result.output
-        assert "Traceback" not in result.output
-    return results
 
 
 @pytest.mark.parametrize("block", blocks(in_vm=False))

@@ -4,32 +4,17 @@
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory import HUGE, KINDS, PAGE, WAIT, Region
+from plain_reads import agreed, plain_entries
+from readings import extents_of
 
 from physview.errors import ProcessGone
 from physview.memory.extents import ExtentReader, find_zero_pfn, step_of
 from physview.model import PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PagemapEntry
 from physview.sources.procfs import ProcDir
-
-
-def plain_entries(pid):
-    """What pagemap says of every page of every mapping, read as plainly as can be."""
-    entries, starts = {}, set()
-    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/pagemap", "rb") as pagemap:
-        for line in maps:
-            start, end = (int(word, 16) for word in line.split()[0].split("-"))
-            if end >= 1 << 63:
-                continue
-            starts.add(start)
-            pagemap.seek(start // PAGE * 8)
-            column = np.frombuffer(pagemap.read((end - start) // PAGE * 8), dtype=np.uint64)
-            for at in np.flatnonzero(column & np.uint64(PM_PRESENT | PM_SWAP)):
-                entries[start + int(at) * PAGE] = int(column[at])
-    return entries, starts
 
 
 def plain_extents(entries, starts):
@@ -51,28 +36,6 @@ def plain_extents(entries, starts):
             extents.append([vaddr, entry, 1])
         before = (vaddr, entry)
     return [tuple(extent) for extent in extents]
-
-
-def extents_of(pid, start=0, end=None, *, nr_threads=1, **options):
-    proc = ProcDir(pid)
-    reader = ExtentReader(proc, **options)
-    try:
-        batches = list(reader.iter_extents(start, end, nr_threads=nr_threads))
-        return [item for batch in batches for item in batch.tolist()]
-    finally:
-        reader.close()
-        proc.close()
-
-
-def agreed(plain, ours):
-    """What both give. Pages of libraries change also in a stopped process, as others start and end,
-    and may be as before at the next look: what is wrong, and not only late, never agrees."""
-    for _ in range(50):
-        expected, found = plain(), ours()
-        if found == expected:
-            return expected
-    assert found == expected
-    return None
 
 
 @pytest.mark.alone("others start and end, and the libraries' pages are no longer ours alone")

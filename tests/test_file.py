@@ -13,8 +13,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, one_line
+from failures import one_line
 from memory import PAGE, Region, kpageflags, raw_entry, resident
+from users import AS_NOBODY
 
 from physview import AccessDenied, PhysviewError, _native
 from physview.sources.page_cache import PageCache, iter_files

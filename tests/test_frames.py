@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, one_line
+from failures import one_line
 from memory import PAGE, Region, raw_entry
+from users import AS_NOBODY
 
 from physview import AccessDenied
 from physview.frames import machine as frames

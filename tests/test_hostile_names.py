@@ -12,9 +12,11 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import AS_NOBODY, ROOT, missing
+from conftest import missing
 from hostile import COMM, FORGED, NASTY, STYLE, Result, Target, hostile_process
+from paths import ROOT
 from screens import PtyRun
+from users import AS_NOBODY
 
 from physview.commands import COMMANDS, make_parser
 from physview.text.quoting import unescaped

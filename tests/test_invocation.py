@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, ROOT
+from paths import ROOT
+from users import AS_NOBODY
 
 from physview.runtime import invocation
 

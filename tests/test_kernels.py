@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, ROOT, by_kernel
+from kernel_series import by_kernel
+from paths import ROOT
 from repository import Repository, configure_apt
+from users import AS_NOBODY
 
 from physview import kernels
 from physview.errors import PhysviewError, Unsupported, UsageError

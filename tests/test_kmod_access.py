@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Who may use the module, and what else may be loaded in its place."""
 
-import contextlib
 import ctypes
 import errno
 import json
@@ -12,8 +11,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, one_line
+from failures import one_line
 from memory import PAGE, Region
+from users import AS_NOBODY
 from witnesses import NOBODY, call, call_on, in_child, insert_module, open_kmod, walk_errno
 
 from physview import Process, Unsupported
@@ -24,31 +24,6 @@ from physview.sources.procfs import ProcDir
 from physview.system import module
 
 pytestmark = pytest.mark.needs("root", "pfn", "kmod")
-
-
-def close_leftovers():
-    """A test that failed keeps its frames, and they the device: its failure is enough."""
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            if os.readlink(f"/proc/self/fd/{fd}") == abi.DEVICE:
-                os.close(int(fd))
-
-
-@pytest.fixture
-def load_instead():
-    """Loads a module in place of the one that is loaded, which comes back afterwards."""
-    before = module.status()
-
-    def load(path, parameters=""):
-        close_leftovers()
-        module.unload()
-        insert_module(path, parameters)
-
-    yield load
-    close_leftovers()
-    module.unload()
-    module.load(Path(os.environ["PHYSVIEW_KMOD"]), insecure=before.insecure)
-    assert module.status() == before._replace(users=0)
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@
 import subprocess
 
 import pytest
-from conftest import ROOT, by_kernel
+from kernel_series import by_kernel
+from paths import ROOT
 
 from physview import kernels
 from physview.system import module

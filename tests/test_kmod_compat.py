@@ -7,8 +7,8 @@ import struct
 import subprocess
 
 import pytest
-from conftest import ROOT
 from memory import PAGE
+from paths import ROOT
 from witnesses import open_kmod
 
 from physview import Process

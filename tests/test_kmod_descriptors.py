@@ -13,9 +13,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY
 from memory import PAGE, Region
-from test_kmod_access import load_instead  # noqa: F401 (a fixture)
+from users import AS_NOBODY
 from witnesses import NOBODY, call_on, in_child
 
 from physview import Process
@@ -144,7 +143,7 @@ def test_a_child_of_roots_may_use_what_root_opened(device, page):
 
 
 @pytest.mark.needs("kmods")
-def test_with_insecure_tables_are_roots_only(load_instead, page):  # noqa: F811
+def test_with_insecure_tables_are_roots_only(load_instead, page):
     load_instead(os.environ["PHYSVIEW_KMOD"], "insecure=1")
     vaddr, paddr = page
 
@@ -167,7 +166,7 @@ def test_with_insecure_tables_are_roots_only(load_instead, page):  # noqa: F811
 
 
 @pytest.mark.needs("kmods")
-def test_with_insecure_root_gets_no_more_from_nobodys_descriptor(load_instead, page):  # noqa: F811
+def test_with_insecure_root_gets_no_more_from_nobodys_descriptor(load_instead, page):
     load_instead(os.environ["PHYSVIEW_KMOD"], "insecure=1")
     vaddr, paddr = page
     ours, theirs = socket.socketpair(socket.AF_UNIX)
@@ -186,7 +185,7 @@ def test_with_insecure_root_gets_no_more_from_nobodys_descriptor(load_instead, p
 
 
 @pytest.mark.needs("kmods", "nobody")
-def test_with_insecure_commands_say_what_is_hidden(load_instead, physview):  # noqa: F811
+def test_with_insecure_commands_say_what_is_hidden(load_instead, physview):
     load_instead(os.environ["PHYSVIEW_KMOD"], "insecure=1")
     code = """
 import os, sys

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 from physview import kernels
 from physview.kernels import build

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, one_line
+from failures import one_line
 from memory import PAGE, Region
+from paths import ROOT
 from witnesses import agree, agree_on_all, open_kmod, wait_for
 
 from physview import Cause, NoUserMemory, Process, ProcessGone

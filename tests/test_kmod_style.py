@@ -4,7 +4,7 @@
 import subprocess
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 from physview import kernels
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The kpage files against plain preads of the same frames."""
 
-import os
 from collections import Counter
 
 import numpy as np
@@ -9,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import PAGE, Region, raw_entry
-from test_extents import extents_of
+from plain_reads import plain_values
+from readings import extents_of
 
 from physview.errors import UsageError
 from physview.model import NO_ENTRY, PM_PFRAME_MASK
@@ -26,13 +26,6 @@ from physview.sources.page_flags import (
 NR_LOOKED_AT = 1 << 15
 
 pytestmark = pytest.mark.needs("kpage")
-
-
-def plain_values(name, pfn, nr):
-    with open(f"/proc/{name}", "rb", buffering=0) as file:
-        found = os.pread(file.fileno(), nr * 8, pfn * 8)
-    values = np.frombuffer(found, dtype=np.uint64).tolist()
-    return values + [NO_ENTRY] * (nr - len(values))
 
 
 def runs_of(*pairs):

@@ -12,8 +12,10 @@ import time
 import documented
 import psutil
 import pytest
-from conftest import AS_NOBODY, ROOT, WITHOUT_CAPABILITIES, one_line
+from failures import one_line
 from limits import DEFAULT_SIGNALS
+from paths import ROOT
+from users import AS_NOBODY, WITHOUT_CAPABILITIES
 
 from physview import labs
 from physview.labs import base, child

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 from limits import DEFAULT_SIGNALS, SECONDS, SECONDS_WITH_VM
+from paths import ROOT
 
 WAITS = """
 import os, subprocess, threading

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import one_line
+from failures import one_line
 from limits import DEFAULT_SIGNALS
 
 

@@ -12,8 +12,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, ROOT, one_line
+from failures import one_line
 from memory import HUGE, PAGE, WAIT, Region
+from paths import ROOT
+from plain_reads import smaps
+from readings import usage_of, usages
+from users import AS_NOBODY
 
 from physview.analysis.usage import Usage, UsageReader
 from physview.errors import ProcessGone
@@ -22,24 +26,6 @@ from physview.memory.snapshot import Snapshot
 from physview.sources.folio_sizes import smallest_anon_order
 
 KIB = 1024
-
-
-def smaps(pid):
-    """The fields of each mapping in bytes, by its start."""
-    found, fields = {}, {}
-    with open(f"/proc/{pid}/smaps") as file:
-        for line in file:
-            words = line.split()
-            if not words[0].endswith(":"):
-                fields = found[int(words[0].split("-")[0], 16)] = {}
-            elif words[-1] == "kB":
-                fields[words[0].rstrip(":")] = int(words[1]) * KIB
-    return found
-
-
-def usages(pid="self", **options):
-    with Snapshot(pid, **options) as snapshot, UsageReader() as reader:
-        return list(reader.iter_usage(snapshot))
 
 
 @pytest.mark.parametrize("use_scan", [None, False])
@@ -73,16 +59,11 @@ def test_a_total_is_the_sum(stopped):
     assert all(total.contiguous[a] >= total.contiguous[b] for a, b in pairwise(sizes))
 
 
-def of(region, found):
-    (usage,) = [usage for usage in found if usage.vma.start <= region.start < usage.vma.end]
-    return usage
-
-
 @pytest.mark.needs("pfn", "kpage", "thp")
 def test_a_huge_page_and_then_a_part_of_it():
     with Region.huge(2) as region:
         region.touch()
-        usage = of(region, usages())
+        usage = usage_of(region, usages())
         assert usage.folios["anon"].pmd_bytes == usage.anon_huge_bytes == 2 * HUGE
         assert usage.huge_bytes == 2 * HUGE
         assert usage.contiguous[HUGE] == 2 * HUGE
@@ -93,7 +74,7 @@ def test_a_huge_page_and_then_a_part_of_it():
         hole = Region.__new__(Region)
         hole.start, hole.size = region.start + 16 * PAGE, PAGE
         hole.madvise(Region.MADV_DONTNEED)
-        usage = of(region, usages())
+        usage = usage_of(region, usages())
         anon = usage.folios["anon"]
         assert anon.partial_bytes == HUGE - PAGE
         # The kernel may map the other one by PTE meanwhile, as for migration between nodes.
@@ -243,10 +224,10 @@ def test_folios_smaller_than_huge_pages():
         region.madvise(Region.MADV_HUGEPAGE)
         region.touch()
         assert smallest_anon_order() == 4
-        usage = of(region, usages())
+        usage = usage_of(region, usages())
         assert usage.folios["anon"].aligned == {64 * KIB: HUGE - 64 * KIB}
         assert usage.folios["anon"].contiguous[64 * KIB] == HUGE - 64 * KIB
-        assert of(small, usages()).thp_bytes == 0
+        assert usage_of(small, usages()).thp_bytes == 0
         region.size = HUGE
 
 
@@ -358,14 +339,15 @@ def test_nobody_gets_sizes_and_hears_what_is_missing(physview):
     assert total["resident_bytes"] > 1 << 20
     assert (total["nr_extents"], total["contiguous"], total["folios"]) == (None, None, None)
     code = (
-        "import test_maps\n"
         "from memory import Region\n"
+        "from plain_reads import smaps\n"
+        "from readings import usage_of, usages\n"
         "region = Region(300, prot=1); [region.read(i) for i in range(200)]\n"
-        "usage = test_maps.of(region, test_maps.usages())\n"
-        "expected = test_maps.smaps('self')[usage.vma.start]\n"
+        "usage = usage_of(region, usages())\n"
+        "expected = smaps('self')[usage.vma.start]\n"
         "print(usage.resident_bytes - expected['Rss'], usage.zero_bytes)"
     )
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}/tests:{ROOT}/tests/support"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests/support")}
     command = [*AS_NOBODY, sys.executable, "-c", code]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     difference, zero = map(int, found.stdout.split())

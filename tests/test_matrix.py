@@ -10,8 +10,8 @@ import re
 import shutil
 
 import pytest
-from conftest import by_kernel
 from guests import KMOD_TESTS, compile_program, guest_tests, run_in_guest
+from kernel_series import by_kernel
 
 from physview import kernels
 

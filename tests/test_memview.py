@@ -9,8 +9,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import AS_NOBODY, ROOT, WITHOUT_CAPABILITIES, one_line
+from failures import one_line
 from memory import PAGE
+from paths import ROOT
+from users import AS_NOBODY, WITHOUT_CAPABILITIES
 
 REPORT_LINE = re.compile(r"[^:]+:  0x[0-9a-f]{16} -> (0x[0-9a-f]{16}|UNKNOWN)")
 

@@ -10,7 +10,8 @@ import functools
 import re
 
 import pytest
-from conftest import CAPABILITIES, ROOT
+from conftest import CAPABILITIES
+from paths import ROOT
 
 TESTS = ROOT / "tests"
 FILES = sorted(path for path in TESTS.glob("test_*.py") if path.name != "test_needs.py")
@@ -123,3 +124,15 @@ def test_what_a_test_uses_it_needs(used):
 def test_every_skip_for_want_of_something_is_in_the_table():
     """A skipif beside the table could not be turned into a failure by PHYSVIEW_REQUIRE."""
     assert [path.name for path in FILES if re.search(r"mark\.skip(if)?\b", path.read_text())] == []
+
+
+def test_no_test_imports_another_test():
+    """What several tests use is in tests/support; code for a child in a string counts, too."""
+    imports = re.compile(r"\b(?:from|import) test_\w+")
+    files = sorted(TESTS.rglob("*.py"))
+    assert [path.name for path in files if imports.search(path.read_text())] == []
+
+
+def test_every_file_beside_the_tests_is_a_test():
+    names = {path.name for path in TESTS.glob("*.*")} - {path.name for path in FILES}
+    assert names == {"conftest.py", "test_needs.py"}

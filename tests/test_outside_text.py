@@ -10,7 +10,7 @@ for texts that hold no such name.
 import ast
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 PACKAGE = ROOT / "physview"
 

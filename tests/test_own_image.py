@@ -10,8 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import AS_NOBODY, ROOT
+from paths import ROOT
 from repository import Repository, configure_apt
+from users import AS_NOBODY
 
 from physview import kernels
 

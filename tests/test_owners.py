@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import AS_NOBODY, one_line
+from failures import one_line
 from memory import PAGE, Region, raw_entry
+from users import AS_NOBODY
 
 from physview import NoUserMemory, ProcessGone, _ffi
 from physview.frames import machine as frames

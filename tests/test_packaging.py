@@ -13,7 +13,7 @@ import tarfile
 import zipfile
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 import physview
 

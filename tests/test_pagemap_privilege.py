@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import WITHOUT_CAPABILITIES
 from memory import Region, libc
+from users import WITHOUT_CAPABILITIES
 
 from physview import AccessDenied, Cause, Process
 

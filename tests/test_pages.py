@@ -11,9 +11,10 @@ import sys
 from collections import Counter
 
 import pytest
-from conftest import AS_NOBODY, ends_while_written, one_line
+from failures import ends_while_written, one_line
 from memory import PAGE
-from test_extents import plain_entries
+from plain_reads import plain_entries
+from users import AS_NOBODY
 
 from physview.analysis.flag_counts import count_flags
 from physview.memory.snapshot import Snapshot

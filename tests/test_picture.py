@@ -8,16 +8,15 @@ import re
 import signal
 import subprocess
 import sys
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, one_line
+from drawings import words_of
+from failures import one_line
 from memory import PAGE
+from users import AS_NOBODY
 
 from physview import pictures
-
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
@@ -31,13 +30,6 @@ for i in range(0, 60_000, 2):
     libc.mprotect(region.start + i * PAGE, PAGE, mmap.PROT_READ)
 """
     return python(code)
-
-
-def words_of(path):
-    """All text of an SVG, which is well-formed."""
-    root = ET.parse(path).getroot()
-    assert root.tag == f"{SVG}svg"
-    return [element.text for element in root.iter(f"{SVG}text")]
 
 
 @pytest.mark.needs("pfn", "kpage")

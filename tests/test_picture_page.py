@@ -7,10 +7,11 @@ import re
 import browser
 import numpy as np
 import pytest
-from conftest import processes, start_stopped
+from children import processes, start_stopped
+from drawings import some_memory
 from memory import PAGE, raw_entry
-from test_kpage import plain_values
-from test_pictures import some_memory
+from picture_page import DRAWN, TIP, open_without_frames, place_of, search
+from plain_reads import plain_values
 
 from physview import pictures
 from physview.memory.snapshot import BASE_DTYPE
@@ -21,10 +22,6 @@ from physview.pictures.memory import Memory
 from physview.pictures.model import Picture, Space, make_frames
 
 pytestmark = pytest.mark.needs("browser")
-
-TIP = "document.getElementById('tip').textContent"
-FOUND = "document.getElementById('found').textContent"
-DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 @pytest.fixture(scope="module")
@@ -65,26 +62,6 @@ def a_page(pid, *, path=""):
     pfn = raw_entry(vaddr, pid) & PM_PFRAME_MASK
     assert pfn
     return vaddr, pfn
-
-
-def search(tab, words):
-    """Type into the search box as a person does."""
-    tab.evaluate("document.getElementById('search').value = ''")
-    tab.evaluate("document.getElementById('search').focus()")
-    tab.type(words)
-    tab.press("Enter")
-    tab.evaluate(DRAWN)
-    return tab.evaluate(FOUND)
-
-
-def place_of(tab, pfn):
-    """Where on the screen the cell of a frame is."""
-    return tab.evaluate(
-        "(() => { const {view, canvas} = physview, box = canvas.getBoundingClientRect();"
-        f" const [x, y, isSeen] = view.where({pfn}), scale = box.width / view.layout.width;"
-        " return isSeen && [box.left + (x + view.cell / 2) * scale,"
-        " box.top + (y + view.pitch / 2) * scale]; })()"
-    )
 
 
 @pytest.mark.needs("pfn", "kpage")
@@ -202,17 +179,6 @@ def test_light_and_dark_as_the_viewer_prefers(page):
     assert colours["light"].startswith("rgb(255, 255, 255)")
     assert colours["dark"].startswith("rgb(20, 24, 29)")
     assert colours["light"][18:] != colours["dark"][16:]
-
-
-def open_without_frames(tab, picture, path):
-    """Open a picture's page as it is where frames are hidden."""
-    blind = picture._replace(
-        frames=None, missing="a test", space=picture.space._replace(links=None)
-    )
-    pictures.write_picture(blind, str(path))
-    tab.complaints.clear()
-    tab.open(path)
-    assert tab.evaluate("document.documentElement.dataset.state") == "ready", tab.complaints
 
 
 @pytest.mark.needs("nobody")

@@ -6,6 +6,7 @@ import mmap
 
 import numpy as np
 import pytest
+from drawings import expand, some_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import PAGE, Region
@@ -14,7 +15,6 @@ from physview import pictures
 from physview.errors import ProcessGone
 from physview.frames import machine as frames
 from physview.memory.rows import split_at
-from physview.model import Vma
 from physview.pictures import bands, grid, runs, shapes
 from physview.pictures.kinds import (
     DIFF_KINDS,
@@ -26,7 +26,6 @@ from physview.pictures.kinds import (
     own_kind,
     rest_kind,
 )
-from physview.pictures.memory import Memory
 from physview.sources.ram import Resource, ram_ranges, read_resources
 
 ALL_KINDS = [PROCESS_KINDS, MACHINE_KINDS, DIFF_KINDS]
@@ -34,11 +33,6 @@ ALL_KINDS = [PROCESS_KINDS, MACHINE_KINDS, DIFF_KINDS]
 
 def as_runs(*items):
     return np.array(list(items), dtype=runs.RUN_DTYPE)
-
-
-def expand(array):
-    """Runs as a kind for each frame."""
-    return {int(run["pfn"]) + i: int(run["kind"]) for run in array for i in range(int(run["nr"]))}
 
 
 pieces = st.lists(st.tuples(st.integers(0, 90), st.integers(1, 30), st.integers(3, 5)), max_size=8)
@@ -207,22 +201,6 @@ def test_without_flags_a_page_is_a_file_s_or_not():
     none = (1 << 64) - 1
     assert PROCESS_KINDS[own_kind(none, is_file=True)].slug == "own_file"
     assert PROCESS_KINDS[own_kind(none, is_file=False)].slug == "own_anon"
-
-
-def some_memory(sizes, *, path=""):
-    """A process with as many mappings, each of some pages, of which each has the first."""
-    vmas, rows, at = [], [], 1 << 20
-    for i, nr in enumerate(sizes):
-        vmas.append(Vma(at, at + nr * PAGE, "rw-p", 0, "00:00", 0, path))
-        rows.append(
-            (at, min(i % 7 + 1, nr), 1 << 63 | 1000 + 8 * i, 1000 + 8 * i, (1 << 64) - 1, i)
-        )
-        at += (nr + 1) * PAGE
-    from physview.memory.snapshot import BASE_DTYPE
-
-    array = np.array(rows, dtype=BASE_DTYPE)
-    kinds = np.full(len(array), index_of(PROCESS_KINDS, "own_anon"), dtype=np.uint8)
-    return Memory(vmas, array, kinds, True, int(array["nr_pages"].sum()), 0)
 
 
 @pytest.mark.parametrize("nr", [1, 15, 200, 70_000])

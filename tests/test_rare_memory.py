@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from memory import HUGE, HUGETLB, PAGE, PRIVATE, SHARED, Region, kpageflags, raw_entry
-from test_maps import smaps
+from plain_reads import smaps
 
 from physview import commands
 from physview.model import PM_PFRAME_MASK

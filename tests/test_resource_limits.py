@@ -8,7 +8,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, one_line
+from failures import one_line
+from users import AS_NOBODY
 
 from physview.runtime import resource_limits
 from physview.text import digits

@@ -11,7 +11,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import AS_NOBODY, ROOT
+from paths import ROOT
+from users import AS_NOBODY
 
 SCRIPTS = ROOT / "scripts"
 SHELL = [*(p for p in SCRIPTS.iterdir() if p.is_file() and not p.suffix), SCRIPTS / "setup.sh"]

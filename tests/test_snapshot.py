@@ -8,10 +8,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import AS_NOBODY
 from memory import PAGE, Region
-from test_extents import agreed, plain_entries
-from test_kpage import plain_values
+from plain_reads import agreed, plain_entries, plain_values
+from users import AS_NOBODY
 
 from physview.errors import UsageError
 from physview.memory import rows as module

@@ -11,9 +11,12 @@ import resource
 import subprocess
 import sys
 
+import hostile_bytes
 import hostile_files
 import pytest
-from conftest import ROOT, one_line
+import snapshot_maker
+from failures import one_line
+from paths import ROOT
 
 from physview.errors import PhysviewError
 from physview.parquet.snapshot_check import MAX_MAPPINGS
@@ -96,30 +99,30 @@ def test_so_do_the_commands(corpus, tmp_path, kind, max_bytes):
 def test_what_the_corpus_is_made_of_is_read(tmp_path):
     """Else all would be refused for one reason, and nothing be tested."""
     path = tmp_path / "a.parquet"
-    hostile_files.write(path)
+    snapshot_maker.write(path)
     data = path.read_bytes()
     size = int.from_bytes(data[-8:-4], "little")
     footer = Reader(data[-8 - size : -8], budget=1_000_000).struct()
-    path.write_bytes(data[: -8 - size] + hostile_files._sealed(footer))
+    path.write_bytes(data[: -8 - size] + hostile_bytes.sealed(footer))
     with SnapshotFile(str(path)) as file:
         rows = next(file.iter_extents())
-        assert rows["vaddr"].tolist() == hostile_files.rows(300)["vaddr"]
+        assert rows["vaddr"].tolist() == snapshot_maker.rows(300)["vaddr"]
         assert file.columns == ["flags", "node"]
 
 
 def test_as_many_mappings_as_a_process_may_have_take_little(tmp_path, max_bytes):
     """The largest that is read: all mappings named, all in rows."""
-    page = hostile_files.PAGE
-    starts = [hostile_files.HEAP + at * 2 * page for at in range(MAX_MAPPINGS)]
+    page = snapshot_maker.PAGE
+    starts = [snapshot_maker.HEAP + at * 2 * page for at in range(MAX_MAPPINGS)]
     mappings = [[at, at + page, "rw-p", 0, "00:00", 0, "/lib/a.so"] for at in starts]
     path = tmp_path / "a.parquet"
-    hostile_files.write(path, metadata=hostile_files.about(mappings=mappings))
+    snapshot_maker.write(path, metadata=snapshot_maker.about(mappings=mappings))
     code, said, peak = run_measured("diff", str(path), str(path))
     assert "a row lies outside its mapping" in said
-    columns = {name: [None] * MAX_MAPPINGS for name in hostile_files.TYPES}
+    columns = {name: [None] * MAX_MAPPINGS for name in snapshot_maker.TYPES}
     columns |= {"vaddr": starts, "nr_pages": [1] * MAX_MAPPINGS, "mapping": range(MAX_MAPPINGS)}
     columns |= {"entry": [1 << 63 | 16] * MAX_MAPPINGS, "pfn": [16] * MAX_MAPPINGS}
-    hostile_files.write(path, columns, hostile_files.about(mappings=mappings))
+    snapshot_maker.write(path, columns, snapshot_maker.about(mappings=mappings))
     code, said, peak = run_measured("diff", str(path), str(path))
     assert (code, said) == (0, "")
     assert peak < max_bytes
@@ -127,7 +130,7 @@ def test_as_many_mappings_as_a_process_may_have_take_little(tmp_path, max_bytes)
 
 def test_a_file_that_cannot_be_opened_or_read_is_not_called_damaged(tmp_path):
     path = tmp_path / "a.parquet"
-    hostile_files.write(path)
+    snapshot_maker.write(path)
     with SnapshotFile(str(path)) as file:  # so that all is imported
         list(file.iter_extents())
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -148,7 +151,7 @@ def test_a_fifo_and_a_device_are_no_files(physview, tmp_path):
 
 def test_pages_of_another_size_are_said(tmp_path):
     path = tmp_path / "a.parquet"
-    other = 16384 if hostile_files.PAGE == 4096 else 4096
-    hostile_files.write(path, metadata=hostile_files.about(page_size_bytes=other))
+    other = 16384 if snapshot_maker.PAGE == 4096 else 4096
+    snapshot_maker.write(path, metadata=snapshot_maker.about(page_size_bytes=other))
     with pytest.raises(PhysviewError, match=f"its pages have {other} bytes, and this machine's"):
         SnapshotFile(str(path))

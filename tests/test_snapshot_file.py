@@ -19,8 +19,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import AS_NOBODY, ROOT, one_line
+from failures import one_line
 from memory import PAGE
+from paths import ROOT
+from users import AS_NOBODY
 
 from physview.errors import PhysviewError
 from physview.memory.rows import COLUMNS, iter_each

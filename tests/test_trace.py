@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, one_line
+from failures import one_line
 from limits import DEFAULT_SIGNALS
 from memory import PAGE, raw_entry
+from users import AS_NOBODY
 
 import physview as api
 from physview.tracing.instance import me

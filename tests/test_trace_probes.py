@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import one_line
+from failures import one_line
 
 import physview as api
 from physview.tracing.instance import me

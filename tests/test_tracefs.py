@@ -5,7 +5,7 @@ import json
 import os
 
 import pytest
-from conftest import one_line
+from failures import one_line
 
 
 @pytest.mark.needs("mountns", "tracefs")

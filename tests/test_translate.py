@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import AS_NOBODY, ends_while_written, one_line
+from failures import ends_while_written, one_line
 from memory import PAGE, pfnmap_ranges
+from users import AS_NOBODY
 
 
 @pytest.mark.needs("pfn", "cc")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import access_lists
 import pytest
-from conftest import AS_NOBODY, ROOT
+from paths import ROOT
+from users import AS_NOBODY
 
 from physview import kernels
 from physview.errors import AccessDenied

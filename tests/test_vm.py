@@ -13,7 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import AS_NOBODY, ROOT
+from paths import ROOT
+from users import AS_NOBODY
 
 from physview import kernels, vm
 from physview.vm import initramfs

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 
 @pytest.mark.needs("all-kernels", "vm", "kernel-6.1", "insmod")

@@ -5,8 +5,8 @@ import re
 
 import documented
 import pytest
-from conftest import ROOT
-from test_documented import run_as_shown
+from paths import ROOT
+from shown_commands import run_as_shown
 
 pytestmark = pytest.mark.needs("vm", "index", "cc", "kernels")
 

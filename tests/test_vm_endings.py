@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 from physview import vm
 from physview.vm import machine, runner, session

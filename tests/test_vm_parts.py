@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 from physview import kernels, vm
 from physview.commands import vm as command

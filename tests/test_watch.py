@@ -11,9 +11,11 @@ import termios
 import time
 
 import pytest
-from conftest import AS_NOBODY, one_line
+from failures import one_line
 from memory import PAGE
+from plain_reads import smaps
 from screens import LEFT, PtyRun, watch
+from users import AS_NOBODY
 
 from physview.analysis.changes import Change
 from physview.analysis.watch import MAX_KEPT, Watcher
@@ -142,8 +144,6 @@ def test_what_is_swapped_out_and_in_again_is_told_of(obedient):
 
 
 def test_what_it_has_is_what_smaps_says(stopped):
-    from test_maps import smaps
-
     expected = smaps(stopped.pid)
     with Watcher(stopped.pid) as watcher:
         reading = watcher.read()

