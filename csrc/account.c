@@ -11,9 +11,6 @@
 
 #include "runs.h"
 
-/* Below this a type is a swap area: see model.py. */
-#define MIN_SPECIAL_SWAP_TYPE 22
-
 /* Blocks of which it is known that they are in no large folio: a power of 2. */
 #define NR_BLOCKS 512
 
@@ -47,11 +44,6 @@ static struct pending *new_pending(void)
 	return pending;
 }
 
-static int has_frames(const struct pv_extent *extent)
-{
-	return extent->entry & PM_PRESENT && extent->entry & PM_PFRAME_MASK;
-}
-
 static int by_pfn(const void *one, const void *other)
 {
 	uint64_t a = ((const struct pv_frames *)one)->pfn;
@@ -70,7 +62,7 @@ uint64_t pv_frames_of(const struct pv_extent *extents, uint64_t nr,
 	for (uint64_t i = 0; i < nr; i++) {
 		uint64_t pfn = extents[i].entry & PM_PFRAME_MASK;
 
-		if (!has_frames(&extents[i]) || pfn == zero_pfn)
+		if (!pv_has_frame(extents[i].entry) || pfn == zero_pfn)
 			continue;
 		if (nr_out && frames[nr_out - 1].pfn > pfn)
 			in_order = 0;
@@ -198,7 +190,7 @@ static void add_other(struct pv_sums *sums, const struct pv_extent *extent)
 		sums->nr_special += extent->nr_pages;
 	else if (!value)
 		sums->nr_swap_hidden += extent->nr_pages;
-	else if ((value & SWAP_TYPE_MASK) < MIN_SPECIAL_SWAP_TYPE)
+	else if (pv_is_in_area(value))
 		sums->nr_swapped += extent->nr_pages;
 	else
 		sums->nr_special += extent->nr_pages;
@@ -241,7 +233,7 @@ int64_t pv_account(struct pv_account *account, const struct pv_extent *extents,
 			if (extent->entry & PM_MMAP_EXCLUSIVE)
 				sums->nr_exclusive += nr_pages;
 		}
-		if (!has_frames(extent)) {
+		if (!pv_has_frame(extent->entry)) {
 			add_other(sums, extent);
 			continue;
 		}

@@ -19,7 +19,13 @@ NAMES = (
     "scan",
 )
 SOURCES = [f"csrc/{name}.c" for name in NAMES]
-HEADERS = ["csrc/cdef.h", "csrc/physview.h", "csrc/runs.h", "csrc/kmod/uapi/physicalview.h"]
+HEADERS = [
+    "csrc/cdef.h",
+    "csrc/entry.h",
+    "csrc/physview.h",
+    "csrc/runs.h",
+    "csrc/kmod/uapi/physicalview.h",
+]
 
 ffibuilder = FFI()
 ffibuilder.cdef((HERE / "cdef.h").read_text(encoding="utf-8"))

@@ -98,7 +98,7 @@ int64_t pv_agree(unsigned int page_shift, uint64_t vaddr, uint64_t nr_pages,
 			break;
 		case PHYSICALVIEW_KIND_SWAP:
 			expect(&row, i, end, PM_SWAP | extent->swap,
-			       1 << SWAP_TYPE_BITS, &agreed[PV_AGREED_SWAP]);
+			       SWAP_SLOT_STEP, &agreed[PV_AGREED_SWAP]);
 			break;
 		default:
 			for (; i < end; i++)

@@ -15,8 +15,6 @@
 
 #include "physview.h"
 
-#define PTE_MARKER_SWAP_TYPE 31
-
 /* Entries in one read: see pagemap.c. */
 #define CHUNK 8192
 
@@ -74,19 +72,6 @@ struct scan {
 	uint64_t chunk[CHUNK];
 };
 
-/* How the entry changes from one page of an extent to the next. */
-static uint64_t step_of(uint64_t entry, uint64_t zero_pfn)
-{
-	uint64_t pfn = entry & PM_PFRAME_MASK;
-
-	if (entry & PM_PRESENT)
-		return pfn && pfn != zero_pfn; /* 0: hidden */
-	if (entry & PM_GUARD || !(entry & PM_PFRAME_MASK) ||
-	    (entry & SWAP_TYPE_MASK) == PTE_MARKER_SWAP_TYPE)
-		return 0;
-	return 1 << SWAP_TYPE_BITS;
-}
-
 /* No extent lies in two mappings: the one that ends before vaddr is done. */
 static void pass_cuts(struct scan *scan, uint64_t vaddr)
 {
@@ -117,7 +102,7 @@ static uint64_t add_chunk(struct scan *scan, uint64_t vaddr, uint64_t nr,
 				(struct pv_extent){ vaddr, entry, 1 };
 		}
 		scan->next_vaddr = vaddr + page_size;
-		scan->next_entry = entry + step_of(entry, scan->zero_pfn);
+		scan->next_entry = entry + pv_step_of(entry, scan->zero_pfn);
 		++*nr_populated;
 	}
 	return nr;

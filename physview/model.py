@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The words physview speaks in: pagemap entries, mappings, translations, and the causes of gaps.
 
-Nothing here reads anything, and nothing here imports the rest of the package but `quoting`.
+Nothing here reads anything, and of the package only `entry_rules` and `quoting` are imported.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
+from physview import entry_rules
 from physview.text.quoting import printable as printable  # noqa: PLC0414 - for importers
 
 PAGE_SIZE: int = os.sysconf("SC_PAGESIZE")
@@ -21,15 +22,13 @@ NO_ENTRY = NO_PADDR = (1 << 64) - 1
 """What stands in a uint64 column where no entry could be read, or there is no address."""
 
 # One entry of /proc/PID/pagemap.
-# Source: fs/proc/task_mmu.c, Documentation/admin-guide/mm/pagemap.rst
-PM_PFRAME_MASK = (1 << 55) - 1
-PM_SOFT_DIRTY = 1 << 55
-PM_MMAP_EXCLUSIVE = 1 << 56
-PM_UFFD_WP = 1 << 57
-PM_GUARD_REGION = 1 << 58
-PM_FILE = 1 << 61
-PM_SWAP = 1 << 62
-PM_PRESENT = 1 << 63
+PM_PFRAME_MASK = entry_rules.PM_PFRAME_MASK
+PM_SOFT_DIRTY = entry_rules.PM_SOFT_DIRTY
+PM_MMAP_EXCLUSIVE = entry_rules.PM_MMAP_EXCLUSIVE
+PM_GUARD_REGION = entry_rules.PM_GUARD_REGION
+PM_FILE = entry_rules.PM_FILE
+PM_SWAP = entry_rules.PM_SWAP
+PM_PRESENT = entry_rules.PM_PRESENT
 
 PM_FLAG_NAMES: dict[int, str] = {
     55: "soft_dirty",
@@ -41,16 +40,6 @@ PM_FLAG_NAMES: dict[int, str] = {
     63: "present",
 }
 """Bits of an entry by the kernel's names (PM_SOFT_DIRTY ...), in lower case."""
-
-# A swap entry's type and offset, within PM_PFRAME_MASK. Source: MAX_SWAPFILES_SHIFT
-SWAP_TYPE_BITS = 5
-# MAX_SWAPFILES is 32 less the special types, which are 10 at most (4 device, 3 migration,
-# hwpoison, pte marker, and swapin error in 5.19 to 6.3): below 22 a type is a swap area.
-MIN_SPECIAL_SWAP_TYPE = 22
-# PTE markers have the last type since 5.19; the offset says which (include/linux/swapops.h).
-PTE_MARKER_SWAP_TYPE = 31
-PTE_MARKER_GUARD = 4
-PTE_MARKER_MAX = 7
 
 
 class Cause(Enum):
@@ -164,7 +153,7 @@ class PagemapEntry(NamedTuple):
         value = self.raw & PM_PFRAME_MASK
         if self.present or not self.raw & PM_SWAP or not value:
             return None
-        return value & ((1 << SWAP_TYPE_BITS) - 1), value >> SWAP_TYPE_BITS
+        return entry_rules.swap_type(value), entry_rules.swap_offset(value)
 
     @property
     def cause(self) -> Cause | None:
@@ -177,11 +166,11 @@ class PagemapEntry(NamedTuple):
             return Cause.ABSENT
         if self.swap is None:
             return Cause.SWAP_HIDDEN
-        swap_type, offset = self.swap
-        if swap_type == PTE_MARKER_SWAP_TYPE and offset <= PTE_MARKER_MAX:
+        type_, offset = self.swap
+        if type_ == entry_rules.PTE_MARKER_SWAP_TYPE and offset <= entry_rules.PTE_MARKER_MAX:
             # 6.13 and 6.14 have guards, but not yet their bit.
-            return Cause.GUARD if offset & PTE_MARKER_GUARD else Cause.MARKER
-        return Cause.SPECIAL if swap_type >= MIN_SPECIAL_SWAP_TYPE else Cause.SWAPPED
+            return Cause.GUARD if offset & entry_rules.PTE_MARKER_GUARD else Cause.MARKER
+        return Cause.SWAPPED if entry_rules.is_in_area(self.raw) else Cause.SPECIAL
 
 
 class Vma(NamedTuple):

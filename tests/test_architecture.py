@@ -14,12 +14,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The rooms of the package from the lowest to the highest, each with the rooms that its modules may
 # import. A room imports lower ones only, so no two import each other. BASE are modules on top.
-BASE = ["text", "errors", "model", "units"]
+BASE = ["text", "errors", "entry_rules", "model", "units"]
 CORE = [*BASE, "files", "runtime", "_ffi", "sources"]
 ROOMS = {
     "text": [],
     "errors": ["text"],
-    "model": ["text"],
+    "entry_rules": [],
+    "model": ["text", "entry_rules"],
     "units": ["text", "model"],
     "files": BASE,
     "runtime": BASE,

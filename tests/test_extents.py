@@ -11,8 +11,9 @@ from memory import HUGE, KINDS, PAGE, WAIT, Region
 from plain_reads import agreed, plain_entries
 from readings import extents_of
 
+from physview.entry_rules import step_of
 from physview.errors import ProcessGone
-from physview.memory.extents import ExtentReader, find_zero_pfn, step_of
+from physview.memory.extents import ExtentReader, find_zero_pfn
 from physview.model import PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PagemapEntry
 from physview.sources.procfs import ProcDir
 

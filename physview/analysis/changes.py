@@ -7,16 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from physview.entry_rules import is_swapped
 from physview.errors import PhysviewError
-from physview.memory.rows import advance, cut, ends, is_swapped
-from physview.model import (
-    NO_ENTRY,
-    PAGE_SIZE,
-    PM_FILE,
-    PM_PRESENT,
-    SWAP_TYPE_BITS,
-    Vma,
-)
+from physview.memory.rows import advance, cut, ends, steps
+from physview.model import NO_ENTRY, PAGE_SIZE, PM_FILE, PM_PRESENT, Vma
 from physview.runtime import invocation
 from physview.sources.page_flags import FLAG_BITS
 
@@ -343,7 +337,7 @@ class _Judge:
         found["frames"] = np.where(was == _FRAME, WAS_FRAME, 0)
         found["frames"] |= np.where(is_now == _FRAME, IS_FRAME, 0).astype(np.uint8)
         found["change"] = self._judge(rows[0], was, rows[1], is_now, found)
-        return self._join(found, was, is_now)
+        return self._join(found, rows, (was, is_now))
 
     def _judge(self, one: Rows, was: Any, other: Rows, is_now: Any, found: Changes) -> Any:
         import numpy as np
@@ -407,8 +401,14 @@ class _Judge:
             (was_own & is_own & ~was_large & is_large, Change.COLLAPSED),
         ]
 
-    def _join(self, found: Changes, was: Any, is_now: Any) -> Changes:
-        """Make one of runs that go on in each other."""
+    def _join(self, found: Changes, rows: Sequence[Rows], whats: Sequence[Any]) -> Changes:
+        """Make one of runs that continue each other.
+
+        Args:
+            found: The runs.
+            rows: What was there before and after, a row for each run.
+            whats: What these rows are before and after; what is _ABSENT has no meaning.
+        """
         import numpy as np
 
         if len(found) < 2:
@@ -417,13 +417,10 @@ class _Judge:
         goes_on = found["vaddr"][1:] == (found["vaddr"] + pages * np.uint64(PAGE_SIZE))[:-1]
         for name in ("change", "vma_before", "vma_after"):
             goes_on &= found[name][1:] == found[name][:-1]
-        sides = (("before", was, self._before), ("after", is_now, self._after))
-        for name, what, side in sides:
-            step = np.select(
-                [found[name] == np.uint64(NO_ENTRY), what == _FRAME, what == _SWAP],
-                [0, (found[name] != side.zero_pfn).astype(np.int64), 1 << SWAP_TYPE_BITS],
-                0,
-            ).astype(np.uint64)
+        sides = (("before", self._before), ("after", self._after))
+        for (name, side), of_side, what in zip(sides, rows, whats, strict=True):
+            named = (what != _ABSENT) & (found[name] != np.uint64(NO_ENTRY))
+            step = np.where(named, steps(of_side, side.zero_pfn), np.uint64(0))
             goes_on &= found[name][1:] == (found[name] + pages * step)[:-1]
             goes_on &= what[1:] == what[:-1]
         firsts = np.flatnonzero(np.concatenate([[True], ~goes_on]))

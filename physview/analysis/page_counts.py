@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from physview.entry_rules import is_swapped
 from physview.errors import PhysviewError
-from physview.memory.rows import is_swapped, split_at
+from physview.memory.rows import split_at
 from physview.model import PM_FILE, PM_MMAP_EXCLUSIVE, PM_PFRAME_MASK, PM_PRESENT
 from physview.sources.ram import ram_ranges, read_resources
 

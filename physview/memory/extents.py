@@ -17,14 +17,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from physview import _ffi
+from physview.entry_rules import PM_PFRAME_MASK, step_of
 from physview.model import (
     PAGE_SHIFT,
     PAGE_SIZE,
-    PM_GUARD_REGION,
-    PM_PFRAME_MASK,
-    PM_PRESENT,
-    PTE_MARKER_SWAP_TYPE,
-    SWAP_TYPE_BITS,
 )
 from physview.sources.pagemap import PAGE_IS, scan
 from physview.sources.procfs import MemoryMap, ProcDir
@@ -298,17 +294,6 @@ def _goes_on(one: Any, other: Any, cuts: npt.NDArray[np.uint64], zero_pfn: int) 
         return False
     at = np.searchsorted(cuts, np.uint64(next_vaddr))
     return bool(at == len(cuts) or cuts[at] != next_vaddr)
-
-
-def step_of(entry: int, zero_pfn: int) -> int:
-    """How the entry changes from one page of an extent to the next; as in csrc/scan.c."""
-    pfn = entry & PM_PFRAME_MASK
-    if entry & PM_PRESENT:
-        return int(pfn not in (0, zero_pfn))
-    swap_type = pfn & ((1 << SWAP_TYPE_BITS) - 1)
-    if entry & PM_GUARD_REGION or not pfn or swap_type == PTE_MARKER_SWAP_TYPE:
-        return 0
-    return 1 << SWAP_TYPE_BITS
 
 
 @functools.cache

@@ -9,17 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from physview.model import (
-    MIN_SPECIAL_SWAP_TYPE,
-    NO_ENTRY,
-    PAGE_SIZE,
-    PM_GUARD_REGION,
-    PM_PFRAME_MASK,
-    PM_PRESENT,
-    PM_SWAP,
-    PTE_MARKER_SWAP_TYPE,
-    SWAP_TYPE_BITS,
-)
+from physview.entry_rules import PM_PFRAME_MASK, has_frame, has_slot, step_of
+from physview.model import NO_ENTRY, PAGE_SIZE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,28 +69,9 @@ def places(
     """Frames and swap slots that entries name, as in BASE_DTYPE."""
     import numpy as np
 
-    value = entries & np.uint64(PM_PFRAME_MASK)
-    present = entries & np.uint64(PM_PRESENT) != 0
-    none = np.uint64(NO_ENTRY)
-    is_swap = ~present & (value != 0) & (entries & np.uint64(PM_GUARD_REGION) == 0)
-    is_swap &= entries & np.uint64(PM_SWAP) != 0
-    return np.where(present & (value != 0), value, none), np.where(is_swap, value, none)
-
-
-def is_swapped(entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Which entries of a pagemap are of pages in a swap area, also where the slot is hidden.
-
-    Guards, markers and pages in migration are swap entries, too, but by their types no pages in
-    an area.
-    """
-    import numpy as np
-
-    bits = np.uint64(PM_PRESENT | PM_SWAP | PM_GUARD_REGION)
-    swap_type = entries & np.uint64((1 << SWAP_TYPE_BITS) - 1)
-    chosen: npt.NDArray[np.bool_] = (entries & bits == np.uint64(PM_SWAP)) & (
-        swap_type < MIN_SPECIAL_SWAP_TYPE
-    )
-    return chosen
+    value, none = entries & np.uint64(PM_PFRAME_MASK), np.uint64(NO_ENTRY)
+    frames = np.where(has_frame(entries), value, none)
+    return frames, np.where(has_slot(entries), value, none)
 
 
 def ends(rows: Rows) -> npt.NDArray[np.uint64]:
@@ -111,7 +83,7 @@ def ends(rows: Rows) -> npt.NDArray[np.uint64]:
 
 
 def steps(rows: Rows, zero_pfn: int) -> npt.NDArray[np.uint64]:
-    """How the entry changes from one page of each row to the next: `extents.step_of()`.
+    """How the entry changes from one page of each row to the next: `entry_rules.step_of()`.
 
     Args:
         rows: Rows.
@@ -119,12 +91,8 @@ def steps(rows: Rows, zero_pfn: int) -> npt.NDArray[np.uint64]:
     """
     import numpy as np
 
-    value = rows["entry"] & np.uint64(PM_PFRAME_MASK)
-    present = rows["entry"] & np.uint64(PM_PRESENT) != 0
-    guard = rows["entry"] & np.uint64(PM_GUARD_REGION) != 0
-    marker = value & np.uint64((1 << SWAP_TYPE_BITS) - 1) == PTE_MARKER_SWAP_TYPE
-    alike = (value == 0) | np.where(present, value == zero_pfn, guard | marker)
-    return np.where(alike, 0, np.where(present, 1, 1 << SWAP_TYPE_BITS)).astype(np.uint64)
+    changes: npt.NDArray[np.uint64] = step_of(rows["entry"], zero_pfn).astype(np.uint64)
+    return changes
 
 
 def advance(rows: Rows, nr_pages: npt.NDArray[np.uint64], zero_pfn: int) -> None:

@@ -13,15 +13,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from physview.entry_rules import swap_slot
 from physview.errors import PhysviewError
 from physview.files.atomic_file import whole_file
 from physview.memory.rows import BASE_DTYPE, COLUMNS
-from physview.model import (
-    NO_ENTRY,
-    PAGE_SIZE,
-    SWAP_TYPE_BITS,
-    Vma,
-)
+from physview.model import NO_ENTRY, PAGE_SIZE, Vma
 from physview.parquet.column_reader import ParquetInput
 from physview.parquet.snapshot_check import (
     MAX_ABOUT_BYTES,
@@ -403,6 +399,6 @@ class SnapshotFile:
         offset, swap_type = found["swap_offset"], found["swap_type"]
         if (offset.is_known != swap_type.is_known).any():
             raise Damage("a row has half a swap slot")
-        slot = offset.data << np.uint64(SWAP_TYPE_BITS) | swap_type.data
+        slot = swap_slot(swap_type.data, offset.data)
         rows["swap"] = np.where(offset.is_known, slot, np.uint64(NO_ENTRY))
         return rows

@@ -6,14 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from physview.model import (
-    MIN_SPECIAL_SWAP_TYPE,
-    NO_ENTRY,
-    PM_PFRAME_MASK,
-    SWAP_TYPE_BITS,
-    PagemapEntry,
-    Vma,
-)
+from physview.entry_rules import PM_PFRAME_MASK, is_in_area, swap_offset, swap_slot, swap_type
+from physview.model import NO_ENTRY, PagemapEntry, Vma
 from physview.sources.page_flags import flag_names
 from physview.text.quoting import escaped
 
@@ -43,10 +37,8 @@ class Tables:
             "nr_pages": rows["nr_pages"],
             "pfn": _or_null(arrow, rows["pfn"]),
             "cause": self._causes(rows),
-            "swap_type": arrow.array(
-                (slots & np.uint64((1 << SWAP_TYPE_BITS) - 1)).astype(np.uint8), mask=no_swap
-            ),
-            "swap_offset": arrow.array(slots >> np.uint64(SWAP_TYPE_BITS), mask=no_swap),
+            "swap_type": arrow.array(swap_type(slots).astype(np.uint8), mask=no_swap),
+            "swap_offset": arrow.array(swap_offset(slots), mask=no_swap),
             "entry": rows["entry"],
             "mapping": rows["vma"],
             "perms": self._perms.of(rows["vma"]),
@@ -78,11 +70,10 @@ class Tables:
 
         entries = rows["entry"].copy()
         # Of a swap entry the slot tells nothing, but for the special types'.
-        swap_type = entries & np.uint64((1 << SWAP_TYPE_BITS) - 1)
-        in_area = (rows["swap"] != np.uint64(NO_ENTRY)) & (swap_type < MIN_SPECIAL_SWAP_TYPE)
+        in_area = (rows["swap"] != np.uint64(NO_ENTRY)) & is_in_area(entries)
         keep = np.uint64(NO_ENTRY ^ PM_PFRAME_MASK)
         entries[in_area] &= keep
-        entries[in_area] |= np.uint64(1 << SWAP_TYPE_BITS)
+        entries[in_area] |= np.uint64(swap_slot(0, 1))
         known = rows["pfn"] != np.uint64(NO_ENTRY)
         entries[known] &= keep
         entries[known] |= np.uint64(1)

@@ -6,16 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from physview.entry_rules import is_swapped
 from physview.memory.extents import USER_END
-from physview.memory.rows import is_swapped
 from physview.memory.snapshot import Snapshot
-from physview.model import (
-    NO_ENTRY,
-    PM_FILE,
-    PM_MMAP_EXCLUSIVE,
-    PM_PRESENT,
-    Vma,
-)
+from physview.model import NO_ENTRY, PM_FILE, PM_MMAP_EXCLUSIVE, PM_PRESENT, Vma
 from physview.pictures.bands import Placed
 from physview.pictures.kinds import NO_KIND, PROCESS_KINDS, Kind, index_of, own_kind
 from physview.pictures.runs import RUN_DTYPE

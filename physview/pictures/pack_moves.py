@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from physview.analysis.changes import CHANGES, IS_FRAME, WAS_FRAME, Change
-from physview.model import MIN_SPECIAL_SWAP_TYPE, NO_ENTRY, SWAP_TYPE_BITS
+from physview.entry_rules import is_in_area
+from physview.model import NO_ENTRY
 from physview.pictures.kinds import NO_KIND
 from physview.pictures.moves import SIDES, Moves
 
@@ -54,9 +55,8 @@ def _places(moves: Moves, name: str) -> npt.NDArray[np.uint8]:
 
     rows, values = moves.rows, moves.rows[name]
     is_frame = rows["frames"] & (WAS_FRAME, IS_FRAME)[SIDES.index(name)] != 0
-    swap_type = values & np.uint64((1 << SWAP_TYPE_BITS) - 1)
     hidden = values == np.uint64(NO_ENTRY)
-    places = np.where(swap_type < MIN_SPECIAL_SWAP_TYPE, _SLOT, _MARKER)
+    places = np.where(is_in_area(values), _SLOT, _MARKER)
     places[hidden] = _NOTHING
     places[is_frame] = _ZERO
     places[is_frame & hidden] = _HIDDEN

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from physview.analysis.changes import CHANGES, Change, Diff
-from physview.model import NO_ENTRY, PAGE_SIZE, SWAP_TYPE_BITS, Vma, printable
+from physview.entry_rules import swap_offset
+from physview.model import NO_ENTRY, PAGE_SIZE, Vma, printable
 from physview.reporters.documents import mapping
 from physview.units import cut, short_size, terminal_width
 
@@ -78,7 +79,7 @@ def _print_runs(
 def _place(value: int, is_slot: bool) -> str:
     if value == NO_ENTRY:
         return "-"
-    return f"swap {value >> SWAP_TYPE_BITS:x}" if is_slot else f"{value:x}"
+    return f"swap {swap_offset(value):x}" if is_slot else f"{value:x}"
 
 
 ABOUT = ("host", "boot_id", "kernel", "time", "pid", "start_time_ticks", "comm")

@@ -16,20 +16,14 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from physview.errors import (
-    AbiMismatch,
-    AccessDenied,
-    ModuleUnavailable,
-    PhysviewError,
-    Unsupported,
-)
+from physview.entry_rules import swap_offset, swap_type
+from physview.errors import AbiMismatch, AccessDenied, ModuleUnavailable, PhysviewError, Unsupported
 from physview.model import (
     NO_ENTRY,
     NO_PADDR,
     PAGE_SHIFT,
     PM_PRESENT,
     PM_SWAP,
-    SWAP_TYPE_BITS,
     Level,
     PageKind,
     Walk,
@@ -344,7 +338,7 @@ class Kmod:
             paddr if kind.has_page else None,
             kind,
             1 << page_shift,
-            (swap & ((1 << SWAP_TYPE_BITS) - 1), swap >> SWAP_TYPE_BITS) if in_swap else None,
+            (swap_type(swap), swap_offset(swap)) if in_swap else None,
             levels,
         )
 

@@ -9,9 +9,10 @@ from memory import PAGE, kpageflags
 from plain_reads import plain_entries
 
 from physview.analysis.changes import CHANGES, Change, diff, iter_changes
+from physview.entry_rules import MIN_SPECIAL_SWAP_TYPE
 from physview.memory.extents import find_zero_pfn
 from physview.memory.snapshot import Snapshot
-from physview.model import MIN_SPECIAL_SWAP_TYPE, PM_PFRAME_MASK, PagemapEntry
+from physview.model import PM_PFRAME_MASK, PagemapEntry
 from physview.parquet.snapshot_file import SnapshotFile, write_snapshot
 
 # A process that does what it is told on its standard input, line by line.
