@@ -127,9 +127,7 @@ class Process:
     def __init__(self, pid: int | str = "self", *, source: str = "auto") -> None:
         if source not in WITNESSES:
             raise UsageError(f"unknown source '{source}'", "", f"choose of {', '.join(WITNESSES)}")
-        if isinstance(pid, str) and pid != "self":
-            raise UsageError(f"'{pid}' is no process", 'a pid or "self" is meant')
-        self._proc = ProcDir(None if isinstance(pid, str) else pid)
+        self._proc = ProcDir(pid)
         try:
             self._witness = WITNESSES[source](self._proc)
         except BaseException:

@@ -23,12 +23,12 @@ MADV_PAGEOUT = 21
 
 
 @contextlib.contextmanager
-def comparer_of(pid=None):
+def comparer_of(pid="self"):
     with contextlib.closing(ProcDir(pid)) as proc, contextlib.closing(Comparer(proc)) as comparer:
         yield comparer
 
 
-def compare(pid=None):
+def compare(pid="self"):
     with comparer_of(pid) as comparer:
         return comparer.compare()
 

@@ -76,7 +76,7 @@ def test_no_extent_crosses_the_border_of_a_mapping():
         middle = Region.__new__(Region)
         middle.start, middle.size = region.start + 64 * PAGE, 64 * PAGE
         middle.mprotect(1)
-        found = extents_of(None, region.start, region.end)
+        found = extents_of("self", region.start, region.end)
         assert [(vaddr - region.start) // PAGE for vaddr, _, _ in found] == [0, 64, 128]
         assert [nr for _, _, nr in found] == [64, 64, HUGE // PAGE - 128]
         pfns = [entry & PM_PFRAME_MASK for _, entry, _ in found]
@@ -99,7 +99,7 @@ def test_the_zero_page_is_one_extent_however_often_it_is_mapped():
     region = Region(1000)
     for index in range(1000):
         region.read(index)
-    ((vaddr, entry, nr),) = extents_of(None, region.start, region.end)
+    ((vaddr, entry, nr),) = extents_of("self", region.start, region.end)
     assert (vaddr, nr) == (region.start, 1000)
     assert entry & (PM_PRESENT | PM_PFRAME_MASK) == PM_PRESENT | find_zero_pfn()
 
@@ -220,7 +220,7 @@ def test_any_pattern_of_pages(runs, batch):
     mine = {vaddr: entry for vaddr, entry in entries.items() if vaddr in region.pages}
     expected = plain_extents(mine, {region.start})
     for use_scan in (None, False):
-        found = extents_of(None, region.start, region.end, use_scan=use_scan, batch=batch)
+        found = extents_of("self", region.start, region.end, use_scan=use_scan, batch=batch)
         assert found == expected
 
 

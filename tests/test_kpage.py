@@ -46,7 +46,7 @@ def memory():
 
 @pytest.fixture(scope="module")
 def frames(memory):
-    extents = extents_of(None, memory.start, memory.end)
+    extents = extents_of("self", memory.start, memory.end)
     return sorted((entry & PM_PFRAME_MASK, nr) for _, entry, nr in extents)
 
 

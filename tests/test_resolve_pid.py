@@ -12,7 +12,7 @@ PR_SET_NAME = 15
 
 
 def test_numbers_and_self():
-    assert find_pid("self") is None
+    assert find_pid("self") == "self"
     assert find_pid("1234") == 1234
     assert find_pid("0012") == 12
 

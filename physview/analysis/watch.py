@@ -85,14 +85,14 @@ class Watcher:
     """Reads a process again and again. A context manager.
 
     Args:
-        pid: Process id; None is this process.
+        pid: Process id, or "self".
         max_kept: How many extents are kept to be compared.
 
     Raises:
         PhysviewError: As `Snapshot`.
     """
 
-    def __init__(self, pid: int | None, *, max_kept: int = MAX_KEPT) -> None:
+    def __init__(self, pid: int | str, *, max_kept: int = MAX_KEPT) -> None:
         self.proc = ProcDir(pid)
         try:
             self._reader = ExtentReader(self.proc)

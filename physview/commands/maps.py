@@ -69,13 +69,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report_process(
-    pid: int | None, reader: UsageReader, report: Report, total: Usage, given: bool
+    pid: int | str, reader: UsageReader, report: Report, total: Usage, given: bool
 ) -> bool:
     """Report a process; return whether its frames are hidden."""
     from physview.analysis.usage import Usage
     from physview.memory.snapshot import Snapshot
 
-    with Snapshot("self" if pid is None else pid) as snapshot:
+    with Snapshot(pid) as snapshot:
         usages = reader.iter_usage(snapshot)
         own = Usage()
         report.begin_process(snapshot.pid, snapshot.proc.comm())
@@ -93,7 +93,7 @@ def _report_process(
         return not snapshot.knows_frames
 
 
-def _pids(args: argparse.Namespace) -> list[int | None]:
+def _pids(args: argparse.Namespace) -> list[int | str]:
     chosen = sum([bool(args.processes), args.cgroup is not None, args.all])
     if chosen != 1:
         why = "say one of PID…, --cgroup PATH and --all"

@@ -80,7 +80,7 @@ def _find_pids(words: list[str]) -> list[int]:
     import os
 
     found = (find_pid(word) for word in words)
-    return sorted({os.getpid() if pid is None else pid for pid in found})
+    return sorted({os.getpid() if isinstance(pid, str) else pid for pid in found})
 
 
 def _say_who_was_missed(nr_gone: int, nr_denied: int) -> None:

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     from physview.memory.snapshot import Snapshot
 
-    with Snapshot("self" if pid is None else pid) as snapshot:
+    with Snapshot(pid) as snapshot:
         if args.summary:
             _summarize(args, snapshot, start, end, where)
             return 0

@@ -40,9 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     def read() -> Picture:
         with _progress.progress_bar("reading memory") as progress:
-            return picture_process(
-                "self" if pid is None else pid, with_mapcount=args.mapcount, progress=progress
-            )
+            return picture_process(pid, with_mapcount=args.mapcount, progress=progress)
 
     _pictures.draw(args, args.output, read)
     return 0

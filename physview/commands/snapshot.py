@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from physview.memory.snapshot import Snapshot
     from physview.parquet.snapshot_file import write_snapshot
 
-    with Snapshot("self" if pid is None else pid) as snapshot:
+    with Snapshot(pid) as snapshot:
         if not snapshot.knows_frames:
             _common.say(
                 "frame numbers are hidden, and all that hangs on them; the file tells only which"

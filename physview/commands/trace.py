@@ -130,7 +130,7 @@ def _find_pid(args: argparse.Namespace) -> int | None:
     if not given or args.command is not None:
         return None
     found = find_pid(given[0])
-    return os.getpid() if found is None else found
+    return os.getpid() if isinstance(found, str) else found
 
 
 def _trace(

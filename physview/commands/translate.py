@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     pid = find_pid(args.process)
     _common.say_if_core_is_missing(args.source)
     counts: dict[Cause, int] = {}
-    with Process("self" if pid is None else pid, source=args.source) as process:
+    with Process(pid, source=args.source) as process:
         items = _count(_iter_answers(process, targets), counts)
         if args.json:
             documents.write_stream(process.source, process.pid, documents.iter_entries(items))

@@ -12,11 +12,7 @@ from typing import TYPE_CHECKING, Any
 from physview.errors import UsageError
 from physview.memory.extents import ExtentReader
 from physview.memory.rows import BASE_DTYPE, COLUMNS, from_extents, iter_chunks, join
-from physview.model import (
-    NO_ENTRY,
-    PAGE_SIZE,
-    Vma,
-)
+from physview.model import NO_ENTRY, PAGE_SIZE, Vma
 from physview.sources.kpage import FRAMES_DTYPE, KpageFile
 from physview.sources.numa import NO_NODE, node_map
 from physview.sources.page_flags import FLAG_BITS, FlagFilter, well_known_array
@@ -51,9 +47,7 @@ class Snapshot:
     """
 
     def __init__(self, pid: int | str = "self", *, use_scan: bool | None = None) -> None:
-        if isinstance(pid, str) and pid != "self":
-            raise UsageError(f"'{pid}' is no process", 'a pid or "self" is meant')
-        self.proc = ProcDir(None if isinstance(pid, str) else pid)
+        self.proc = ProcDir(pid)
         try:
             self.reader = ExtentReader(self.proc, use_scan=use_scan)
         except BaseException:

@@ -14,21 +14,21 @@ MAX_LISTED = 8
 MAX_COMM = 15  # TASK_COMM_LEN less its 0
 
 
-def find_pid(text: str) -> int | None:
+def find_pid(text: str) -> int | str:
     """Find the process that `text` names.
 
     Args:
         text: A pid, "self", or the name of exactly one process: its comm or its program's name.
 
     Returns:
-        Its pid, or None for this process.
+        Its pid; "self" for this process.
 
     Raises:
         UsageError: Several processes have that name.
         ProcessGone: None has.
     """
     if text == "self":
-        return None
+        return text
     if re.fullmatch("[0-9]+", text):
         # Longer than any pid; also keeps /proc/0012 from being taken for /proc/12.
         return bounded_int(text, (1 << 31) - 1)

@@ -14,7 +14,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from physview.errors import AccessDenied, NoUserMemory, PhysviewError, ProcessGone, Unsupported
+from physview.errors import (
+    AccessDenied,
+    NoUserMemory,
+    PhysviewError,
+    ProcessGone,
+    Unsupported,
+    UsageError,
+)
 from physview.model import Cause, PagemapEntry, Vma
 from physview.runtime import proc_mount, resource_limits
 from physview.text import proctext
@@ -147,19 +154,23 @@ class ProcDir:
     """/proc/PID held open, so that another process with a reused pid is never taken for it.
 
     Args:
-        pid: Process id, or None for this process.
+        pid: Process id, or "self" for this process.
 
     Raises:
         ProcessGone: There is no such process.
+        UsageError: `pid` is another text than "self".
     """
 
-    def __init__(self, pid: int | None = None) -> None:
-        self.pid = os.getpid() if pid is None else pid
-        self.path = "/proc/self" if pid is None else f"/proc/{pid}"
+    def __init__(self, pid: int | str = "self") -> None:
+        if isinstance(pid, str) and pid != "self":
+            raise UsageError(f"'{pid}' is no process", 'a pid or "self" is meant')
+        # "self" is not os.getpid() where /proc is that of another pid namespace.
+        self.pid = os.getpid() if isinstance(pid, str) else pid
+        self.path = f"/proc/{pid}"
         try:
             self._fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            if pid is not None and proc_mount.is_mounted() and proc_mount.is_hidden(pid):
+            if isinstance(pid, int) and proc_mount.is_mounted() and proc_mount.is_hidden(pid):
                 raise self._hidden() from None
             missing = proc_mount.why_no_file("/proc/self")
             why, remedy = missing or (f"there is no {self.path}", "ps -e lists the processes")

@@ -26,7 +26,7 @@ SYS_FINIT_MODULE = 313  # on x86-64, as all that the VM runs
 
 
 @contextlib.contextmanager
-def open_kmod(pid: int | None = None) -> Iterator[Kmod]:
+def open_kmod(pid: int | str = "self") -> Iterator[Kmod]:
     """The module's walk of a process, by default of this one."""
     proc = ProcDir(pid)
     try:
