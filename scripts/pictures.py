@@ -205,7 +205,7 @@ def main() -> int:
             with SUBJECTS[name]() as pid:
                 picture = pictures.picture_process(pid)
         picture = published(picture)
-        size = pictures.write_picture(picture, f"{ROOT}/docs/pictures/{name}.svg", force=True)
+        size = pictures.write_picture(picture, f"{ROOT}/docs/pictures/{name}.svg", overwrite=True)
         print(f"{name}: {size} bytes, {picture.summary}", flush=True)
         if size > MAX_BYTES:
             return 1

@@ -8,7 +8,7 @@ from memory import PAGE
 
 from physview import _ffi
 from physview.model import PAGE_SHIFT, PM_PRESENT, PM_SWAP, PageKind
-from physview.sources.kmod import EXTENT_DTYPE
+from physview.sources.kmod import WALK_EXTENT_DTYPE
 
 ZERO_PFN = 77
 START = 1 << 30
@@ -67,7 +67,7 @@ def test_the_core_counts_what_agrees_and_hands_back_the_rest(answer):
 
     ffi, lib = _ffi.load()
     column, left = np.array(entries, dtype=np.uint64), np.zeros(len(entries), dtype=np.uint64)
-    rows = np.array(extents, dtype=EXTENT_DTYPE)
+    rows = np.array(extents, dtype=WALK_EXTENT_DTYPE)
     agreed = ffi.new("struct pv_agreed[]", lib.PV_NR_AGREED)
     nr_left = lib.pv_agree(
         PAGE_SHIFT,

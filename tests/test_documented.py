@@ -17,7 +17,7 @@ from witnesses import insert_module, wait_for
 
 import physview
 from physview import pictures
-from physview.commands import COMMANDS, make_parser
+from physview.commands import COMMANDS, make_parser, parse
 from physview.sources import kmod
 from physview.system import module
 
@@ -122,7 +122,7 @@ def test_documented_command_lines_parse(page):
     for line in [*typed, *screens]:
         for words in RUN.findall(VARIABLE.sub("1", line.partition("  #")[0])):
             if words.split()[0] in COMMANDS:
-                parser.parse_args(shlex.split(words.replace("'", "").replace('"', "").rstrip()))
+                parse(shlex.split(words.replace("'", "").replace('"', "").rstrip()), parser)
 
 
 def commands_in(fenced):

@@ -23,7 +23,7 @@ def test_structures_and_numbers_are_those_of_the_header(compiled):
         "BATCH": (abi.IOCTL_BATCH, abi.BATCH.size),
         "RANGE": (abi.IOCTL_RANGE, abi.RANGE.size),
         "page": (0, np.dtype(abi.PAGE_DTYPE).itemsize),
-        "extent": (0, np.dtype(abi.EXTENT_DTYPE).itemsize),
+        "extent": (0, np.dtype(abi.WALK_EXTENT_DTYPE).itemsize),
     }
     assert [
         f"{name} {number:#x} {size}" for name, (number, size) in ours.items()

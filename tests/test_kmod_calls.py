@@ -122,7 +122,7 @@ def range_once(device, start, end, extents):
 def test_next_says_where_a_range_with_little_room_goes_on():
     region = Region(12).touch(2, 3, 5, 7, 9, 11)
     there = [region.start + i * PAGE for i in (2, 3, 5, 7, 9, 11)]
-    extents = np.full(5, 0xAA, dtype=abi.EXTENT_DTYPE)
+    extents = np.full(5, 0xAA, dtype=abi.WALK_EXTENT_DTYPE)
     found, start, nr_calls = [], region.start, 0
     with open(abi.DEVICE, "rb", buffering=0) as device:
         while start < region.end:
@@ -207,7 +207,7 @@ def whole(region):
 def test_a_signal_in_a_long_range_loses_nothing(dense, timer):
     expected = whole(dense)
     assert len(expected) == dense.size // PAGE
-    extents = np.zeros(len(expected) + 1, dtype=abi.EXTENT_DTYPE)
+    extents = np.zeros(len(expected) + 1, dtype=abi.WALK_EXTENT_DTYPE)
     nr_part = 0
     deadline = time.monotonic() + 120
     runs = timer(0.002)
@@ -229,7 +229,7 @@ def test_a_signal_in_a_long_range_loses_nothing(dense, timer):
 
 
 def test_without_any_progress_a_signal_is_eintr(dense):
-    extents = np.zeros(10, dtype=abi.EXTENT_DTYPE)
+    extents = np.zeros(10, dtype=abi.WALK_EXTENT_DTYPE)
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
     codes = set()
     deadline = time.monotonic() + 120

@@ -16,7 +16,17 @@ from failures import one_line
 from memory import PAGE
 from users import AS_NOBODY
 
-from physview import pictures
+from physview import PhysviewError, pictures
+
+
+def test_overwrite_also_by_its_earlier_name(tmp_path):
+    picture, path = pictures.picture_process("self"), str(tmp_path / "p.svg")
+    pictures.write_picture(picture, path)
+    for options in ({"overwrite": True}, {"force": True}):
+        pictures.check_path(path, **options)
+        assert pictures.write_picture(picture, path, **options) == os.path.getsize(path)
+    with pytest.raises(PhysviewError, match="it is there already"):
+        pictures.write_picture(picture, path)
 
 
 @pytest.fixture

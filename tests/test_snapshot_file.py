@@ -24,6 +24,7 @@ from memory import PAGE
 from paths import ROOT
 from users import AS_NOBODY
 
+from physview import diff
 from physview.errors import PhysviewError
 from physview.memory.rows import COLUMNS, iter_each
 from physview.memory.snapshot import Snapshot
@@ -203,6 +204,21 @@ def test_written_and_said_in_json(physview, stopped, tmp_path):
         "nr_pages": table["nr_pages"].sum(),
         "size_bytes": os.path.getsize(path),
     }
+
+
+def test_progress_also_by_its_earlier_name(stopped, tmp_path):
+    seen = {}
+    for name in ("progress", "on_progress"):
+        path = str(tmp_path / f"{name}.parquet")
+        calls = seen[name] = []
+        with Snapshot(stopped.pid) as snapshot:
+            option = {name: lambda *numbers, calls=calls: calls.append(numbers)}
+            written = write_snapshot(snapshot, path, columns=(), **option)
+        assert calls[-1][0] == written.nr_pages
+        with SnapshotFile(path) as file:
+            diff(file, file, **option)
+            assert calls[-1][1] == file.nr_extents
+    assert len(seen["progress"]) == len(seen["on_progress"])
 
 
 @pytest.mark.needs("pfn")  # without, a second line says so

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from physview import _ffi
 from physview.memory.extents import find_zero_pfn
 from physview.model import PAGE_SHIFT, PAGE_SIZE
-from physview.sources.kmod import EXTENT_DTYPE, Kmod
+from physview.sources.kmod import WALK_EXTENT_DTYPE, Kmod
 from physview.sources.pagemap import Pagemap
 from physview.sources.procfs import ProcDir
 
@@ -37,7 +37,7 @@ class Sieve:
         self._pagemap = pagemap
         self._kmod = kmod
         self._entries, self._left = np.empty((2, CHUNK_PAGES), dtype=np.uint64)
-        self._extents = np.empty(CHUNK_PAGES, dtype=EXTENT_DTYPE)
+        self._extents = np.empty(CHUNK_PAGES, dtype=WALK_EXTENT_DTYPE)
         self._entries_buffer = ffi.from_buffer("uint64_t[]", self._entries)
         self._left_buffer = ffi.from_buffer("uint64_t[]", self._left, require_writable=True)
         self._extents_buffer = ffi.cast("struct physicalview_extent *", self._extents.ctypes.data)

@@ -140,6 +140,7 @@ def diff(
     before: SnapshotFile,
     after: SnapshotFile,
     *,
+    progress: Callable[[int, int | None], None] | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> Diff:
     """Count what became of the pages.
@@ -147,13 +148,15 @@ def diff(
     Args:
         before: The earlier snapshot.
         after: The later one.
-        on_progress: Told how many extents of the earlier are done, and how many it has.
+        progress: Called with how many extents of the earlier are done, and how many it has.
+        on_progress: The earlier name of `progress`.
 
     Raises:
         PhysviewError: They cannot be compared, or a file is damaged.
     """
     import numpy as np
 
+    progress = progress or on_progress
     counts = np.zeros(len(CHANGES), dtype=np.int64)
     nr_before, nr_after = len(before.vmas), len(after.vmas)
     # Mappings of the later, then those of the earlier where the later has none.
@@ -166,9 +169,9 @@ def diff(
         gone = changes["vma_after"] < 0
         vma = np.where(gone, nr_after + changes["vma_before"], changes["vma_after"])
         np.add.at(by_vma, (vma, kind), pages)
-        if on_progress:
+        if progress:
             nr_done += int((changes["before"] != np.uint64(NO_ENTRY)).sum())
-            on_progress(min(nr_done, before.nr_extents), before.nr_extents)
+            progress(min(nr_done, before.nr_extents), before.nr_extents)
     has_changed = np.zeros(len(by_vma), dtype=bool)
     for at, change in enumerate(CHANGES):  # one by one: a copy of them all would be large
         has_changed |= (by_vma[:, at] != 0) & (not change.same)

@@ -16,14 +16,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from physview.analysis.agreement_pass import Sieve
-from physview.model import (
-    PM_GUARD_REGION,
-    PM_PFRAME_MASK,
-    PM_PRESENT,
-    PM_SWAP,
-    PageKind,
-    Vma,
-)
+from physview.model import PM_GUARD_REGION, PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PageKind, Vma
 from physview.sources.kmod import Kmod, as_pagemap
 from physview.sources.pagemap import Pagemap
 from physview.sources.procfs import MemoryMap, ProcDir
@@ -35,7 +28,6 @@ if TYPE_CHECKING:
     Addresses = npt.NDArray[np.uint64]
     Mask = npt.NDArray[np.bool_]
 
-CHUNK_PAGES = 1 << 13
 # So many pages are kept to be looked at again together.
 MAX_LEFT = 1 << 15
 MAX_TRIES = 8
@@ -147,11 +139,12 @@ class Comparer:
         self._pagemap.close()
         self._kmod.close()
 
-    def compare(self, progress: Callable[[int], None] | None = None) -> Comparison:
+    def compare(self, progress: Callable[[int, int], None] | None = None) -> Comparison:
         """Compare every page that either witness knows something of.
 
         Args:
-            progress: Called now and then with the number of pages that are done.
+            progress: Called with how many pages are compared, and about how many there are:
+                those that are resident, without those in swap.
 
         Raises:
             AbiMismatch: The module is the course's, which cannot walk a range.
@@ -163,6 +156,7 @@ class Comparer:
         sieve = Sieve(self._proc, self._pagemap, self._kmod)
         result = Comparison()
         start_time = time.monotonic()  # with NumPy there, which the first use loads
+        nr_resident = self._proc.nr_resident() if progress else 0
         nr_done, nr_left = 0, 0
         left = []
         for start, end in memory.areas(self._kmod.info.user_end):
@@ -173,7 +167,7 @@ class Comparer:
                     self._settle(memory, left, result)
                     nr_done, nr_left = nr_done + nr_left, 0
                 if progress:
-                    progress(sieve.nr_agreed + nr_done)
+                    progress(sieve.nr_agreed + nr_done, nr_resident)
         self._settle(memory, left, result)
         for verdict, (nr_pages, first) in zip(_AGREED, sieve.agreed(), strict=True):
             result.add(verdict, nr_pages, first)

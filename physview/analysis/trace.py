@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from physview.errors import NoUserMemory, PhysviewError, ProcessGone
+from physview.errors import PhysviewError, ProcessGone
 from physview.frames.owners import FrameGroup, Ownership, find_owners
 from physview.model import PAGE_SHIFT, PAGE_SIZE, Vma
 from physview.sources.procfs import ProcDir
@@ -223,7 +223,7 @@ def read_memory(pid: int) -> list[Vma]:
         return []
     try:
         return list(proc.iter_vmas())
-    except (PhysviewError, NoUserMemory):
+    except PhysviewError:
         return []
     finally:
         proc.close()

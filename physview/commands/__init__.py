@@ -43,7 +43,8 @@ COMMANDS = (
     "completion",
 )
 """Modules here, each with NAME, which is its own, HELP, `prepare_parser(parser)` and `run(args)`,
-which returns the exit code."""
+which returns the exit code. With STARTS_PROGRAM the words after the first -- are a program and its
+arguments: `parse()` puts them into `args.command`."""
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -101,6 +102,28 @@ def make_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     return parser
 
 
+def parse(words: list[str], parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+    """Parse a command line.
+
+    Args:
+        words: The arguments, without the program's name.
+        parser: A parser that has their command; None makes one.
+
+    Returns:
+        The arguments. If the command has STARTS_PROGRAM, `command` has the words after the first
+        --, in which argparse would look for options; None without a --.
+    """
+    known = words[0] in COMMANDS if words else False
+    parser = parser or make_parser(words[:1] if known else COMMANDS)
+    command = import_module(f"physview.commands.{words[0]}") if known else None
+    if not getattr(command, "STARTS_PROGRAM", False):
+        return parser.parse_args(words)
+    at = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:at])
+    args.command = words[at + 1 :] if at < len(words) else None
+    return args
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
@@ -114,10 +137,9 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str] | None) -> int:
     try:
         words = sys.argv[1:] if argv is None else argv
-        known = words[0] in COMMANDS if words else False
         _keep_numpy_small(words[:1])
         _keep_whole_paths()
-        args = make_parser(words[:1] if known else COMMANDS).parse_args(words)
+        args = parse(words)
         if sys.stdout is None:
             raise PhysviewError("cannot write the report", "standard output is closed", "open it")
         code: int = args.run(args)

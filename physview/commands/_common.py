@@ -19,16 +19,16 @@ from physview.text.digits import bounded_int
 if TYPE_CHECKING:
     from physview.parquet.snapshot_file import Written
 
-COLUMNS = ("flags", "mapcount", "cgroup", "node")
 NEEDS_ROOT = (Cause.HIDDEN, Cause.SWAP_HIDDEN)
-SOURCES = ("auto", "pagemap", "kmod", "reference")
 
 
 def add_source_option(parser: argparse.ArgumentParser) -> None:
     """Add --source."""
+    from physview.process import WITNESSES
+
     parser.add_argument(
         "--source",
-        choices=SOURCES,
+        choices=tuple(WITNESSES),
         default="auto",
         help="who answers: pagemap (the compiled core), kmod (the kernel module's walk), reference"
         " (ctypes, needs no compiler), or auto: pagemap, or reference where that is not built",
@@ -42,6 +42,8 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 
 def add_columns_option(parser: argparse.ArgumentParser) -> None:
     """Add --columns."""
+    from physview.memory.rows import COLUMNS
+
     parser.add_argument(
         "--columns",
         metavar="NAMES",
@@ -56,6 +58,8 @@ def parse_columns(text: str) -> list[str]:
     Raises:
         UsageError: There is no such column.
     """
+    from physview.memory.rows import COLUMNS
+
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in COLUMNS:

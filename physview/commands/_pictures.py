@@ -50,9 +50,9 @@ def draw(
     """
     from physview.pictures import check_path, write_picture
 
-    check_path(path, force=args.force)
+    check_path(path, overwrite=args.force)
     picture = read()
-    size = write_picture(picture, path, theme=args.theme, force=args.force)
+    size = write_picture(picture, path, theme=args.theme, overwrite=args.force)
     if args.json:
         from physview.reporters import documents
         from physview.reporters import picture as reporter

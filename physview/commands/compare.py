@@ -8,11 +8,8 @@ kernel module. Exits with 1 if a difference stays unexplained.
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
-from physview.commands import _common
+from physview.commands import _common, _progress
 from physview.reporters import compare as reporter
 from physview.reporters import documents
 from physview.runtime.resolve_pid import find_pid
@@ -36,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         comparer = Comparer(proc)
         try:
-            with _progress(proc) as progress:
+            with _progress.progress_bar("comparing pages") as progress:
                 comparison = comparer.compare(progress)
         finally:
             comparer.close()
@@ -47,25 +44,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         reporter.print_table(proc.pid, comparison)
     return int(comparison.nr_unexplained > 0)
-
-
-@contextmanager
-def _progress(proc: ProcDir) -> Iterator[Callable[[int], None] | None]:
-    """Show on a terminal how far it is."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.progress import Progress
-
-    from physview.reporters.drawing import open_console
-
-    # What is resident is nearly all; swap and the like come on top.
-    nr_resident = proc.nr_resident()
-    with Progress(
-        console=open_console(sys.stderr),
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    ) as bar:
-        task = bar.add_task("comparing pages", total=nr_resident)
-        yield lambda nr_pages: bar.update(task, completed=nr_pages)

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     with SnapshotFile(args.before) as before, SnapshotFile(args.after) as after:
         _say_what_is_odd(before, after)
         with progress_bar("comparing") as show:
-            found = changes.diff(before, after, on_progress=show)
+            found = changes.diff(before, after, progress=show)
         runs = changes.iter_changes(before, after) if args.extents else None
         print_diff = reporter.print_document if args.json else reporter.print_table
         print_diff(before, after, found, runs, only)

@@ -66,16 +66,17 @@ def _build() -> Path:
 
 
 def _print_status(as_json: bool) -> int:
+    from physview.sources import kmod
     from physview.system import module
 
     status = module.status()
     if as_json:
         documents.write(status._asdict())
     elif not status.loaded:
-        print(f"{module.NAME} is not loaded")
+        print(f"{kmod.NAME} is not loaded")
     else:
         own = f"version {status.version}" if status.version else "not physview's own"
         rights = "every user" if status.insecure else "root"
         users = "1 user" if status.users == 1 else f"{status.users} users"
-        sys.stdout.write(f"{module.NAME} is loaded: {own}, for {rights}, {users}\n")
+        sys.stdout.write(f"{kmod.NAME} is loaded: {own}, for {rights}, {users}\n")
     return int(not status.loaded)

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             )
         with progress_bar("reading pages") as show:
             written = write_snapshot(
-                snapshot, args.output, columns=columns, overwrite=args.force, on_progress=show
+                snapshot, args.output, columns=columns, overwrite=args.force, progress=show
             )
     _common.say_if_shared(args.output)
     if args.json:

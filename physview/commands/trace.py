@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from physview.commands import _common
 from physview.errors import PhysviewError, UsageError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "trace"
 HELP = "kernel stacks of copy_to_user, kmalloc, mm_page_alloc, or any other event or function"
+STARTS_PROGRAM = True
 
 MAX_EVENTS = 1_000_000
 MAX_BUFFER_KIB = 1 << 20
@@ -79,21 +80,6 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         help="how large the kernel's buffers are, where events were lost",
     )
     _common.add_json_option(parser)
-    _leave_command_alone(parser)
-
-
-def _leave_command_alone(parser: argparse.ArgumentParser) -> None:
-    """What comes after -- is a command; argparse would look for PID and options in it."""
-    parse = parser.parse_known_args
-
-    def parse_known_args(args: Any = None, namespace: Any = None) -> Any:
-        words = list(sys.argv[1:] if args is None else args)
-        at = words.index("--") if "--" in words else len(words)
-        found, rest = parse(words[:at], namespace)
-        found.command = words[at + 1 :] if at < len(words) else None
-        return found, rest
-
-    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -238,7 +224,7 @@ def _print(
 ) -> None:
     from physview.reporters import documents
     from physview.reporters import trace as reporter
-    from physview.reporters.frames import terminal_width
+    from physview.reporters.frames import table_width
 
     if args.json:
         documents.write(reporter.document(trace, ownership, kernel, summary=args.summary))
@@ -247,7 +233,7 @@ def _print(
         lines = reporter.iter_path_lines(trace)
     else:
         lines = reporter.iter_event_lines(trace, ownership, kernel)
-    width = terminal_width()
+    width = table_width()
     for line in chain(lines, reporter.iter_ending_lines(trace, ownership, kernel)):
         for part in reporter.wrapped(line, width):
             sys.stdout.write(part + "\n")

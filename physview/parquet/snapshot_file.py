@@ -93,6 +93,7 @@ def write_snapshot(
     *,
     columns: Sequence[str] = ("flags", "node"),
     overwrite: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> Written:
     """Keep a process's memory in a file, written whole or not at all, readable to its owner only.
@@ -103,7 +104,8 @@ def write_snapshot(
         columns: Names of COLUMNS; each costs a reading of every frame. None is read where frame
             numbers are hidden.
         overwrite: Whether to replace a file of this name.
-        on_progress: Told how many pages are written, and how many there are about.
+        progress: Called with how many pages are written, and about how many there are.
+        on_progress: The earlier name of `progress`.
 
     Raises:
         PhysviewError: The file is there already, or cannot be written.
@@ -119,7 +121,7 @@ def write_snapshot(
         columns=columns,
         overwrite=overwrite,
         complete=True,
-        on_progress=on_progress,
+        progress=progress or on_progress,
     )
 
 
@@ -131,7 +133,7 @@ def write_rows(
     columns: Sequence[str],
     overwrite: bool = False,
     complete: bool = False,
-    on_progress: Callable[[int, int | None], None] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> Written:
     """As `write_snapshot()`, of rows that were read before.
 
@@ -142,7 +144,7 @@ def write_rows(
         columns: What the rows have besides the base.
         overwrite: Whether to replace a file of this name.
         complete: Whether the rows are all there are: only then can the file be compared.
-        on_progress: As there.
+        progress: As there.
     """
     what = f"cannot write {path}"
     arrow, parquet = need("pyarrow", what), need("pyarrow.parquet", what)
@@ -160,8 +162,8 @@ def write_rows(
                 writer.write_table(tables.table(rows))
                 nr_extents += len(rows)
                 nr_pages += int(rows["nr_pages"].sum())
-                if on_progress:
-                    on_progress(nr_pages, nr_resident)
+                if progress:
+                    progress(nr_pages, nr_resident)
         file.flush()
         size = os.fstat(file.fileno()).st_size
     return Written(path, nr_extents, nr_pages, size)

@@ -38,12 +38,13 @@ SUFFIXES = tuple(_WRITERS)
 """What the name of a picture can end in."""
 
 
-def check_path(path: str, *, force: bool = False) -> None:
+def check_path(path: str, *, overwrite: bool = False, force: bool = False) -> None:
     """Find out whether a picture could be written, before much is read for it.
 
     Args:
         path: The file; its suffix is one of SUFFIXES.
-        force: Whether it may be there already.
+        overwrite: Whether it may be there already.
+        force: The earlier name of `overwrite`.
 
     Raises:
         UsageError: The suffix is none of them.
@@ -56,11 +57,16 @@ def check_path(path: str, *, force: bool = False) -> None:
         raise UsageError(f"cannot draw '{path}'", why, f"end it in {', '.join(SUFFIXES)}")
     if suffix == ".png":
         need_pillow()
-    check_target(path, overwrite=force)
+    check_target(path, overwrite=overwrite or force)
 
 
 def write_picture(
-    picture: Picture, path: str, *, theme: str | None = None, force: bool = False
+    picture: Picture,
+    path: str,
+    *,
+    theme: str | None = None,
+    overwrite: bool = False,
+    force: bool = False,
 ) -> int:
     """Write a picture to a file, whole or not at all.
 
@@ -69,7 +75,8 @@ def write_picture(
         path: The file; its suffix is one of SUFFIXES.
         theme: One of THEMES; None lets the viewer of an SVG or of a page choose, and is light in a
             PNG.
-        force: Whether to write over what is there.
+        overwrite: Whether to replace a file of this name.
+        force: The earlier name of `overwrite`.
 
     Returns:
         How many bytes it has.
@@ -78,10 +85,11 @@ def write_picture(
         As `check_path()`.
         PhysviewError: It cannot be written.
     """
-    check_path(path, force=force)
+    overwrite = overwrite or force
+    check_path(path, overwrite=overwrite)
     data = _WRITERS[os.path.splitext(path)[1].lower()](picture, theme)
     # A page holds every frame's number; what is drawn does not tell them.
     private = path.lower().endswith(".html")
-    with whole_file(path, overwrite=force, private=private) as file:
+    with whole_file(path, overwrite=overwrite, private=private) as file:
         file.write(data)
     return len(data)

@@ -6,7 +6,6 @@ Drawn without rich, whose import would take a tenth of the time that it takes to
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,20 +14,15 @@ from typing import Any
 from physview.frames.machine import Machine, Use, ZoneFrames, by_use
 from physview.model import NO_ENTRY, PAGE_SHIFT, PAGE_SIZE
 from physview.sources.page_flags import flag_names, well_known
-from physview.units import cut, share, size, size_words
+from physview.units import cut, share, size, size_words, terminal_width
 
 NR_FLAGS_SHOWN = 10
 WIDE = 120
 
 
-def terminal_width() -> int | None:
-    """How wide the terminal is; None in a pipe, which has no edge."""
-    if not sys.stdout.isatty():
-        return None
-    try:
-        return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
-    except (ValueError, OSError):
-        return 80
+def table_width() -> int | None:
+    """How wide a table may be: as the terminal; None in a pipe or a file, also with COLUMNS set."""
+    return terminal_width() if sys.stdout.isatty() else None
 
 
 def write_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: Iterable[int]) -> None:
@@ -39,7 +33,7 @@ def write_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: Iter
     lines = [header, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     is_left = set(left)
-    edge = terminal_width()
+    edge = table_width()
     for line in lines:
         cells = [
             cell.ljust(width) if i in is_left else cell.rjust(width)
@@ -74,7 +68,7 @@ def print_machine(machine: Machine, *, all_flags: bool, raw: bool) -> None:
 
 
 def _write_uses(uses: dict[Use, tuple[int, int]], nr_all: int) -> None:
-    edge = terminal_width()
+    edge = table_width()
     is_wide = edge is None or edge >= WIDE
     header = ["used for", "frames", "size", "share", "mapped", "flags"]
     rows = []

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-DEVICE = "/dev/3000physicalview"
+NAME = "3000physicalview"
+"""The kernel module's name, and that of its device."""
+
+DEVICE = f"/dev/{NAME}"
 ABI_VERSION = 1
 
 # The structures, without padding: native sizes, as both sides are one machine.
@@ -52,7 +55,7 @@ PAGE_DTYPE = [(n, "u8") for n in ("paddr", "entry", "swap")] + [
     ("kind", "u4"),
     ("page_shift", "u4"),
 ]
-EXTENT_DTYPE = [(n, "u8") for n in ("vaddr", "paddr", "length", "entry", "swap")] + [
+WALK_EXTENT_DTYPE = [(n, "u8") for n in ("vaddr", "paddr", "length", "entry", "swap")] + [
     ("kind", "u4"),
     ("page_shift", "u4"),
 ]
@@ -266,7 +269,7 @@ class Kmod:
             nr: How many extents one call may return.
 
         Yields:
-            Structured arrays of EXTENT_DTYPE; the next call writes over the last.
+            Structured arrays of WALK_EXTENT_DTYPE; the next call writes over the last.
 
         Raises:
             AbiMismatch: It is the course's module.
@@ -274,7 +277,7 @@ class Kmod:
         """
         import numpy as np
 
-        extents = np.empty(nr, dtype=EXTENT_DTYPE)
+        extents = np.empty(nr, dtype=WALK_EXTENT_DTYPE)
         while start < end:
             found, start = self.read_extents(start, end, extents)
             if found:
@@ -287,7 +290,7 @@ class Kmod:
         Args:
             start: First address, page-aligned.
             end: First address after the range, page-aligned.
-            extents: Structured array of EXTENT_DTYPE, written.
+            extents: Structured array of WALK_EXTENT_DTYPE, written.
 
         Returns:
             How many extents there are, and where to go on. When the process ends, its pid may be

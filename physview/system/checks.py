@@ -18,6 +18,9 @@ from physview import _ffi
 from physview.errors import PhysviewError
 from physview.model import PAGE_SIZE, PM_PRESENT, PM_SOFT_DIRTY, PagemapEntry
 from physview.runtime import extras, invocation, packages, proc_mount
+from physview.sources.folio_sizes import THP
+from physview.sources.kmod import DEVICE
+from physview.sources.kmod import NAME as MODULE
 from physview.text import proctext
 
 if TYPE_CHECKING:
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
 
 YES, PART, NO = "yes", "part", "no"
 
-MODULE = "3000physicalview"
 # The capabilities that count, by bit. Source: include/uapi/linux/capability.h
 CAPABILITIES = {
     21: ("CAP_SYS_ADMIN", "frame numbers"),
@@ -253,9 +255,6 @@ def _try_to_read(path: str) -> str:
         os.close(fd)
 
 
-THP = "/sys/kernel/mm/transparent_hugepage"
-
-
 def look_at_thp() -> Finding:
     """Transparent huge pages: whether, when, and of which sizes."""
     if not os.path.isdir(THP):
@@ -303,16 +302,16 @@ def look_at_hugetlb() -> Finding:
 def look_at_module() -> Finding:
     """The kernel module that walks page tables: the second witness."""
     loaded = os.path.isdir(f"/sys/module/{MODULE}")
-    device = os.path.exists(f"/dev/{MODULE}")
+    device = os.path.exists(DEVICE)
     details = {"loaded": loaded, "device": device, "loadable": os.path.exists("/proc/modules")}
     # Only physview's own has a version.
     if device and not os.path.exists(f"/sys/module/{MODULE}/version"):
-        value = f"/dev/{MODULE} is there, but not of physview's module: own addresses only"
+        value = f"{DEVICE} is there, but not of physview's module: own addresses only"
         return Finding("module", PART, value, invocation.load_own_module(), details=details)
     if device:
-        return Finding("module", YES, f"/dev/{MODULE} is there", details=details)
+        return Finding("module", YES, f"{DEVICE} is there", details=details)
     if loaded:
-        value = f"{MODULE} is loaded, but there is no /dev/{MODULE}"
+        value = f"{MODULE} is loaded, but there is no {DEVICE}"
         return Finding("module", PART, value, details=details)
     no_proc = proc_mount.why_no_file("/proc/modules")
     if not details["loadable"] and no_proc:

@@ -11,10 +11,8 @@ from typing import NamedTuple
 
 from physview.errors import AccessDenied, ModuleUnavailable, Unsupported
 from physview.runtime import invocation, proc_mount
-from physview.sources.kmod import DEVICE
+from physview.sources.kmod import DEVICE, NAME
 from physview.text import proctext
-
-NAME = "3000physicalview"
 
 
 class Status(NamedTuple):
