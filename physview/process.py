@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from physview import _ffi
 from physview.errors import PhysviewError, Unsupported, UsageError
+from physview.files.descriptor import Closable
 from physview.memory.translations import Translations
 from physview.model import (
     NO_ENTRY,
@@ -97,7 +98,7 @@ WITNESSES: dict[str, Callable[[ProcDir], Witness]] = {
 }
 
 
-class Process:
+class Process(Closable):
     """A process whose addresses can be translated. A context manager.
 
     Frame numbers are shown to whoever has CAP_SYS_ADMIN when this is made; everyone else gets
@@ -149,12 +150,6 @@ class Process:
         """Close the process's files. Closing twice is harmless."""
         self._witness.close()
         self._proc.close()
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def iter_vmas(self) -> Iterator[Vma]:
         """Yield the mappings in address order.

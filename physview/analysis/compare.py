@@ -16,6 +16,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from physview.analysis.agreement_pass import Sieve
+from physview.files.descriptor import Closable
 from physview.model import PM_GUARD_REGION, PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PageKind, Vma
 from physview.sources.kmod import Kmod, as_pagemap
 from physview.sources.pagemap import Pagemap
@@ -115,7 +116,7 @@ class Look(NamedTuple):
         return Look(self.before[which], self.walked[which], self.kinds[which], self.after[which])
 
 
-class Comparer:
+class Comparer(Closable):
     """Compares all of a process, in constant memory.
 
     Args:

@@ -13,6 +13,7 @@ from typing import Any
 from physview import _ffi
 from physview.analysis.flag_counts import new_account
 from physview.errors import AccessDenied
+from physview.files.descriptor import Closable
 from physview.memory.extents import USER_END, Batch
 from physview.memory.snapshot import Snapshot
 from physview.model import PAGE_SIZE, Vma
@@ -185,7 +186,7 @@ def _add_sizes(to: Sizes, more: Sizes) -> Sizes:
     return to
 
 
-class UsageReader:
+class UsageReader(Closable):
     """Reads what mappings use; what is opened once serves several processes. A context manager.
 
     Args:
@@ -211,12 +212,6 @@ class UsageReader:
         """Close the file. Closing twice is harmless."""
         if self._flags:
             self._flags.close()
-
-    def __enter__(self) -> UsageReader:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def iter_usage(self, snapshot: Snapshot, *, nr_threads: int | None = None) -> Iterator[Usage]:
         """Read what each mapping uses, in address order and in constant memory.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview.analysis.changes import CHANGES, Change, iter_page_changes
 from physview.analysis.page_counts import Ram, RamMap, Tally
+from physview.files.descriptor import Closable
 from physview.memory.extents import EXTENT_DTYPE, USER_END, ExtentReader
 from physview.memory.rows import BASE_DTYPE, from_extents
 from physview.model import PAGE_SIZE, Vma
@@ -81,7 +82,7 @@ class Reading(NamedTuple):
     cost_seconds: float
 
 
-class Watcher:
+class Watcher(Closable):
     """Reads a process again and again. A context manager.
 
     Args:
@@ -111,12 +112,6 @@ class Watcher:
         """Close the process's files. Closing twice is harmless."""
         self._reader.close()
         self.proc.close()
-
-    def __enter__(self) -> Watcher:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def _vmas(self) -> list[Vma]:
         return [vma for vma in self._reader.memory.vmas if vma.start < USER_END]

@@ -29,16 +29,12 @@ def run(args: argparse.Namespace) -> int:
     """Print the comparison."""
     from physview.analysis.compare import Comparer
 
-    proc = ProcDir(find_pid(args.process))
-    try:
-        comparer = Comparer(proc)
-        try:
-            with _progress.progress_bar("comparing pages") as progress:
-                comparison = comparer.compare(progress)
-        finally:
-            comparer.close()
-    finally:
-        proc.close()
+    with (
+        ProcDir(find_pid(args.process)) as proc,
+        Comparer(proc) as comparer,
+        _progress.progress_bar("comparing pages") as progress,
+    ):
+        comparison = comparer.compare(progress)
     if args.json:
         documents.write(reporter.document(proc.pid, comparison))
     else:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from physview.errors import PhysviewError
 from physview.files.caller import sudo_caller
+from physview.files.descriptor import Closable, Descriptor
 
 MAX_LINKS = 40
 """How many symbolic links the kernel follows in a path. Source: MAXSYMLINKS"""
@@ -41,7 +42,7 @@ def trusted_uids() -> frozenset[int]:
     return frozenset({0, os.geteuid(), *(caller[:1] if caller else ())})
 
 
-class Target:
+class Target(Closable):
     """A folder that is held open, and the name of a file in it. A context manager.
 
     Args:
@@ -79,12 +80,6 @@ class Target:
     def close(self) -> None:
         """Close the folder. Closing twice is harmless."""
         self._walk.close()
-
-    def __enter__(self) -> Target:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     @property
     def folder(self) -> str:
@@ -146,14 +141,13 @@ class _Link(NamedTuple):
     uid: int
 
 
-class _Walk:
+class _Walk(Descriptor):
     """Follows a path to the folder of its last component."""
 
     def __init__(self, path: str, trusted: frozenset[int]) -> None:
         self._path = path
         self._trusted = trusted
         self._nr_links = 0
-        self.fd = -1
         self.access = Access.OWN
         try:
             self._start(path)
@@ -174,11 +168,6 @@ class _Walk:
             self.close()
             raise
 
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
     def _start(self, path: str) -> None:
         """Go to the root, or stay where this is: at first in the working directory."""
         if path.startswith("/"):
@@ -188,7 +177,7 @@ class _Walk:
 
     def _move(self, fd: int) -> None:
         self.close()
-        self.fd = fd
+        self._fd = fd
         # Who may rename a folder on the way decides which folder this is.
         before = Access.OWN if self.access is not Access.SHARED else Access.SHARED
         self.access = max(before, access_of(fd, self._trusted))

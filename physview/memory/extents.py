@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from physview import _ffi
 from physview.entry_rules import PM_PFRAME_MASK, step_of
-from physview.model import (
-    PAGE_SHIFT,
-    PAGE_SIZE,
-)
+from physview.files.descriptor import Descriptor
+from physview.model import PAGE_SHIFT, PAGE_SIZE
 from physview.sources.pagemap import PAGE_IS, scan
 from physview.sources.procfs import MemoryMap, ProcDir
 
@@ -60,7 +58,7 @@ class Batch(NamedTuple):
     nr: int
 
 
-class ExtentReader:
+class ExtentReader(Descriptor):
     """Reads the extents of a process.
 
     Every page and every swap entry is in one, in address order; no extent lies in two mappings.
@@ -109,17 +107,6 @@ class ExtentReader:
         if changed:
             self._take(memory)
         return changed
-
-    def close(self) -> None:
-        """Close the pagemap. Closing twice is harmless."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    @property
-    def fd(self) -> int:
-        """The pagemap's descriptor."""
-        return self._fd
 
     def _has_scan(self) -> bool:
         try:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from physview.errors import UsageError
+from physview.files.descriptor import Closable
 from physview.memory.extents import ExtentReader
 from physview.memory.rows import BASE_DTYPE, COLUMNS, from_extents, iter_chunks, join
 from physview.model import NO_ENTRY, PAGE_SIZE, Vma
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 KPAGE_FILES = {"flags": "kpageflags", "mapcount": "kpagecount", "cgroup": "kpagecgroup"}
 
 
-class Snapshot:
+class Snapshot(Closable):
     """A process whose memory is read as columns. A context manager.
 
     The process runs on: what is said of one page was true at one moment, of two at two.
@@ -78,12 +79,6 @@ class Snapshot:
         """Close the process's files. Closing twice is harmless."""
         self.reader.close()
         self.proc.close()
-
-    def __enter__(self) -> Snapshot:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def iter_extents(
         self,
@@ -153,7 +148,7 @@ class Snapshot:
             looker.close()
 
 
-class _Looker:
+class _Looker(Closable):
     """Adds columns to rows."""
 
     def __init__(self, columns: list[str], zero_pfn: int, *, raw: bool) -> None:

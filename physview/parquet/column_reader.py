@@ -15,6 +15,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
+from physview.files.descriptor import Descriptor
 from physview.parquet.thrift import LIST, STRUCT, Damage, I32Value, Reader, write_struct
 from physview.runtime.extras import need
 
@@ -73,7 +74,7 @@ class Values(NamedTuple):
     is_known: npt.NDArray[np.bool_]
 
 
-class ParquetInput:
+class ParquetInput(Descriptor):
     """A Parquet file that is not trusted. A context manager.
 
     Args:
@@ -102,12 +103,6 @@ class ParquetInput:
         except BaseException:
             self.close()
             raise
-
-    def close(self) -> None:
-        """Close the file. Closing twice is harmless."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
     def _read(self, at: int, size: int) -> bytes:
         parts = []

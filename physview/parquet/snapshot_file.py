@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from physview.entry_rules import swap_slot
 from physview.errors import PhysviewError
 from physview.files.atomic_file import whole_file
+from physview.files.descriptor import Closable
 from physview.memory.rows import BASE_DTYPE, COLUMNS
 from physview.model import NO_ENTRY, PAGE_SIZE, Vma
 from physview.parquet.column_reader import ParquetInput
@@ -250,7 +251,7 @@ def _grouped(batches: Iterable[Rows]) -> Iterator[Rows]:
         yield np.concatenate(held)
 
 
-class SnapshotFile:
+class SnapshotFile(Closable):
     """A snapshot that was kept. A context manager.
 
     Anybody can make such a file: what is read has passed `snapshot_check`.
@@ -358,12 +359,6 @@ class SnapshotFile:
     def close(self) -> None:
         """Close the file. Closing twice is harmless."""
         self._file.close()
-
-    def __enter__(self) -> SnapshotFile:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def iter_extents(self) -> Iterator[Rows]:
         """As `Snapshot.iter_extents()`, of all that was kept.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview.entry_rules import swap_offset, swap_type
 from physview.errors import AbiMismatch, AccessDenied, ModuleUnavailable, PhysviewError, Unsupported
+from physview.files.descriptor import Descriptor
 from physview.model import (
     NO_ENTRY,
     NO_PADDR,
@@ -97,7 +98,7 @@ class Info(NamedTuple):
     user_end: int
 
 
-class Kmod:
+class Kmod(Descriptor):
     """Walks the page tables of a process.
 
     Args:
@@ -127,12 +128,6 @@ class Kmod:
         except BaseException:
             self.close()
             raise
-
-    def close(self) -> None:
-        """Close the device. Closing twice is harmless."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
     def _check_namespace(self) -> None:
         """The module takes a pid in our pid namespace, /proc in that of who mounted it."""

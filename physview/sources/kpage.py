@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from physview import _ffi
 from physview.errors import AccessDenied, Unsupported
+from physview.files.descriptor import Descriptor
 from physview.runtime import proc_mount
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ MAX_VALUES = 4096
 PIECES = 1 << 14
 
 
-class KpageFile:
+class KpageFile(Descriptor):
     """One of the files that have a u64 for each frame of the machine.
 
     Args:
@@ -60,17 +61,6 @@ class KpageFile:
                 remedy = "it takes one with CONFIG_PROC_PAGE_MONITOR=y and CONFIG_MEMCG=y"
             why = "this kernel was built without it"
             raise Unsupported(what, why, remedy, path=self._path) from None
-
-    def close(self) -> None:
-        """Close the file. Closing twice is harmless."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    @property
-    def fd(self) -> int:
-        """The file's descriptor."""
-        return self._fd
 
     def count(self, runs: npt.NDArray[Any]) -> dict[int, int]:
         """Count frames by their value.

@@ -18,14 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview import _ffi
 from physview.errors import AccessDenied, PhysviewError, Unsupported
-from physview.model import (
-    NO_ENTRY,
-    PAGE_SHIFT,
-    PAGE_SIZE,
-    PM_PFRAME_MASK,
-    PM_PRESENT,
-    printable,
-)
+from physview.files.descriptor import Closable, Descriptor
+from physview.model import NO_ENTRY, PAGE_SHIFT, PAGE_SIZE, PM_PFRAME_MASK, PM_PRESENT, printable
 from physview.runtime import invocation
 from physview.sources.kpage import FRAMES_DTYPE, KpageFile
 from physview.sources.page_flags import FLAG_BITS
@@ -80,7 +74,7 @@ class CachedFile(NamedTuple):
     nr_read: int
 
 
-class PageCache:
+class PageCache(Closable):
     """Looks files up in the page cache.
 
     Args:
@@ -96,14 +90,15 @@ class PageCache:
     def __init__(self, *, with_frames: bool | None = None) -> None:
         self._ffi, self._lib = _ffi.load()
         self._pagemap = -1
-        self._kpage: KpageFile | None = None
+        self.flags: KpageFile | None = None
+        """What tells the flags of frames; None where frames are not told."""
         self.why_no_frames = ""
         """Why frames are not told; empty where they are."""
         if with_frames is False:
             self.why_no_frames = "not asked for"
             return
         try:
-            self._kpage = KpageFile("kpageflags")
+            self.flags = KpageFile("kpageflags")
         except (AccessDenied, Unsupported) as error:
             if with_frames:
                 raise
@@ -113,18 +108,12 @@ class PageCache:
 
     def close(self) -> None:
         """Let go of the kernel's files. Closing twice is harmless."""
-        if self._kpage:
-            self._kpage.close()
-            self._kpage = None
+        if self.flags:
+            self.flags.close()
+            self.flags = None
         if self._pagemap >= 0:
             os.close(self._pagemap)
             self._pagemap = -1
-
-    def __enter__(self) -> PageCache:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def open(self, path: str) -> OpenFile:
         """Open a regular file or a block device.
@@ -139,8 +128,51 @@ class PageCache:
         with self.open(path) as file:
             return file.summary()
 
+    def is_hugetlbfs(self, fd: int) -> int:
+        """Whether an open file is of hugetlbfs: 0, 1 or -errno."""
+        return self._lib.pv_is_hugetlbfs(fd)
 
-class OpenFile:
+    def cachestat(self, fd: int) -> list[int] | None:
+        """As `OpenFile.cachestat()`, of an open file."""
+        counts = self._ffi.new("uint64_t[5]")
+        if self._lib.pv_cachestat(fd, counts):
+            return None
+        return [int(count) for count in counts]
+
+    def read_window(
+        self,
+        fd: int,
+        first: int,
+        resident: npt.NDArray[np.uint8],
+        entries: npt.NDArray[np.uint64],
+    ) -> tuple[int, int]:
+        """Look up pages of an open file.
+
+        Args:
+            fd: The file.
+            first: Index of the first page.
+            resident: Written, one for each page: 1 if it is cached, else 0.
+            entries: Written, if frames are told: the pagemap entry of each page that is cached.
+
+        Returns:
+            How many pages are cached, or -errno; and how many were evicted just then, and read back
+            in.
+        """
+        nr_read = self._ffi.new("uint64_t *")
+        nr_resident = self._lib.pv_cached_pages(
+            fd,
+            self._pagemap,
+            PAGE_SHIFT,
+            first << PAGE_SHIFT,
+            len(resident),
+            self._ffi.from_buffer("uint8_t[]", resident),
+            self._ffi.from_buffer("uint64_t[]", entries),
+            nr_read,
+        )
+        return nr_resident, int(nr_read[0])
+
+
+class OpenFile(Descriptor):
     """A file that is looked up; made by `PageCache.open()`."""
 
     def __init__(self, cache: PageCache, path: str) -> None:
@@ -154,7 +186,7 @@ class OpenFile:
             if not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
                 raise PhysviewError(_cannot(path), f"it is {_kind(info.st_mode)}", path=path)
             self.identity = (info.st_dev, info.st_ino)
-            if _ffi.check(cache._lib.pv_is_hugetlbfs(self._fd), path):
+            if _ffi.check(cache.is_hugetlbfs(self._fd), path):
                 # mincore() tells of it what is mapped here only, and cachestat() refuses.
                 why = "it is of hugetlbfs, of which the kernel does not tell"
                 remedy = (
@@ -167,18 +199,6 @@ class OpenFile:
         except BaseException:
             self.close()
             raise
-
-    def close(self) -> None:
-        """Close the file. Closing twice is harmless."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> OpenFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def nr_pages(self) -> int:
@@ -223,25 +243,18 @@ class OpenFile:
         self._check_may_ask()
         resident = np.empty(WINDOW, dtype=np.uint8)
         entries = np.zeros(WINDOW, dtype=np.uint64)
-        nr_read = self._cache._ffi.new("uint64_t *")
+        self.nr_read = 0
         for first in range(0, self.nr_pages, WINDOW):
             nr = min(WINDOW, self.nr_pages - first)
-            nr_resident = self._cache._lib.pv_cached_pages(
-                self._fd,
-                self._cache._pagemap,
-                PAGE_SHIFT,
-                first << PAGE_SHIFT,
-                nr,
-                self._cache._ffi.from_buffer("uint8_t[]", resident),
-                self._cache._ffi.from_buffer("uint64_t[]", entries),
-                nr_read,
+            nr_resident, nr_read = self._cache.read_window(
+                self._fd, first, resident[:nr], entries[:nr]
             )
             if nr_resident < 0:
                 why = os.strerror(-nr_resident)
                 if nr_resident == -errno.ENODEV:
                     why = "its file system has no pages that could be mapped"
                 raise PhysviewError(_cannot(self.path), why, path=self.path)
-            self.nr_read = int(nr_read[0])
+            self.nr_read += nr_read
             if nr_resident:
                 yield self._runs(first, resident[:nr], entries[:nr])
 
@@ -266,7 +279,7 @@ class OpenFile:
         pages = np.flatnonzero(resident)
         here = entries[pages]
         pfns = np.where(here & np.uint64(PM_PRESENT) != 0, here & np.uint64(PM_PFRAME_MASK), 0)
-        if self._cache._kpage is None:
+        if self._cache.flags is None:
             pfns[:] = 0
         is_known = pfns != 0
         goes_on = (np.diff(pages) == 1) & (is_known[1:] == is_known[:-1])
@@ -277,7 +290,7 @@ class OpenFile:
         runs["pfn"] = pfns[starts]
         runs["nr"] = np.diff(np.append(starts, len(pages)))
         runs["flags"] = NO_ENTRY
-        return runs if self._cache._kpage is None else self._with_flags(runs, self._cache._kpage)
+        return runs if self._cache.flags is None else self._with_flags(runs, self._cache.flags)
 
     @staticmethod
     def _with_flags(runs: npt.NDArray[Any], kpage: KpageFile) -> npt.NDArray[Any]:
@@ -317,10 +330,12 @@ class OpenFile:
 
     def cachestat(self) -> list[int] | None:
         """Pages cached, dirty, in writeback, evicted, recently evicted; None where not told."""
-        counts = self._cache._ffi.new("uint64_t[5]")
-        if self._cache._lib.pv_cachestat(self._fd, counts):
-            return None
-        return [int(count) for count in counts]
+        return self._cache.cachestat(self._fd)
+
+    @property
+    def tells_frames(self) -> bool:
+        """Whether frames are told, and what depends on them."""
+        return not self._cache.why_no_frames
 
 
 class Summary:
@@ -351,7 +366,7 @@ class Summary:
 
     def of(self, file: OpenFile) -> CachedFile:
         """The whole; what is not known from frames may be known from cachestat()."""
-        has_frames = self.nr_known > 0 or (not self.nr_cached and not file._cache.why_no_frames)
+        has_frames = self.nr_known > 0 or (not self.nr_cached and file.tells_frames)
         counts = None if has_frames else file.cachestat()
         numbers = self._nr_by_bits
         return CachedFile(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import struct
 from array import array
 from typing import Any
 
 from physview import _ffi
+from physview.files.descriptor import Descriptor
 from physview.model import PAGE_SHIFT
 from physview.sources.procfs import ProcDir
 
@@ -71,7 +71,7 @@ def scan(
     return max([walk_end, *(region[1] for region in regions[-1:])]), regions
 
 
-class Pagemap:
+class Pagemap(Descriptor):
     """Reads a process's pagemap through the compiled core.
 
     What the kernel shows depends on who opens it: a Pagemap that root opened goes on showing
@@ -93,12 +93,6 @@ class Pagemap:
         self._ffi, self._lib = _ffi.load()
         self._path = f"{proc.path}/pagemap"
         self._fd = proc.open_pagemap()
-
-    def close(self) -> None:
-        """Close the pagemap. Closing twice is harmless."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
     def fill(self, vaddrs: Any, entries: Any, paddrs: Any) -> int:
         """Look up virtual addresses in any order; pages in a row are the fastest.

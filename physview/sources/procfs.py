@@ -22,6 +22,7 @@ from physview.errors import (
     Unsupported,
     UsageError,
 )
+from physview.files.descriptor import Descriptor
 from physview.model import Cause, PagemapEntry, Vma
 from physview.runtime import proc_mount, resource_limits
 from physview.text import proctext
@@ -150,7 +151,7 @@ def parse_smaps_sizes(smaps: Iterable[bytes], names: frozenset[str]) -> dict[int
     return sizes
 
 
-class ProcDir:
+class ProcDir(Descriptor):
     """/proc/PID held open, so that another process with a reused pid is never taken for it.
 
     Args:
@@ -177,17 +178,6 @@ class ProcDir:
             raise ProcessGone(
                 f"no process {self.pid}", why, remedy, pid=self.pid, path=self.path
             ) from None
-
-    def close(self) -> None:
-        """Let go of the directory. Closing twice is harmless."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    @property
-    def fd(self) -> int:
-        """The directory's descriptor, for openat()."""
-        return self._fd
 
     def open(self, name: str) -> int:
         """Open a file of the process for reading and return its descriptor.

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from physview.errors import PhysviewError
+from physview.files.descriptor import Descriptor
 from physview.model import NO_ENTRY, NO_PADDR, PAGE_SIZE, Probe
 from physview.sources.procfs import ProcDir
 
@@ -29,7 +30,7 @@ _libc.malloc.restype = ctypes.c_void_p
 _libc.free.argtypes = [ctypes.c_void_p]
 
 
-class ReferencePagemap:
+class ReferencePagemap(Descriptor):
     """Reads a process's pagemap with pread() through ctypes; see `pagemap.Pagemap`."""
 
     name = "reference"
@@ -39,12 +40,6 @@ class ReferencePagemap:
     def __init__(self, proc: ProcDir) -> None:
         self._path = f"{proc.path}/pagemap"
         self._fd = proc.open_pagemap()
-
-    def close(self) -> None:
-        """Close the pagemap. Closing twice is harmless."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
     def read_entry(self, vaddr: int) -> int | None:
         """The pagemap entry of one virtual address, or None past the end of the pagemap.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from physview.errors import AccessDenied, PhysviewError, Unsupported
 from physview.files import filesystems
+from physview.files.descriptor import Descriptor
 from physview.runtime import invocation
 from physview.text import proctext
 
@@ -25,7 +26,7 @@ def trace_in_vm() -> str:
     return f"trace in a throwaway VM: {invocation.in_vm('trace …', '--kernel 6.1')}"
 
 
-class Tracefs:
+class Tracefs(Descriptor):
     """A tracefs held open: what is mounted over its path later is not used.
 
     Args:
@@ -38,12 +39,6 @@ class Tracefs:
     def __init__(self, path: str) -> None:
         self.path = path
         self._fd = filesystems.open_folder(path, filesystems.TRACEFS, flags=os.O_PATH)
-
-    def close(self) -> None:
-        """Let go of it. Closing twice is harmless."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
     def has(self, name: str) -> bool:
         """Whether there is such a file or folder, and this user may know."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from physview.errors import UsageError
+from physview.files.descriptor import Closable
 from physview.sources.procfs import ProcDir
 from physview.text import proctext
 from physview.tracing import targets
@@ -48,7 +49,7 @@ class Source(Protocol):
         """Remove all."""
 
 
-class Tracer:
+class Tracer(Closable):
     """Traces an event of the kernel's, in the whole machine or of one process.
 
     Args:
@@ -131,12 +132,6 @@ class Tracer:
             return sorted(map(int, os.listdir(f"{self._proc.path}/task")))
         except OSError:
             raise self._proc.gone() from None
-
-    def __enter__(self) -> Tracer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[Event]:
         """Yield events as they happen, until the process ends; without a pid for ever."""
