@@ -18,7 +18,7 @@ from paths import ROOT
 from users import AS_NOBODY, WITHOUT_CAPABILITIES
 
 from physview import labs
-from physview.labs import base, child
+from physview.labs import model, probe_process
 
 PR_SET_THP_DISABLE = 41
 
@@ -75,9 +75,9 @@ def test_the_quiz_asks_first_and_judges_by_the_evidence(physview):
     result = physview("lab", "cow", "--quiz", input="7\nx\n1\n3\n")
     assert result.returncode == 0, result
     text = paragraphs(result)
-    assert text.index("Question 2") < text.index("the pages from 0x")
+    assert text.index("Question 2") < text.index("four pages from 0x")
     assert "'7' is none of them." in text
-    assert "you said 1: right; the evidence says 1) in one: they share it" in text
+    assert "you said 1: right; the evidence says 1) one: they share it" in text
     assert "you said 3: wrong; the evidence says 2) the child" in text
 
 
@@ -91,7 +91,7 @@ def test_a_quiz_without_answers(physview):
     ("args", "words"),
     [
         (["hep"], "there is no lab 'hep'; did you mean heap"),
-        (["zzzz"], "choose of report, heap, runs"),
+        (["zzzz"], "choose one of report, heap, runs"),
         ([""], "there is no lab ''"),
         (["heap", "--machine"], "the lab heap has no --machine"),
         (["--quiz"], "which lab?"),
@@ -129,7 +129,7 @@ def test_nobody_gets_the_virtual_half(physview):
 @pytest.mark.needs("nobody")
 def test_nobody_may_not_drop_the_machines_caches(physview):
     line = one_line(physview("lab", "cache", "--machine", prefix=AS_NOBODY), 1)
-    assert "cannot drop the machine's caches: that is root's" in line
+    assert "cannot drop the machine's caches: only root may" in line
 
 
 @pytest.mark.needs("mountns", "pfn")
@@ -187,7 +187,7 @@ def test_huge_pages_that_are_not_given(physview):
 def test_what_another_process_maps_is_not_evicted(physview, python):
     child = python("from physview import _ffi; ffi, lib = _ffi.load(); lib.pv_sizeof_probe()")
     found = unusual(physview("lab", "cache"))
-    assert re.search(r"[1-9][0-9]* pages? stayed that another process maps", found[0])
+    assert re.search(r"[1-9][0-9]* pages? stayed because another process maps", found[0])
     assert child.poll() is None
 
 
@@ -204,14 +204,14 @@ def test_ctrl_c_leaves_no_process():
     stdout, stderr = process.communicate(timeout=20)
     assert process.returncode == -signal.SIGINT
     assert stderr == ""
-    assert "3 runs" not in stdout
+    assert "3 processes" not in stdout
     gone, alive = psutil.wait_procs(children, timeout=10)
     assert gone
     assert not alive
 
 
 def test_a_check_says_what_it_found_either_way():
-    evidence = base.Evidence("x")
+    evidence = model.Evidence("x")
     assert evidence.check("one", True, "so.", "not so.")
     assert not evidence.check("two", False, "so.", "not so.")
     assert [finding.text for finding in evidence.findings] == ["so.", "not so."]
@@ -227,7 +227,7 @@ def test_the_page_for_the_course_has_every_row_and_lab():
 
 
 def test_the_child_ends_with_the_lab_and_with_its_stdin():
-    with child.started() as process:
+    with probe_process.start() as process:
         assert len(process.probes) == 41
         assert os.path.exists(f"/proc/{process.pid}/maps")
     assert not os.path.exists(f"/proc/{process.pid}")

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The labs' evidence, on this machine and in the VM: what a lab shows has to be so."""
+"""The labs' evidence: on this machine and in the VM, it agrees with independent readings."""
 
 import pytest
 from memory import PAGE, Region, kpageflags, raw_entry
 
 from physview import Cause, UsageError, labs
 from physview.labs import evict, migrate
-from physview.labs.base import document
+from physview.labs.model import document
 from physview.model import PM_FILE, PagemapEntry
 
 ZERO_PAGE = 1 << 24
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.alone("labs tell what of physview's own files others ma
 
 
 def run(name, **options):
-    """Do a lab, and hold what holds of each."""
+    """Run a lab, and check what all labs have in common."""
     evidence = labs.run(name, **options)
     said = document(labs.find(name), evidence)
     assert said["tables"]
@@ -60,7 +60,7 @@ def test_heap():
 
 @pytest.mark.needs("pfn", "kpage")
 def test_runs():
-    evidence = run("runs", nr_runs=2)
+    evidence = run("runs", nr_repetitions=2)
     labels, virtual, physical, what = columns(evidence, "label", "virtual", "physical", "what")
     by_label = dict(zip(labels, zip(virtual, physical, what, strict=True), strict=True))
     assert by_label["main"][0] == "2 different"
@@ -74,10 +74,10 @@ def test_runs():
     usual(evidence)
 
 
-@pytest.mark.parametrize("nr_runs", [0, 1, 101])
-def test_a_number_of_runs_that_is_none(nr_runs):
+@pytest.mark.parametrize("nr_repetitions", [0, 1, 101])
+def test_a_wrong_number_of_repetitions(nr_repetitions):
     with pytest.raises(UsageError, match="from 2 to 100"):
-        labs.run("runs", nr_runs=nr_runs)
+        labs.run("runs", nr_repetitions=nr_repetitions)
 
 
 @pytest.mark.needs("pfn", "kpage", "evicts-core")
@@ -94,14 +94,14 @@ def test_cache():
     assert evidence.answers == [int(has_changed[0]), 1]
 
 
-def test_what_is_let_go_of_is_there_again_at_the_next_touch(tmp_path):
+def test_unmapped_clean_pages_return_at_the_next_access(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"x" * PAGE * 5)
     with open(path, "r+b") as file:
         region = Region(5, flags=2, fd=file.fileno())  # MAP_PRIVATE
     assert {region.read(i) for i in range(5)} == {b"x"}
     region.touch(3, value=ord("y"))
-    assert evict.let_go(str(path)) == 4
+    assert evict.unmap_clean_pages(str(path)) == 4
     entries = [PagemapEntry(raw_entry(page)) for page in region.pages]
     assert [entry.present for entry in entries] == [False] * 3 + [True, False]
     assert not entries[3].raw & PM_FILE
@@ -228,7 +228,7 @@ def test_hidden():
     assert evidence.answers == [0]
 
 
-def test_a_lab_without_a_need_is_one_that_says_so():
+def test_a_lab_without_its_requirements_says_so():
     for name in labs.NAMES:
         lab = labs.find(name)
         assert lab.name == name
@@ -240,10 +240,10 @@ def test_a_lab_without_a_need_is_one_that_says_so():
                 labs.run(name)
 
 
-def test_names_and_options_that_are_none():
+def test_unknown_names_and_options():
     with pytest.raises(UsageError, match="did you mean heap"):
         labs.run("hep")
-    with pytest.raises(UsageError, match="choose of report, heap"):
+    with pytest.raises(UsageError, match="choose one of report, heap"):
         labs.run("§")
     with pytest.raises(UsageError, match="heap has no option machine"):
         labs.run("heap", machine=True)

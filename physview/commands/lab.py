@@ -18,7 +18,7 @@ from physview.model import printable
 from physview.runtime import invocation
 
 if TYPE_CHECKING:
-    from physview.labs.base import Lab
+    from physview.labs.model import Lab
 
 NAME = "lab"
 HELP = "the course's experiments, done for real, and explained from the evidence"
@@ -43,7 +43,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """List them, or do one."""
     from physview import labs
-    from physview.labs.base import document
+    from physview.labs.model import document
 
     if args.name is None:
         return _list(args)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The course's experiments, done for real.
+"""The labs: the course's experiments, each run on this machine with real processes.
 
 >>> from physview import labs
 >>> evidence = labs.run("heap")
@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from physview.errors import UsageError
-from physview.labs.base import Evidence, Lab
+from physview.labs.model import Evidence, Lab
 from physview.runtime import invocation
 
 NAMES = (
@@ -32,18 +32,18 @@ NAMES = (
     "witnesses",
     "hidden",
 )
-"""The labs, in the order in which to do them. Each is a module of this package."""
+"""The labs in the order of the course. Each lab is a module of this package."""
 
 
 def find(name: str) -> Lab:
-    """The lab of a name.
+    """Return the lab with this name.
 
     Raises:
-        UsageError: There is none.
+        UsageError: No lab has this name.
     """
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4)
-        remedy = f"choose of {', '.join(NAMES)}"
+        remedy = f"choose one of {', '.join(NAMES)}"
         if near:
             remedy = f"did you mean {' or '.join(near)}? {invocation.physview('lab')} lists all"
         raise UsageError(f"there is no lab '{name}'", "", remedy)
@@ -52,18 +52,18 @@ def find(name: str) -> Lab:
 
 
 def run(name: str, **options: Any) -> Evidence:
-    """Do an experiment on this machine, and put back what it changed.
+    """Run a lab on this machine. The lab undoes every change that it made to the machine.
 
     Args:
         name: One of NAMES.
-        options: What this lab lets one choose: `machine` of cache, `nr_runs` of runs.
+        options: The lab's own options: `machine` for cache, `nr_repetitions` for runs.
 
     Returns:
-        What was measured, and what follows from it.
+        The measurements and the conclusions from them.
 
     Raises:
-        UsageError: There is no such lab, or it has no such option.
-        PhysviewError: It can't be done here: its text says what it needs.
+        UsageError: There is no such lab, or the lab has no such option.
+        PhysviewError: The lab can't run here. The error's text names the missing requirement.
     """
     lab = find(name)
     for option in options:

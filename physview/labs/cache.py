@@ -1,62 +1,66 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What was evicted from the page cache comes back in other frames."""
+"""The lab cache: a file that was evicted from the page cache returns in other frames."""
 
 from __future__ import annotations
 
 import os
 
-from physview.labs import child, evict, look, needs
-from physview.labs.base import PADDR, Column, Evidence, Lab, Question
-from physview.labs.memory import taken
+from physview.labs import evict, observe, probe_process, requirements
+from physview.labs.memory import occupied_memory
+from physview.labs.model import PADDR, Evidence, EvidenceColumn, Lab, Question
 from physview.model import Translation
 
 NAME = "cache"
 TITLE = "dropping the page cache"
-LABELS = ("main", "lmsg", "gmsg", child.MALLOC)
-# The kernel hands out first what was freed last: more than was evicted, of each size of block.
+LABELS = ("main", "lmsg", "gmsg", probe_process.MALLOC)
+# The kernel reuses recently freed frames first. This much memory, held during the last repetition,
+# uses up the evicted frames in every size of free block.
 HELD_BYTES = 32 << 20
 PLAN = (
-    "Runs a new process twice: main, lmsg and gmsg stay where they are, in pages of physview's own"
-    " library. Then it evicts this one file from the page cache (posix_fadvise DONTNEED), and runs"
-    " it again. malloc() is in the C library, which all processes use, and is left alone."
-    " With --machine it does what the course does: sync, and drop all caches of the machine."
+    "Starts a new process twice. main, lmsg and gmsg are in pages of physview's own library and"
+    " keep their physical addresses. Then the lab evicts this one file from the page cache"
+    " (posix_fadvise DONTNEED), and starts a third process. malloc() is in the C library, which all"
+    " processes use, so the lab does not evict it. With --machine the lab does what the course"
+    " does: sync, and drop all caches of the machine."
 )
 QUESTIONS = (
     Question(
-        "main kept its physical address from run to run. After its file was evicted from the page"
-        " cache, where is it in the next run?",
-        ("in the same frame: the file is the same", "in another frame, as a rule"),
+        "main had the same physical address in two processes. Its file is then evicted from the"
+        " page cache. Where is main in the next process?",
+        ("in the same frame: the file is the same", "usually in another frame"),
     ),
     Question(
-        "And malloc(), of the C library, which all processes on the machine map?",
+        "malloc() is in the C library, which all processes map. Where is malloc() in the next"
+        " process?",
         ("in another frame, too", "in the same frame as before"),
     ),
 )
 
 
 def run(machine: bool = False) -> Evidence:
-    """Evict physview's own library, or with `machine` all caches."""
+    """Evict physview's own library from the page cache, or with `machine` drop all caches."""
     evidence = Evidence(NAME)
     first, second = _run_once(), _run_once()
-    path = _path(second[0])
+    path = _mapped_path(second[0])
     frames = _cached_frames(path)
-    # This process maps the file, too. From here on to the third run its core must not be called,
-    # which would bring it back.
-    evict.let_go(path)
+    # This process maps the file, too. Do not call the compiled core from here to the third
+    # process: a call would fault the file's pages in again.
+    evict.unmap_clean_pages(path)
     if machine:
         cached_before, cached_after, seconds = evict.drop_caches()
         evidence.check(
             "cost",
             cached_after < cached_before,
-            f"The machine's caches were dropped: {cached_before >> 20} MiB of page cache before,"
-            f" {cached_after >> 20} MiB after, in {seconds:.1f} s. Everybody now waits for the"
-            " disk until what they need is read again.",
-            f"The machine's caches were dropped, but of {cached_before >> 20} MiB"
-            f" {cached_after >> 20} MiB are cached: all of it is mapped, in tmpfs, or read again.",
+            f"Dropping the machine's caches took {seconds:.1f} s. The page cache had"
+            f" {cached_before >> 20} MiB before and has {cached_after >> 20} MiB now. All processes"
+            " now wait for the disk until the files that they need are cached again.",
+            f"The machine's caches were dropped, but {cached_after >> 20} MiB are cached now and"
+            f" {cached_before >> 20} MiB were cached before. All of the page cache is mapped, or in"
+            " tmpfs, or it was read again already.",
         )
     else:
         evict.evict(path)
-    with taken(HELD_BYTES):
+    with occupied_memory(HELD_BYTES):
         left = evict.cached_pages(path)
         nr_mapped = sum(evict.is_mapped(frames[page]) for page in left if page in frames)
         third = _run_once()
@@ -69,11 +73,11 @@ def run(machine: bool = False) -> Evidence:
 
 
 def _run_once() -> list[Translation]:
-    with child.started() as process:
-        return look.look_at(process.of(*LABELS), process.pid, with_vma=True)
+    with probe_process.start() as process:
+        return observe.translate(process.addresses(*LABELS), process.pid, with_vma=True)
 
 
-def _path(found: Translation) -> str:
+def _mapped_path(found: Translation) -> str:
     assert found.vma
     return found.vma.path
 
@@ -82,7 +86,7 @@ def _cached_frames(path: str) -> dict[int, int]:
     from physview.sources.page_cache import PageCache
 
     with PageCache(with_frames=True) as cache:
-        return look.cached_frames(cache, path)
+        return observe.cached_frames(cache, path)
 
 
 def _tabulate(
@@ -93,33 +97,40 @@ def _tabulate(
 ) -> None:
     table = evidence.table(
         "labels",
-        "physical addresses in three runs; * changed",
+        "physical addresses in three processes; * means: changed",
         [
-            Column("label", "label"),
-            Column("file", "file"),
-            Column("first", "run 1", PADDR),
-            Column("second", "run 2", PADDR),
-            Column("third", "evicted, run 3", PADDR),
+            EvidenceColumn("label", "label"),
+            EvidenceColumn("file", "file"),
+            EvidenceColumn("first", "process 1", PADDR),
+            EvidenceColumn("second", "process 2", PADDR),
+            EvidenceColumn("third", "process 3, after eviction", PADDR),
         ],
     )
     for label, one, two, three in zip(LABELS, first, second, third, strict=True):
         changed = ["second"] if one.paddr != two.paddr else []
         changed += ["third"] if two.paddr != three.paddr else []
-        cells = (look.where(one), look.where(two), look.where(three))
-        table.add(label, look.name_of(three), *cells, changed=changed)
+        cells = (observe.paddr_cell(one), observe.paddr_cell(two), observe.paddr_cell(three))
+        table.add(label, observe.mapping_name(three), *cells, changed=changed)
 
 
 def _explain_eviction(evidence: Evidence, path: str, before: int, after: tuple[int, int]) -> None:
     name = os.path.basename(path)
-    still = f" {look.count(after[1], 'page')} stayed that another process maps." if after[1] else ""
+    counts = (
+        f"{observe.count_words(before, 'page')} of {name} {'was' if before == 1 else 'were'} cached"
+        f" before the eviction, and {after[0]} after it."
+    )
+    still = (
+        f" {observe.count_words(after[1], 'page')} stayed because another process maps them."
+        if after[1]
+        else ""
+    )
     evidence.check(
         "evicted",
         after[0] < before and not after[1],
-        f"Of {name} {look.count(before, 'page was', 'pages were')} cached before, and"
-        f" {after[0]} after: the cache can be dropped at any time, as the disk has it all.{still}",
-        f"Of {name} {look.count(before, 'page was', 'pages were')} cached before, and"
-        f" {after[0]} after.{still} What is mapped or not yet written can't be dropped; and a file"
-        " on tmpfs has no disk that it could be read from again.",
+        f"{counts} The kernel can drop clean cached pages at any time, because the disk holds the"
+        f" same data.{still}",
+        f"{counts}{still} The kernel can't drop mapped or dirty pages. A file on tmpfs has no disk"
+        " from which it could be read again.",
     )
 
 
@@ -130,32 +141,33 @@ def _explain_frames(
     third: list[Translation],
     after: tuple[int, int],
 ) -> None:
-    own = [i for i, label in enumerate(LABELS) if label != child.MALLOC]
-    stayed = [LABELS[i] for i in own if first[i].paddr == second[i].paddr]
+    in_library = [i for i, label in enumerate(LABELS) if label != probe_process.MALLOC]
+    stayed = [LABELS[i] for i in in_library if first[i].paddr == second[i].paddr]
     evidence.check(
         "stayed_before",
-        len(stayed) == len(own),
-        f"{', '.join(stayed)} stayed from run 1 to run 2, though the process between them was"
-        " another: the page cache kept the pages.",
-        f"From run 1 to run 2 {', '.join(stayed) or 'nothing'} stayed: something evicted the file"
-        " in between already.",
+        len(stayed) == len(in_library),
+        f"{', '.join(stayed)} had the same physical addresses in process 1 and in process 2. The"
+        " page cache kept the pages when process 1 ended.",
+        f"Only {', '.join(stayed) or 'no label'} had the same physical address in process 1 and in"
+        " process 2. The file was evicted between them already.",
     )
-    changed = [LABELS[i] for i in own if second[i].paddr != third[i].paddr]
-    same = [LABELS[i] for i in own if second[i].paddr == third[i].paddr]
+    changed = [LABELS[i] for i in in_library if second[i].paddr != third[i].paddr]
+    same = [LABELS[i] for i in in_library if second[i].paddr == third[i].paddr]
     why = (
-        "their pages were not evicted, as another process maps them"
+        "Their pages were not evicted, because another process maps them"
         if after[1]
-        else "their pages were not evicted"
+        else "Their pages were not evicted"
         if after[0]
-        else "they were evicted, and read into the frames that they had just left"
+        else "Their pages were evicted, and then read into the same frames again"
     )
-    by_chance = f" Only {', '.join(same)} came back where it was, by chance." if same else ""
+    by_chance = f" Only {', '.join(same)} returned to the same frame, by chance." if same else ""
     evidence.check(
         "changed_after",
         bool(changed) and not (same and after[0]),
-        f"{', '.join(changed)} changed after it: the file was read again, into whichever frames"
-        f" were free. Same file, same bytes, other frames.{by_chance}",
-        f"{', '.join(same)} stayed after it, {', '.join(changed) or 'nothing'} changed: {why}.",
+        f"{', '.join(changed)} changed after the eviction. The kernel read the file again, into any"
+        f" free frames. The file's content is the same, but its frames are different.{by_chance}",
+        f"After the eviction {', '.join(same)} stayed, and {', '.join(changed) or 'no label'}"
+        f" changed. {why}.",
     )
     evidence.answer(1 if "main" in changed else 0)
 
@@ -164,14 +176,14 @@ def _explain_libc(
     evidence: Evidence, before: Translation, after: Translation, *, machine: bool
 ) -> None:
     stayed = before.paddr == after.paddr
-    how = "all caches were dropped" if machine else "only physview's own file was evicted"
+    how = "the lab dropped all caches" if machine else "the lab evicted only physview's own file"
     evidence.check(
         "libc",
         stayed,
-        f"malloc() in {look.name_of(after)} stayed: {how}"
-        + (", but pages that some process maps are not among what is dropped." if machine else "."),
-        f"malloc() in {look.name_of(after)} changed, though {how}: no other process maps that"
-        " page, or the file was replaced.",
+        f"malloc() in {observe.mapping_name(after)} stayed: {how}"
+        + (", but the kernel does not drop pages that a process maps." if machine else "."),
+        f"malloc() in {observe.mapping_name(after)} changed, though {how}. No other process maps"
+        " this page, or the file was replaced.",
     )
     evidence.answer(1 if stayed else 0)
 
@@ -182,7 +194,7 @@ LAB = Lab(
     (7,),
     PLAN,
     QUESTIONS,
-    needs.needs(NAME, needs.core, needs.frames),
+    requirements.checker(NAME, requirements.compiled_core, requirements.frame_numbers),
     run,
     options=("machine",),
 )

@@ -1,64 +1,64 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""fork() copies no memory: a page is copied when one of the two writes to it."""
+"""The lab cow: copy on write. fork() copies no page; a write to a shared page copies it."""
 
 from __future__ import annotations
 
 import json
 
-from physview.labs import look, needs
-from physview.labs.base import PADDR, Column, Evidence, Lab, Question
-from physview.labs.memory import MADV_NOHUGEPAGE, Forked, Memory
+from physview.labs import observe, requirements
+from physview.labs.memory import MADV_NOHUGEPAGE, ForkedChild, MappedPages
+from physview.labs.model import PADDR, Evidence, EvidenceColumn, Lab, Question
 
 NAME = "cow"
 TITLE = "copy on write at fork()"
 PLAN = (
-    "Writes to four pages, and forks. Then nobody touches the first page, the child reads the"
-    " second and writes to the third, and the parent writes to the fourth. Both look where their"
-    " pages are."
+    "Writes to four pages and forks. Then no process touches the first page, the child reads the"
+    " second page and writes to the third, and the parent writes to the fourth. Parent and child"
+    " each look up the frames of their pages."
 )
-DONE = ("nothing", "child reads", "child writes", "parent writes")
+DONE = ("none", "child reads", "child writes", "parent writes")
 UNTOUCHED, READ, CHILD_WROTE, PARENT_WROTE = range(4)
 QUESTIONS = (
     Question(
-        "Right after fork(), before anybody writes: in how many frames are a page of the parent"
-        " and the same page of the child?",
-        ("in one: they share it", "in two: fork() copies memory"),
+        "fork() has just returned, and neither process has written yet. How many frames hold a"
+        " page of the parent and the same page of the child?",
+        ("one: they share it", "two: fork() copies memory"),
     ),
     Question(
-        "The child writes to a page. Who has another frame then?",
+        "The child writes to a page. Which process has a new frame then?",
         ("the parent", "the child", "both"),
     ),
 )
 
 
 def run() -> Evidence:
-    """Fork, write, and look."""
+    """Fork, write in both processes, and compare the frames."""
     evidence = Evidence(NAME)
-    with Memory(len(DONE)) as memory:
+    with MappedPages(len(DONE)) as memory:
         memory.advise(MADV_NOHUGEPAGE)
         memory.write_all()
-        before = look.look_at(memory.pages)
+        before = observe.translate(memory.pages)
 
         def step(do: int) -> str:
             if do:
                 memory.read(READ)
                 memory.write(CHILD_WROTE, 99)
-            return json.dumps([one.paddr for one in look.look_at(memory.pages)])
+            return json.dumps([one.paddr for one in observe.translate(memory.pages)])
 
-        with Forked(step) as child:
-            forked = json.loads(child.tell(0))
+        with ForkedChild(step) as child:
+            forked = json.loads(child.run_step(0))
             memory.write(PARENT_WROTE, 98)
-            childs = json.loads(child.tell(1))
-            parents = look.look_at(memory.pages)
+            childs = json.loads(child.run_step(1))
+            parents = observe.translate(memory.pages)
     table = evidence.table(
         "pages",
-        f"the pages from {memory.start:#x} on; * is another frame than before fork()",
+        f"four pages from {memory.start:#x} on; * means: another frame than before fork()",
         [
-            Column("done", "what is done"),
-            Column("before", "before fork", PADDR),
-            Column("forked", "child, at once", PADDR),
-            Column("parent", "parent, after", PADDR),
-            Column("child", "child, after", PADDR),
+            EvidenceColumn("done", "access"),
+            EvidenceColumn("before", "before fork", PADDR),
+            EvidenceColumn("forked", "child, after fork", PADDR),
+            EvidenceColumn("parent", "parent, at the end", PADDR),
+            EvidenceColumn("child", "child, at the end", PADDR),
         ],
     )
     at_start = [one.paddr for one in before]
@@ -66,7 +66,12 @@ def run() -> Evidence:
     for i, done in enumerate(DONE):
         new = {"forked": forked[i], "parent": at_end[i], "child": childs[i]}
         changed = [name for name, paddr in new.items() if paddr != at_start[i]]
-        cells = (look.where(before[i]), forked[i], look.where(parents[i]), childs[i])
+        cells = (
+            observe.paddr_cell(before[i]),
+            forked[i],
+            observe.paddr_cell(parents[i]),
+            childs[i],
+        )
         table.add(done, *cells, changed=changed)
     _explain(evidence, at_start, forked, at_end, childs)
     return evidence
@@ -83,41 +88,44 @@ def _explain(
     evidence.check(
         "shared_by_fork",
         nr_shared == len(before),
-        f"Right after fork() all {nr_shared} pages of the child are in the parent's frames: only"
-        " the page tables were copied, and the pages made read-only in both.",
-        f"Right after fork() {nr_shared} of {len(before)} pages are in the parent's frames: some"
-        " were copied at once, as the kernel does with what a device is using, or were moved.",
+        f"Right after fork(), all {nr_shared} pages of the child are in the parent's frames."
+        " fork() copied only the page tables, and made the pages read-only in both processes.",
+        f"Right after fork(), {nr_shared} of {len(before)} pages of the child are in the parent's"
+        " frames. The kernel copied the other pages at once, as it does with pages that a device"
+        " uses, or it migrated them.",
     )
     evidence.answer(0 if nr_shared == len(before) else 1)
     kept = [i for i in (UNTOUCHED, READ) if before[i] == parents[i] == childs[i]]
     evidence.check(
         "reading",
         len(kept) == 2,
-        "The page that nobody touched and the one that the child read are still in one frame:"
-        " reading copies nothing.",
-        "The page that nobody touched, or the one that was read, has got another frame: it was"
-        " moved meanwhile, by compaction or NUMA balancing. Run it again.",
+        "The untouched page and the page that the child read still share their frames. Reading"
+        " copies nothing.",
+        "The untouched page, or the page that the child read, has another frame. The kernel"
+        " migrated it meanwhile (compaction or NUMA balancing). Run the lab again.",
     )
     child_moved = childs[CHILD_WROTE] != before[CHILD_WROTE]
     parent_moved = parents[CHILD_WROTE] != before[CHILD_WROTE]
     evidence.check(
         "child_writes",
         child_moved and not parent_moved,
-        "The child wrote to a page, and has it in another frame now; the parent kept the old one."
-        " Who writes takes the fault, and gets the copy.",
-        "The child wrote to a page, and "
-        + ("the parent got another frame as well" if parent_moved else "kept the shared frame")
-        + ": it was moved meanwhile. Run it again.",
+        "The child wrote to a page. The child's page is in a new frame now, and the parent kept"
+        " the old frame. The process that writes takes the page fault and gets the copy.",
+        "The child wrote to a page. "
+        + ("Both processes have a new frame." if parent_moved else "The frame is still shared.")
+        + " The kernel migrated a page meanwhile. Run the lab again.",
     )
     evidence.answer(2 if child_moved and parent_moved else 1 if child_moved else 0)
     evidence.check(
         "parent_writes",
         parents[PARENT_WROTE] != before[PARENT_WROTE] == childs[PARENT_WROTE],
-        "The parent wrote to a page, and it was the parent that got another frame; the child has"
-        " the old one. Being the parent gives no right to it.",
-        "The parent wrote to a page while the child shared it, and the frames are not as they"
-        " should be: one of them was moved meanwhile. Run it again.",
+        "The parent wrote to a page. The parent's page is in a new frame now, and the child kept"
+        " the old frame. Copy on write treats the parent and the child alike.",
+        "The parent wrote to a page that the child shared, but the frames are not as expected. The"
+        " kernel migrated a page meanwhile. Run the lab again.",
     )
 
 
-LAB = Lab(NAME, TITLE, (), PLAN, QUESTIONS, needs.needs(NAME, needs.frames), run)
+LAB = Lab(
+    NAME, TITLE, (), PLAN, QUESTIONS, requirements.checker(NAME, requirements.frame_numbers), run
+)

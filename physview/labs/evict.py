@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Getting files out of the page cache: one's own, or with the whole machine's."""
+"""Eviction of pages from the page cache: of one file, or of the whole machine."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ DROP_CACHES = "/proc/sys/vm/drop_caches"
 MADV_DONTNEED = 4
 
 
-def let_go(path: str) -> int:
-    """Unmap from this process the clean pages of a file that it has mapped, and count them.
+def unmap_clean_pages(path: str) -> int:
+    """Drop a file's clean pages from this process's page tables, so that they can be evicted.
 
-    What is mapped is not evicted. The mapping itself stays, and the next touch finds the page
-    again; private copies are left alone, as they hold what was written. Of the compiled core that
-    next touch is any call of it: until then, nothing may be asked of it.
+    The kernel does not evict mapped pages. The mapping itself stays: the next access faults the
+    page in again. Private copies stay as well, because they hold written data. Any call of the
+    compiled core is an access to the core's own file: do not call the core until the eviction is
+    done.
+
+    Returns:
+        The number of pages dropped.
     """
     with Process("self") as process:
         found = [
@@ -40,7 +44,9 @@ def let_go(path: str) -> int:
 
 
 def cached_pages(path: str) -> list[int]:
-    """Which pages of a file are in the page cache. Does without the core, which may be that file.
+    """Return the indexes of a file's pages that are in the page cache.
+
+    This function does not call the compiled core, because the core itself may be the file.
 
     Source: mincore(2)
     """
@@ -61,31 +67,31 @@ def cached_pages(path: str) -> list[int]:
 
 
 def is_mapped(pfn: int) -> bool:
-    """Whether some process has a frame in its page tables. Does without the core as well."""
+    """Whether any process maps a frame. This function does not call the compiled core either."""
     with open("/proc/kpageflags", "rb", buffering=0) as file:
         flags = os.pread(file.fileno(), 8, pfn * 8)
     return bool(int.from_bytes(flags, "little") >> FLAG_BITS["mmap"] & 1)
 
 
 def evict(path: str) -> None:
-    """Ask the kernel to drop a file from the page cache. What others map, it keeps.
+    """Ask the kernel to drop a file from the page cache. It keeps the pages that processes map.
 
     Source: posix_fadvise(2), POSIX_FADV_DONTNEED
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)  # what is not yet written is not dropped
+        os.fsync(fd)  # dirty pages are not dropped
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
 
 
 def check_may_drop_caches() -> None:
-    """Find out, without dropping any, whether we may.
+    """Check, without dropping anything, whether this user may drop the machine's caches.
 
     Raises:
-        AccessDenied: It is root's.
-        Unsupported: There is no such file, or it can't be written, as in a container.
+        AccessDenied: Only root may.
+        Unsupported: The kernel's file is missing or read-only, as in a container.
     """
     try:
         os.close(_open_drop_caches())
@@ -94,10 +100,10 @@ def check_may_drop_caches() -> None:
 
 
 def drop_caches() -> tuple[int, int, float]:
-    """sync, and drop all of the machine's clean page cache, dentries and inodes.
+    """Write dirty pages to disk, then drop the machine's clean page cache, dentries and inodes.
 
     Returns:
-        Bytes in the page cache before and after, and the seconds that it took.
+        The page cache's size in bytes before, its size after, and the duration in seconds.
 
     Raises:
         AccessDenied, Unsupported: As `check_may_drop_caches()`.
@@ -125,11 +131,11 @@ def _open_drop_caches() -> int:
 def _refused(error: OSError) -> PhysviewError:
     what = "cannot drop the machine's caches"
     elsewhere = (
-        f"{invocation.in_vm('lab cache --machine')}; without --machine only physview's own file is"
-        " dropped"
+        f"{invocation.in_vm('lab cache --machine')}; without --machine the lab drops only"
+        " physview's own file"
     )
     if os.geteuid():
-        return AccessDenied(what, "that is root's", f"run as root, or {elsewhere}")
+        return AccessDenied(what, "only root may", f"run as root, or {elsewhere}")
     why = f"{DROP_CACHES}: {error.strerror}, as in a container"
     return Unsupported(what, why, elsewhere)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Why frame numbers are hidden, and from whom: the opener of pagemap counts."""
+"""The lab hidden: which users see frame numbers. The privilege of pagemap's opener decides."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import json
 import os
 from array import array
 
-from physview.labs import look
-from physview.labs.base import PADDR, TEXT, VADDR, Cell, Column, Evidence, Lab, Question
-from physview.labs.memory import Forked, Memory, libc
+from physview.labs import observe
+from physview.labs.memory import ForkedChild, MappedPages, libc
+from physview.labs.model import PADDR, TEXT, VADDR, Cell, Evidence, EvidenceColumn, Lab, Question
 from physview.model import PAGE_SHIFT, PAGE_SIZE, PagemapEntry
 
 NAME = "hidden"
@@ -18,27 +18,29 @@ TITLE = "why frame numbers are hidden"
 NOBODY = 65534
 PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
 PLAN = (
-    "Reads the pagemap entry of one page, forks, and in the child opens pagemap, gives up all"
-    " privilege (as user nobody), and reads the entry twice: from the file that was opened before,"
-    " and from one that is opened now."
+    "Reads the pagemap entry of one page, and forks. The child opens pagemap, gives up all"
+    " privileges (it becomes the user nobody), and opens pagemap again. Then it reads the entry"
+    " twice: through the file that it opened with privileges, and through the file that it opened"
+    " without."
 )
 QUESTIONS = (
     Question(
-        "A process opens its pagemap as root, becomes nobody, and reads it. What does it see?",
+        "A process opens its pagemap as root, becomes the user nobody, and reads the file. What"
+        " does the process see?",
         (
-            "the frame number: it was root when it opened the file",
-            "0: it is nobody when it reads",
-            "an error: nobody may not read pagemap",
+            "the frame number: the process was root when it opened the file",
+            "0: the process is unprivileged when it reads",
+            "an error: an unprivileged process may not read pagemap",
         ),
     ),
 )
 
 
 def run() -> Evidence:
-    """Look as who we are, and as nobody, before and after."""
+    """Read one pagemap entry as this user, and as nobody through a file opened before and after."""
     evidence = Evidence(NAME)
     is_root = os.geteuid() == 0
-    with Memory(1) as memory:
+    with MappedPages(1) as memory:
         memory.write(0)
         fd = _open()
         try:
@@ -53,24 +55,24 @@ def run() -> Evidence:
             after = _open()
             return json.dumps([_read_entry(fd, memory.start) for fd in (before, after)])
 
-        with Forked(step) as child:
-            raw_before, raw_after = json.loads(child.tell())
+        with ForkedChild(step) as child:
+            raw_before, raw_after = json.loads(child.run_step())
     before, after = PagemapEntry(raw_before), PagemapEntry(raw_after)
     table = evidence.table(
         "looks",
-        "one page, looked at three times; * is hidden",
+        "three readings of one page's entry; * means: the frame number is hidden",
         [
-            Column("who", "who reads"),
-            Column("opened", "opened by"),
-            Column("vaddr", "virtual", VADDR),
-            Column("entry", "entry", TEXT),
-            Column("paddr", "physical", PADDR),
+            EvidenceColumn("who", "who reads"),
+            EvidenceColumn("opened", "opened by"),
+            EvidenceColumn("vaddr", "virtual", VADDR),
+            EvidenceColumn("entry", "entry", TEXT),
+            EvidenceColumn("paddr", "physical", PADDR),
         ],
     )
     me = f"uid {os.geteuid()}"
     child_is = "nobody" if is_root else me
-    looks = [(me, me, ours), (child_is, me, before), (child_is, child_is, after)]
-    for who, opened, entry in looks:
+    readings = [(me, me, ours), (child_is, me, before), (child_is, child_is, after)]
+    for who, opened, entry in readings:
         changed = ["paddr"] if entry.cause else []
         paddr: Cell = entry.cause if entry.pfn is None else entry.pfn << PAGE_SHIFT
         table.add(who, opened, memory.start, f"{entry.raw:#018x}", paddr, changed=changed)
@@ -91,7 +93,7 @@ def _drop_privilege() -> None:
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
-    # Who drops privilege is no longer dumpable, and then /proc/self is root's.
+    # A process that drops privileges is no longer dumpable, and then root owns its /proc/self.
     libc.prctl(PR_SET_DUMPABLE, ctypes.c_ulong(1), 0, 0, 0)
 
 
@@ -102,33 +104,35 @@ def _explain(
         evidence.check(
             "hidden_already",
             os.geteuid() != 0 and after.pfn is None,
-            "The frame number is hidden from this user already: the entry says that the page is in"
-            " memory, and 0 where its frame should be. There is no privilege to drop.",
-            "The frame number is hidden, though this is root: a container without CAP_SYS_ADMIN, or"
-            " a user namespace, where it does not count.",
+            "The kernel already hides the frame number from this user. The entry says that the page"
+            " is resident, and has 0 in place of the frame number. This user has no privileges to"
+            " drop.",
+            "The kernel hides the frame number although this user is root. This is a container"
+            " without CAP_SYS_ADMIN, or a user namespace, whose capabilities do not count here.",
         )
-        look.note_hidden(evidence)
+        observe.note_hidden(evidence)
         evidence.answer(None)
         return
     evidence.check(
         "shown_to_root",
         before.pfn is not None,
-        f"Root sees frame {ours.pfn:#x}. The child, which is nobody by then, sees"
-        f" {before.pfn or 0:#x} in the file that it had opened as root: what counts is who opened"
-        " it, not who reads.",
-        "The child, which is nobody by then, sees 0 even in the file that it had opened as root:"
-        " this kernel asks who reads.",
+        f"Root sees frame {ours.pfn:#x}. The child, as nobody, sees frame {before.pfn or 0:#x}"
+        " through the file that it opened as root. The privilege of the opener counts, not the"
+        " privilege of the reader.",
+        "The child, as nobody, sees 0 even through the file that it opened as root. This kernel"
+        " checks the privilege of the reader.",
     )
     evidence.answer(0 if before.pfn is not None else 1)
     evidence.check(
         "hidden_from_nobody",
         after.present and after.pfn is None,
-        "In the file that it opens as nobody the same page is in memory, too, but the frame number"
-        " is 0: not an address, a refusal. The kernel hides it since 4.2 from all without"
-        " CAP_SYS_ADMIN, because of Rowhammer: who knows which frames are neighbours can flip bits"
-        " in another's memory.",
-        f"As nobody it sees the frame {after.pfn} as well: this process kept CAP_SYS_ADMIN, or"
-        " this kernel does not hide frame numbers.",
+        "Through the file that the child opened as nobody, the same page is resident, but the frame"
+        " number is 0. This 0 means that the kernel refuses the number; it is not an address. Since"
+        " Linux 4.2 the kernel hides frame numbers from all processes without CAP_SYS_ADMIN,"
+        " because of Rowhammer: an attacker who knows which frames are neighbours can flip bits in"
+        " the memory of another process.",
+        f"Through the file that the child opened as nobody, the child sees the frame {after.pfn} as"
+        " well. This process kept CAP_SYS_ADMIN, or this kernel does not hide frame numbers.",
     )
 
 

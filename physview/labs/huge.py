@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Huge pages: 512 pages in one piece, with one entry in the page tables."""
+"""The lab huge: huge pages. One page-table entry maps 512 contiguous pages."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import resource
 from typing import NamedTuple
 
 from physview.errors import PhysviewError
-from physview.labs import look, needs
-from physview.labs.base import NUMBER, PADDR, TEXT, VADDR, Column, Evidence, Lab, Question
-from physview.labs.memory import MADV_HUGEPAGE, MADV_NOHUGEPAGE, Memory
+from physview.labs import observe, requirements
+from physview.labs.memory import MADV_HUGEPAGE, MADV_NOHUGEPAGE, MappedPages
+from physview.labs.model import NUMBER, PADDR, TEXT, VADDR, Evidence, EvidenceColumn, Lab, Question
 from physview.model import PAGE_SIZE, Translation
 from physview.runtime import invocation
 
@@ -18,24 +18,33 @@ NAME = "huge"
 TITLE = "huge pages: one entry for 512 pages"
 SIZE_FILE = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
 PLAN = (
-    "Maps two aligned pieces of memory, each of the size of a huge page, asks for small pages in"
-    " the one and for a huge page in the other (madvise), writes to all of both, and looks at their"
-    " frames, at how many page faults it took, and at what maps them."
+    "Maps two aligned blocks of memory, each as large as a huge page. It asks for small pages in"
+    " the first block and for a huge page in the second (madvise). It writes to every page of both"
+    " blocks, and compares their frames, their page faults, and the page-table entries that map"
+    " them."
 )
 QUESTIONS = (
     Question(
-        "How many page faults does it take to write to 2 MiB in a huge page?",
+        "A process writes to all 2 MiB of a huge page. How many page faults occur?",
         ("512, one for each 4 KiB", "1, or a few", "none"),
     ),
     Question(
         "A huge page is aligned to its size. In which address space?",
-        ("in the virtual one", "in the physical one", "in both"),
+        ("in the virtual address space", "in physical memory", "in both"),
     ),
 )
 
 
-class Piece(NamedTuple):
-    """What a piece of memory turned out to be."""
+class MeasuredBlock(NamedTuple):
+    """The measurements of one block of memory.
+
+    Args:
+        name: "small" or "huge": the requested page size.
+        found: The translation of each page.
+        nr_faults: The number of page faults while all pages were written.
+        nr_large: The number of frames that are parts of a large folio.
+        mapped_by: The kind of page-table entry that maps the block.
+    """
 
     name: str
     found: list[Translation]
@@ -45,12 +54,12 @@ class Piece(NamedTuple):
 
     @property
     def pfns(self) -> list[int]:
-        """The frames, in the order of the pages."""
+        """The frame numbers, in the order of the pages."""
         return [one.pfn for one in self.found if one.pfn is not None]
 
 
 def run() -> Evidence:
-    """Write to both, and look."""
+    """Write to both blocks, and compare their frames, faults and entries."""
     evidence = Evidence(NAME)
     with open(SIZE_FILE, "rb") as file:
         size = int(file.read())
@@ -58,44 +67,47 @@ def run() -> Evidence:
     huge = _measure("huge", size, MADV_HUGEPAGE)
     table = evidence.table(
         "pieces",
-        f"two pieces of memory of {size >> 20} MiB, {size // PAGE_SIZE} pages each",
+        f"two blocks of {size >> 20} MiB, {size // PAGE_SIZE} pages each",
         [
-            Column("asked", "asked"),
-            Column("vaddr", "virtual", VADDR),
-            Column("paddr", "physical", PADDR),
-            Column("align", "aligned", TEXT),
-            Column("runs", "runs", NUMBER),
-            Column("faults", "faults", NUMBER),
-            Column("thp", "thp", NUMBER),
-            Column("mapped_by", "mapped by"),
+            EvidenceColumn("asked", "requested"),
+            EvidenceColumn("vaddr", "virtual", VADDR),
+            EvidenceColumn("paddr", "physical", PADDR),
+            EvidenceColumn("align", "alignment", TEXT),
+            EvidenceColumn("runs", "runs", NUMBER),
+            EvidenceColumn("faults", "faults", NUMBER),
+            EvidenceColumn("thp", "thp", NUMBER),
+            EvidenceColumn("mapped_by", "mapped by"),
         ],
     )
-    for piece in (small, huge):
-        first = piece.found[0]
-        align = look.align_words(first.paddr) if first.paddr else None
-        nr_runs = look.nr_runs(piece.pfns)
+    for block in (small, huge):
+        first = block.found[0]
+        align = observe.align_words(first.paddr) if first.paddr else None
+        nr_runs = observe.count_runs(block.pfns)
         table.add(
-            *(piece.name, first.vaddr, look.where(first), align, nr_runs, piece.nr_faults),
-            *(piece.nr_large, piece.mapped_by),
+            *(block.name, first.vaddr, observe.paddr_cell(first), align, nr_runs, block.nr_faults),
+            *(block.nr_large, block.mapped_by),
         )
     _explain(evidence, small, huge, size)
     return evidence
 
 
-def _measure(name: str, size: int, advice: int) -> Piece:
-    with Memory(size // PAGE_SIZE, align=size) as memory:
+def _measure(name: str, size: int, advice: int) -> MeasuredBlock:
+    with MappedPages(size // PAGE_SIZE, align=size) as memory:
         memory.advise(advice)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         memory.write_all()
         nr_faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-        found = look.look_at(memory.pages)
-        with look.Frames() as frames:
+        found = observe.translate(memory.pages)
+        with observe.FrameFlags() as frames:
             nr_large = sum(frames.has(one.pfn, "thp") for one in found if one.pfn)
-        return Piece(name, found, nr_faults, nr_large, _mapped_by(memory))
+        return MeasuredBlock(name, found, nr_faults, nr_large, _mapped_by(memory))
 
 
-def _mapped_by(memory: Memory) -> str:
-    """What maps the first page: the module's walk tells, or else the kernel's own account."""
+def _mapped_by(memory: MappedPages) -> str:
+    """Return the kind of entry that maps the first page.
+
+    The answer comes from the kernel module's walk, or without the module from /proc/PID/smaps.
+    """
     from physview.sources.kmod import DEVICE, Kmod
     from physview.sources.procfs import MemoryMap, ProcDir
 
@@ -111,7 +123,7 @@ def _mapped_by(memory: Memory) -> str:
                 if leaf:
                     name = leaf[0].name
                     return "pte entries" if name == "pte" else f"a {name} entry"
-            except PhysviewError:  # the course's module, which walks no levels
+            except PhysviewError:  # this is the course's module, which can't walk levels
                 pass
         maps = MemoryMap(proc)
         vma = maps.find(memory.start)
@@ -121,7 +133,7 @@ def _mapped_by(memory: Memory) -> str:
     return "a pmd entry" if sizes.get("AnonHugePages") else "pte entries"
 
 
-def _explain(evidence: Evidence, small: Piece, huge: Piece, size: int) -> None:
+def _explain(evidence: Evidence, small: MeasuredBlock, huge: MeasuredBlock, size: int) -> None:
     nr = size // PAGE_SIZE
     words = f"{size >> 20} MiB"
     got_it = huge.mapped_by != "pte entries"
@@ -129,36 +141,40 @@ def _explain(evidence: Evidence, small: Piece, huge: Piece, size: int) -> None:
     evidence.check(
         "got_it",
         got_it and huge.nr_large == nr,
-        f"The kernel gave a huge page: {huge.mapped_by} maps all {words}, and all {nr} frames are"
-        " flagged as parts of a large folio (thp). The walk of the page tables ends one level"
-        " earlier, and the TLB needs one entry for it.",
+        f"The kernel gave a huge page: {huge.mapped_by} maps all {words}, and all {nr} frames have"
+        " the flag thp, so they are parts of a large folio. The walk of the page tables ends one"
+        " level earlier, and the TLB needs only one entry for the block.",
         f"The kernel gave no huge page: {huge.nr_large} of {nr} frames are in a large folio, and"
-        f" {huge.mapped_by} map them. It had no free block of {words} in one piece, or did not want"
-        " to wait for one: /sys/kernel/mm/transparent_hugepage/defrag, and"
-        f" {invocation.physview_as_root('frames')}.",
+        f" {huge.mapped_by} map them. The kernel had no free contiguous block of {words}, or it did"
+        " not wait for one (/sys/kernel/mm/transparent_hugepage/defrag). This command shows the"
+        f" free blocks: {invocation.physview_as_root('frames')}.",
     )
     evidence.check(
         "faults",
         huge.nr_faults < nr // 8 <= small.nr_faults,
-        f"To write to it all took {look.count(small.nr_faults, 'page fault')} with small pages,"
-        f" and {huge.nr_faults} with a huge one (those of the interpreter are counted, too).",
-        f"To write to it all took {look.count(small.nr_faults, 'page fault')} with small pages,"
-        f" and {huge.nr_faults} after asking for a huge one: this kernel maps several small pages"
-        " at one fault, or gave no huge page.",
+        f"Writing to all of the block caused"
+        f" {observe.count_words(small.nr_faults, 'page fault')} with small pages and"
+        f" {huge.nr_faults} with a huge page. Both numbers include page faults of the Python"
+        " interpreter.",
+        f"Writing to all of the block caused"
+        f" {observe.count_words(small.nr_faults, 'page fault')} with small pages and"
+        f" {huge.nr_faults} with a huge page requested. This kernel maps several small pages per"
+        " page fault, or it gave no huge page.",
     )
     evidence.answer(1 if 0 < huge.nr_faults < nr // 8 else 0 if huge.nr_faults else 2)
     virtual = first.vaddr % size == 0
     physical = first.paddr is not None and first.paddr % size == 0
-    nr_runs = look.nr_runs(huge.pfns)
+    nr_runs = observe.count_runs(huge.pfns)
     evidence.check(
         "alignment",
         virtual and physical and nr_runs == 1,
-        f"Its virtual address {first.vaddr:#x} and its physical one {first.paddr or 0:#x} are both"
-        f" multiples of {words}, and its {nr} frames follow each other: the last"
-        f" {size.bit_length() - 1} bits of both addresses are alike. The small pages are in"
-        f" {look.count(look.nr_runs(small.pfns), 'run')} of frames.",
-        f"Its frames are in {look.count(nr_runs, 'run')}, and its physical address is"
-        f" {'' if physical else 'not '}a multiple of {words}: it is no huge page.",
+        f"The huge page's virtual address {first.vaddr:#x} and its physical address"
+        f" {first.paddr or 0:#x} are both multiples of {words}, and its {nr} frames are contiguous."
+        f" The offset within the huge page is therefore {size.bit_length() - 1} bits long, and is"
+        " the same in both addresses. The small pages are in"
+        f" {observe.count_words(observe.count_runs(small.pfns), 'run')} of frames.",
+        f"The block's frames are in {observe.count_words(nr_runs, 'run')}, and its physical address"
+        f" is {'' if physical else 'not '}a multiple of {words}. It is not a huge page.",
     )
     both = 2 if virtual and physical else 1 if physical else 0
     evidence.answer(both if got_it else None)
@@ -170,6 +186,8 @@ LAB = Lab(
     (),
     PLAN,
     QUESTIONS,
-    needs.needs(NAME, needs.frames, needs.core, needs.huge_pages),
+    requirements.checker(
+        NAME, requirements.frame_numbers, requirements.compiled_core, requirements.huge_pages
+    ),
     run,
 )

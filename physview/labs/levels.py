@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Page tables of four levels, or of five."""
+"""The lab levels: whether the page tables have four or five levels, and a walk of each level."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from physview.labs import look, needs
-from physview.labs.base import NUMBER, PADDR, TEXT, VADDR, Column, Evidence, Lab, Question
+from physview.labs import observe, requirements
 from physview.labs.memory import libc
+from physview.labs.model import NUMBER, PADDR, TEXT, VADDR, Evidence, EvidenceColumn, Lab, Question
 from physview.model import PAGE_SIZE, Probe, Walk
 from physview.process import Process
 from physview.runtime import invocation
@@ -22,13 +22,14 @@ TITLE = "four levels of page tables, or five"
 HIGH = 1 << 48
 ENTRY_BYTES = 8
 PLAN = (
-    "Asks for memory above 47 bits, finds where the address space ends, and, where the kernel"
-    " module is loaded, walks the page tables for main, a buffer, a local, and that memory, level"
-    " by level. The same machine can have four levels or five: physview vm --la57 off, or on."
+    "Requests memory at an address above 47 bits, and finds the end of the user address space. If"
+    " the kernel module is loaded, the lab also walks the page tables, level by level, for main, a"
+    " buffer, a local variable and the requested memory. One machine can run with four levels or"
+    " with five: physview vm --la57 off, or on."
 )
 QUESTIONS = (
     Question(
-        "How many levels have the page tables of this machine?",
+        "How many levels do the page tables of this machine have?",
         ("2", "3", "4", "5"),
     ),
 )
@@ -36,7 +37,7 @@ LABELS = ("main", "buf[00]", "&buf")
 
 
 def run() -> Evidence:
-    """Look how far addresses go, and walk."""
+    """Find the end of the address space, and walk the page tables."""
     evidence = Evidence(NAME)
     with _high_page() as high:
         with Process("self") as process:
@@ -46,7 +47,7 @@ def run() -> Evidence:
         def visit(probes: list[Probe]) -> list[tuple[str, int]]:
             return [(p.label, p.vaddr) for p in probes if p.label in LABELS]
 
-        if needs.module(NAME) is None:
+        if requirements.kernel_module(NAME) is None:
 
             def walk(probes: list[Probe]) -> None:
                 labelled = visit(probes) + ([("above 47 bits", high)] if high >= 1 << 47 else [])
@@ -55,15 +56,15 @@ def run() -> Evidence:
             visit_probes(walk)
         else:
             evidence.note(
-                "the kernel module is not loaded, or not ours to use, so that no table could be"
-                f" looked at: {invocation.in_vm(f'lab {NAME}', '--la57 on')}, and with off"
+                "the kernel module is not loaded, or this user may not use it, so the lab walked no"
+                f" page tables: {invocation.in_vm(f'lab {NAME}', '--la57 on')}, and with off"
             )
     return evidence
 
 
 @contextmanager
 def _high_page() -> Iterator[int]:
-    """A page for which an address above 47 bits is asked; its address."""
+    """Map a page, with a hint above 47 bits, and yield its address; 0 if mmap() fails."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     where = libc.mmap(HIGH, PAGE_SIZE, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
     address = 0 if where == ctypes.c_void_p(-1).value else int(where)
@@ -79,11 +80,15 @@ def _high_page() -> Iterator[int]:
 def _explain_end(evidence: Evidence, high: int, end: int) -> None:
     table = evidence.table(
         "space",
-        "how far addresses go",
-        [Column("what", "what"), Column("vaddr", "virtual", VADDR), Column("bits", "bits", NUMBER)],
+        "the size of the user address space",
+        [
+            EvidenceColumn("what", "what"),
+            EvidenceColumn("vaddr", "virtual", VADDR),
+            EvidenceColumn("bits", "bits", NUMBER),
+        ],
     )
-    table.add("memory asked for at", HIGH, HIGH.bit_length())
-    table.add("and given at", high, high.bit_length())
+    table.add("requested address", HIGH, HIGH.bit_length())
+    table.add("address given", high, high.bit_length())
     table.add("end of user addresses", end, end.bit_length())
     is_high = high >= 1 << 47
     if os.uname().machine != "x86_64":
@@ -92,16 +97,18 @@ def _explain_end(evidence: Evidence, high: int, end: int) -> None:
     evidence.check(
         "space",
         (end >= 1 << 55) == is_high,
-        f"User addresses end at {end:#x}, and memory asked for at {HIGH:#x} was given at {high:#x}:"
+        f"User addresses end at {end:#x}. The lab requested memory at {HIGH:#x}, and the kernel"
+        f" gave {high:#x}."
         + (
-            " that takes five levels of page tables, 9 bits each, and 12 bits within the page."
-            " Programs that do not ask for more get addresses below 47 bits, as ever."
+            " An address of 57 bits takes five levels of page tables of 9 bits each, and 12 bits"
+            " for the offset within the page. Programs that do not request a high address still get"
+            " addresses below 47 bits."
             if is_high
-            else " four levels of page tables of 9 bits each, and 12 bits within the page, make 48"
-            " bits, of which the upper half is the kernel's."
+            else " Four levels of page tables of 9 bits each, and 12 bits for the offset within the"
+            " page, make 48 bits. The kernel uses the upper half of these addresses."
         ),
-        f"User addresses end at {end:#x}, but memory asked for at {HIGH:#x} was given at {high:#x}:"
-        " there is a limit on it, such as ulimit -v, or another program's personality.",
+        f"User addresses end at {end:#x}, but the lab requested memory at {HIGH:#x} and the kernel"
+        f" gave {high:#x}. A limit such as ulimit -v, or the process's personality, prevents it.",
     )
     evidence.answer(3 if is_high else 2)
 
@@ -124,27 +131,27 @@ def _walk(evidence: Evidence, labelled: list[tuple[str, int]]) -> None:
         proc.close()
     table = evidence.table(
         "walks",
-        "the walks: which entry of which table, and what it holds; * is a table of its own",
+        "the walks: each level's entry and its value; * means: a table not used by a walk above",
         [
-            Column("label", "label"),
-            Column("level", "level"),
-            Column("index", "index", NUMBER),
-            Column("at", "entry at", PADDR),
-            Column("entry", "entry", TEXT),
-            Column("spans", "spans", TEXT),
+            EvidenceColumn("label", "label"),
+            EvidenceColumn("level", "level"),
+            EvidenceColumn("index", "index", NUMBER),
+            EvidenceColumn("at", "entry's address", PADDR),
+            EvidenceColumn("entry", "entry", TEXT),
+            EvidenceColumn("spans", "spans", TEXT),
         ],
     )
     seen: set[int] = set()
     for label, walk in walks:
         for level in walk.levels:
             if level.address is None or level.entry is None:
-                why = "folded: no such level" if level.folded else "hidden"
+                why = "folded level" if level.folded else "hidden"
                 table.add(label, level.name, None, None, why, None)
                 continue
             is_new = level.address // PAGE_SIZE not in seen
             seen.add(level.address // PAGE_SIZE)
             index = level.address % PAGE_SIZE // ENTRY_BYTES
-            spans = look.align_words(level.span_bytes)
+            spans = observe.align_words(level.span_bytes)
             cells = (label, level.name, index, level.address, f"{level.entry:#018x}", spans)
             table.add(*cells, changed=["at"] if is_new else [])
     _explain_walks(evidence, [walk for _, walk in walks], nr_levels)
@@ -154,16 +161,16 @@ def _explain_walks(evidence: Evidence, walks: list[Walk], nr_levels: int) -> Non
     real = [[level for level in walk.levels if not level.folded] for walk in walks]
     folded = sorted({level.name for walk in walks for level in walk.levels if level.folded})
     expected = 5 if evidence.answers[-1] == 3 else 4
-    not_there = f"; {', '.join(folded)} is folded into the level above" if folded else ""
+    folded_words = f" {', '.join(folded)} is folded into the level above." if folded else ""
     evidence.check(
         "levels",
         nr_levels == expected,
-        f"The module says that there are {nr_levels} levels, as the addresses had it{not_there}.",
-        f"The module says that there are {nr_levels} levels, and the addresses speak for"
-        f" {expected}{not_there}: {invocation.physview('doctor')} has both.",
+        f"The module reports {nr_levels} levels, which agrees with the addresses.{folded_words}",
+        f"The module reports {nr_levels} levels, but the addresses indicate {expected}."
+        f"{folded_words} This command shows both: {invocation.physview('doctor')}.",
     )
     if any(level.entry is None for levels in real for level in levels):
-        evidence.note("the module hides where page tables lie: run as root")
+        evidence.note("the module hides the addresses of page tables: run as root")
         return
     right = [
         level.address is not None
@@ -174,23 +181,26 @@ def _explain_walks(evidence: Evidence, walks: list[Walk], nr_levels: int) -> Non
     evidence.check(
         "index",
         all(right),
-        f"All {len(right)} entries were read where 9 bits of the virtual address say: the address"
-        " is the path, and the tables are a tree.",
-        f"{right.count(False)} of {len(right)} entries were not read where 9 bits of the virtual"
-        " address say: these page tables have entries of another size.",
+        f"At each level, 9 bits of the virtual address are the index of the entry: this is so for"
+        f" all {len(right)} entries. The page tables are a tree, and the virtual address is the"
+        " path through it.",
+        f"For {right.count(False)} of {len(right)} entries, the index differs from the 9 bits of"
+        " the virtual address. These page tables have entries of another size.",
     )
-    found = look.look_at([walk.vaddr for walk in walks])
+    found = observe.translate([walk.vaddr for walk in walks])
     agree = [one.paddr == walk.paddr for one, walk in zip(found, walks, strict=True)]
-    if look.are_hidden(found):
+    if observe.are_hidden(found):
         return
     evidence.check(
         "agrees",
         all(agree),
-        f"For all {len(agree)} addresses the walk ends in the frame that pagemap names.",
-        f"For {agree.count(False)} of {len(agree)} addresses the walk does not end in the frame"
-        " that pagemap names: they moved in between, or"
-        f" {invocation.physview_as_root('compare self')} tells more.",
+        f"For all {len(agree)} addresses the walk ends in the same frame that pagemap reports.",
+        f"For {agree.count(False)} of {len(agree)} addresses the walk ends in another frame than"
+        " pagemap reports. The kernel migrated pages meanwhile, or this command finds the cause:"
+        f" {invocation.physview_as_root('compare self')}.",
     )
 
 
-LAB = Lab(NAME, TITLE, (), PLAN, QUESTIONS, needs.needs(NAME, needs.core), run)
+LAB = Lab(
+    NAME, TITLE, (), PLAN, QUESTIONS, requirements.checker(NAME, requirements.compiled_core), run
+)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory to experiment with, and processes that share it; all of it ends with its `with`."""
+"""Mapped pages and forked children for the labs. The end of a `with` block releases them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from types import TracebackType
 from physview.errors import PhysviewError
 from physview.model import PAGE_SIZE
 
-# include/uapi/asm-generic/mman-common.h; Python's mmap lacks the later ones.
+# include/uapi/asm-generic/mman-common.h; Python's mmap module lacks the newer constants.
 MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_PAGEOUT = 14, 15, 21
 MADV_COLLAPSE = 25  # Linux 6.1
 
@@ -23,14 +23,14 @@ libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
 
 
-class Memory:
-    """Pages of a mapping. A context manager.
+class MappedPages:
+    """A new mapping of some pages. A context manager.
 
     Args:
-        nr_pages: How many.
-        fd: A file to map; anonymous memory without it.
-        shared: Whether what is written is seen by others.
-        align: The first address is a multiple of this.
+        nr_pages: The number of pages.
+        fd: The file to map; negative for anonymous memory.
+        shared: Whether the mapping is shared (MAP_SHARED) or private (MAP_PRIVATE).
+        align: The alignment of the first address in bytes.
     """
 
     def __init__(
@@ -40,16 +40,16 @@ class Memory:
         flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
         if fd < 0:
             flags |= mmap.MAP_ANONYMOUS
-        # Room to move the start to where it is aligned.
+        # Map more than needed, so that an aligned start fits in.
         self._map = mmap.mmap(fd, size + (align if align > PAGE_SIZE else 0), flags)
         view = ctypes.c_char.from_buffer(self._map)
         base = ctypes.addressof(view)
-        del view  # while it is there, the mapping can't be closed
+        del view  # the mapping can't be closed while the view exists
         self._offset = -base % align
         self.start = base + self._offset
         self.nr_pages = nr_pages
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> MappedPages:
         return self
 
     def __exit__(
@@ -62,12 +62,12 @@ class Memory:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The size in bytes."""
         return self.nr_pages * PAGE_SIZE
 
     @property
     def pages(self) -> range:
-        """The address of each page."""
+        """The virtual address of each page."""
         return range(self.start, self.start + self.size, PAGE_SIZE)
 
     def write(self, index: int, value: int = 1) -> None:
@@ -79,7 +79,7 @@ class Memory:
         return self._map[self._offset + index * PAGE_SIZE]
 
     def write_all(self) -> None:
-        """Write the first byte of every page: its number, as far as a byte holds it."""
+        """Write the first byte of every page: a value made from the page's index."""
         for index in range(self.nr_pages):
             self.write(index, index % 251 + 1)
 
@@ -88,13 +88,13 @@ class Memory:
         return all(self.read(index) == index % 251 + 1 for index in range(self.nr_pages))
 
     def advise(self, advice: int) -> int:
-        """madvise(); returns 0 or the errno."""
+        """Call madvise() for all pages. Returns 0 or the errno."""
         return _errno_of(
             libc.madvise(ctypes.c_void_p(self.start), ctypes.c_size_t(self.size), advice)
         )
 
     def lock(self) -> int:
-        """mlock(); returns 0 or the errno. The lock ends with the mapping."""
+        """Call mlock() for all pages. Returns 0 or the errno. The lock ends with the mapping."""
         return _errno_of(libc.mlock(ctypes.c_void_p(self.start), ctypes.c_size_t(self.size)))
 
 
@@ -103,63 +103,68 @@ def _errno_of(result: int) -> int:
 
 
 @contextmanager
-def taken(nr_bytes: int) -> Iterator[None]:
-    """Hold memory for as long: frames that were just freed are now ours.
+def occupied_memory(nr_bytes: int) -> Iterator[None]:
+    """Occupy recently freed frames for the duration of the `with` block.
 
-    The kernel hands out first what was freed last, so that without it a page may well get its old
-    frame again, by chance.
+    The kernel reuses recently freed frames first. Without this, a page could get its old frame
+    again by chance.
+
+    Args:
+        nr_bytes: How much memory to occupy.
     """
-    with Memory(max(1, nr_bytes // PAGE_SIZE)) as memory:
+    with MappedPages(max(1, nr_bytes // PAGE_SIZE)) as memory:
         memory.write_all()
         yield
 
 
-class Forked:
-    """A forked process, which does what it is told step by step. A context manager.
+class ForkedChild:
+    """A forked child process that runs a function whenever the parent asks. A context manager.
 
-    It ends with this, and with us: its end of the pipe then reads nothing.
+    The child ends at the end of the `with` block. It also ends when the parent dies, because its
+    pipe then reaches the end of file.
 
     Args:
-        step: Called in it with each number it is told; what it returns comes back.
+        step: The function. It runs in the child with the number passed to `run_step()`, and its
+            result is returned to the parent.
     """
 
     def __init__(self, step: Callable[[int], str]) -> None:
-        self._orders, orders = os.pipe(), os.pipe()
-        ours_read, theirs_write = self._orders
-        theirs_read, ours_write = orders
+        parent_read, child_write = os.pipe()
+        child_read, parent_write = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             code = 1
             try:
-                os.close(ours_read)
-                os.close(ours_write)
-                _obey(step, theirs_read, theirs_write)
+                os.close(parent_read)
+                os.close(parent_write)
+                _run_steps(step, child_read, child_write)
                 code = 0
             finally:
-                os._exit(code)  # nothing of the parent's may be done twice
-        os.close(theirs_read)
-        os.close(theirs_write)
-        self._read, self._write = ours_read, ours_write
+                os._exit(code)  # skip the parent's clean-up code, which must run only once
+        os.close(child_read)
+        os.close(child_write)
+        self._read, self._write = parent_read, parent_write
 
-    def tell(self, number: int = 0) -> str:
-        """Have it do a step, and wait for what that returned.
+    def run_step(self, number: int = 0) -> str:
+        """Run the function in the child, wait for its result, and return it.
 
         Raises:
-            PhysviewError: It failed.
+            PhysviewError: The function failed, or the child ended.
         """
         os.write(self._write, bytes([number]))
         answer = b""
         while not answer.endswith(b"\0"):
             piece = os.read(self._read, 1 << 16)
             if not piece:
-                raise PhysviewError("the lab's child process failed", "it ended", "run it again")
+                what, remedy = "the lab's child process failed", "run the lab again"
+                raise PhysviewError(what, "it ended", remedy)
             answer += piece
         text = answer[:-1].decode()
         if text.startswith("!"):
-            raise PhysviewError("the lab's child process failed", text[1:], "run it again")
+            raise PhysviewError("the lab's child process failed", text[1:], "run the lab again")
         return text
 
-    def __enter__(self) -> Forked:
+    def __enter__(self) -> ForkedChild:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -169,11 +174,11 @@ class Forked:
         os.waitpid(self.pid, 0)
 
 
-def _obey(step: Callable[[int], str], read: int, write: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, who ends us
-    while order := os.read(read, 1):
+def _run_steps(step: Callable[[int], str], read: int, write: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this child
+    while request := os.read(read, 1):
         try:
-            answer = step(order[0])
-        except Exception as error:  # told to the parent, who raises it
+            answer = step(request[0])
+        except Exception as error:  # the parent raises an error with this text
             answer = f"!{error}"
         os.write(write, answer.encode() + b"\0")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Page migration: mlock() keeps pages in memory, not in their frames."""
+"""The lab migrate: page migration. mlock() keeps a page resident, but not in the same frame."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import platform
 from typing import NamedTuple
 
 from physview.errors import PhysviewError, Unsupported
-from physview.labs import look, needs
-from physview.labs.base import NUMBER, PADDR, VADDR, Column, Evidence, Lab, Question
-from physview.labs.memory import MADV_COLLAPSE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, Memory, libc
+from physview.labs import observe, requirements
+from physview.labs.memory import MADV_COLLAPSE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MappedPages, libc
+from physview.labs.model import NUMBER, PADDR, VADDR, Evidence, EvidenceColumn, Lab, Question
 from physview.model import PAGE_SIZE, Translation
 from physview.runtime import invocation
 from physview.sources.numa import node_map
@@ -23,26 +23,34 @@ NR_SHOWN = 12
 COMPACT = "/proc/sys/vm/compact_memory"
 MPOL_MF_MOVE = 2  # include/uapi/linux/mempolicy.h
 SYS_MOVE_PAGES = {"x86_64": 279, "aarch64": 239}
-# Between them lie as many pages that are given back: compaction moves what lies scattered.
+# The lab frees every second page of these. Compaction then migrates the scattered rest.
 NR_SCATTERED = 4096
 TRIES = 2
 HUGE_SIZE = 2 << 20
 PLAN = (
-    "Locks pages in memory with mlock(), notes their frames, and has the kernel move them: to"
-    " another NUMA node where there is one (move_pages); else by compaction of the machine's memory"
-    " (/proc/sys/vm/compact_memory), which makes large blocks free; and where that finds nothing to"
-    " do, by joining them into a huge page (MADV_COLLAPSE). Then it looks again."
+    "Locks pages in memory with mlock() and records their frames. Then the lab makes the kernel"
+    " migrate the pages. On a machine with several NUMA nodes, it moves them to another node"
+    " (move_pages). On other machines, it compacts the machine's memory, which makes large blocks"
+    " free (/proc/sys/vm/compact_memory). If compaction migrates none of the pages, the lab"
+    " collapses pages into a huge page (MADV_COLLAPSE). Last, it looks up the frames again."
 )
 QUESTIONS = (
     Question(
-        "A page is locked with mlock(). May its physical address change while it is?",
-        ("no: that is what mlock() is for", "yes: it only may not be swapped out"),
+        "A page is locked with mlock(). Can its physical address change while it is locked?",
+        ("no: mlock() prevents it", "yes: mlock() only prevents that the page is swapped out"),
     ),
 )
 
 
-class Outcome(NamedTuple):
-    """What became of locked pages."""
+class MigrationAttempt(NamedTuple):
+    """The result of one attempt to migrate locked pages.
+
+    Args:
+        how: The method, in words.
+        before: The translation of each page before.
+        after: The translation of each page after.
+        same: Whether every page still holds the written data.
+    """
 
     how: str
     before: list[Translation]
@@ -51,85 +59,89 @@ class Outcome(NamedTuple):
 
     @property
     def nr_moved(self) -> int:
-        """How many have another frame."""
+        """The number of pages whose frame changed."""
         return sum(one.pfn != two.pfn for one, two in zip(self.before, self.after, strict=True))
 
 
 def run() -> Evidence:
-    """Lock, move, and look."""
+    """Lock pages, make the kernel migrate them, and compare their frames."""
     evidence = Evidence(NAME)
     nodes = node_map().nodes
-    outcomes = []
+    attempts = []
     if len(nodes) > 1 and platform.machine() in SYS_MOVE_PAGES:
-        outcomes.append(_move_scattered(nodes))
+        attempts.append(_move_scattered(nodes))
     else:
-        outcomes.append(_move_scattered(()))
-        if not outcomes[0].nr_moved and (joined := _collapse()):
-            outcomes.append(joined)
-    outcome = outcomes[-1]
-    pairs = list(zip(outcome.before, outcome.after, strict=True))
+        attempts.append(_move_scattered(()))
+        if not attempts[0].nr_moved and (collapsed := _collapse()):
+            attempts.append(collapsed)
+    last = attempts[-1]
+    pairs = list(zip(last.before, last.after, strict=True))
     moved = [(one, two) for one, two in pairs if one.pfn != two.pfn]
     stayed = [(one, two) for one, two in pairs if one.pfn == two.pfn]
     _tabulate(evidence, [*moved[:NR_SHOWN], *stayed[:4]])
-    _explain(evidence, outcomes, pairs)
+    _explain(evidence, attempts, pairs)
     return evidence
 
 
-def _move_scattered(nodes: tuple[int, ...]) -> Outcome:
-    """Lock scattered pages, and move them to another of the nodes, or without any by compaction."""
-    with Memory(NR_SCATTERED) as memory:
+def _move_scattered(nodes: tuple[int, ...]) -> MigrationAttempt:
+    """Lock scattered pages and migrate them: to another node, or without nodes by compaction."""
+    with MappedPages(NR_SCATTERED) as memory:
         memory.advise(MADV_NOHUGEPAGE)
         memory.write_all()
         _make_holes(memory)
         kept = memory.pages[::2]
         _lock(memory)
-        before = look.look_at(kept)
+        before = observe.translate(kept)
         if nodes:
             how = "move_pages() to another NUMA node"
             _move_to_other_node(before, nodes)
         else:
             how = "compaction"
             _compact(kept, before)
-        after = look.look_at(kept)
+        after = observe.translate(kept)
         same = all(memory.read(i) == i % 251 + 1 for i in range(0, NR_SCATTERED, 2))
-    return Outcome(how, before, after, same)
+    return MigrationAttempt(how, before, after, same)
 
 
-def _collapse() -> Outcome | None:
-    """Lock small pages and have them made a huge one; None where this kernel does not."""
-    with Memory(HUGE_SIZE // PAGE_SIZE, align=HUGE_SIZE) as memory:
-        memory.advise(MADV_NOHUGEPAGE)  # so that they are small at first
+def _collapse() -> MigrationAttempt | None:
+    """Lock small pages and collapse them into a huge page; None if this kernel does not do so."""
+    with MappedPages(HUGE_SIZE // PAGE_SIZE, align=HUGE_SIZE) as memory:
+        memory.advise(MADV_NOHUGEPAGE)  # start with small pages
         memory.write_all()
         memory.advise(MADV_HUGEPAGE)
         if memory.lock():
             return None
-        before = look.look_at(memory.pages)
+        before = observe.translate(memory.pages)
         if memory.advise(MADV_COLLAPSE):
             return None
-        after = look.look_at(memory.pages)
-        how = "the kernel had joined them into a huge page (MADV_COLLAPSE)"
-        return Outcome(how, before, after, memory.is_as_written())
+        after = observe.translate(memory.pages)
+        how = "the kernel collapsed them into a huge page (MADV_COLLAPSE)"
+        return MigrationAttempt(how, before, after, memory.is_as_written())
 
 
-def _make_holes(memory: Memory) -> None:
-    """Give every second page back."""
+def _make_holes(memory: MappedPages) -> None:
+    """Free every second page."""
     dontneed, size = 4, ctypes.c_size_t(PAGE_SIZE)
     for page in memory.pages[1::2]:
         libc.madvise(ctypes.c_void_p(page), size, dontneed)
 
 
-def _lock(memory: Memory) -> None:
-    """mlock() the pages that are left; one call for all would fill the holes again."""
+def _lock(memory: MappedPages) -> None:
+    """Lock each remaining page on its own. One mlock() for the whole range would fill the holes."""
     size = ctypes.c_size_t(PAGE_SIZE)
     for page in memory.pages[::2]:
         if libc.mlock(ctypes.c_void_p(page), size):
             code = ctypes.get_errno()
             why = f"mlock(): {os.strerror(code)}"
-            raise Unsupported(f"cannot do the lab {NAME}", why, "ulimit -l unlimited, or as root")
+            remedy = "raise the limit with ulimit -l unlimited, or run as root"
+            raise Unsupported(f"cannot do the lab {NAME}", why, remedy)
 
 
 def _move_to_other_node(found: list[Translation], nodes: tuple[int, ...]) -> None:
-    """Source: move_pages(2)"""
+    """Migrate each page to a NUMA node other than its own.
+
+    Source: move_pages(2)
+    """
     number = ctypes.c_long(SYS_MOVE_PAGES[platform.machine()])
     nr = len(found)
     pages = (ctypes.c_void_p * nr)(*(one.vaddr for one in found))
@@ -143,15 +155,15 @@ def _move_to_other_node(found: list[Translation], nodes: tuple[int, ...]) -> Non
 
 
 def _compact(vaddrs: range, before: list[Translation]) -> None:
-    """Have the kernel compact until something has moved, and not for ever."""
+    """Start compaction until a page has migrated, at most TRIES times."""
     for _ in range(TRIES):
         try:
             with open(COMPACT, "w", encoding="ascii") as file:
                 file.write("1\n")
         except OSError as error:
             what, why = "cannot compact memory", f"{COMPACT}: {error.strerror}, as in a container"
-            raise Unsupported(what, why, needs.in_vm(NAME).removeprefix("or ")) from None
-        after = look.look_at(vaddrs)
+            raise Unsupported(what, why, requirements.in_vm(NAME).removeprefix("or ")) from None
+        after = observe.translate(vaddrs)
         if any(one.pfn != two.pfn for one, two in zip(before, after, strict=True)):
             return
 
@@ -159,49 +171,55 @@ def _compact(vaddrs: range, before: list[Translation]) -> None:
 def _tabulate(evidence: Evidence, pairs: list[tuple[Translation, Translation]]) -> None:
     table = evidence.table(
         "pages",
-        "some of the locked pages, before and after; * is another frame",
+        "some of the locked pages, before and after; * means: another frame",
         [
-            Column("vaddr", "virtual", VADDR),
-            Column("before", "before", PADDR),
-            Column("after", "after", PADDR),
-            Column("frames", "frames on", NUMBER),
+            EvidenceColumn("vaddr", "virtual", VADDR),
+            EvidenceColumn("before", "before", PADDR),
+            EvidenceColumn("after", "after", PADDR),
+            EvidenceColumn("frames", "step in frames", NUMBER),
         ],
     )
     for one, two in sorted(pairs, key=lambda pair: pair[0].vaddr):
         changed = ["after"] if one.pfn != two.pfn else []
         step = two.pfn - one.pfn if two.pfn is not None and one.pfn is not None else None
-        table.add(one.vaddr, look.where(one), look.where(two), step, changed=changed)
+        table.add(
+            one.vaddr, observe.paddr_cell(one), observe.paddr_cell(two), step, changed=changed
+        )
 
 
 def _explain(
-    evidence: Evidence, outcomes: list[Outcome], pairs: list[tuple[Translation, Translation]]
+    evidence: Evidence,
+    attempts: list[MigrationAttempt],
+    pairs: list[tuple[Translation, Translation]],
 ) -> None:
-    last = outcomes[-1]
-    nothing = f" Before, {outcomes[0].how} moved none." if len(outcomes) > 1 else ""
+    last = attempts[-1]
+    earlier = (
+        f" The first attempt, {attempts[0].how}, migrated no page." if len(attempts) > 1 else ""
+    )
     evidence.check(
         "moved",
         last.nr_moved > 0,
-        f"Of {len(pairs)} pages that were locked with mlock(), {last.nr_moved} are in other frames"
-        f" after {last.how}: to be locked is to stay in memory, not to stay in a frame. Only a page"
-        f" that is pinned, as for a device that writes to it, may not be moved.{nothing}",
-        f"None of {len(pairs)} locked pages is in another frame after {last.how}: the machine may"
-        f" have so much free memory in one piece that there was nothing to do{_forbidden()}. A VM"
-        " with two NUMA nodes always has somewhere to move them:"
+        f"{last.nr_moved} of {len(pairs)} locked pages are in other frames after {last.how}. A"
+        " locked page stays resident, but it does not stay in one frame. Only a pinned page, for"
+        f" example one that a device writes to, stays in its frame.{earlier}",
+        f"All {len(pairs)} locked pages are in the same frames after {last.how}. The machine may"
+        f" have so much contiguous free memory that compaction had nothing to do.{_forbidden()} A"
+        " VM with two NUMA nodes can always migrate pages:"
         f" {invocation.in_vm(f'lab {NAME}', '--append numa=fake=2')}.",
     )
     evidence.check(
         "present",
         all(two.pfn is not None for _, two in pairs),
-        "All are still in memory, as mlock() promises.",
-        f"{sum(two.pfn is None for _, two in pairs)} of them have no frame at the moment: they are"
-        " being migrated just now, or mlock() did not hold.",
+        "All locked pages are still resident, as mlock() guarantees.",
+        f"{sum(two.pfn is None for _, two in pairs)} locked pages have no frame at the moment. The"
+        " kernel is migrating them now, or mlock() had no effect.",
     )
     evidence.check(
         "same",
         last.same,
-        "Every page holds what was written to it, at the address it always had: who keeps a"
-        " physical address keeps what may be wrong a moment later.",
-        "Not every page holds what was written to it: the memory is broken.",
+        "Every page still holds its data at the same virtual address. A stored physical address can"
+        " become stale at any moment.",
+        "At least one page lost its data. The memory is defective.",
     )
     evidence.answer(1 if last.nr_moved else None)
 
@@ -211,9 +229,17 @@ def _forbidden() -> str:
     try:
         with open(path, "rb") as file:
             value = proctext.value(file.read()).decode()
-            return f"; {path} is {value}, where 0 forbids it for locked pages"
+            return f" Or {path} forbids it: its value is {value}, and 0 protects locked pages."
     except FileNotFoundError:
         return ""
 
 
-LAB = Lab(NAME, TITLE, (), PLAN, QUESTIONS, needs.needs(NAME, needs.frames, needs.migration), run)
+LAB = Lab(
+    NAME,
+    TITLE,
+    (),
+    PLAN,
+    QUESTIONS,
+    requirements.checker(NAME, requirements.frame_numbers, requirements.migration),
+    run,
+)

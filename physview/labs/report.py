@@ -1,58 +1,60 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The course's report with physical addresses, beside the one that has only virtual ones."""
+"""The lab report: memview's report with virtual and physical addresses side by side."""
 
 from __future__ import annotations
 
 from itertools import combinations, pairwise
 
-from physview.labs import look, needs
-from physview.labs.base import PADDR, VADDR, Column, Evidence, Lab, Question, Table
+from physview.labs import observe, requirements
+from physview.labs.model import PADDR, VADDR, Evidence, EvidenceColumn, EvidenceTable, Lab, Question
 from physview.model import PAGE_SHIFT, PAGE_SIZE, Probe, Translation
 from physview.sources.probes import visit_probes
 
 NAME = "report"
-TITLE = "virtual addresses, and where they are"
+TITLE = "virtual addresses and their physical addresses"
 PLAN = (
-    "Takes the addresses that memview prints (memview --virtual), and asks the kernel for the"
-    " physical address of each, as memview2 does (memview). One process, both reports side by side."
+    "Takes the virtual addresses that the course's program memview prints, and asks the kernel for"
+    " the physical address of each, as the course's program memview2 does. (physview's command"
+    " memview prints the same report as memview2, and with --virtual the same report as memview.)"
+    " All addresses are from one process."
 )
 QUESTIONS = (
     Question(
         "What do a virtual address and its physical address have in common?",
         (
-            "nothing: each is a number of its own",
-            "their last bits, which say where in its page the byte is",
-            "their first bits, which say in which part of memory the byte is",
+            "nothing: the two numbers are independent",
+            "their last bits, which are the offset within the page",
+            "their first bits, which select a part of memory",
         ),
     ),
 )
 
 
 def run() -> Evidence:
-    """Take the probes, and look where they are."""
+    """Translate the addresses of memview's probes."""
     evidence = Evidence(NAME)
 
     def visit(probes: list[Probe]) -> list[tuple[str, Translation]]:
-        translations = look.look_at([probe.vaddr for probe in probes], with_vma=True)
+        translations = observe.translate([probe.vaddr for probe in probes], with_vma=True)
         return [(p.label, t) for p, t in zip(probes, translations, strict=True)]
 
     labelled = visit_probes(visit)
     table = evidence.table(
         "report",
-        "memview's report, and what memview2 adds to it",
+        "memview's virtual addresses, and memview2's physical addresses",
         [
-            Column("label", "label"),
-            Column("vaddr", "virtual", VADDR),
-            Column("paddr", "physical", PADDR),
-            Column("mapping", "lies in"),
+            EvidenceColumn("label", "label"),
+            EvidenceColumn("vaddr", "virtual", VADDR),
+            EvidenceColumn("paddr", "physical", PADDR),
+            EvidenceColumn("mapping", "mapping"),
         ],
     )
     for label, found in labelled:
-        table.add(label, found.vaddr, look.where(found), look.name_of(found))
+        table.add(label, found.vaddr, observe.paddr_cell(found), observe.mapping_name(found))
     translations = [found for _, found in labelled]
     _explain_virtual(evidence, table, labelled)
-    if look.are_hidden(translations):
-        look.note_hidden(evidence)
+    if observe.are_hidden(translations):
+        observe.note_hidden(evidence)
         evidence.answer(None)
     else:
         _explain_physical(evidence, translations)
@@ -60,34 +62,34 @@ def run() -> Evidence:
 
 
 def _explain_virtual(
-    evidence: Evidence, table: Table, labelled: list[tuple[str, Translation]]
+    evidence: Evidence, table: EvidenceTable, labelled: list[tuple[str, Translation]]
 ) -> None:
-    in_stack = [label for label, found in labelled if look.name_of(found) == "[stack]"]
+    in_stack = [label for label, found in labelled if observe.mapping_name(found) == "[stack]"]
     names = sorted(set(map(str, table.column("mapping"))))
     evidence.check(
         "stack",
         {"argv", "envp", "&lmsg", "&buf"} <= set(in_stack),
-        f"The {len(labelled)} addresses lie in {len(names)} mappings: {', '.join(names)}. The"
-        " arguments, the environment and the locals are all on the stack:"
+        f"The {len(labelled)} addresses are in {len(names)} mappings: {', '.join(names)}. The"
+        " arguments, the environment and the local variables are all on the stack:"
         f" {', '.join(in_stack)}.",
-        f"Only {', '.join(in_stack) or 'nothing'} lies in [stack]: the program was called on"
-        " another thread's stack, which is a mapping without that name.",
+        f"Only {', '.join(in_stack) or 'no label'} is in [stack]. The code ran in a thread other"
+        " than the first one, and the stack of such a thread is an unnamed mapping.",
     )
 
 
 def _explain_physical(evidence: Evidence, found: list[Translation]) -> None:
     known = [(one.vaddr, one.paddr) for one in found if one.paddr is not None]
-    same_offset = all((v ^ p) & look.OFFSET_MASK == 0 for v, p in known)
+    same_offset = all((v ^ p) & observe.OFFSET_MASK == 0 for v, p in known)
     same_more = all((v ^ p) >> PAGE_SHIFT & 1 == 0 for v, p in known)
     evidence.check(
         "offset",
         same_offset and not same_more,
-        f"In all {len(known)} pairs the last {PAGE_SHIFT} bits are alike, and no more than that:"
-        f" memory is handed out in pages of {PAGE_SIZE} bytes, and only the page's number is"
-        " translated.",
-        f"Of {len(known)} pairs the last {PAGE_SHIFT} bits are"
-        f" {'alike, and one bit more' if same_offset else 'not alike'}: pages here are larger"
-        f" than {PAGE_SIZE} bytes, or the probes lie in huge ones.",
+        f"In all {len(known)} pairs, the last {PAGE_SHIFT} bits of the virtual and of the physical"
+        f" address are equal, and the next bit differs in some pairs. A page has {PAGE_SIZE} bytes."
+        " The kernel translates only the page's number; the offset within the page stays.",
+        f"In the {len(known)} pairs, the last {PAGE_SHIFT} bits of both addresses are"
+        f" {'equal, and the next bit is equal, too' if same_offset else 'not all equal'}. Pages"
+        f" here are larger than {PAGE_SIZE} bytes, or the addresses are in huge pages.",
     )
     evidence.answer(1 if same_offset else 0)
     pairs = [
@@ -98,20 +100,20 @@ def _explain_physical(evidence: Evidence, found: list[Translation]) -> None:
     evidence.check(
         "same_page",
         all(pairs),
-        f"{look.count(len(pairs), 'pair')} of addresses share a virtual page, and each of these"
-        " pairs shares a frame.",
-        f"{pairs.count(False)} pairs of addresses share a virtual page, but not a frame: the page"
-        " was moved between two readings. Run it again.",
+        f"{observe.count_words(len(pairs), 'pair')} of addresses share a virtual page, and each of"
+        " these pairs also shares a frame.",
+        f"{pairs.count(False)} pairs of addresses share a virtual page, but not a frame. The kernel"
+        " migrated the page between two readings. Run the lab again.",
     )
     up = [q > p for (_, p), (_, q) in pairwise(sorted(set(known)))]
     evidence.check(
         "order",
         not all(up),
-        f"In the order of their virtual addresses, the physical address goes up {up.count(True)}"
-        f" times and down {up.count(False)} times: that one page comes before another says nothing"
-        " of where their frames are.",
-        "In the order of their virtual addresses the physical ones go up, too: this process got"
-        " its frames from one fresh block, or this machine has hardly run yet.",
+        f"In the order of the virtual addresses, the physical address rises {up.count(True)} times"
+        f" and falls {up.count(False)} times. The order of pages says nothing about the order of"
+        " their frames.",
+        "In the order of the virtual addresses, the physical addresses rise, too. This process got"
+        " its frames from one large free block, or this machine booted only recently.",
     )
     _explain_size(evidence, known)
 
@@ -126,12 +128,21 @@ def _explain_size(evidence: Evidence, known: list[tuple[int, int]]) -> None:
     evidence.check(
         "ram",
         not outside,
-        f"Every physical address lies in RAM, which ends at {end:#x} here; virtual ones go up to"
-        f" {highest:#x}, {highest // max(end, 1)} times as far. Address space is only a plan:"
-        " RAM stands behind the pages that were touched.",
-        f"{len(outside)} physical addresses are in no RAM that /proc/iomem lists, the first of"
-        f" them {min(outside, default=0):#x}: a device's memory, or memory that was added later.",
+        f"Every physical address is in RAM, and RAM ends at {end:#x} on this machine. The highest"
+        f" virtual address is {highest:#x}, {highest // max(end, 1)} times as high. An address"
+        " space may be larger than RAM, because only resident pages need frames.",
+        f"{observe.count_words(len(outside), 'label has', 'labels have')} a physical address"
+        " outside of the RAM that /proc/iomem lists. The lowest of these addresses is"
+        f" {min(outside, default=0):#x}. It is memory of a device, or memory that was added later.",
     )
 
 
-LAB = Lab(NAME, TITLE, (3, 4), PLAN, QUESTIONS, needs.needs(NAME, needs.core), run)
+LAB = Lab(
+    NAME,
+    TITLE,
+    (3, 4),
+    PLAN,
+    QUESTIONS,
+    requirements.checker(NAME, requirements.compiled_core),
+    run,
+)

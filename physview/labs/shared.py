@@ -1,34 +1,35 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Shared memory: one frame, two processes, two virtual addresses."""
+"""The lab shared: shared memory. Two processes map the same frames at different addresses."""
 
 from __future__ import annotations
 
 import json
 import os
 
-from physview.labs import look, needs
-from physview.labs.base import PADDR, VADDR, Cell, Column, Evidence, Lab, Question
-from physview.labs.memory import Forked, Memory
+from physview.labs import observe, requirements
+from physview.labs.memory import ForkedChild, MappedPages
+from physview.labs.model import PADDR, VADDR, Cell, Evidence, EvidenceColumn, Lab, Question
 
 NAME = "shared"
 TITLE = "one frame, two virtual addresses"
 NR_PAGES = 4
 TOKEN = 77
 PLAN = (
-    f"Makes a file in memory of {NR_PAGES} pages (memfd), which two processes map, each where it"
-    " likes: once shared, and once private. One writes to a shared page, the other reads it; the"
-    " other writes to a private one. Both look where their pages are."
+    f"Creates a file of {NR_PAGES} pages in memory (memfd). The parent maps it shared. The child"
+    " maps it twice, shared and private, each at an address that the kernel chooses. The parent"
+    " writes to a shared page, and the child reads this page. The child then writes to a private"
+    " page. Both look up the frames of their pages."
 )
 QUESTIONS = (
     Question(
-        "Two processes share memory. What is the same in both?",
+        "Two processes share memory. Which address of the shared page is the same in both?",
         ("the virtual address", "the physical address", "both", "neither"),
     ),
 )
 
 
 def run() -> Evidence:
-    """Map the same file in two processes."""
+    """Map the same file in two processes, and compare the frames."""
     evidence = Evidence(NAME)
     fd = os.memfd_create("physview-lab")
     try:
@@ -39,46 +40,47 @@ def run() -> Evidence:
 
 
 def _run(evidence: Evidence, fd: int) -> Evidence:
-    childs: list[Memory] = []
+    childs: list[MappedPages] = []
 
     def step(do: int) -> str:
         if not childs:
-            childs.extend([Memory(NR_PAGES, fd=fd, shared=True), Memory(NR_PAGES, fd=fd)])
+            childs.extend([MappedPages(NR_PAGES, fd=fd, shared=True), MappedPages(NR_PAGES, fd=fd)])
         shared, private = childs
         token = shared.read(0)
         values = [private.read(i) for i in range(NR_PAGES)]
         if do:
             private.write(NR_PAGES - 1, 99)
-        found = look.look_at([*shared.pages, *private.pages])
+        found = observe.translate([*shared.pages, *private.pages])
         return json.dumps([token, values, [(one.vaddr, one.paddr) for one in found]])
 
-    # The child has our mapping, too, which it leaves alone: where it maps the file is elsewhere.
-    with Memory(NR_PAGES, fd=fd, shared=True) as shared, Forked(step) as child:
+    # The child inherits the parent's mapping and ignores it. Its own mappings of the file are at
+    # other addresses.
+    with MappedPages(NR_PAGES, fd=fd, shared=True) as shared, ForkedChild(step) as child:
         shared.write_all()
-        child.tell(0)
+        child.run_step(0)
         shared.write(0, TOKEN)
-        token, _, theirs = json.loads(child.tell(1))
+        token, _, theirs = json.loads(child.run_step(1))
         left = shared.read(NR_PAGES - 1)
-        ours = look.look_at(shared.pages)
+        ours = observe.translate(shared.pages)
     table = evidence.table(
         "pages",
-        "the same page in two processes; * is another frame",
+        "the same page in two processes; * means: another frame than the parent's",
         [
-            Column("page", "page", "number"),
-            Column("mapping", "child maps"),
-            Column("vaddr", "parent virtual", VADDR),
-            Column("child_vaddr", "child virtual", VADDR),
-            Column("paddr", "parent frame", PADDR),
-            Column("child_paddr", "child frame", PADDR),
+            EvidenceColumn("page", "page", "number"),
+            EvidenceColumn("mapping", "child maps"),
+            EvidenceColumn("vaddr", "parent virtual", VADDR),
+            EvidenceColumn("child_vaddr", "child virtual", VADDR),
+            EvidenceColumn("paddr", "parent frame", PADDR),
+            EvidenceColumn("child_paddr", "child frame", PADDR),
         ],
     )
     for i, (vaddr, paddr) in enumerate(theirs):
         one = ours[i % NR_PAGES]
         kind = "shared" if i < NR_PAGES else "private"
         if i == 2 * NR_PAGES - 1:
-            kind = "and writes"
+            kind = "private, writes"
         changed = ["child_paddr"] if paddr != one.paddr else []
-        cells: list[Cell] = [i % NR_PAGES, kind, one.vaddr, vaddr, look.where(one), paddr]
+        cells: list[Cell] = [i % NR_PAGES, kind, one.vaddr, vaddr, observe.paddr_cell(one), paddr]
         table.add(*cells, changed=changed)
     same = [one.paddr == paddr for one, (_, paddr) in zip(ours * 2, theirs, strict=True)]
     elsewhere = [one.vaddr != vaddr for one, (vaddr, _) in zip(ours, theirs, strict=False)]
@@ -92,31 +94,37 @@ def _explain(
     evidence.check(
         "one_frame",
         all(same[:NR_PAGES]) and all(elsewhere),
-        f"All {NR_PAGES} shared pages are in the same frames in both processes, at other virtual"
-        " addresses: each process has page tables of its own, and they lead to one place.",
-        f"Of {NR_PAGES} shared pages {sum(same[:NR_PAGES])} are in the same frames, and"
-        f" {sum(elsewhere)} at other virtual addresses: pages were moved meanwhile, or both"
-        " processes happened to map them at the same address.",
+        f"All {NR_PAGES} shared pages have the same frames and different virtual addresses in the"
+        " two processes. Each process has its own page tables, and both page tables lead to the"
+        " same frames.",
+        f"{sum(same[:NR_PAGES])} of {NR_PAGES} shared pages have the same frame in both processes,"
+        f" and {sum(elsewhere)} have different virtual addresses. The kernel migrated pages"
+        " meanwhile, or both processes happened to map the file at the same address.",
     )
     is_same, is_elsewhere = all(same[:NR_PAGES]), all(elsewhere)
     evidence.answer((1 if is_elsewhere else 2) if is_same else (3 if is_elsewhere else 0))
     evidence.check(
         "seen",
         token == TOKEN,
-        f"The parent wrote {TOKEN} after both had mapped the page, and the child read {token}:"
-        " nothing is sent, there is only one copy.",
-        f"The parent wrote {TOKEN}, and the child read {token}: they do not share the page.",
+        f"The parent wrote {TOKEN} after both processes had mapped the page, and the child read"
+        f" {token}. The kernel sends no data between the processes: memory has only one copy of the"
+        " page.",
+        f"The parent wrote {TOKEN}, and the child read {token}. The processes do not share the"
+        " page.",
     )
     private = same[NR_PAGES:]
     evidence.check(
         "private",
         all(private[:-1]) and not private[-1] and left != 99,
-        f"Mapped privately the child also had the file's own frames, {sum(private)} of"
-        f" {NR_PAGES} here, until it wrote to one: that page was copied, and the file still has"
-        f" {left} where the child wrote 99.",
-        f"Mapped privately {sum(private)} of {NR_PAGES} pages are in the file's own frames, and the"
-        f" file has {left} where the child wrote 99: pages were copied earlier, or moved.",
+        f"In the private mapping, {sum(private)} of {NR_PAGES} pages are in the file's own frames."
+        " The child wrote 99 to the other page, and the kernel copied this page at the write. The"
+        f" file still holds {left} in its place.",
+        f"In the private mapping, {sum(private)} of {NR_PAGES} pages are in the file's own frames,"
+        f" and the file holds {left} where the child wrote 99. The kernel copied pages earlier, or"
+        " migrated them.",
     )
 
 
-LAB = Lab(NAME, TITLE, (), PLAN, QUESTIONS, needs.needs(NAME, needs.frames), run)
+LAB = Lab(
+    NAME, TITLE, (), PLAN, QUESTIONS, requirements.checker(NAME, requirements.frame_numbers), run
+)

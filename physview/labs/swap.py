@@ -1,63 +1,67 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Swapped out and in again: another frame, and the same bytes."""
+"""The lab swap: a page that is swapped out and in again gets another frame, with the same data."""
 
 from __future__ import annotations
 
 import os
 
 from physview.errors import Unsupported
-from physview.labs import look, needs
-from physview.labs.base import PADDR, VADDR, Column, Evidence, Lab, Question
-from physview.labs.memory import MADV_NOHUGEPAGE, MADV_PAGEOUT, Memory, taken
+from physview.labs import observe, requirements
+from physview.labs.memory import MADV_NOHUGEPAGE, MADV_PAGEOUT, MappedPages, occupied_memory
+from physview.labs.model import PADDR, VADDR, Evidence, EvidenceColumn, Lab, Question
 from physview.model import Cause, Translation
 
 NAME = "swap"
-TITLE = "swapped out, and in again"
+TITLE = "swapping pages out and in"
 NR_PAGES = 8
 HELD_BYTES = 4 << 20
 PLAN = (
-    f"Writes to {NR_PAGES} pages, has the kernel swap them out (MADV_PAGEOUT), looks at what stands"
-    " in the place of their frames, reads them again, and looks where they are then."
+    f"Writes to {NR_PAGES} pages, and asks the kernel to swap them out (MADV_PAGEOUT). The lab"
+    " prints what their page-table entries hold then, reads the pages again, and looks up their"
+    " frames once more."
 )
 QUESTIONS = (
     Question(
-        "A page is swapped out and in again. What of it is as before?",
-        ("its virtual address and its frame", "its virtual address only", "its frame only"),
+        "A page is swapped out and in again. What stays the same?",
+        ("its virtual address and its frame", "only its virtual address", "only its frame"),
     ),
 )
 
 
 def run() -> Evidence:
-    """Swap out, and in again."""
+    """Swap pages out and in again, and compare their frames."""
     evidence = Evidence(NAME)
-    with Memory(NR_PAGES) as memory:
+    with MappedPages(NR_PAGES) as memory:
         memory.advise(MADV_NOHUGEPAGE)
         memory.write_all()
-        before = look.look_at(memory.pages)
+        before = observe.translate(memory.pages)
         code = memory.advise(MADV_PAGEOUT)
         if code:
             why = f"madvise(MADV_PAGEOUT): {os.strerror(code)}"
-            remedy = f"Linux 5.4 or later, {needs.in_vm(NAME, '--swap 64 --kernel 6.1')}"
+            remedy = f"Linux 5.4 or later, {requirements.in_vm(NAME, '--swap 64 --kernel 6.1')}"
             raise Unsupported(f"cannot do the lab {NAME}", why, remedy)
-        out = look.look_at(memory.pages)
-        with taken(HELD_BYTES):
+        out = observe.translate(memory.pages)
+        with occupied_memory(HELD_BYTES):
             same = memory.is_as_written()
-            back = look.look_at(memory.pages)
+            back = observe.translate(memory.pages)
     table = evidence.table(
         "pages",
-        "pages that are swapped out and read again; * changed",
+        "the pages before, while swapped out, and after; * means: changed",
         [
-            Column("page", "page", "number"),
-            Column("vaddr", "virtual", VADDR),
-            Column("before", "written", PADDR),
-            Column("out", "swapped out"),
-            Column("back", "read again", PADDR),
+            EvidenceColumn("page", "page", "number"),
+            EvidenceColumn("vaddr", "virtual", VADDR),
+            EvidenceColumn("before", "after writing", PADDR),
+            EvidenceColumn("out", "swapped out"),
+            EvidenceColumn("back", "after reading", PADDR),
         ],
     )
     for i, (one, two, three) in enumerate(zip(before, out, back, strict=True)):
         changed = ["out"] if two.cause is Cause.SWAPPED else []
         changed += ["back"] if three.paddr != one.paddr else []
-        table.add(*(i, one.vaddr, look.where(one), _slot(two), look.where(three)), changed=changed)
+        table.add(
+            *(i, one.vaddr, observe.paddr_cell(one), _slot(two), observe.paddr_cell(three)),
+            changed=changed,
+        )
     _explain(evidence, before, out, back, same=same)
     return evidence
 
@@ -81,31 +85,43 @@ def _explain(
     evidence.check(
         "out",
         len(swapped) == len(before),
-        f"All {len(swapped)} pages went out: their entries no longer name a frame, but the swap"
-        " area and the slot in it. The frames are free for others.",
-        f"{len(swapped)} of {len(before)} pages went out: of the others the kernel found that"
-        " somebody uses them just now, or the swap area is full. Run it again.",
+        f"The kernel swapped out all {len(swapped)} pages. Their page-table entries hold a swap"
+        " area and a slot in this area instead of a frame. The frames are free for other uses.",
+        f"The kernel swapped out {len(swapped)} of {len(before)} pages. The other pages are in use"
+        " at the moment, or the swap area is full. Run the lab again.",
     )
     moved = [i for i in swapped if back[i].paddr != before[i].paddr and back[i].paddr is not None]
     again = len(swapped) - len(moved)
-    by_chance = f" {look.count(again, 'page')} got the old one again, by chance." if again else ""
+    by_chance = (
+        f" {observe.count_words(again, 'page')} got the old frame again, by chance."
+        if again
+        else ""
+    )
+    moved_words = f"{len(moved)} of {len(swapped)}" if again else f"all {len(swapped)}"
     evidence.check(
         "back",
         bool(moved),
-        f"Read again, {'all' if not again else len(moved)} of these are in other frames.{by_chance}"
-        " Each touch was a page fault: the kernel took a free frame, whichever that was, and read"
-        " the slot into it.",
-        f"Of {len(swapped)} that went out none came back in another frame: they were still in the"
-        " swap cache, or got theirs again, which was free.",
+        f"After reading, {moved_words} pages are in other frames.{by_chance} Each read caused a"
+        " page fault. The kernel then took any free frame, and read the slot into it.",
+        f"After reading, none of {len(swapped)} swapped-out pages is in another frame. The pages"
+        " were still in the swap cache, or their old frames were free and were used again.",
     )
     evidence.check(
         "same",
         same,
-        "Every page holds what was written to it, at the virtual address it always had: the"
-        " process can't tell that anything happened.",
-        "Not every page holds what was written to it: the memory or the swap area is broken.",
+        "Every page still holds its data at the same virtual address. The process can't see that"
+        " its pages were swapped out.",
+        "At least one page lost its data. The memory or the swap area is defective.",
     )
     evidence.answer(None if not swapped else 1 if moved else 0)
 
 
-LAB = Lab(NAME, TITLE, (), PLAN, QUESTIONS, needs.needs(NAME, needs.swap, needs.frames), run)
+LAB = Lab(
+    NAME,
+    TITLE,
+    (),
+    PLAN,
+    QUESTIONS,
+    requirements.checker(NAME, requirements.swap_area, requirements.frame_numbers),
+    run,
+)

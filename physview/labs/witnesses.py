@@ -1,37 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's own account of a process, against a walk of its page tables."""
+"""The lab witnesses: a comparison of pagemap and the module's walk, for each page of a process."""
 
 from __future__ import annotations
 
-from physview.labs import child, look, needs
-from physview.labs.base import NUMBER, TEXT, Column, Evidence, Lab, Question
+from physview.labs import observe, probe_process, requirements
+from physview.labs.model import NUMBER, TEXT, Evidence, EvidenceColumn, Lab, Question
 from physview.runtime import invocation
 
 NAME = "witnesses"
 TITLE = "pagemap against the page tables"
 PLAN = (
-    "Starts a process, reads all of it from /proc/PID/pagemap, and has the kernel module walk its"
-    " page tables, page by page. Every page gets a verdict."
+    "Starts a process, reads the entries of all its pages from /proc/PID/pagemap, and lets the"
+    " kernel module walk its page tables. Then the lab compares both sources page by page, and"
+    " gives every page a verdict."
 )
 QUESTIONS = (
     Question(
-        "pagemap and the page tables are compared for every page of a process. What differs?",
+        "Both sources are compared for every page of a process. Which pages differ?",
         (
-            "nothing",
-            "nothing but what pagemap does not show, or moved just then",
-            "frames differ: pagemap is only an estimate",
+            "none",
+            "only pages that pagemap does not show, or that the kernel migrated meanwhile",
+            "many: pagemap is only an estimate",
         ),
     ),
 )
 
 
 def run() -> Evidence:
-    """Compare both, for a process of our own."""
+    """Compare both sources for a new process."""
     from physview.analysis.compare import Comparer, Verdict
     from physview.sources.procfs import ProcDir
 
     evidence = Evidence(NAME)
-    with child.started() as process:
+    with probe_process.start() as process:
         proc = ProcDir(process.pid)
         try:
             comparer = Comparer(proc)
@@ -43,11 +44,11 @@ def run() -> Evidence:
             proc.close()
     table = evidence.table(
         "verdicts",
-        f"{result.nr_pages} pages of process {process.pid}; * is a difference",
+        f"{result.nr_pages} pages of process {process.pid}; * means: the sources differ",
         [
-            Column("pages", "pages", NUMBER),
-            Column("verdict", "verdict"),
-            Column("first", "the first of them", TEXT),
+            EvidenceColumn("pages", "pages", NUMBER),
+            EvidenceColumn("verdict", "verdict"),
+            EvidenceColumn("first", "first page", TEXT),
         ],
     )
     alike = {
@@ -67,15 +68,18 @@ def run() -> Evidence:
     evidence.check(
         "frames",
         nr_same > 0 and result.nr_unexplained == 0,
-        f"Both name the same frame for {nr_same} of {result.nr_pages} pages, and no difference is"
-        " left without a reason: pagemap is made of the very entries that the walk reads.",
-        f"For {result.nr_unexplained} of {result.nr_pages} pages they differ and it is not known"
-        " why: that would be a bug of the kernel, of the module or of physview. Please report it,"
-        f" with what {invocation.physview_as_root('compare self')} says.",
+        f"Both sources report the same frame for {nr_same} of {result.nr_pages} pages, and every"
+        " difference has a known cause. The kernel fills pagemap from the same page-table entries"
+        " that the walk reads.",
+        f"For {result.nr_unexplained} of {result.nr_pages} pages the sources differ without a known"
+        " cause. This can be a bug in the kernel, in the module or in physview. Please report it,"
+        f" with the output of {invocation.physview_as_root('compare self')}.",
     )
-    what = "; ".join(f"{look.count(nr, 'page')}: {verdict.text}" for verdict, nr in others.items())
+    what = "; ".join(
+        f"{observe.count_words(nr, 'page')}: {verdict.text}" for verdict, nr in others.items()
+    )
     if result.nr_unexplained == 0 and others:
-        evidence.check("differences", True, f"What differs is explained: {what}.", "")
+        evidence.check("differences", True, f"The differences and their causes: {what}.", "")
     evidence.answer(2 if result.nr_unexplained else 1 if others else 0)
     return evidence
 
@@ -86,6 +90,8 @@ LAB = Lab(
     (),
     PLAN,
     QUESTIONS,
-    needs.needs(NAME, needs.core, needs.module, needs.frames),
+    requirements.checker(
+        NAME, requirements.compiled_core, requirements.kernel_module, requirements.frame_numbers
+    ),
     run,
 )

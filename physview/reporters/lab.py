@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from physview.labs import base
-from physview.labs.base import Evidence, Lab, Question
+from physview.labs import model
+from physview.labs.model import Evidence, Lab, Question
 from physview.model import Cause, printable
 from physview.reporters.drawing import draw
 from physview.runtime import invocation
@@ -19,7 +19,7 @@ PIPE_WIDTH = 80
 """Where there is no terminal: sentences are to be read there, too."""
 PIPE_TABLE_WIDTH = 240
 MARK = " *"
-NUMERIC = (base.NUMBER, base.SIZE, base.VADDR, base.PADDR)
+NUMERIC = (model.NUMBER, model.SIZE, model.VADDR, model.PADDR)
 
 
 def print_labs(labs: Iterable[tuple[Lab, str]]) -> None:
@@ -89,7 +89,7 @@ def print_answers(
         _print_item(f"{number}.", Text(f"{words}; the evidence says {verdict}", style=style))
 
 
-def _table(measured: base.Table) -> Table:
+def _table(measured: model.EvidenceTable) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in measured.columns:
         is_number = column.kind in NUMERIC
@@ -111,12 +111,12 @@ def _table(measured: base.Table) -> Table:
     return table
 
 
-def _words(column: base.Column, cell: base.Cell) -> str:
+def _words(column: model.EvidenceColumn, cell: model.Cell) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, Cause):
         return str(cell.value)
-    if isinstance(cell, int) and column.kind in (base.VADDR, base.PADDR):
+    if isinstance(cell, int) and column.kind in (model.VADDR, model.PADDR):
         return hex(cell)
     return printable(str(cell))
 

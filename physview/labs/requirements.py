@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a lab may need of a machine, each with one line that says what is missing and the remedy."""
+"""The labs' requirements: checks whether this machine and this user can run a lab.
+
+Each check takes the lab's name. It returns None if the requirement is met; otherwise it returns an
+error that names the missing thing and the remedy.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +15,28 @@ from physview.runtime import invocation, proc_mount
 from physview.sources.kmod import DEVICE
 from physview.text import proctext
 
-Need = Callable[[str], PhysviewError | None]
+Requirement = Callable[[str], PhysviewError | None]
 
 PAGEMAP = "/proc/self/pagemap"
 THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
-def needs(lab: str, *wanted: Need) -> Callable[[], PhysviewError | None]:
-    """Make a lab's `why_not`: the first of its needs that is not met."""
+def checker(lab: str, *requirements: Requirement) -> Callable[[], PhysviewError | None]:
+    """Make a lab's `why_not`: it returns the error of the first requirement that is not met."""
 
     def why_not() -> PhysviewError | None:
-        return next((error for need in wanted if (error := need(lab))), None)
+        return next((error for check in requirements if (error := check(lab))), None)
 
     return why_not
 
 
 def in_vm(lab: str, options: str = "") -> str:
-    """The line that does the lab in a VM."""
+    """Return the remedy that every lab has: the command that runs the lab in a throwaway VM."""
     return f"or in a throwaway VM: {invocation.in_vm(f'lab {lab}', options)}"
 
 
-def frames(lab: str) -> PhysviewError | None:
-    """Frame numbers are shown to us."""
+def frame_numbers(lab: str) -> PhysviewError | None:
+    """Require that the kernel shows frame numbers to this user."""
     from physview.system import checks
 
     if checks.can_show_frames():
@@ -49,8 +53,8 @@ def frames(lab: str) -> PhysviewError | None:
     )
 
 
-def core(lab: str) -> PhysviewError | None:
-    """The compiled core is built."""
+def compiled_core(lab: str) -> PhysviewError | None:
+    """Require that physview's compiled core is built."""
     from physview import _ffi
 
     why = _ffi.why_unavailable()
@@ -63,35 +67,35 @@ def core(lab: str) -> PhysviewError | None:
     )
 
 
-def module(lab: str) -> PhysviewError | None:
-    """The kernel module is loaded, and is ours to use."""
+def kernel_module(lab: str) -> PhysviewError | None:
+    """Require that the kernel module is loaded and that this user may open its device."""
     if os.access(DEVICE, os.R_OK):
         return None
     if os.path.exists(DEVICE):
         return AccessDenied(
-            f"cannot do the lab {lab}", "the kernel module lets only root in", "run as root"
+            f"cannot do the lab {lab}", "only root may use the kernel module", "run as root"
         )
     remedy = invocation.module_or_vm(f"lab {lab}")
     return ModuleUnavailable(f"cannot do the lab {lab}", "the kernel module is not loaded", remedy)
 
 
-def swap(lab: str) -> PhysviewError | None:
-    """There is somewhere to swap to."""
+def swap_area(lab: str) -> PhysviewError | None:
+    """Require that the machine has an active swap area."""
     missing = proc_mount.why_no_file("/proc/swaps") if not os.path.exists("/proc/swaps") else None
     if missing:
         return Unsupported(f"cannot do the lab {lab}", *missing)
     with open("/proc/swaps", "rb") as file:
-        if len(proctext.lines(file.read())) > 1:  # the first is the head
+        if len(proctext.lines(file.read())) > 1:  # the first line is the heading
             return None
     return Unsupported(
         f"cannot do the lab {lab}",
         "this machine has no swap area",
-        f"swapon one, {in_vm(lab, '--swap 64')}",
+        f"add a swap area with mkswap and swapon, {in_vm(lab, '--swap 64')}",
     )
 
 
 def huge_pages(lab: str) -> PhysviewError | None:
-    """Who asks for transparent huge pages gets them."""
+    """Require that transparent huge pages are enabled, at least for madvise()."""
     what = f"cannot do the lab {lab}"
     try:
         with open(THP, "rb") as file:
@@ -105,7 +109,7 @@ def huge_pages(lab: str) -> PhysviewError | None:
 
 
 def migration(lab: str) -> PhysviewError | None:
-    """Pages can be made to move: to another node, or by compaction."""
+    """Require a way to migrate pages: a second NUMA node, or compaction."""
     from physview.sources.numa import node_map
 
     path = "/proc/sys/vm/compact_memory"
@@ -113,7 +117,9 @@ def migration(lab: str) -> PhysviewError | None:
         return None
     what = f"cannot do the lab {lab}"
     if not os.path.exists(path):
-        why = "this kernel was built without compaction, and there is one NUMA node only"
+        why = "this kernel was built without compaction, and the machine has only one NUMA node"
         return Unsupported(what, why, in_vm(lab, "--kernel 6.1").removeprefix("or "))
-    why = "there is one NUMA node only, and this user may not start compaction, as in a container"
+    why = (
+        "the machine has only one NUMA node, and this user (or container) may not start compaction"
+    )
     return AccessDenied(what, why, f"run as root, {in_vm(lab, '--append numa=fake=2')}")

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A child process that prints memview's addresses and then waits while a lab observes it.
+
+The process ends when its stdin is closed. It therefore never outlives the lab, even if the lab is
+killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+from physview.errors import PhysviewError
+from physview.model import Probe
+from physview.runtime import child_python
+
+ADDR_NO_RANDOMIZE = 0x0040000  # include/uapi/linux/personality.h
+GET_PERSONALITY = 0xFFFFFFFF
+MALLOC = "malloc"
+"""The label of malloc(), a function of the C library. Every process maps the C library."""
+
+_libc = ctypes.CDLL(None)
+
+
+class ProbeProcess(NamedTuple):
+    """A waiting child process.
+
+    Args:
+        pid: The process.
+        probes: memview's addresses in the process, and the address of malloc().
+        has_aslr: Whether the kernel was asked to place the process's mappings at random addresses.
+    """
+
+    pid: int
+    probes: list[Probe]
+    has_aslr: bool
+
+    def addresses(self, *labels: str) -> list[int]:
+        """Return the virtual addresses of the probes with these labels."""
+        by_label = dict(self.probes)
+        return [by_label[label] for label in labels]
+
+
+@contextmanager
+def start(*, aslr: bool = True) -> Iterator[ProbeProcess]:
+    """Start a process. It ends with the `with` block.
+
+    Args:
+        aslr: Whether the process's addresses are random. False turns ASLR off for this process
+            only.
+
+    Raises:
+        PhysviewError: The process failed before it printed its addresses.
+    """
+    # Block SIGINT: Ctrl-C during the start would leave a process that nobody ends.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        # Only the kernel makes the addresses differ between two such processes. Without ASLR all
+        # addresses were equal in 40 repetitions and with Python 3.10 to 3.13, despite Python's
+        # random hashes.
+        process = child_python.start(
+            "physview.labs.probe_process",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=None if aslr else _turn_aslr_off,
+            start_new_session=True,  # Ctrl-C reaches only the lab, and the lab ends the process
+        )
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise
+    assert process.stdin
+    assert process.stdout
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        line = process.stdout.readline()
+        if not line:
+            code = process.wait()
+            why = f"it ended with exit code {code}"
+            raise PhysviewError("the lab's child process failed", why, "run the lab again")
+        has_aslr, probes = json.loads(line)
+        yield ProbeProcess(process.pid, [Probe(*probe) for probe in probes], has_aslr)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def _turn_aslr_off() -> None:
+    """Turn ASLR off for this process; exec() keeps the setting.
+
+    Where personality() is forbidden, ASLR stays on, and the child reports `has_aslr`.
+    """
+    _libc.personality(_libc.personality(GET_PERSONALITY) | ADDR_NO_RANDOMIZE)
+
+
+def main() -> None:
+    """Print the probes' addresses as JSON, and keep the probes in memory until stdin is closed."""
+    from physview.sources.probes import visit_probes
+
+    def wait(probes: list[Probe]) -> None:
+        # Open the C library by name: an executable may have a stub named malloc, which hides the
+        # function itself.
+        malloc = ctypes.cast(ctypes.CDLL("libc.so.6").malloc, ctypes.c_void_p).value or 0
+        ctypes.string_at(malloc, 1)  # touch the page, so that it is resident
+        has_aslr = not _libc.personality(GET_PERSONALITY) & ADDR_NO_RANDOMIZE
+        line = json.dumps([has_aslr, [*probes, (MALLOC, malloc)]]) + "\n"
+        with suppress(BrokenPipeError):  # the lab has already ended
+            os.write(1, line.encode())
+            sys.stdin.read()
+
+    visit_probes(wait)
