@@ -29,7 +29,7 @@ MAY_START = {
     "vm/runner.py": "the folder of this interpreter, for the guest's PATH",
     "vm/machine.py": "QEMU's own -m",
     "kernels/apt.py": "apt's own -c",
-    "tracing/launch.py": "the person's own command, by its whole path",
+    "tracing/traced_command.py": "the person's own command, by its whole path",
 }
 
 

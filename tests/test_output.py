@@ -144,7 +144,7 @@ BYPASSES = {
     "__stderr__": {},
     "os.write": {
         "tracing/tracefs.py": "a file of tracefs",
-        "tracing/launch.py": "a pipe to the process that is started",
+        "tracing/traced_command.py": "a pipe to the process that is started",
         "labs/evict.py": "/proc/sys/vm/drop_caches",
     },
 }

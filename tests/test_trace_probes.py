@@ -13,7 +13,7 @@ import pytest
 from failures import one_line
 
 import physview as api
-from physview.tracing.instance import me
+from physview.tracing.instance import new_owner
 
 pytestmark = [pytest.mark.needs("tracefs"), pytest.mark.usefixtures("tracefs")]
 
@@ -124,7 +124,7 @@ def test_probes_of_a_trace_that_was_killed_are_removed(tracefs):
     with api.Tracer("kmem:kmalloc", pid=os.getpid()):
         assert not probes(tracefs)
     # One that is defined, and belongs to somebody who lives, stays.
-    mine = me()
+    mine = new_owner()
     probe = f"p:{mine.group}/mine kernel_restart\n"
     fd = os.open(f"{tracefs}/kprobe_events", os.O_WRONLY | os.O_APPEND)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""tracefs is what the kernel says it is, whatever mount points are called."""
+"""tracefs is found by the kernel's own data: the names of mount points deceive nobody."""
 
 import json
 import os
@@ -14,7 +14,7 @@ class TestFakeTracefs:
 
     @pytest.fixture
     def fake(self, tmp_path):
-        """What a user has laid out; its probe is of a tracer that surely ended."""
+        """A folder that a user made to look like tracefs, with a probe of a tracer that ended."""
         folder = tmp_path / "mal"
         (folder / "instances").mkdir(parents=True)
         namespace = os.stat("/proc/self/ns/pid").st_ino

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The parts of tracing that take bytes, and names."""
+"""Parsers of tracing: pages of the buffer, format files, symbols, /proc/kcore, instance names."""
 
 import os
 import re
@@ -8,12 +8,12 @@ import struct
 import pytest
 
 from physview.analysis.trace import fold, parse_kcore
-from physview.tracing import Event, Frame
+from physview.tracing import Event, StackFrame
 from physview.tracing.events import parse_format
 from physview.tracing.ftrace import FtraceSource
-from physview.tracing.instance import Owner, me
-from physview.tracing.ring import Record, Stacks, iter_records
+from physview.tracing.instance import InstanceOwner, new_owner
 from physview.tracing.symbols import Symbols
+from physview.tracing.trace_buffer import Record, StackMatcher, iter_records
 
 
 def page(*events, time=1000, more=b""):
@@ -48,13 +48,13 @@ def test_records_of_a_page_have_their_times_and_contents():
     assert list(iter_records(page())) == []
 
 
-def test_a_stack_goes_to_the_record_that_it_follows_also_around_an_interrupt():
+def test_a_stack_is_matched_with_its_record_also_around_an_interrupt():
     def record(time, number, tid, *addresses):
         head = struct.pack("<HBBi", number, 0, 0, tid)
         size = struct.pack("<ii", len(addresses), 0)
         return Record(time, head + size + struct.pack(f"<{len(addresses)}Q", *addresses))
 
-    stacks = Stacks(4, 8, 16)
+    stacks = StackMatcher(4, 8, 16)
     first, inner, other = record(1, 9, 70), record(2, 8, 70), record(3, 9, 71)
     assert stacks.feed(first) is None
     assert stacks.feed(inner) is None
@@ -113,9 +113,9 @@ def test_symbols_name_the_caller_also_where_its_call_is_its_last():
     )
     assert symbols.find("first") == [0x1000]
     assert symbols.find("data") == []
-    assert symbols.frame(0x1010) == Frame(0x1010, "first", 0x10, "")
+    assert symbols.frame(0x1010) == StackFrame(0x1010, "first", 0x10, "")
     assert symbols.frame(0x2000, is_caller=False).symbol == "second"  # where a probe stopped
-    assert symbols.frame(0x2000) == Frame(0x2000, "first", 0x1000, "")
+    assert symbols.frame(0x2000) == StackFrame(0x2000, "first", 0x1000, "")
     assert symbols.frame(0x2FFF).symbol == "second"
     assert str(symbols.frame(0x3001)) == "third [some_module]"
     assert str(symbols.frame(0xFFF)) == "0xfff"
@@ -146,7 +146,7 @@ def test_kcore_tells_the_direct_map_also_of_ram_at_0():
 
 def test_events_are_folded_by_their_stacks():
     def event(comm, size, *functions):
-        stack = tuple(Frame(i, name, i, "") for i, name in enumerate(functions))
+        stack = tuple(StackFrame(i, name, i, "") for i, name in enumerate(functions))
         return Event(0, 0, 1, comm, "kmalloc", {"bytes_req": size}, frozenset(), stack)
 
     events = [event("a", 1, "f"), event("b", 2, "f", "g"), event("c", 4, "f", "g")]
@@ -155,15 +155,15 @@ def test_events_are_folded_by_their_stacks():
     assert (second.nr_events, [str(f) for f in second.stack]) == (1, ["f"])
 
 
-def test_an_owner_is_dead_when_its_pid_is_another_process_by_now():
-    mine = me()
-    assert not mine.is_dead
-    assert mine._replace(start_time=mine.start_time - 1).is_dead
-    assert mine._replace(pid=1 << 30).is_dead
-    # In another namespace this pid may well be somebody.
-    assert not mine._replace(pid=1 << 30, namespace=1).is_dead
-    assert Owner.parse(mine.instance) == Owner.parse(mine.group) == mine
-    assert me().number > mine.number
+def test_an_owner_has_ended_when_its_pid_belongs_to_another_process():
+    mine = new_owner()
+    assert not mine.has_ended
+    assert mine._replace(start_time=mine.start_time - 1).has_ended
+    assert mine._replace(pid=1 << 30).has_ended
+    # In another namespace a process may have this pid.
+    assert not mine._replace(pid=1 << 30, namespace=1).has_ended
+    assert InstanceOwner.parse(mine.instance) == InstanceOwner.parse(mine.group) == mine
+    assert new_owner().number > mine.number
 
 
 @pytest.mark.needs("tracefs")

@@ -12,7 +12,7 @@ from physview.errors import PhysviewError, ProcessGone
 from physview.frames.owners import FrameGroup, Ownership, find_owners
 from physview.model import PAGE_SHIFT, PAGE_SIZE, Vma
 from physview.sources.procfs import ProcDir
-from physview.tracing import Event, Frame, Losses
+from physview.tracing import Event, Losses, StackFrame
 
 KCORE = "/proc/kcore"
 # On all machines kernel addresses begin with a set bit, and user addresses do not.
@@ -61,7 +61,7 @@ class Path(NamedTuple):
     """
 
     name: str
-    stack: tuple[Frame, ...]
+    stack: tuple[StackFrame, ...]
     nr_events: int
     comms: list[str]
     sizes: dict[str, int]

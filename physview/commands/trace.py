@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from physview.frames.owners import Ownership
     from physview.model import Vma
     from physview.tracing import Tracer
-    from physview.tracing.launch import Launched
+    from physview.tracing.traced_command import TracedCommand
 
 NAME = "trace"
 HELP = "kernel stacks of copy_to_user, kmalloc, mm_page_alloc, or any other event or function"
@@ -121,13 +121,13 @@ def _find_pid(args: argparse.Namespace) -> int | None:
 
 def _trace(
     args: argparse.Namespace, pid: int | None, caught: list[int]
-) -> tuple[Trace, Launched | None]:
+) -> tuple[Trace, TracedCommand | None]:
     from physview.tracing import Tracer
-    from physview.tracing.launch import Launched
+    from physview.tracing.traced_command import TracedCommand
 
     launched = None
     if args.command:
-        launched = Launched(args.command, 2 if args.json else 1)
+        launched = TracedCommand(args.command, 2 if args.json else 1)
         pid = launched.pid
     try:
         with Tracer(
@@ -143,23 +143,23 @@ def _trace(
             trace = _gather(args, tracer, pid, caught)
     except BaseException:
         if launched:
-            launched.end(signal.SIGKILL)
+            launched.send_signal(signal.SIGKILL)
             launched.wait()
         raise
     if launched and caught:
-        launched.end(caught[0])
+        launched.send_signal(caught[0])
     elif launched and len(trace.events) >= args.number:
         traced = "1 event is" if args.number == 1 else f"{args.number} events are"
         _common.say(f"{traced} traced; waiting for {args.command[0]} to end")
     return trace, launched
 
 
-def _wait(launched: Launched) -> int:
+def _wait(launched: TracedCommand) -> int:
     """Wait for the command. With Ctrl-C it ends; with another it is left alone, and so are we."""
     try:
         return launched.wait()
     except KeyboardInterrupt:
-        launched.end(signal.SIGINT)
+        launched.send_signal(signal.SIGINT)
         return launched.wait()
 
 

@@ -11,7 +11,7 @@ from physview.analysis.trace import KernelMap, Path, Trace
 from physview.frames.owners import FrameGroup, Ownership
 from physview.model import PAGE_SHIFT, Vma, printable
 from physview.reporters.documents import mapping
-from physview.tracing import Event, Frame
+from physview.tracing import Event, StackFrame
 from physview.units import size
 
 SIZE_WORDS = {"bytes_req": "asked for", "bytes_alloc": "given", "n": "copied"}
@@ -71,7 +71,7 @@ def field_text(event: Event, name: str) -> str:
     return f"{value:#x}" if name in event.addresses else str(value)
 
 
-def _stack_lines(stack: tuple[Frame, ...]) -> Iterator[str]:
+def _stack_lines(stack: tuple[StackFrame, ...]) -> Iterator[str]:
     for frame in stack:
         yield f"        {frame}"
 
@@ -249,7 +249,7 @@ def _now_document(group: FrameGroup) -> dict[str, Any]:
     }
 
 
-def _frame_document(frame: Frame) -> dict[str, Any]:
+def _frame_document(frame: StackFrame) -> dict[str, Any]:
     return {
         "address": hex(frame.address),
         "symbol": frame.symbol or None,

@@ -351,7 +351,7 @@ def look_at_tracefs() -> Finding:
     from physview.tracing import tracefs
 
     try:
-        names = tracefs.mounted()
+        names = tracefs.mount_paths()
         mounted = next(tracefs.iter_tracefs(), None)
     except OSError as error:
         no_proc = proc_mount.why_no_file("/proc/self/mountinfo")
@@ -361,7 +361,7 @@ def look_at_tracefs() -> Finding:
         if names and os.geteuid() != 0:
             value, details = f"{names[0]}, which is root's", {"path": names[0]}
             return Finding("tracefs", PART, value, needs_root=True, details=details)
-        if not tracefs.is_known():
+        if not tracefs.is_supported():
             return Finding("tracefs", NO, "not in this kernel", "a kernel with CONFIG_FTRACE=y")
         return Finding("tracefs", NO, "not mounted", invocation.as_root(tracefs.MOUNT))
     try:

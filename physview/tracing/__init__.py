@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tracing the kernel without a compiler: events with their fields and kernel stacks.
+"""Kernel tracing without a compiler: events with their fields and kernel stacks.
 
 >>> from physview.tracing import Tracer
 >>> with Tracer("kmem:kmalloc") as tracer:  # doctest: +SKIP
@@ -7,7 +7,7 @@
 ...         print(event.comm, event.fields["bytes_req"], *event.stack)
 """
 
-from physview.tracing.events import Event, Frame, Losses
+from physview.tracing.events import Event, Losses, StackFrame
 from physview.tracing.tracer import Tracer
 
-__all__ = ["Event", "Frame", "Losses", "Tracer"]
+__all__ = ["Event", "Losses", "StackFrame", "Tracer"]

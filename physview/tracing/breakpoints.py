@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Events by the processor's own breakpoints: for functions that the kernel lets no kprobe near.
+"""The event source for functions that refuse kprobes: hardware breakpoints of the processor.
 
-copy_to_user()'s part that is not inlined lies in lib/, and put_user()'s are assembler: neither is
-built for ftrace, and since 4.20 kprobe events are refused on such functions ("Could not probe
-notrace function"; within_notrace_func() in kernel/trace/trace_kprobe.c). perf sets a breakpoint
-there nevertheless. A processor has four; they are gone when their descriptors are closed.
+The part of copy_to_user() that is not inlined is in lib/, and the functions of put_user() are
+written in assembler. Neither is built for ftrace. Since Linux 4.20 the kernel refuses kprobe events
+on such functions ("Could not probe notrace function"; within_notrace_func() in
+kernel/trace/trace_kprobe.c). perf_event_open() still sets breakpoints on them. A processor has four
+breakpoints. The kernel removes a breakpoint when its descriptor is closed.
 
 Source: perf_event_open(2), include/uapi/linux/perf_event.h, arch/x86/kernel/hw_breakpoint.c
 """
@@ -28,7 +29,7 @@ from physview.tracing.events import Losses, RawEvent
 
 MAX_BREAKPOINTS = 4
 
-# arch/x86/include/uapi/asm/perf_regs.h: their bits, and __NR_perf_event_open.
+# Bit numbers of the registers, from arch/x86/include/uapi/asm/perf_regs.h.
 REGISTERS = {"ax": 0, "cx": 2, "dx": 3, "si": 4, "di": 5}
 ARGUMENTS = ("di", "si", "dx")
 SYS_PERF_EVENT_OPEN = 298
@@ -43,7 +44,7 @@ CLOCK_MONOTONIC = 1
 IOC_ENABLE, IOC_DISABLE, IOC_SET_OUTPUT = 0x2400, 0x2401, 0x2405
 
 RECORD_LOST, RECORD_COMM, RECORD_THROTTLE, RECORD_SAMPLE = 2, 3, 5, 9
-# Entries of a call chain from here on say only where the following ones are from.
+# Larger entries of a call chain are markers: they tell the context of the entries that follow.
 CONTEXT_MAX = (1 << 64) - 4095
 
 _ATTR = struct.Struct("<IIQQQQQIIQQQQIiQIHH")
@@ -54,14 +55,14 @@ PAGE = mmap.PAGESIZE
 DEFAULT_BUFFER_KIB = 512
 
 
-class Place(NamedTuple):
-    """Where to stop, and what to fetch there.
+class Breakpoint(NamedTuple):
+    """A breakpoint at the beginning of a function, and the registers to record there.
 
     Args:
-        name: The function's.
-        address: Where it begins.
-        registers: By the field's name, the register that holds it.
-        addresses: Names of the fields that are addresses.
+        name: The function's name.
+        address: The function's address.
+        registers: For each field's name, the register that holds the field's value.
+        addresses: The names of the fields that are addresses.
     """
 
     name: str
@@ -70,15 +71,15 @@ class Place(NamedTuple):
     addresses: frozenset[str]
 
 
-class _Ring:
-    """The pages that the kernel writes samples to, of one thread or one processor."""
+class _SampleBuffer:
+    """The ring buffer into which the kernel writes the samples of one thread or one processor."""
 
     def __init__(self, fd: int, size: int) -> None:
         self._map = mmap.mmap(fd, PAGE + size)
         self._size = size
 
     def read(self) -> Iterator[tuple[int, bytes]]:
-        """Yield kind and content of what is new."""
+        """Yield the kind and the content of each new record."""
         head, tail = struct.unpack_from("<QQ", self._map, _HEAD)
         while tail < head:
             kind, _, size = _HEADER.unpack(self._bytes(tail, _HEADER.size))
@@ -96,23 +97,23 @@ class _Ring:
 
 
 class BreakpointSource:
-    """Events of breakpoints in the kernel.
+    """An event source: breakpoints in the kernel.
 
     Args:
-        places: Up to four.
-        tids: Threads to trace; None traces all but this process.
-        follow: Trace what these start, too.
-        from_exec: Begin when the thread runs another program.
-        stacks: Have stacks.
-        buffer_kib: How large the buffer of each thread or processor is.
+        breakpoints: The breakpoints, four at most.
+        tids: The threads to trace. None traces all processes except this one.
+        follow: Whether to trace the threads and processes that these threads start, too.
+        from_exec: Whether to start tracing only when a thread calls exec().
+        stacks: Whether to record stacks.
+        buffer_kib: The size in KiB of the buffer of each thread or processor.
 
     Raises:
-        PhysviewError: They cannot be had.
+        PhysviewError: The kernel refused a breakpoint or a buffer.
     """
 
     def __init__(
         self,
-        places: Sequence[Place],
+        breakpoints: Sequence[Breakpoint],
         tids: Sequence[int] | None,
         *,
         follow: bool,
@@ -120,22 +121,22 @@ class BreakpointSource:
         stacks: bool,
         buffer_kib: int | None,
     ) -> None:
-        self._places = {place.address: place for place in places}
+        self._breakpoints = {point.address: point for point in breakpoints}
         if os.uname().machine != "x86_64":
-            why = "the kernel lets no kprobe near it, and breakpoints are set on x86-64 only"
-            raise Unsupported(f"cannot trace {self._what}", why)
-        wanted = {name for place in places for name in place.registers.values()}
+            why = "the kernel refuses a kprobe there, and physview sets breakpoints on x86-64 only"
+            raise Unsupported(f"cannot trace {self._names}", why)
+        wanted = {name for point in breakpoints for name in point.registers.values()}
         self._registers = sorted(wanted, key=lambda name: REGISTERS[name])
         self._from_exec = from_exec
         self._stacks = stacks
         self._fds: list[int] = []
-        self._rings: list[_Ring] = []
+        self._buffers: list[_SampleBuffer] = []
         self._comms: dict[int, str] = {}
         self._overrun = self._throttled = 0
         self._ignored = os.getpid() if tids is None else None
         flags = DISABLED | EXCLUDE_USER | EXCLUDE_CALLCHAIN_USER | USE_CLOCKID
         flags |= (ENABLE_ON_EXEC if from_exec else 0) | (INHERIT if follow else 0)
-        # What is inherited needs a ring of each processor.
+        # perf_mmap() refuses the buffer of an inherited event that is not bound to a processor.
         cpus = _online_cpus() if follow or tids is None else [-1]
         size = PAGE
         while size < (buffer_kib or DEFAULT_BUFFER_KIB) * 1024:
@@ -148,18 +149,18 @@ class BreakpointSource:
         except BaseException:
             self.close()
             raise
-        if not self._rings:
-            why = "it ended before it could be traced"
-            raise ProcessGone("the process is gone", why, "start again with a living process")
+        if not self._buffers:
+            why = "it ended before tracing started"
+            raise ProcessGone("the process is gone", why, "trace a running process")
 
     @property
-    def _what(self) -> str:
-        return ", ".join(place.name for place in self._places.values())
+    def _names(self) -> str:
+        return ", ".join(point.name for point in self._breakpoints.values())
 
     def _open_all(self, tid: int, cpu: int, flags: int, size: int) -> None:
-        """Set all breakpoints for a thread or a processor; they share one ring."""
+        """Set all breakpoints for a thread or a processor. The breakpoints share one buffer."""
         first = -1
-        for address in self._places:
+        for address in self._breakpoints:
             fd = self._open(address, tid, cpu, flags | (COMM if first < 0 else 0))
             if fd < 0:
                 return
@@ -167,9 +168,9 @@ class BreakpointSource:
             if first < 0:
                 first = fd
                 try:
-                    self._rings.append(_Ring(fd, size))
+                    self._buffers.append(_SampleBuffer(fd, size))
                 except OSError as error:
-                    raise tracefs.refused("cannot have a trace buffer", error, "mmap") from None
+                    raise tracefs.refused("cannot map a trace buffer", error, "mmap") from None
                 self._poll.register(fd, select.POLLIN)
             else:
                 _ioctl(fd, IOC_SET_OUTPUT, first)
@@ -192,42 +193,42 @@ class BreakpointSource:
         raise self._refused(code)
 
     def _refused(self, code: int) -> PhysviewError:
-        what = f"cannot trace {self._what}"
+        what = f"cannot trace {self._names}"
         if code == errno.EINVAL:
-            why = "this kernel has no breakpoints in itself, as those without kprobes, or not there"
+            why = "this kernel allows no breakpoints in kernel code, or none in this function"
             return Unsupported(what, why, tracefs.trace_in_vm())
         if code == errno.ENOSPC:
-            why = "the processor's breakpoints, four, are in use by a debugger or another tracer"
-            return PhysviewError(what, why, "end that one first")
+            why = "a debugger or another tracer uses the processor's four breakpoints"
+            return PhysviewError(what, why, "end the debugger or the other tracer first")
         if code in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.ENOSYS):
             why = "this kernel or processor has no breakpoints for perf"
             return Unsupported(what, why, tracefs.trace_in_vm())
         if code == errno.EMFILE:
-            return PhysviewError(what, "too many files are open", "raise ulimit -n")
+            return PhysviewError(what, "this process has too many open files", "raise ulimit -n")
         error = OSError(code, os.strerror(code))
         return tracefs.refused(what, error, "perf_event_open")
 
     def start(self) -> None:
-        """Begin; or with `from_exec` wait for that."""
+        """Start tracing. With `from_exec`, the kernel starts tracing at the exec()."""
         if not self._from_exec:
             for fd in self._fds:
                 _ioctl(fd, IOC_ENABLE, 0)
 
     def stop(self) -> None:
-        """Let nothing more happen; what happened can still be read."""
+        """Stop tracing. Recorded events can still be read."""
         for fd in self._fds:
             _ioctl(fd, IOC_DISABLE, 0)
 
     def read(self, timeout: float) -> list[RawEvent]:
-        """Events that happened meanwhile, by time.
+        """Return the events since the last read, in the order of time.
 
         Args:
-            timeout: How long to wait for one, in seconds.
+            timeout: The longest wait for an event, in seconds.
         """
         self._poll.poll(timeout * 1000)
         found = []
-        for ring in self._rings:
-            for kind, content in ring.read():
+        for buffer in self._buffers:
+            for kind, content in buffer.read():
                 if kind == RECORD_SAMPLE:
                     found.append(self._event(content))
                 elif kind == RECORD_LOST:
@@ -242,8 +243,8 @@ class BreakpointSource:
 
     def _event(self, content: bytes) -> RawEvent | None:
         address, pid, tid, time_ns, cpu, _ = _SAMPLE.unpack_from(content)
-        place = self._places.get(address)
-        if place is None or pid == self._ignored:
+        point = self._breakpoints.get(address)
+        if point is None or pid == self._ignored:
             return None
         at = _SAMPLE.size
         stack: tuple[int, ...] = ()
@@ -257,34 +258,34 @@ class BreakpointSource:
         values = struct.unpack_from(f"<{nr_registers}Q", content, at + 8)
         by_name = dict(zip(self._registers, values, strict=False))
         fields = {
-            field: by_name[name] for field, name in place.registers.items() if name in by_name
+            field: by_name[name] for field, name in point.registers.items() if name in by_name
         }
         comm = self._comms.get(tid)
-        return RawEvent(time_ns, cpu, tid, comm, place.name, dict(fields), place.addresses, stack)
+        return RawEvent(time_ns, cpu, tid, comm, point.name, dict(fields), point.addresses, stack)
 
     def flush(self) -> list[RawEvent]:
-        """Nothing: samples are whole."""
+        """Return no events: `read()` returns every sample complete."""
         return []
 
     def comms(self) -> dict[int, str]:
-        """Names of threads as they were told."""
+        """Return the names of threads by their tids, as the kernel recorded them."""
         return dict(self._comms)
 
     def losses(self) -> Losses:
-        """What was lost so far, as far as it was read."""
+        """Return the counts of lost events that `read()` has seen so far."""
         return Losses(self._overrun, self._throttled)
 
     def close(self) -> None:
-        """Remove all. Closing twice is harmless."""
-        for ring in self._rings:
-            ring.close()
+        """Remove the breakpoints and buffers. Closing twice is harmless."""
+        for buffer in self._buffers:
+            buffer.close()
         for fd in self._fds:
             os.close(fd)
-        self._rings, self._fds = [], []
+        self._buffers, self._fds = [], []
 
 
 def _online_cpus() -> list[int]:
-    """Which processors there are to run on. Source: /sys/devices/system/cpu/online, "0-3,6"."""
+    """Return the online processors. Source: /sys/devices/system/cpu/online, such as "0-3,6"."""
     with open("/sys/devices/system/cpu/online", "rb") as file:
         ranges = [word.partition(b"-") for word in proctext.value(file.read()).split(b",")]
     return [cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)]
@@ -293,5 +294,5 @@ def _online_cpus() -> list[int]:
 def _ioctl(fd: int, request: int, argument: int) -> None:
     import fcntl
 
-    with contextlib.suppress(ProcessLookupError):  # its thread has ended
+    with contextlib.suppress(ProcessLookupError):  # the breakpoint's thread has ended
         fcntl.ioctl(fd, request, argument)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is traced: events, the kernel's description of their fields, and how many were lost."""
+"""Trace events: their data types, and a parser of the kernel's format description of their fields.
+
+The format files are events/SUBSYSTEM/EVENT/format in tracefs.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,15 @@ from typing import NamedTuple
 Value = int | str
 
 
-class Frame(NamedTuple):
+class StackFrame(NamedTuple):
     """One function of a kernel stack.
 
     Args:
-        address: Where it goes on; of the innermost, where it is.
-        symbol: The function's name; "" where none is known.
-        offset: How far into it that is.
-        module: The kernel module that it lies in; "" for the kernel itself.
+        address: The return address within the function. For the innermost function, the address of
+            the present instruction.
+        symbol: The function's name; "" if it is unknown.
+        offset: The address's offset from the function's beginning, in bytes.
+        module: The kernel module that contains the function; "" for the kernel itself.
     """
 
     address: int
@@ -35,17 +39,17 @@ class Frame(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that happened in the kernel.
+    """One event in the kernel.
 
     Args:
-        time_ns: When, in nanoseconds of CLOCK_MONOTONIC.
-        cpu: On which processor.
-        tid: The thread that ran; 0 is an idle processor.
-        comm: Its name; "" where it could not be told any more.
-        name: The event's, or the probed function's.
-        fields: What the kernel tells of it, by the kernel's names; flags as text.
-        addresses: Names of those fields that are addresses.
-        stack: Kernel functions, the innermost first; empty without stacks.
+        time_ns: The time in nanoseconds of CLOCK_MONOTONIC.
+        cpu: The processor's number.
+        tid: The running thread; 0 if the processor was idle.
+        comm: The thread's name; "" if it is no longer known.
+        name: The name of the event or of the probed function.
+        fields: The event's values by the kernel's field names. Flags are text.
+        addresses: The names of the fields that are addresses.
+        stack: The kernel functions, innermost first; empty if no stacks are recorded.
     """
 
     time_ns: int
@@ -55,11 +59,14 @@ class Event(NamedTuple):
     name: str
     fields: dict[str, Value]
     addresses: frozenset[str]
-    stack: tuple[Frame, ...]
+    stack: tuple[StackFrame, ...]
 
 
 class RawEvent(NamedTuple):
-    """An event as a source gives it: no names yet but the event's. Members are as in `Event`."""
+    """An event as a source returns it: the stack is addresses, without function names.
+
+    The members are as in `Event`. `comm` is None if the source does not know the thread's name.
+    """
 
     time_ns: int
     cpu: int
@@ -72,11 +79,11 @@ class RawEvent(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Events that happened and are not told.
+    """Counts of lost events.
 
     Args:
-        overrun: Written over, or not written, because a buffer was full.
-        throttled: How often the kernel held tracing up because events came too fast.
+        overrun: The number of events lost because a buffer was full.
+        throttled: How often the kernel paused tracing because events came too fast.
     """
 
     overrun: int
@@ -84,7 +91,7 @@ class Losses(NamedTuple):
 
 
 class Field(NamedTuple):
-    """One field of an event. Members are those of a line in its format file."""
+    """One field of an event's records. The members are those of a line in the format file."""
 
     name: str
     kind: str
@@ -93,7 +100,7 @@ class Field(NamedTuple):
     signed: bool
 
     def decode(self, record: bytes) -> Value:
-        """Its value in a record."""
+        """Return the field's value in a record."""
         if "__data_loc" in self.kind or "__rel_loc" in self.kind:
             (where,) = struct.unpack_from("<I", record, self.offset)
             start, size = where & 0xFFFF, where >> 16
@@ -113,14 +120,14 @@ def _text(content: bytes, kind: str) -> str:
 
 
 class Format(NamedTuple):
-    """How an event's records are laid out.
+    """The layout of an event's records.
 
     Args:
-        name: The event's.
-        number: What its records begin with.
-        fields: Its own fields, in the kernel's order.
-        addresses: Names of the fields that the kernel prints as addresses.
-        flags: By field, what its bits are called: value and name, in the kernel's order.
+        name: The event's name.
+        number: The event's number, with which its records begin.
+        fields: The event's own fields, in the kernel's order.
+        addresses: The names of the fields that the kernel prints as addresses.
+        flags: For each field of flags, the value and name of each flag, in the kernel's order.
     """
 
     name: str
@@ -130,7 +137,7 @@ class Format(NamedTuple):
     flags: Mapping[str, tuple[tuple[int, str], ...]]
 
     def decode(self, record: bytes) -> dict[str, Value]:
-        """The fields of a record, by name; flags by theirs."""
+        """Return a record's values by field names. Flags are text, made of the flags' names."""
         fields = {field.name: field.decode(record) for field in self.fields}
         for name, flags in self.flags.items():
             value = fields.get(name)
@@ -140,7 +147,7 @@ class Format(NamedTuple):
 
 
 def flag_text(value: int, flags: tuple[tuple[int, str], ...]) -> str:
-    """Flags by name, as trace_print_flags_seq() prints them.
+    """Return flags as text, in the format of the kernel's trace_print_flags_seq().
 
     >>> flag_text(7, ((6, "SIX"), (2, "TWO"))), flag_text(0, ())
     ('SIX|0x1', 'none')
@@ -161,20 +168,20 @@ _CAST = re.compile(r"\(\s*(?:unsigned|long|int|gfp_t)(?:\s+(?:long|int))?\s*\)")
 
 
 def _parse_flags(printed: str) -> dict[str, tuple[tuple[int, str], ...]]:
-    """What the bits are called, of the fields where the format says so in constants."""
+    """Return the flags' names of each field whose format gives their values as constants."""
     found = {}
     for match in _FLAGS.finditer(printed):
         try:
             found[match[1]] = tuple(
                 (_constant(expression), name) for expression, name in _FLAG.findall(match[2])
             )
-        except (ValueError, SyntaxError):  # not in a way that is known here: a number, then
+        except (ValueError, SyntaxError):  # not a constant: the field stays a number
             continue
     return found
 
 
 def _constant(expression: str) -> int:
-    """The value of a constant in C.
+    """Return the value of a constant expression in C.
 
     >>> _constant("( unsigned long)((( gfp_t)(0x400u|0x800u)) & ~((gfp_t)(((1UL))) << (10)))")
     2048
@@ -202,14 +209,14 @@ _FIELD = re.compile(
     r"field:(?P<kind>.*?)\s*\b(?P<name>\w+)(?P<array>\[[^\]]*\])?;\s*"
     r"offset:(?P<offset>\d+);\s*size:(?P<size>\d+);\s*signed:(?P<signed>\d)"
 )
-# Where a probe was hit is told by its stack.
+# Fields that repeat the probe's location. The stack tells it already.
 _HIDDEN = ("__probe_ip", "__probe_func", "__probe_ret_ip")
-# The kernel prints them in hexadecimal, but everybody counts frames.
+# The kernel prints these fields in hexadecimal, but they are not addresses.
 _NUMBERS = ("pfn",)
 
 
 def parse_format(data: bytes) -> Format:
-    r"""Read events/SUBSYSTEM/EVENT/format. Source: f_show() in kernel/trace/trace_events.c
+    r"""Parse events/SUBSYSTEM/EVENT/format. Source: f_show() in kernel/trace/trace_events.c
 
     >>> text = b"name: a\nID: 7\nformat:\n\tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;\n"
     >>> text += b"\n\tfield:const void * p;\toffset:8;\tsize:8;\tsigned:0;\n\nprint fmt: \"p=%p\""
@@ -220,7 +227,7 @@ def parse_format(data: bytes) -> Format:
     name = re.search(r"^name: (.*)$", text, re.MULTILINE)
     number = re.search(r"^ID: (\d+)$", text, re.MULTILINE)
     if not name or not number:
-        raise ValueError("no format of an event")
+        raise ValueError("not the format of an event")
     printed = text.partition("print fmt:")[2].split('",')[0]
     in_hex = set(re.findall(r"(\w+)=(?:%p|(?:0x)?%l*[xX])", printed, re.IGNORECASE))
     fields = [

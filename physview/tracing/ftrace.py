@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Events by the kernel's own tracer: tracepoints and kprobes, from an instance in tracefs."""
+"""The event source for tracepoints and kprobes: ftrace, the kernel's own tracer."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from physview.text import proctext
 from physview.tracing import tracefs
 from physview.tracing.events import Format, Losses, RawEvent, parse_format
 from physview.tracing.instance import Instance
-from physview.tracing.ring import Record, Stacks, iter_records
+from physview.tracing.trace_buffer import Record, StackMatcher, iter_records
 from physview.tracing.tracefs import Tracefs
 
-READ_SIZE = 1 << 16  # more than any page of the buffer
+READ_SIZE = 1 << 16  # larger than any page of the trace buffer
 EXEC = "sched/sched_process_exec"
-# A stack comes right behind its record, but perhaps not in the same read.
-NS_BEFORE_LOST = 1_000_000_000
+# A stack follows its record immediately, but possibly in a later read. After this time it is lost.
+STACK_TIMEOUT_NS = 1_000_000_000
 INIT_PID_NAMESPACE = 0xEFFFFFFC  # include/linux/proc_ns.h
 
 
 class FtraceSource:
-    """Events of an instance of one's own. The caller adds events, and then starts it.
+    """An event source: a private ftrace instance. The caller adds events and then calls `start()`.
 
     Args:
-        tids: Threads to trace; None traces all but this process.
-        follow: Trace what these start, too.
-        from_exec: Nothing counts that happened before the thread ran another program.
-        stacks: Have stacks.
-        buffer_kib: How large the buffer is, for each processor; None leaves the kernel's size.
+        tids: The threads to trace. None traces all processes except this one.
+        follow: Whether to trace the threads and processes that these threads start, too.
+        from_exec: Whether to drop the events that precede a thread's exec().
+        stacks: Whether to record stacks.
+        buffer_kib: The size in KiB of each processor's buffer. None keeps the kernel's default.
 
     Raises:
-        PhysviewError: tracefs cannot be had.
+        PhysviewError: tracefs is not usable.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class FtraceSource:
         self._names: dict[int, str] = {}
         self._fds: list[int] = []
         self._cpus: list[int] = []
-        self._stacks: dict[int, Stacks] = {}
+        self._stacks: dict[int, StackMatcher] = {}
         self._exec_number: int | None = None
-        # When each became its program; None before it did.
+        # The time of each thread's exec(); None until it happens.
         self._exec_ns: dict[int, int | None] = dict.fromkeys(tids or ()) if from_exec else {}
-        self._early: list[RawEvent] = []
+        self._before_exec: list[RawEvent] = []
         self._stopped = False
         try:
             self._prepare(tids, follow, stacks, buffer_kib)
@@ -70,7 +70,7 @@ class FtraceSource:
     ) -> None:
         self._instance.set("tracing_on", "0")
         self._instance.set("trace_clock", "mono")
-        if self._instance.has("buffer_percent"):  # 5.0: else it wakes when it is half full
+        if self._instance.has("buffer_percent"):  # since 5.0; older kernels wake at half full
             self._instance.set("buffer_percent", "0")
         if buffer_kib:
             self._instance.set("buffer_size_kb", str(buffer_kib))
@@ -80,42 +80,44 @@ class FtraceSource:
         if follow:
             self._instance.set("options/event-fork", "1")
         if tids is None:
-            if self._instance.has("set_event_notrace_pid"):  # 5.7
+            if self._instance.has("set_event_notrace_pid"):  # since 5.7
                 own = sorted(map(int, os.listdir("/proc/self/task")))
                 self._instance.set("set_event_notrace_pid", " ".join(map(str, own)))
             return
         if os.stat("/proc/self/ns/pid").st_ino != INIT_PID_NAMESPACE:
-            why = "pids are numbered otherwise in this container, and the kernel knows its own"
+            why = "this container has its own pid namespace, and ftrace knows only the host's pids"
             raise Unsupported("cannot trace one process", why, "run outside of the container")
         self._instance.set("set_event_pid", " ".join(map(str, tids)))
 
     @property
     def tracefs(self) -> Tracefs:
-        """The tracefs that it traces with."""
+        """The tracefs that contains the instance."""
         return self._instance.tracefs
 
     def has_event(self, name: str) -> bool:
-        """Whether there is a tracepoint SUBSYSTEM:EVENT."""
+        """Whether the kernel has this tracepoint, SUBSYSTEM:EVENT."""
         return self._instance.has(f"events/{name.replace(':', '/')}/format")
 
     def add_event(self, name: str) -> None:
-        """Have a tracepoint, SUBSYSTEM:EVENT."""
+        """Add a tracepoint, SUBSYSTEM:EVENT."""
         self._add(name.replace(":", "/"), name.partition(":")[2])
 
     def add_kprobe(self, function: str, fetches: Sequence[str]) -> None:
-        """Have a probe where a function begins.
+        """Add a kprobe at the beginning of a function.
 
         Args:
-            function: Its name.
-            fetches: What to fetch there: the first that the kernel takes.
+            function: The function's name.
+            fetches: Alternative lists of values to fetch. The first list that the kernel accepts is
+                used.
 
         Raises:
-            OSError: The kernel takes none. EINVAL: it traces this function not at all; ENOENT:
-                there is none of this name; EADDRNOTAVAIL: several.
-            Unsupported: There are no kprobes.
+            OSError: The kernel accepts none of them. EINVAL: the kernel does not trace this
+                function; ENOENT: it has no function of this name; EADDRNOTAVAIL: it has several.
+            Unsupported: This kernel has no kprobes.
         """
         if not self.tracefs.has("kprobe_events"):
-            why, remedy = "this kernel has no kprobes", "it takes one with CONFIG_KPROBE_EVENTS=y"
+            why = "this kernel has no kprobes"
+            remedy = "boot a kernel with CONFIG_KPROBE_EVENTS=y"
             raise Unsupported(
                 f"cannot probe {function}", why, f"{remedy}, or {tracefs.trace_in_vm()}"
             )
@@ -135,7 +137,7 @@ class FtraceSource:
         raise last
 
     def _add(self, folder: str, name: str) -> None:
-        # A probe is there in every instance as soon as it is defined.
+        # A new probe appears in every instance as soon as it is defined.
         path = f"events/{folder}/format"
         if self._instance.has(path):
             path = f"{self._instance.folder}/{path}"
@@ -145,10 +147,10 @@ class FtraceSource:
         self._events.append(folder)
 
     def start(self) -> None:
-        """Begin.
+        """Start tracing.
 
         Raises:
-            PhysviewError: The kernel refuses.
+            PhysviewError: The kernel refused.
         """
         if self._exec_ns:
             form = parse_format(self.tracefs.read(f"events/{EXEC}/format"))
@@ -165,7 +167,7 @@ class FtraceSource:
                 path = f"{self.tracefs.path}/{path}"
                 raise tracefs.refused("cannot read the trace", error, path) from None
             self._cpus.append(cpu)
-            self._stacks[cpu] = Stacks(layout.number, offsets["size"], offsets["caller"])
+            self._stacks[cpu] = StackMatcher(layout.number, offsets["size"], offsets["caller"])
         self._poll = select.poll()
         for fd in self._fds:
             self._poll.register(fd, select.POLLIN)
@@ -174,48 +176,48 @@ class FtraceSource:
         self._instance.set("tracing_on", "1")
 
     def stop(self) -> None:
-        """Let nothing more happen; what happened can still be read."""
+        """Stop tracing. Recorded events can still be read."""
         self._instance.set("tracing_on", "0")
         self._stopped = True
 
     def read(self, timeout: float) -> list[RawEvent]:
-        """Events that happened meanwhile, by time.
+        """Return the events since the last read, in the order of time.
 
         Args:
-            timeout: How long to wait for one, in seconds.
+            timeout: The longest wait for an event, in seconds.
         """
         self._poll.poll(timeout * 1000)
         found = []
         for cpu, fd in zip(self._cpus, self._fds, strict=True):
-            whole = []
+            complete = []
             newest = 0
             for page in self._pages(fd):
                 for record in iter_records(page):
                     newest = record.time_ns
-                    whole += self._feed(cpu, record)
-            whole += self._stacks[cpu].flush(newest - NS_BEFORE_LOST)
-            found += [self._event(cpu, record, stack) for record, stack in whole]
-        return self._since_exec(found)
+                    complete += self._feed(cpu, record)
+            complete += self._stacks[cpu].flush(newest - STACK_TIMEOUT_NS)
+            found += [self._event(cpu, record, stack) for record, stack in complete]
+        return self._drop_before_exec(found)
 
-    def _since_exec(self, found: list[RawEvent]) -> list[RawEvent]:
-        """Events by time, without those of before a thread became its program.
+    def _drop_before_exec(self, found: list[RawEvent]) -> list[RawEvent]:
+        """Return events in the order of time, without those that precede their thread's exec().
 
-        A program may begin on another processor, which is read sooner or later: time decides, and
-        until that is known, they wait.
+        A thread can call exec() on another processor, whose buffer is read earlier or later. The
+        time of the exec() therefore decides. Until it is known, the events wait.
         """
-        found, self._early = self._early + found, []
+        found, self._before_exec = self._before_exec + found, []
         kept = []
         for event in found:
             since = self._exec_ns.get(event.tid, 0)
             if since is None:
-                self._early.append(event)
+                self._before_exec.append(event)
             elif event.time_ns >= since:
                 kept.append(event)
         return sorted(kept, key=lambda event: event.time_ns)
 
     def _pages(self, fd: int) -> list[bytes]:
         pages: list[bytes] = []
-        while self._stopped or len(pages) < 64:  # others wait, too
+        while self._stopped or len(pages) < 64:  # the other processors' buffers need reading, too
             try:
                 page = os.read(fd, READ_SIZE)
             except BlockingIOError:
@@ -228,20 +230,20 @@ class FtraceSource:
     def _feed(self, cpu: int, record: Record) -> list[tuple[Record, tuple[int, ...]]]:
         if record.number == self._exec_number:
             first = self._exec_ns.get(record.tid, 0)
-            if first is None or record.time_ns < first:  # it may run others afterwards
+            if first is None or record.time_ns < first:  # a thread may call exec() again later
                 self._exec_ns[record.tid] = record.time_ns
-        whole = self._stacks[cpu].feed(record) if self._with_stacks else (record, ())
-        return [whole] if whole and whole[0].number in self._formats else []
+        complete = self._stacks[cpu].feed(record) if self._with_stacks else (record, ())
+        return [complete] if complete and complete[0].number in self._formats else []
 
     def flush(self) -> list[RawEvent]:
-        """Events whose stacks were lost, when there is nothing more to read."""
+        """Return the events whose stacks were lost. Call it when no more events can be read."""
         found = [
             self._event(cpu, record, stack)
             for cpu, stacks in self._stacks.items()
             for record, stack in stacks.flush()
             if record.number in self._formats
         ]
-        return self._since_exec(found)
+        return self._drop_before_exec(found)
 
     def _event(self, cpu: int, record: Record, stack: tuple[int, ...]) -> RawEvent:
         form = self._formats[record.number]
@@ -257,11 +259,11 @@ class FtraceSource:
         )
 
     def comms(self) -> dict[int, str]:
-        """Names of threads that the tracer has seen; it keeps a few."""
+        """Return the names of threads by their tids. The kernel remembers only a few threads."""
         return parse_saved_cmdlines(self.tracefs.read("saved_cmdlines"))
 
     def losses(self) -> Losses:
-        """What was lost so far."""
+        """Return the counts of lost events so far."""
         overrun = 0
         for cpu in self._cpus:
             path = f"{self._instance.folder}/per_cpu/cpu{cpu}/stats"
@@ -271,7 +273,7 @@ class FtraceSource:
         return Losses(overrun, 0)
 
     def close(self) -> None:
-        """Remove all. Closing twice is harmless."""
+        """Remove the instance and its probes. Closing twice is harmless."""
         for fd in self._fds:
             os.close(fd)
         self._fds, self._cpus = [], []
@@ -279,10 +281,10 @@ class FtraceSource:
 
 
 def parse_saved_cmdlines(data: bytes) -> dict[int, str]:
-    r"""Names of threads by their tids. Source: saved_cmdlines_show() in kernel/trace/.
+    r"""Return the names of threads by their tids. Source: saved_cmdlines_show() in kernel/trace/.
 
-    A name may hold "\n", and with it what looks like a line of the kernel's. The kernel writes each
-    thread once: what is written twice is believed neither time.
+    A thread's name may contain "\n", and can therefore imitate a line of the kernel's. The kernel
+    writes each thread once. If a tid occurs twice, neither line is trusted.
 
     >>> parse_saved_cmdlines(b"7 a\nb c\n8 d\n0 <idle>\n8 e\n")
     {7: 'a\nb c', 0: '<idle>'}

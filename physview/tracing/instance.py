@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A trace buffer of one's own: an instance in tracefs, and probes in a group of one's own.
+"""A private ftrace instance: its own trace buffer in tracefs, and its own group of probes.
 
-Nothing of the machine's other tracers is touched. What is made here is removed; what a tracer left
-that was killed is removed by the next. Its name tells who made it: pid namespace, pid and start
-time, so that neither a reused pid nor one of another container is taken for it.
+An instance does not affect other tracers of the machine. The tracer removes its instance at the
+end. If a tracer was killed, the next tracer removes the stale instance. An instance's name contains
+its owner's pid namespace, pid and start time, so that a process with a reused pid, or with the same
+pid in another container, is not taken for the owner.
 
 Source: Documentation/trace/ftrace.rst, Documentation/trace/kprobetrace.rst
 """
@@ -26,14 +27,14 @@ from physview.tracing.tracefs import Tracefs, refused
 _count = itertools.count()
 
 
-class Owner(NamedTuple):
-    """Who made an instance, or a group of probes.
+class InstanceOwner(NamedTuple):
+    """The process that made an instance and its group of probes.
 
     Args:
-        namespace: Inode of its pid namespace.
-        pid: Its pid there.
-        start_time: When it started, in clock ticks after boot.
-        number: Which of its instances.
+        namespace: The inode of the process's pid namespace.
+        pid: The process's pid in this namespace.
+        start_time: The process's start time, in clock ticks after boot.
+        number: The number of the instance within the process.
     """
 
     namespace: int
@@ -42,12 +43,14 @@ class Owner(NamedTuple):
     number: int
 
     @classmethod
-    def parse(cls, name: str) -> Owner | None:
-        """Who a name names; None if it was not given here.
+    def parse(cls, name: str) -> InstanceOwner | None:
+        """Return the owner from the name of an instance or group; None if it is not physview's.
 
-        >>> Owner.parse("physview-1-2-3-0") == Owner.parse("physview_1_2_3_0") == (1, 2, 3, 0)
-        True
-        >>> Owner.parse("someone's"), Owner.parse("physview-1")
+        >>> tuple(InstanceOwner.parse("physview-1-2-3-0") or ())
+        (1, 2, 3, 0)
+        >>> tuple(InstanceOwner.parse("physview_1_2_3_0") or ())
+        (1, 2, 3, 0)
+        >>> InstanceOwner.parse("someone's"), InstanceOwner.parse("physview-1")
         (None, None)
         """
         match = re.fullmatch("physview" + "[-_]([0-9]+)" * 4, name)
@@ -60,23 +63,23 @@ class Owner(NamedTuple):
 
     @property
     def group(self) -> str:
-        """The probes' group; a name in C."""
+        """The name of the group of probes. It must be an identifier in C."""
         return self.instance.replace("-", "_")
 
     @property
-    def is_dead(self) -> bool:
-        """Whether it surely ended: of other pid namespaces nothing can be told."""
+    def has_ended(self) -> bool:
+        """Whether the owner has certainly ended. Owners in other pid namespaces count as alive."""
         return self.namespace == _namespace() and start_time(self.pid) != self.start_time
 
 
-def me() -> Owner:
-    """This process, and a number that was not given before."""
+def new_owner() -> InstanceOwner:
+    """Return this process as the owner of a new instance, with an unused number."""
     pid = os.getpid()
-    return Owner(_namespace(), pid, start_time(pid) or 0, next(_count))
+    return InstanceOwner(_namespace(), pid, start_time(pid) or 0, next(_count))
 
 
 def start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks after boot; None if it has ended."""
+    """Return a process's start time in clock ticks after boot; None if it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = parse_stat(file.read())
@@ -90,24 +93,24 @@ def _namespace() -> int:
 
 
 class Instance:
-    """An instance in tracefs, for as long as it is used.
+    """An ftrace instance, which exists until it is closed.
 
     Args:
-        tracefs: Closed with the instance.
+        tracefs: The tracefs. It is closed with the instance.
 
     Raises:
-        AccessDenied: The kernel refuses.
-        PhysviewError: The kernel has no memory for it.
+        AccessDenied: The kernel refuses this user.
+        PhysviewError: The kernel failed to make the instance, for example for lack of memory.
     """
 
     def __init__(self, tracefs: Tracefs) -> None:
         self.tracefs = tracefs
-        self.owner = me()
+        self.owner = new_owner()
         self.folder = f"instances/{self.owner.instance}"
-        """Its folder in tracefs."""
+        """The instance's folder in tracefs."""
         self._open = False
         try:
-            remove_dead(tracefs)
+            remove_stale(tracefs)
             tracefs.make_folder(self.folder)
         except OSError as error:
             tracefs.close()
@@ -116,10 +119,10 @@ class Instance:
         self._open = True
 
     def set(self, name: str, value: str) -> None:
-        """Write one of its files.
+        """Write a value to one of the instance's files.
 
         Raises:
-            PhysviewError: The kernel refuses.
+            PhysviewError: The kernel refuses the value.
         """
         path = f"{self.folder}/{name}"
         try:
@@ -129,48 +132,48 @@ class Instance:
             raise refused(what, error, f"{self.tracefs.path}/{path}") from None
 
     def has(self, name: str) -> bool:
-        """Whether it has a file."""
+        """Whether the instance has a file or folder with this name."""
         return self.tracefs.has(f"{self.folder}/{name}")
 
     def add_probe(self, name: str, definition: str) -> None:
-        """Define a probe in a group of this instance.
+        """Define a probe in this instance's group.
 
         Args:
-            name: What its event is called.
-            definition: The place, and what to fetch there.
+            name: The name of the probe's event.
+            definition: The probe's location, and the values to fetch there.
 
         Raises:
-            OSError: The kernel refuses it.
+            OSError: The kernel refuses the probe.
         """
         self.tracefs.write("kprobe_events", f"p:{self.owner.group}/{name} {definition}\n")
 
     def close(self) -> None:
-        """Remove it, and its probes. Closing twice is harmless."""
+        """Remove the instance and its probes. Closing twice is harmless."""
         if self._open:
             self._open = False
             remove(self.tracefs, self.owner)
             self.tracefs.close()
 
 
-def remove_dead(tracefs: Tracefs) -> None:
-    """Remove what tracers left that were killed."""
+def remove_stale(tracefs: Tracefs) -> None:
+    """Remove the stale instances and probes of tracers that were killed."""
     names = tracefs.names("instances")
-    owners = {owner for name in names if (owner := Owner.parse(name))}
-    owners |= {owner for group, _ in _probes(tracefs) if (owner := Owner.parse(group))}
+    owners = {owner for name in names if (owner := InstanceOwner.parse(name))}
+    owners |= {owner for group, _ in _probes(tracefs) if (owner := InstanceOwner.parse(group))}
     for owner in owners:
-        if owner.is_dead:
+        if owner.has_ended:
             remove(tracefs, owner)
 
 
-def remove(tracefs: Tracefs, owner: Owner) -> None:
-    """Remove an instance and its probes; that another does so at the same time is no harm."""
+def remove(tracefs: Tracefs, owner: InstanceOwner) -> None:
+    """Remove an instance and its probes. Another process may do so at the same time."""
     for wait in (0.01, 0.05, 0.2, 1.0, None):
         try:
             tracefs.remove_folder(f"instances/{owner.instance}")
         except FileNotFoundError:
             break
         except OSError as error:
-            # Somebody looks into one of its files.
+            # EBUSY: another process has one of the instance's files open.
             if error.errno != errno.EBUSY or wait is None:
                 break
             time.sleep(wait)
@@ -183,7 +186,7 @@ def remove(tracefs: Tracefs, owner: Owner) -> None:
             time.sleep(wait)
 
 
-def _remove_probes(tracefs: Tracefs, names: Iterable[str], owner: Owner) -> bool:
+def _remove_probes(tracefs: Tracefs, names: Iterable[str], owner: InstanceOwner) -> bool:
     done = True
     for name in list(names):
         try:
@@ -194,10 +197,10 @@ def _remove_probes(tracefs: Tracefs, names: Iterable[str], owner: Owner) -> bool
 
 
 def _probes(tracefs: Tracefs) -> list[tuple[str, str]]:
-    """Group and name of every probe that is defined."""
+    """Return the group and the name of every defined probe."""
     try:
         lines = proctext.lines(tracefs.read("kprobe_events"))
-    except PhysviewError:  # there are none in this kernel
+    except PhysviewError:  # this kernel has no kprobes
         return []
     found = (re.match(rb"[a-z][0-9]*:([^/ ]+)/([^ ]+)", line) for line in lines)
     return [(match[1].decode(), match[2].decode()) for match in found if match]

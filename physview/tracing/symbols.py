@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Names of the kernel's functions, by address. Source: /proc/kallsyms"""
+"""The symbol table of the kernel's functions: names by address. Source: /proc/kallsyms"""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import bisect
 import re
 
 from physview.errors import AccessDenied, Unsupported
-from physview.tracing.events import Frame
+from physview.tracing.events import StackFrame
 
 PATH = "/proc/kallsyms"
-LARGEST = 1 << 20  # of functions
-# Address, name and module of functions; addresses have 16 digits, so that as text they sort, too.
+MAX_FUNCTION_SIZE = 1 << 20
+# Address, name and module of a function. An address has 16 digits, so it also sorts as text.
 _FUNCTION = re.compile(rb"^([0-9a-f]{16}) [tTwW] ([^\t\n]+)(?:\t\[(.+)\])?$", re.MULTILINE)
 
 
 class Symbols:
-    """The kernel's functions.
+    """The symbol table of the kernel's functions.
 
     Args:
-        kallsyms: The contents of /proc/kallsyms.
+        kallsyms: The content of /proc/kallsyms.
     """
 
     def __init__(self, kallsyms: bytes) -> None:
@@ -28,26 +28,26 @@ class Symbols:
 
     @property
     def is_hidden(self) -> bool:
-        """Whether all addresses are 0: kptr_restrict, or no privilege."""
+        """Whether all addresses are 0: by kptr_restrict, or because the user is unprivileged."""
         return not self._symbols or not int(self._symbols[-1][0], 16)
 
     @property
     def names(self) -> set[str]:
-        """What functions there are."""
+        """The names of all functions."""
         return {name.decode() for _, name, _ in self._symbols}
 
     def find(self, name: str) -> list[int]:
-        """Addresses of the functions of this name."""
+        """Return the addresses of all functions with this name."""
         wanted = name.encode("utf-8", "surrogateescape")
         return [int(address, 16) for address, symbol, _ in self._symbols if symbol == wanted]
 
-    def frame(self, address: int, *, is_caller: bool = True) -> Frame:
-        """What function an address of a stack lies in.
+    def frame(self, address: int, *, is_caller: bool = True) -> StackFrame:
+        """Return the function that contains an address of a stack.
 
         Args:
             address: The address.
-            is_caller: It is where a call returns to. A function may end in a call that does not,
-                and then the address is that of the next function already.
+            is_caller: Whether the address is a return address. If a function ends in a call that
+                never returns, the return address is already in the next function.
         """
         wanted = b"%016x" % (address - is_caller)
         at = bisect.bisect_left(self._symbols, (wanted,))
@@ -55,29 +55,29 @@ class Symbols:
             at -= 1
         start, symbol, module = self._symbols[at]
         offset = address - int(start, 16)
-        # Past the end of all that is known: of a module that was loaded since, say.
-        if at < 0 or offset >= LARGEST:
-            return Frame(address, "", 0, "")
-        return Frame(address, symbol.decode(), offset, module.decode())
+        # The address is past the end of all known functions. It may be in a module loaded later.
+        if at < 0 or offset >= MAX_FUNCTION_SIZE:
+            return StackFrame(address, "", 0, "")
+        return StackFrame(address, symbol.decode(), offset, module.decode())
 
 
 def read_symbols() -> Symbols:
-    """Read them of the running kernel.
+    """Read the running kernel's symbol table.
 
     Raises:
-        AccessDenied: The addresses are hidden.
-        Unsupported: This kernel keeps no names.
+        AccessDenied: The kernel hides the addresses from this user.
+        Unsupported: This kernel has no symbol table.
     """
     try:
         with open(PATH, "rb") as file:
             symbols = Symbols(file.read())
     except FileNotFoundError:
-        why, remedy = "this kernel keeps no names", "it takes one with CONFIG_KALLSYMS=y"
+        why, remedy = "this kernel has no symbol table", "boot a kernel with CONFIG_KALLSYMS=y"
         raise Unsupported("cannot name kernel functions", why, remedy, path=PATH) from None
     if symbols.is_hidden:
         raise AccessDenied(
             "cannot name kernel functions",
-            f"{PATH} hides their addresses",
+            f"{PATH} hides the addresses of functions",
             "run as root, with kernel.kptr_restrict at 0 or 1 (sysctl kernel.kptr_restrict=1)",
             path=PATH,
         )

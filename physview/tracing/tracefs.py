@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""tracefs: where it is mounted, and its files, all by one descriptor that is surely tracefs's.
+"""Access to tracefs: finds its mount point, and reaches all its files through one descriptor.
+
+The descriptor is checked to be in a tracefs, so that no other file system mounted over the path is
+mistaken for it.
 
 Source: Documentation/trace/ftrace.rst, fs/tracefs/inode.c
 """
@@ -22,18 +25,18 @@ LOCKDOWN = "/sys/kernel/security/lockdown"
 
 
 def trace_in_vm() -> str:
-    """The advice for who cannot trace here."""
+    """Return the remedy for a user who cannot trace here."""
     return f"trace in a throwaway VM: {invocation.in_vm('trace …', '--kernel 6.1')}"
 
 
 class Tracefs(Descriptor):
-    """A tracefs held open: what is mounted over its path later is not used.
+    """An open tracefs. A file system that is mounted over its path later has no effect.
 
     Args:
-        path: Where it is mounted.
+        path: The mount point.
 
     Raises:
-        OSError: It is no tracefs, or the kernel refuses.
+        OSError: The path is not in a tracefs, or the kernel refuses.
     """
 
     def __init__(self, path: str) -> None:
@@ -41,7 +44,7 @@ class Tracefs(Descriptor):
         self._fd = filesystems.open_folder(path, filesystems.TRACEFS, flags=os.O_PATH)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file or folder, and this user may know."""
+        """Whether a file or folder exists and this user may see it."""
         try:
             os.stat(name, dir_fd=self._fd, follow_symlinks=False)
         except OSError:
@@ -49,11 +52,11 @@ class Tracefs(Descriptor):
         return True
 
     def allows(self, name: str, mode: int) -> bool:
-        """Whether this user may do that with a file or folder.
+        """Whether this user may access a file or folder.
 
         Args:
-            name: The file or folder; "." is the whole.
-            mode: As in os.access().
+            name: The file or folder; "." is the root of tracefs.
+            mode: The kind of access, as in os.access().
         """
         return os.access(name, mode, dir_fd=self._fd)
 
@@ -78,7 +81,7 @@ class Tracefs(Descriptor):
             raise refused("cannot trace", error, f"{self.path}/{name}") from None
 
     def write(self, name: str, text: str) -> None:
-        """Write to a file, without cutting it off first: that would clear it.
+        """Write to a file without truncating it. Truncation would clear the kernel's list.
 
         Raises:
             OSError: The kernel refuses.
@@ -90,7 +93,7 @@ class Tracefs(Descriptor):
             os.close(fd)
 
     def names(self, folder: str) -> list[str]:
-        """What lies in a folder.
+        """Return the names in a folder.
 
         Raises:
             OSError: The kernel refuses.
@@ -110,20 +113,20 @@ class Tracefs(Descriptor):
         os.rmdir(name, dir_fd=self._fd)
 
 
-def mounted() -> list[str]:
-    """Where tracefs may be: a list of names, as /proc/self/mountinfo tells them."""
+def mount_paths() -> list[str]:
+    """Return the paths at which tracefs may be mounted, from /proc/self/mountinfo."""
     mounts = proctext.read_mounts()
     paths = [mount.path for mount in mounts if mount.kind == "tracefs"]
-    # Below debugfs the kernel mounts it by itself as soon as it is looked for.
+    # The kernel mounts tracefs below debugfs automatically at the first access.
     return paths + [f"{mount.path}/tracing" for mount in mounts if mount.kind == "debugfs"]
 
 
 def iter_tracefs() -> Iterator[Tracefs]:
-    """Open each tracefs that is mounted; the caller closes them."""
-    for path in mounted():
+    """Open each mounted tracefs. The caller closes them."""
+    for path in mount_paths():
         try:
             yield Tracefs(path)
-        except OSError:  # something else is mounted over it, or lies behind what is root's
+        except OSError:  # another file system is mounted over it, or only root may reach the path
             continue
 
 
@@ -131,33 +134,33 @@ def find_tracefs() -> Tracefs:
     """Open the tracefs to trace with.
 
     Raises:
-        Unsupported: It is not mounted, or not in this kernel.
-        AccessDenied: It is root's.
+        Unsupported: tracefs is not mounted, or this kernel has no tracefs.
+        AccessDenied: Only root may use tracefs.
     """
     what = "cannot trace"
     for tracefs in iter_tracefs():
         if tracefs.allows("instances", os.W_OK | os.X_OK):
             return tracefs
-        is_whole = tracefs.has("instances")  # and not one of its folders, mounted by itself
+        is_root = tracefs.has("instances")  # False for a bind mount of one of its folders
         tracefs.close()
-        if is_whole:
-            raise AccessDenied(what, "tracefs is root's", "run as root", path=tracefs.path)
+        if is_root:
+            raise AccessDenied(what, "only root may use tracefs", "run as root", path=tracefs.path)
     if os.geteuid() != 0:
-        raise AccessDenied(what, "tracefs is root's", "run as root")
-    if is_known():
+        raise AccessDenied(what, "only root may use tracefs", "run as root")
+    if is_supported():
         raise Unsupported(what, "tracefs is not mounted", f"mount it: {invocation.as_root(MOUNT)}")
-    why, remedy = "this kernel has no tracefs", "it takes one with CONFIG_FTRACE=y"
+    why, remedy = "this kernel has no tracefs", "boot a kernel with CONFIG_FTRACE=y"
     raise Unsupported(what, why, f"{remedy}, or {trace_in_vm()}")
 
 
-def is_known() -> bool:
-    """Whether this kernel has it. Source: /proc/filesystems"""
+def is_supported() -> bool:
+    """Whether this kernel has tracefs. Source: /proc/filesystems"""
     with open("/proc/filesystems", "rb") as file:
         return b"nodev\ttracefs" in proctext.lines(file.read())
 
 
 def locked_down() -> str:
-    """The kernel's lockdown, where it is on; "" where it is not."""
+    """Return the level of the kernel's lockdown; "" if lockdown is off."""
     try:
         with open(LOCKDOWN, "rb") as file:
             match = re.search(rb"\[(\w+)\]", file.read())
@@ -167,7 +170,7 @@ def locked_down() -> str:
 
 
 def refused(what: str, error: OSError, path: str) -> PhysviewError:
-    """What an error of a file in tracefs means."""
+    """Return the error of physview for an OSError of a file in tracefs."""
     if error.errno in (errno.EACCES, errno.EPERM):
         level = locked_down()
         if level:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Traces the kernel: which functions lead to an event, and what the event tells."""
+"""The tracer: reads a kernel event's fields, and the kernel stack that led to the event."""
 
 from __future__ import annotations
 
@@ -14,57 +14,59 @@ from physview.sources.procfs import ProcDir
 from physview.text import proctext
 from physview.tracing import targets
 from physview.tracing.breakpoints import BreakpointSource
-from physview.tracing.events import Event, Frame, Losses, RawEvent
+from physview.tracing.events import Event, Losses, RawEvent, StackFrame
 from physview.tracing.ftrace import FtraceSource
 from physview.tracing.symbols import Symbols, read_symbols
 
-# How long a read waits for events at most, in seconds: as soon is seen that a process ended.
-WAIT = 0.1
-# What a tracepoint puts on top of a stack by being traced.
+# The longest wait for events in one read, in seconds. It bounds the delay with which the tracer
+# notices that the process has ended.
+READ_TIMEOUT = 0.1
+# Functions of the tracing itself, which are on top of the stack of a tracepoint.
 _OWN_FRAMES = re.compile("trace_event_raw_event_|trace_event_buffer|__traceiter_")
 
 
-class Source(Protocol):
-    """Where events come from."""
+class EventSource(Protocol):
+    """A source of events: ftrace or breakpoints."""
 
     def start(self) -> None:
-        """Begin."""
+        """Start tracing."""
 
     def stop(self) -> None:
-        """End."""
+        """Stop tracing. Recorded events can still be read."""
 
     def read(self, timeout: float) -> list[RawEvent]:
-        """What happened."""
+        """Return the new events."""
 
     def flush(self) -> list[RawEvent]:
-        """What is left at the end."""
+        """Return the remaining events, at the end of the trace."""
 
     def comms(self) -> dict[int, str]:
-        """Names of threads."""
+        """Return the names of threads by their tids."""
 
     def losses(self) -> Losses:
-        """What was lost."""
+        """Return the counts of lost events."""
 
     def close(self) -> None:
-        """Remove all."""
+        """Remove everything that the source made in the kernel."""
 
 
 class Tracer(Closable):
-    """Traces an event of the kernel's, in the whole machine or of one process.
+    """Traces a kernel event, on the whole machine or of one process.
 
     Args:
         event: copy_to_user, copy_from_user, put_user, kmalloc, mm_page_alloc; any tracepoint as
-            SUBSYSTEM:EVENT; or any function of the kernel.
-        pid: The process: its threads as they are now. None traces all but this one.
-        follow: With a pid, trace threads and processes that it starts, too.
-        from_exec: With a pid, begin when it runs another program.
-        stacks: Have the kernel's stack with each event.
-        buffer_kib: How large the buffers are; None takes what is usual.
+            SUBSYSTEM:EVENT; or any kernel function.
+        pid: The process to trace, with its present threads. None traces all processes except this
+            one.
+        follow: With a pid, also trace the threads and processes that the process starts.
+        from_exec: With a pid, start tracing when the process calls exec().
+        stacks: Record the kernel stack of each event.
+        buffer_kib: The size of each kernel buffer in KiB. None selects the default size.
 
     Raises:
-        UsageError: There is no such event.
-        AccessDenied: Tracing is root's.
-        Unsupported: This kernel cannot.
+        UsageError: The kernel has no such event.
+        AccessDenied: Only root may trace.
+        Unsupported: This kernel can't trace the event.
         ProcessGone: There is no such process.
     """
 
@@ -80,12 +82,12 @@ class Tracer(Closable):
     ) -> None:
         self.event = event
         self.probes: tuple[str, ...] = ()
-        """What is traced: tracepoints, or functions by their symbols."""
+        """The tracepoints, or the symbols of the functions, that are traced."""
         self.means = ""
-        """How: "tracepoint", "kprobe" or "breakpoint"."""
+        """The method: "tracepoint", "kprobe" or "breakpoint"."""
         self._symbols: Symbols | None = None
         self._comms: dict[int, str] = {}
-        self._source: Source | None = None
+        self._source: EventSource | None = None
         self._proc = ProcDir(pid) if pid is not None else None
         options = {
             "follow": follow,
@@ -108,17 +110,18 @@ class Tracer(Closable):
             source.start()
             return
         self._symbols = read_symbols()
-        symbols = targets.symbols_of(event, self._symbols, source.tracefs)
+        symbols = targets.find_symbols(event, self._symbols, source.tracefs)
         refused = targets.add_kprobes(source, event, symbols)
         self.probes = tuple(symbols)
         self.means = "kprobe"
         if refused:
-            # All of them by one means, so that their order in time is known.
-            places = targets.places_of(event, symbols, self._symbols)
+            # Trace all symbols by breakpoints, also those that allow a kprobe: events of one
+            # source are in the order of time.
+            breakpoints = targets.breakpoints_for(event, symbols, self._symbols)
             source.close()
-            breakpoints = self._source = BreakpointSource(places, tids, **options)
+            breakpoint_source = self._source = BreakpointSource(breakpoints, tids, **options)
             self.means = "breakpoint"
-            breakpoints.start()
+            breakpoint_source.start()
         else:
             source.start()
 
@@ -134,41 +137,41 @@ class Tracer(Closable):
             raise self._proc.gone() from None
 
     def __iter__(self) -> Iterator[Event]:
-        """Yield events as they happen, until the process ends; without a pid for ever."""
+        """Yield events as they happen, until the process ends. Without a pid, never end."""
         while not self.has_ended:
             yield from self.read()
         yield from self.finish()
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process that is traced has ended."""
+        """Whether the traced process has ended."""
         if self._proc is None:
             return False
         stat = self._proc.stat()
         return stat is None or stat.has_ended
 
-    def read(self, timeout: float = WAIT) -> list[Event]:
-        """Events that happened since, in the order of time.
+    def read(self, timeout: float = READ_TIMEOUT) -> list[Event]:
+        """Return the events since the last read, in the order of time.
 
         Args:
-            timeout: How long to wait for one, in seconds.
+            timeout: The longest wait for an event, in seconds.
         """
-        return self._events(self._at_work.read(timeout))
+        return self._events(self._active_source.read(timeout))
 
     def finish(self) -> list[Event]:
-        """Stop, and read what is left."""
-        source = self._at_work
+        """Stop tracing, and return the remaining events."""
+        source = self._active_source
         source.stop()
         found = source.read(0) + source.flush()
         return self._events(sorted(found, key=lambda event: event.time_ns))
 
     @property
     def losses(self) -> Losses:
-        """How many events are missing."""
-        return self._at_work.losses()
+        """The counts of lost events."""
+        return self._active_source.losses()
 
     @property
-    def _at_work(self) -> Source:
+    def _active_source(self) -> EventSource:
         if self._source is None:
             raise UsageError("cannot read the trace", "the tracer is closed")
         return self._source
@@ -180,7 +183,7 @@ class Tracer(Closable):
             comm = _comm(tid)
             if comm:
                 self._comms[tid] = comm
-        seen = self._at_work.comms()
+        seen = self._active_source.comms()
         names = {**seen, **self._comms}
         return [
             Event(
@@ -196,7 +199,7 @@ class Tracer(Closable):
             for raw in found
         ]
 
-    def _stack(self, raw: RawEvent) -> tuple[Frame, ...]:
+    def _stack(self, raw: RawEvent) -> tuple[StackFrame, ...]:
         if not raw.stack:
             return ()
         if self._symbols is None:
@@ -207,13 +210,13 @@ class Tracer(Closable):
         if self.means == "tracepoint":
             while start < len(frames) - 1 and _OWN_FRAMES.match(frames[start].symbol):
                 start += 1
-        else:  # what a probe puts on top lies before the function
+        else:  # on top of the stack, above the probed function, are functions of the probe itself
             names = [frame.symbol for frame in frames]
             start = names.index(raw.name) if raw.name in names else 0
         return tuple(frames[start:])
 
     def close(self) -> None:
-        """Remove what was made in the kernel. Closing twice is harmless."""
+        """Remove everything that the tracer made in the kernel. Closing twice is harmless."""
         if self._source is not None:
             self._source.close()
             self._source = None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The records in a page of the kernel's trace buffer, as trace_pipe_raw hands it out.
+"""A parser of the pages of the kernel's trace buffer, as trace_pipe_raw returns them.
 
-The text of trace_pipe would have to be guessed apart: names may hold blanks, pointers are hashed,
-and each event prints in its own way. In the buffer everything has its place.
+The text of trace_pipe can't be parsed reliably: names may contain spaces, pointers are hashed, and
+each event has its own text format. The binary records have fixed offsets.
 
 Source: kernel/trace/ring_buffer.c, include/linux/ring_buffer.h, events/header_page
 """
@@ -13,24 +13,25 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# The time of the first record, then how many bytes follow, above which are flags.
+# The time of the first record; then the size of the page's data in bytes, with flags in the upper
+# bits.
 HEADER = struct.Struct("<QQ")
 SIZE_MASK = (1 << 27) - 1
 
 PADDING, TIME_EXTEND, TIME_STAMP = 29, 30, 31
-# A time stamp has 59 bits; those above it are of the page's own time.
+# A time stamp has 59 bits. The upper bits come from the page's own time.
 STAMP_MASK = (1 << 59) - 1
 
-# Every record begins so: its event's number, flags, preemption count, thread.
+# The beginning of every record: the event's number, flags, the preemption count, the thread.
 COMMON = struct.Struct("<HBBi")
 
 
 class Record(NamedTuple):
-    """A record.
+    """A record of one event.
 
     Args:
-        time_ns: When, by the buffer's clock.
-        content: What it holds, from the event's number on.
+        time_ns: The time in nanoseconds, by the buffer's clock.
+        content: The record's bytes, from the event's number on.
     """
 
     time_ns: int
@@ -38,12 +39,12 @@ class Record(NamedTuple):
 
     @property
     def number(self) -> int:
-        """Which event it is of."""
+        """The event's number."""
         return int.from_bytes(self.content[:2], "little")
 
     @property
     def tid(self) -> int:
-        """The thread that ran."""
+        """The running thread."""
         return int(COMMON.unpack_from(self.content)[3])
 
 
@@ -51,7 +52,7 @@ def iter_records(page: bytes) -> Iterator[Record]:
     """Yield the records of a page, in their order.
 
     Args:
-        page: What one read of trace_pipe_raw gave.
+        page: The bytes that one read of trace_pipe_raw returned.
     """
     time, size = HEADER.unpack_from(page)
     at, end = HEADER.size, HEADER.size + (size & SIZE_MASK)
@@ -66,7 +67,7 @@ def iter_records(page: bytes) -> Iterator[Record]:
             time += delta + (more << 27)
             at += 8
         elif kind == PADDING:
-            if not delta:  # nothing more on this page
+            if not delta:  # the end of this page's data
                 return
             time += delta
             at += 4 + more
@@ -77,16 +78,16 @@ def iter_records(page: bytes) -> Iterator[Record]:
             at = stop
 
 
-class Stacks:
-    """Brings the records of one processor together with their stacks, which follow them.
+class StackMatcher:
+    """Matches the records of one processor with their stacks, which follow as separate records.
 
-    An interrupt may come between the two, with a record and a stack of its own; so a stack belongs
-    to the last record of its thread that has none.
+    An interrupt can come between a record and its stack, with its own record and stack. A stack
+    therefore belongs to the last record of its thread that has no stack yet.
 
     Args:
-        number: The number of kernel_stack, whose records are the stacks.
-        size_offset: Where in these is the number of addresses.
-        first_offset: Where the first is.
+        number: The event number of kernel_stack, whose records are the stacks.
+        size_offset: The offset of the number of addresses in a stack's record.
+        first_offset: The offset of the first address in a stack's record.
     """
 
     def __init__(self, number: int, size_offset: int, first_offset: int) -> None:
@@ -96,17 +97,17 @@ class Stacks:
         self._waiting: list[Record] = []
 
     def feed(self, record: Record) -> tuple[Record, tuple[int, ...]] | None:
-        """Take a record; return one that is whole now, with its stack, if there is any."""
+        """Take one record. If it is a stack, return the record it belongs to, with the stack."""
         if record.number != self._number:
             self._waiting.append(record)
             return None
         for at in reversed(range(len(self._waiting))):
             if self._waiting[at].tid == record.tid:
                 return self._waiting.pop(at), self._addresses(record.content)
-        return None  # of a record that was lost
+        return None  # the record of this stack was lost
 
     def flush(self, before_ns: int | None = None) -> list[tuple[Record, tuple[int, ...]]]:
-        """Give up waiting: records whose stack was lost, of before a time or all."""
+        """Return the records whose stacks were lost: all, or only those before a time."""
         lost = [r for r in self._waiting if before_ns is None or r.time_ns < before_ns]
         self._waiting = [r for r in self._waiting if r not in lost]
         return [(record, ()) for record in lost]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A command that waits until it is traced, before it becomes its program."""
+"""The command that `physview trace EVENT -- CMD…` runs: it waits for the tracer before exec()."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import NoReturn
 from physview.errors import PhysviewError
 
 
-class Launched:
-    """A process that will run a command when it is told to.
+class TracedCommand:
+    """A child process that runs a command as soon as `run()` is called.
 
     Args:
         command: The program and its arguments.
-        stdout: Where its standard output goes: a descriptor.
+        stdout: The descriptor for the command's standard output.
 
     Raises:
         PhysviewError: There is no such program.
@@ -30,52 +30,54 @@ class Launched:
             raise PhysviewError(f"cannot run {command[0]}", why, "give a path, or see PATH")
         self._command = command
         self._exit_code: int | None = None
-        go, self._go = os.pipe()
-        self._failed, failed = os.pipe()
+        child_start, self._start_pipe = os.pipe()
+        self._error_pipe, child_error = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(self._go)
-            _become(program, command, stdout, go, failed)
-        os.close(go)
-        os.close(failed)
+            os.close(self._start_pipe)
+            _wait_and_exec(program, command, stdout, child_start, child_error)
+        os.close(child_start)
+        os.close(child_error)
 
     def run(self) -> None:
-        """Let it become the program.
+        """Let the child process call exec() for the program.
 
         Raises:
-            PhysviewError: It cannot.
+            PhysviewError: exec() failed.
         """
-        os.write(self._go, b"!")
-        code = os.read(self._failed, 8)  # empty as soon as the program runs
+        os.write(self._start_pipe, b"!")
+        code = os.read(self._error_pipe, 8)  # empty if exec() succeeded, which closes the pipe
         if code:
             why = os.strerror(int(code))
             raise PhysviewError(f"cannot run {self._command[0]}", why)
 
-    def end(self, signum: int) -> None:
-        """Send it a signal, if it is there."""
+    def send_signal(self, signum: int) -> None:
+        """Send the process a signal, unless it has ended."""
         if self._exit_code is None:
             os.kill(self.pid, signum)
 
     def wait(self) -> int:
-        """Wait for its end; its exit code, or minus the signal that killed it."""
+        """Wait until the process ends. Return its exit code, or minus the signal that killed it."""
         if self._exit_code is None:
             _, status = os.waitpid(self.pid, 0)
             self._exit_code = os.waitstatus_to_exitcode(status)
-            os.close(self._failed)
-            os.close(self._go)
+            os.close(self._error_pipe)
+            os.close(self._start_pipe)
         return self._exit_code
 
 
-def _become(program: str, command: Sequence[str], stdout: int, go: int, failed: int) -> NoReturn:
+def _wait_and_exec(
+    program: str, command: Sequence[str], stdout: int, start: int, error_pipe: int
+) -> NoReturn:
     try:
-        # What Python ignores, programs are not used to have ignored.
+        # Python ignores these signals. Other programs expect the default action.
         for signum in (signal.SIGPIPE, signal.SIGINT, signal.SIGXFSZ):
             signal.signal(signum, signal.SIG_DFL)
         if stdout != 1:
             os.dup2(stdout, 1)
-        if os.read(go, 1):  # nothing: the tracer ended
+        if os.read(start, 1):  # the read is empty if the tracer has ended
             os.execv(program, list(command))
     except OSError as error:
-        os.write(failed, str(error.errno).encode())
+        os.write(error_pipe, str(error.errno).encode())
     finally:
         os._exit(127)
