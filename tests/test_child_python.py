@@ -27,7 +27,7 @@ MAY_START = {
     "runtime/invocation.py": "advice on starting physview itself",
     "runtime/install_advice.py": "advice on installing packages",
     "vm/runner.py": "the folder of this interpreter, for the guest's PATH",
-    "vm/machine.py": "QEMU's own -m",
+    "vm/qemu.py": "QEMU's own -m",
     "kernels/apt.py": "apt's own -c",
     "tracing/traced_command.py": "the person's own command, by its whole path",
 }

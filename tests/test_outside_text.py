@@ -36,7 +36,7 @@ MAY_SPLIT = {
     "kernels/build.py": "make's output, of which a line is shown",
     "parquet/column_reader.py": "an error's text, of which the first line is shown",
     "vm/failures.py": "the log of physview's own VM, by a serial line, which ends them with \\r\\n",
-    "vm/machine.py": "the names of CPU flags that QEMU knows",
+    "vm/qemu.py": "the names of CPU flags that QEMU knows",
 }
 MAY_READ_TEXT = {
     "runtime/packages.py": "os-release, which root wrote",

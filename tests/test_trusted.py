@@ -16,7 +16,7 @@ from users import AS_NOBODY
 from physview import kernels
 from physview.errors import AccessDenied
 from physview.files import trusted
-from physview.vm import machine
+from physview.vm import qemu
 
 NOBODY = 65534
 HELLO = {"Kbuild": "obj-m := hello.o\n", "hello.c": "int x;\n"}
@@ -130,15 +130,15 @@ def test_all_of_the_way_to_a_home_that_is_no_whole_path_is_looked_at(tmp_path, m
 
 
 def test_the_note_that_kvm_fails_is_not_written_into_another_users_cache(cache):
-    machine.remember_that_kvm_fails()
-    assert (cache / "kvm-fails").read_text() == machine._boot_id() == machine._kvm_note()
+    qemu.remember_that_kvm_fails()
+    assert (cache / "kvm-fails").read_text() == qemu._boot_id() == qemu._kvm_note()
     victim = cache.parent / "victim"
     (cache / "kvm-fails").unlink()
     (cache / "kvm-fails").symlink_to(victim)
     make_nobodys(cache)
-    machine.remember_that_kvm_fails()
+    qemu.remember_that_kvm_fails()
     assert not victim.exists()
-    assert machine._kvm_note() == ""
+    assert qemu._kvm_note() == ""
 
 
 def test_peers_in_another_users_cache_are_not_run(cache):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a VM can end, tried with a script in QEMU's place."""
+"""The ways in which a VM can end, tested with a script in place of QEMU."""
 
 import io
 import os
@@ -15,7 +15,7 @@ import pytest
 from paths import ROOT
 
 from physview import vm
-from physview.vm import machine, runner, session
+from physview.vm import qemu, runner, session
 
 FAKE_QEMU = """#!{python}
 import os, re, socket, sys, time
@@ -30,7 +30,7 @@ accelerator = re.search("accel=([a-z]+)", arguments)[1]
 console, port = (socket.socket(fileno=int(re.search(f"id={{name}},fd=([0-9]+)", arguments)[1]))
                  for name in ("console", "port"))
 def send(kind, content=b""):
-    port.sendall(guest.FRAME.pack(kind, len(content)) + content)
+    port.sendall(guest.MESSAGE.pack(kind, len(content)) + content)
 {body}
 """
 
@@ -42,7 +42,7 @@ def fake_qemu(tmp_path, monkeypatch):
     monkeypatch.setenv("PHYSVIEW_CACHE", str(tmp_path / "cache"))
     (tmp_path / "modules.order").touch()
     kernel = SimpleNamespace(image=tmp_path / "vmlinuz", modules=tmp_path)
-    program = tmp_path / machine.QEMU
+    program = tmp_path / qemu.QEMU
 
     def make(body):
         program.write_text(
@@ -121,7 +121,7 @@ def test_a_command_that_never_stops_talking_is_ended_too(fake_qemu):
 
 
 def test_a_kernel_that_hangs_in_its_panic_is_not_waited_for(fake_qemu, monkeypatch):
-    monkeypatch.setattr(session, "LAST_WORDS_SECONDS", 0.2)
+    monkeypatch.setattr(session, "PANIC_SECONDS", 0.2)
     run = fake_qemu(
         "send(guest.READY)\n"
         "console.sendall(b'[ 9.1] Oops: 1\\n[ 9.2] Kernel panic - not syncing\\n')\n"
@@ -132,20 +132,20 @@ def test_a_kernel_that_hangs_in_its_panic_is_not_waited_for(fake_qemu, monkeypat
 
 
 def test_a_kernel_that_falls_silent_is_lost(fake_qemu, monkeypatch):
-    monkeypatch.setitem(runner.SILENCES, "tcg", 1)
+    monkeypatch.setitem(runner.SILENCE_TIMEOUTS, "tcg", 1)
     run = fake_qemu(
         "for i in range(8): console.sendall(b'[ 0.1] a word\\n'); time.sleep(0.2)\n"
         "send(guest.READY); send(guest.EXIT, bytes(4)); time.sleep(60)"
     )
     assert run().boot_seconds > 1
     run = fake_qemu("time.sleep(60)")
-    with pytest.raises(vm.VmLost, match="did not boot in 1 s: its kernel said nothing"):
+    with pytest.raises(vm.VmLost, match="did not boot in 1 s: its kernel printed nothing"):
         run()
 
 
 def test_where_kvm_fails_it_is_tcg_from_then_on(fake_qemu, monkeypatch):
     monkeypatch.setenv("PHYSVIEW_VM_ACCEL", "auto")
-    monkeypatch.setattr(machine, "can_open_kvm", lambda: True)
+    monkeypatch.setattr(qemu, "can_open_kvm", lambda: True)
     run = fake_qemu(
         "if accelerator == 'kvm': time.sleep(60)\n"
         "send(guest.READY); send(guest.EXIT, bytes(4)); time.sleep(60)"

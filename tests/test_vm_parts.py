@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a VM is made of, each part by itself and without one."""
+"""The parts of a VM, each tested without booting a VM."""
 
 import argparse
 import ast
@@ -19,7 +19,7 @@ from paths import ROOT
 from physview import kernels, vm
 from physview.commands import vm as command
 from physview.errors import Unsupported, UsageError
-from physview.vm import failures, guest, init, initramfs, machine
+from physview.vm import failures, guest, init, initramfs, qemu
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_modules_come_after_what_they_need_and_uncompressed(modules):
 
 
 def test_a_kernel_without_a_driver_is_refused(modules):
-    with pytest.raises(Unsupported, match="it has no 9p; choose"):
+    with pytest.raises(Unsupported, match="it has no 9p; choose a kernel with 9p"):
         list(initramfs.load_order(modules, ["9p"]))
     assert "has no virtio_pci" in vm.why_unbootable(SimpleNamespace(modules=modules))
 
@@ -146,7 +146,7 @@ def test_the_guests_program_imports_little():
 
 
 def test_the_machine_is_as_asked_for():
-    vm_ = machine.Machine(Path("/k"), 512, 3, True, "hugepages=2")
+    vm_ = qemu.QemuMachine(Path("/k"), 512, 3, True, "hugepages=2")
     words = vm_.command("tcg", 5, 6, 7)
     line = " ".join(words)
     assert "-smp 3 -m 512" in line
@@ -157,9 +157,9 @@ def test_the_machine_is_as_asked_for():
 
 
 def test_an_emulated_cpu_lacks_what_qemu_emulates_slowly_or_wrongly():
-    words = machine.Machine(Path("/k")).command("tcg", 5, 6, 7)
+    words = qemu.QemuMachine(Path("/k")).command("tcg", 5, 6, 7)
     off = {flag for flag in words[words.index("-cpu") + 1].split(",") if flag.endswith("=off")}
-    result = subprocess.run([machine.QEMU, "-cpu", "help"], capture_output=True, check=True)
+    result = subprocess.run([qemu.QEMU, "-cpu", "help"], capture_output=True, check=True)
     known = result.stdout.decode().split()
     # Kernels up to 6.1 hang in memmove() on a CPU that has fsrm without erms.
     strings = {flag for flag in ("erms", "fsrm", "fsrs", "fzrm", "fsrc") if flag in known}
@@ -167,12 +167,12 @@ def test_an_emulated_cpu_lacks_what_qemu_emulates_slowly_or_wrongly():
 
 
 def test_a_real_cpu_keeps_its_flags():
-    words = machine.Machine(Path("/k"), la57=True).command("kvm", 5, 6, 7)
+    words = qemu.QemuMachine(Path("/k"), la57=True).command("kvm", 5, 6, 7)
     assert words[words.index("-cpu") + 1] == "max,la57=on"
 
 
 def test_memory_and_cpus_are_dealt_out_to_nodes():
-    words = machine.Machine(Path("/k"), 1025, 3, nr_nodes=2).command("tcg", 5, 6, 7)
+    words = qemu.QemuMachine(Path("/k"), 1025, 3, nr_nodes=2).command("tcg", 5, 6, 7)
     line = " ".join(words)
     assert "-smp 3,sockets=3 -m 1025 -object memory-backend-ram,id=node0,size=513M" in line
     assert "-numa node,nodeid=0,memdev=node0,cpus=0,cpus=2 -object" in line
@@ -182,28 +182,28 @@ def test_memory_and_cpus_are_dealt_out_to_nodes():
 def test_an_accelerator_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("PHYSVIEW_VM_ACCEL", "warp")
     with pytest.raises(UsageError, match="use kvm, tcg or auto"):
-        list(machine.Machine(Path("/k")).accelerators())
+        list(qemu.QemuMachine(Path("/k")).accelerators())
 
 
 @pytest.mark.parametrize(("has", "expected"), [("fpu la57", "kvm"), ("fpu", "tcg")])
 def test_five_levels_that_the_cpu_lacks_are_emulated(monkeypatch, has, expected):
     monkeypatch.setenv("PHYSVIEW_VM_ACCEL", "auto")
-    monkeypatch.setattr(machine, "can_open_kvm", lambda: True)
-    monkeypatch.setattr(machine, "_read", lambda path: has if path.name == "cpuinfo" else path.name)
-    assert next(machine.Machine(Path("/k"), la57=True).accelerators()) == expected
+    monkeypatch.setattr(qemu, "can_open_kvm", lambda: True)
+    monkeypatch.setattr(qemu, "_read", lambda path: has if path.name == "cpuinfo" else path.name)
+    assert next(qemu.QemuMachine(Path("/k"), la57=True).accelerators()) == expected
 
 
 def test_a_long_crash_is_shown_from_its_beginning_and_with_its_end():
     end = "[ 3.0] Kernel panic - not syncing"
     log = ["[ 1.0] Fine", "[ 2.0] BUG: bad", *["[ 2.1] trace"] * 99, end]
-    error = failures.crashed("\n".join(log))
+    error = failures.crash_error("\n".join(log))
     assert str(error).startswith("the VM's kernel crashed: BUG: bad; its log:\n")
     assert str(error).endswith("…\n  [ 3.0] Kernel panic - not syncing")
     assert "Fine" not in str(error)
 
 
 def test_a_bug_that_was_survived_is_no_crash():
-    assert failures.crashed("[ 1.0] BUG: noticed\n") is None
+    assert failures.crash_error("[ 1.0] BUG: noticed\n") is None
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def run_command(monkeypatch):
 
     def run_vm(kernel, words, **options):
         asked.update(options, kernel=kernel, command=words)
-        return vm.Outcome(3, "tcg", 1.0, 0)
+        return vm.VmResult(3, "tcg", 1.0, 0)
 
     monkeypatch.setattr(vm, "run", run_vm)
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO()))

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A throwaway virtual machine: the kernel one wants, with this machine's own root below it.
+"""Throwaway virtual machines: they run a command on a chosen kernel, with the host's root folder.
 
-virtme-ng does the same and was tried: it needs udev, depmod and modprobe on the host, takes twice
-as long to boot, and its exit code 255 may be a kernel that crashed, a VM that was lost, or a wrong
-option. This needs QEMU alone.
+The guest reads the host's files, and its writes go into a temporary layer over them. Only QEMU is
+needed. virtme-ng does the same and was tried: it needs udev, depmod and modprobe on the host, takes
+twice as long to boot, and its exit code 255 can mean a crashed kernel, a lost VM or a wrong option.
 """
 
 from physview.vm.failures import KernelCrashed, VmLost, VmTimeout, VmUnusable
-from physview.vm.runner import Bootable, Outcome, run, why_unbootable
+from physview.vm.runner import Bootable, VmResult, run, why_unbootable
 
 __all__ = [
     "Bootable",
     "KernelCrashed",
-    "Outcome",
     "VmLost",
+    "VmResult",
     "VmTimeout",
     "VmUnusable",
     "run",

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a VM can end other than by its command's end. A command that fails is none of these."""
+"""The errors of a VM: it was lost, its kernel crashed, or its command took too long.
+
+A command that fails is not an error of the VM: its exit code is returned.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,30 @@ NR_LINES_SHOWN = 30
 NR_LAST_LINES_SHOWN = 10
 
 _TIMESTAMP = re.compile(r"^\[ *[0-9.]+\](\[ *[TC]?[0-9]+\])? ")
-# What a crash begins with. Source: arch/x86/kernel/{dumpstack,traps}.c, kernel/panic.c, mm/kasan.
+# The first line of a crash's log. Source: arch/x86/kernel/{dumpstack,traps}.c, kernel/panic.c,
+# mm/kasan.
 _CRASH = re.compile(
     r"BUG: |Oops|general protection fault|kernel BUG at|invalid opcode|double fault"
     r"|Kernel panic - not syncing|sysrq: Trigger a crash"
 )
 PANIC = "Kernel panic - not syncing"
-"""What every oops ends with: oops=panic."""
+"""The last line of every oops, because the kernel's command line has oops=panic."""
 
 
 class VmUnusable(PhysviewError):
-    """There can be no VM here, or it cannot be made as it is wanted."""
+    """This machine can't run a VM, or not the VM that was asked for."""
 
     exit_code = 125
 
 
 class VmLost(PhysviewError):
-    """The VM died, or did not boot in time: that says nothing about the command."""
+    """The VM died, or did not boot in time. The command is not the cause."""
 
     exit_code = 125
 
 
 class VmTimeout(PhysviewError, TimeoutError):
-    """The command did not end in the time it was given."""
+    """The command took longer than its timeout."""
 
     exit_code = 124
 
@@ -45,10 +49,10 @@ class KernelCrashed(PhysviewError):
     exit_code = 123
 
 
-def crashed(log: str) -> KernelCrashed | None:
-    """The error that a kernel's log tells of, or None when it tells of none.
+def crash_error(log: str) -> KernelCrashed | None:
+    """Return the error for a crash in a kernel's log; None if the log has no crash.
 
-    >>> print(crashed("[    1.0] Fine\\n[    2.5] Kernel panic - not syncing: x\\n"))
+    >>> print(crash_error("[    1.0] Fine\\n[    2.5] Kernel panic - not syncing: x\\n"))
     the VM's kernel crashed: Kernel panic - not syncing: x; its log:
       [    2.5] Kernel panic - not syncing: x
     """
@@ -59,13 +63,13 @@ def crashed(log: str) -> KernelCrashed | None:
     return KernelCrashed("the VM's kernel crashed", why, "its log:", _shown(lines))
 
 
-def lost(what: str, log: str, complaint: str = "") -> VmLost:
-    """The error for a VM that is gone.
+def lost_error(what: str, log: str, complaint: str = "") -> VmLost:
+    """Return the error for a lost VM.
 
     Args:
-        what: How it went.
-        log: The kernel's log up to then.
-        complaint: What QEMU said on its stderr.
+        what: How the VM was lost.
+        log: The kernel's log until then.
+        complaint: QEMU's stderr.
     """
     lines = log.splitlines()
     crash = _crash_lines(log)
@@ -76,11 +80,11 @@ def lost(what: str, log: str, complaint: str = "") -> VmLost:
         return VmLost(what, why, "its log:", _shown(crash))
     if lines:
         return VmLost(what, why, "its log ends:", _shown(lines[-NR_LAST_LINES_SHOWN:]))
-    return VmLost(what, why or "its kernel said nothing")
+    return VmLost(what, why or "its kernel printed nothing")
 
 
 def _crash_lines(log: str) -> list[str]:
-    """What a kernel said from the beginning of its end; nothing where it did not crash."""
+    """Return the kernel's log from the first line of its crash on; empty if it did not crash."""
     if PANIC not in log:
         return []
     lines = log.splitlines()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Process 1 of the VM: runs one command and sends its output and exit code to the host.
+"""Process 1 of the guest: runs one command, and sends its output and exit code to the host.
 
-It is the host's own file, run by the host's Python from the host's root. It imports little: under
-an emulated CPU each module of the standard library costs a part of a second.
+The guest runs this file from the host's root folder, with the host's Python. The file imports few
+modules: on an emulated CPU each module of the standard library costs a fraction of a second.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import select
 import struct
 import time
 
-TYPE_CHECKING = False  # typing itself costs more than all that is imported above
+TYPE_CHECKING = False  # importing typing costs more than all the imports above
 if TYPE_CHECKING:
     from typing import Any
 
 PORT = "/dev/vport0p1"
 READY, STDOUT, STDERR, EXIT, REFUSED = range(5)
-"""Kinds of frame. A frame is kind and length in bytes, then its content."""
-FRAME = struct.Struct("<BI")
+"""Kinds of messages. A message is its kind, its content's length in bytes, and its content."""
+MESSAGE = struct.Struct("<BI")
 
 CHUNK_SIZE = 1 << 16
 SYS_FINIT_MODULE = 313  # arch/x86/entry/syscalls/syscall_64.tbl
@@ -29,24 +29,24 @@ IFF_UP = 1
 ZRAM = "/dev/zram0"
 
 
-class Port:
-    """The line to the host."""
+class HostPort:
+    """The connection to the host: a virtio serial port."""
 
     def __init__(self) -> None:
-        # The driver makes the device when the host has told it of the port.
+        # The driver makes the device only after the host has announced the port.
         deadline = time.monotonic() + 60
         while not os.path.exists(PORT) and time.monotonic() < deadline:
             time.sleep(0.01)
         self.fd = os.open(PORT, os.O_RDWR | os.O_CLOEXEC)
 
     def send(self, kind: int, content: bytes = b"") -> None:
-        """Send a frame."""
-        data = memoryview(FRAME.pack(kind, len(content)) + content)
+        """Send a message."""
+        data = memoryview(MESSAGE.pack(kind, len(content)) + content)
         while data:
             data = data[os.write(self.fd, data) :]
 
     def receive(self) -> bytes:
-        """Receive what the host sends: its length, then it."""
+        """Receive one item from the host: its length, then its content."""
         return self._read(struct.unpack("<I", self._read(4))[0])
 
     def _read(self, size: int) -> bytes:
@@ -57,11 +57,11 @@ class Port:
 
 
 def main() -> None:
-    """Do all, and then wait: the host ends the VM."""
+    """Run the host's request, report the result, and wait until the host ends the VM."""
     make_links()
-    port = Port()
+    port = HostPort()
     port.send(READY)
-    # Both ends are the same interpreter, and unlike json it costs no import.
+    # marshal, not json: both ends run the same interpreter, and json costs an import.
     request = marshal.loads(port.receive())
     try:
         prepare(request)
@@ -75,16 +75,16 @@ def main() -> None:
 
 
 def make_links() -> None:
-    """What udev would do."""
+    """Make the links in /dev that udev makes on other systems."""
     for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
         os.symlink(f"/proc/self/fd{target}", f"/dev/{name}")
 
 
 def prepare(request: dict[str, Any]) -> None:
-    """Make the machine what the request wants.
+    """Set the guest up for a request: load modules, turn swap on, change the folder.
 
     Raises:
-        OSError: A module does not load, or the folder is not there.
+        OSError: A module can't be loaded, or the folder does not exist.
     """
     write("/proc/sys/kernel/hostname", "physview-vm")
     write("/sys/class/net/lo/flags", hex(IFF_UP))
@@ -101,7 +101,7 @@ def prepare(request: dict[str, Any]) -> None:
 
 
 def is_writable(folder: str) -> bool:
-    """Whether files can be made there: not below what the host keeps from the caller."""
+    """Whether this process can make files in a folder. Not if the host denies the caller access."""
     try:
         os.mkdir(f"{folder}/.physview-vm")
         os.rmdir(f"{folder}/.physview-vm")
@@ -117,7 +117,7 @@ def write(path: str, text: str) -> None:
 
 
 def link_modules(folder: str) -> None:
-    """Put the modules of a kernel that is not installed where modprobe looks for them."""
+    """Link the modules of a kernel that is not installed to the place where modprobe looks."""
     wanted = f"/lib/modules/{os.uname().release}"
     if os.path.isdir(folder) and not os.path.lexists(wanted):
         os.makedirs("/lib/modules", exist_ok=True)
@@ -125,10 +125,10 @@ def link_modules(folder: str) -> None:
 
 
 def insert_module(path: str) -> None:
-    """Load a module with what the kernel's command line has for it, as modprobe does.
+    """Load a module, with its parameters from the kernel's command line, as modprobe does.
 
     Raises:
-        OSError: The kernel does not take it.
+        OSError: The kernel refuses the module.
     """
     import ctypes
 
@@ -145,10 +145,13 @@ def insert_module(path: str) -> None:
 
 
 def turn_swap_on(size_mib: int) -> None:
-    """Swap into compressed memory, as mkswap and swapon would, which are not on every machine.
+    """Make a swap area in compressed memory (zram).
+
+    The code writes the swap header and calls swapon() itself, because not every machine has the
+    programs mkswap and swapon.
 
     Raises:
-        OSError: The kernel has no zram, or does not take it.
+        OSError: The kernel has no zram, or refuses the swap area.
 
     Source: union swap_header in include/linux/swap.h
     """
@@ -168,32 +171,32 @@ def turn_swap_on(size_mib: int) -> None:
         raise OSError(code, os.strerror(code), ZRAM)
 
 
-def run(request: dict[str, Any], port: Port) -> int:
-    """Run the command, pass its output on, and return its exit code as a shell counts it."""
-    stdout, its_stdout = os.pipe()
-    stderr, its_stderr = os.pipe()
+def run(request: dict[str, Any], port: HostPort) -> int:
+    """Run the command, forward its output, and return its exit code in the shell's convention."""
+    stdout, command_stdout = os.pipe()
+    stderr, command_stderr = os.pipe()
     outputs = {stdout: STDOUT, stderr: STDERR}
     try:
-        pid = start(request, its_stdout, its_stderr)
+        pid = start(request, command_stdout, command_stderr)
     except OSError as error:
         message = f"physview: cannot run {request['command'][0]}: {error.strerror}\n"
         port.send(STDERR, message.encode("utf-8", "surrogateescape"))
         return 127 if isinstance(error, FileNotFoundError) else 126
-    os.close(its_stdout)
-    os.close(its_stderr)
+    os.close(command_stdout)
+    os.close(command_stderr)
     poll = select.poll()
     for fd in (*outputs, os.pidfd_open(pid)):
         poll.register(fd, select.POLLIN)
     status = None
     while status is None:
         for fd, _ in poll.poll(1000):
-            if fd in outputs and not pass_on(fd, outputs[fd], port):
+            if fd in outputs and not forward_output(fd, outputs[fd], port):
                 poll.unregister(fd)
         status = reap(pid)
     for fd, kind in outputs.items():
-        # What it left running may hold the pipe open: take what is there and don't wait.
+        # A process that the command left running may hold the pipe open. Read without waiting.
         os.set_blocking(fd, False)
-        while pass_on(fd, kind, port):
+        while forward_output(fd, kind, port):
             pass
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
@@ -203,10 +206,10 @@ def start(request: dict[str, Any], stdout: int, stderr: int) -> int:
     """Start the command and return its pid.
 
     Raises:
-        OSError: It is not there, or is no program.
+        OSError: The file does not exist, or it is not executable.
     """
     command, environment = request["command"], request["env"]
-    os.environ["PATH"] = environment["PATH"]  # in which posix_spawnp looks
+    os.environ["PATH"] = environment["PATH"]  # posix_spawnp() searches this PATH
     return os.posix_spawnp(
         command[0],
         command,
@@ -217,12 +220,16 @@ def start(request: dict[str, Any], stdout: int, stderr: int) -> int:
             (os.POSIX_SPAWN_DUP2, stderr, 2),
         ],
         setsid=True,
-        setsigdef=[SIGPIPE, SIGXFSZ],  # which Python ignores
+        setsigdef=[SIGPIPE, SIGXFSZ],  # Python ignores these signals
     )
 
 
-def pass_on(fd: int, kind: int, port: Port) -> bool:
-    """Send what a pipe has; whether there may be more."""
+def forward_output(fd: int, kind: int, port: HostPort) -> bool:
+    """Read from a pipe once, and send the data to the host.
+
+    Returns:
+        Whether the pipe may have more data.
+    """
     try:
         data = os.read(fd, CHUNK_SIZE)
     except BlockingIOError:
@@ -233,7 +240,11 @@ def pass_on(fd: int, kind: int, port: Port) -> bool:
 
 
 def reap(pid: int) -> int | None:
-    """Collect the processes that ended, orphans too; the status of `pid`, once it has."""
+    """Collect all ended processes, including orphans.
+
+    Returns:
+        The status of `pid` if it has ended, or None.
+    """
     try:
         while True:
             ended, status = os.waitpid(-1, os.WNOHANG)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the VM boots from: the kernel modules that reach the host's root, and the first program.
+"""The initramfs of the VM: the kernel modules that mount the host's root, and the init program.
 
-Kernels are unpacked, not installed: there is no modules.dep, and depmod need not be on the
-machine. So each module is asked itself what it needs.
+The dependencies of a module come from its own .modinfo section. Kernels are unpacked, not
+installed, so there is no modules.dep, and the machine need not have depmod.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from physview.errors import PhysviewError, Unsupported
 from physview.vm import init
 
 ROOT_TAG = "physviewroot"
-"""The name under which QEMU offers the host's root."""
+"""The mount tag of the host's root folder in QEMU."""
 
-# To find devices, to talk to the host, to mount its root, to write over it.
+# Modules for PCI devices, for the port to the host, for mounting the host's root, and for the
+# temporary layer over it.
 MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
 _SUFFIXES = ("", ".xz", ".gz", ".zst")
 _9P_OPTIONS = "trans=virtio,version=9p2000.L,msize=512000,cache=loose,access=any"
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 _ROOT = "/root"
 
-# Kind, target, whether it is needed. Below the new root.
+# Mounts below the new root: file system, mount point, whether a failure ends the VM.
 _MOUNTS = (
     ("proc", "/proc", True),
     ("sysfs", "/sys", True),
@@ -44,18 +45,18 @@ _MOUNTS = (
 
 
 def make(modules: Path, command: Sequence[str], extra: Iterable[str] = ()) -> bytes:
-    """Make an initramfs that puts the host's root, with a throwaway layer over it, under `command`.
+    """Make an initramfs that mounts the host's root, with a temporary layer, and runs a command.
 
     Args:
-        modules: The kernel's lib/modules/RELEASE.
-        command: What to run there as process 1, with absolute paths.
-        extra: Modules to load besides.
+        modules: The kernel's folder lib/modules/RELEASE.
+        command: The command to run as process 1 in the host's root, with absolute paths.
+        extra: The names of additional modules to load.
 
     Returns:
-        A cpio archive; the kernel takes it as it is.
+        An uncompressed cpio archive.
 
     Raises:
-        Unsupported: The kernel lacks a driver that is needed.
+        Unsupported: The kernel lacks a required driver.
     """
     files = {f"{name}.ko": content for name, content in load_order(modules, [*MODULES, *extra])}
     steps = [step for name in files for step in init.load_module(f"/{name}")]
@@ -79,17 +80,17 @@ def _root_steps() -> Iterator[init.Step]:
 
 
 def load_order(modules: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield modules with all they need, each after what it needs, as names and contents.
+    """Yield modules and their dependencies as names and contents.
 
-    What is built into the kernel is left out.
+    A module follows its dependencies. Modules that are built into the kernel are left out.
 
     Args:
-        modules: The kernel's lib/modules/RELEASE. Where it has no list of what is built in, as
-            with a kernel of one's own that has no modules, all that is not there counts as such.
-        names: Modules, with _ or - alike.
+        modules: The kernel's folder lib/modules/RELEASE. If it has no list of built-in modules, as
+            with a self-built kernel without modules, all missing modules count as built in.
+        names: The names of the modules; _ and - are equivalent.
 
     Raises:
-        Unsupported: One of them is not there.
+        Unsupported: The kernel lacks one of the modules.
     """
     built_in = _paths_by_name(modules / "modules.builtin")
     available = _paths_by_name(modules / "modules.order")
@@ -103,7 +104,7 @@ def load_order(modules: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes
         if name not in available:
             if built_in:
                 what = f"cannot boot the kernel of {modules}"
-                remedy = "choose one that has it: Debian's amd64 kernels do, its cloud kernels not"
+                remedy = f"choose a kernel with {name}, such as Debian's amd64 kernels (not cloud)"
                 raise Unsupported(what, f"it has no {name}", remedy, path=str(modules))
             return
         content = read_module(modules / available[name])
@@ -125,13 +126,13 @@ def _paths_by_name(listing: Path) -> dict[str, str]:
 
 
 def read_module(path: Path) -> bytes:
-    """Read a module; where the file is compressed, as its name then tells, decompress it.
+    """Read a module, and decompress it if the file's name has the suffix of a compression.
 
     Args:
-        path: Without the compression's suffix.
+        path: The module's path without the suffix of the compression.
 
     Raises:
-        PhysviewError: It is not there, or in a compression that nothing here can undo.
+        PhysviewError: The file is missing, or this machine can't decompress it.
     """
     for suffix in _SUFFIXES:
         try:
@@ -147,14 +148,14 @@ def read_module(path: Path) -> bytes:
 
 
 def _unzstd(path: Path, content: bytes) -> bytes:
-    if not shutil.which("zstd"):  # Python has it from 3.14 on
+    if not shutil.which("zstd"):  # Python's own zstd module needs Python 3.14
         why, remedy = "it is compressed with zstd, which is not installed", "install zstd"
         raise PhysviewError(f"cannot read {path}.zst", why, remedy, path=str(path))
     return subprocess.run(["zstd", "-dcq"], input=content, capture_output=True, check=True).stdout
 
 
 def cpio(directories: Iterable[str], files: dict[str, bytes]) -> bytes:
-    """Make an archive. Source: Documentation/driver-api/early-userspace/buffer-format.rst."""
+    """Make a cpio archive. Source: Documentation/driver-api/early-userspace/buffer-format.rst."""
     parts = [_member(name, 0o040755, b"") for name in directories]
     parts += [_member(name, 0o100755, content) for name, content in files.items()]
     return b"".join([*parts, _member("TRAILER!!!", 0, b"")])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs a command in a VM, from the boot to the exit code."""
+"""Runs a command in a VM: builds the initramfs, boots, and returns the command's exit code."""
 
 from __future__ import annotations
 
@@ -12,42 +12,45 @@ from typing import BinaryIO, NamedTuple, Protocol
 from physview.errors import PhysviewError
 from physview.runtime import child_python, proc_mount
 from physview.text import output
-from physview.vm import guest, initramfs, machine
+from physview.vm import guest, initramfs, qemu
 from physview.vm.failures import VmLost, VmUnusable
 from physview.vm.session import Session
 
-BOOT_TIMEOUTS = {machine.KVM: 30.0, machine.TCG: 180.0}
-"""Seconds until the guest must have answered. TCG on a busy machine is slow."""
+BOOT_TIMEOUTS = {qemu.KVM: 30.0, qemu.TCG: 180.0}
+"""The longest time until the guest is ready, in seconds. TCG is slow on a busy machine."""
 
-SILENCES = {machine.KVM: 15.0, machine.TCG: 60.0}
-"""Seconds without a word from the kernel after which it hangs. It is unpacked in silence."""
+SILENCE_TIMEOUTS = {qemu.KVM: 15.0, qemu.TCG: 60.0}
+"""Seconds without a line in the kernel's log after which the kernel counts as hung.
+
+The kernel logs nothing while it is decompressed.
+"""
 
 
-# zram's default compressor is not always among what it depends on (5.10, 6.1).
+# zram does not always depend on the module of its default compressor (5.10, 6.1).
 SWAP_MODULES = ("lzo_rle", "zram")
 
 
 class Bootable(Protocol):
-    """What `run()` needs to know of a kernel; physview.kernels.Kernel is one."""
+    """A kernel that `run()` can boot. physview.kernels.Kernel is one."""
 
     @property
     def image(self) -> Path:
-        """The bzImage."""
+        """The kernel's image, a bzImage."""
 
     @property
     def modules(self) -> Path:
-        """Its lib/modules/RELEASE, installed or unpacked anywhere."""
+        """The kernel's folder lib/modules/RELEASE, installed or unpacked anywhere."""
 
 
-class Outcome(NamedTuple):
-    """How a command ended that ran in a VM.
+class VmResult(NamedTuple):
+    """The result of a command in a VM.
 
     Args:
-        exit_code: The command's, as a shell counts it: 128 + N when signal N killed it, 126 and
-            127 when it could not be started.
+        exit_code: The command's exit code in the shell's convention: 128 + N if signal N killed
+            the command, 126 or 127 if the command could not be started.
         accelerator: "kvm" or "tcg".
-        boot_seconds: From QEMU's start until the guest was ready for the command.
-        nr_lost: VMs that were lost before this one.
+        boot_seconds: The time from QEMU's start until the guest was ready, in seconds.
+        nr_lost: The number of VMs that were lost before this one.
     """
 
     exit_code: int
@@ -75,44 +78,46 @@ def run(
     stderr: BinaryIO | None = None,
     console: BinaryIO | None = None,
     say: Callable[[str], object] = lambda message: None,
-) -> Outcome:
-    """Run a command as root in a throwaway VM over this machine's root, and pass its output on.
+) -> VmResult:
+    """Run a command as root in a throwaway VM over this machine's root folder.
 
-    The guest sees every file that the caller may read. What it writes is gone with it.
+    The guest sees every file that the caller may read. Its writes are lost when the VM ends.
 
     Args:
         kernel: The kernel to boot.
-        command: Program and arguments; looked up in the guest's PATH. Its stdin is empty.
-        modules: Modules (.ko) to load before it. As modprobe would, they get the parameters that
-            the kernel's command line has for them: NAME.PARAMETER=VALUE.
-        la57: Page tables with five levels, not four.
-        memory_mib: The VM's RAM.
-        cpus: The VM's CPUs.
-        nodes: Its NUMA nodes, among which memory and CPUs are dealt out.
-        timeout: Seconds that the command may take; None for any time.
-        boot_timeout: Seconds until it must be there; BOOT_TIMEOUTS by default.
-        append: Further words for the kernel's command line, as "hugepages=8".
-        swap_mib: How much can be swapped out; it goes into compressed RAM of the guest's (zram).
-        cwd: Where the command starts; here by default.
-        env: Its environment; ours by default. PATH also gets the folder of the running physview,
-            and those of the system's administrator; HOME is replaced where it can't be written.
-        stdout, stderr: Where its output goes as it comes; ours by default.
-        console: Where the kernel's log goes as it comes; nowhere by default.
-        say: Told when a VM was lost and is tried again.
+        command: The program and its arguments. The program is searched in the guest's PATH. Its
+            stdin is empty.
+        modules: Modules (.ko) to load before the command. They get their parameters from the
+            kernel's command line, NAME.PARAMETER=VALUE, as with modprobe.
+        la57: Whether page tables have five levels instead of four.
+        memory_mib: The size of the VM's RAM in MiB.
+        cpus: The number of the VM's CPUs.
+        nodes: The number of NUMA nodes. Memory and CPUs are divided among them.
+        timeout: The longest duration of the command in seconds; None for no limit.
+        boot_timeout: The longest duration of the boot in seconds; BOOT_TIMEOUTS by default.
+        append: Further words for the kernel's command line, such as "hugepages=8".
+        swap_mib: The size of the swap area in MiB. It is in the guest's RAM, compressed (zram).
+        cwd: The command's working folder; the caller's by default.
+        env: The command's environment; the caller's by default. PATH also gets the folder of the
+            running physview, /usr/sbin and /sbin. HOME is replaced if it can't be written.
+        stdout, stderr: The files that receive the command's output while it runs; the caller's by
+            default.
+        console: The file that receives the kernel's log; none by default.
+        say: Called with a message if a VM was lost and another is started.
 
     Raises:
         KernelCrashed: The guest's kernel oopsed or panicked.
-        VmLost: The VM died or did not boot, twice.
-        VmTimeout: The command took too long.
-        VmUnusable: QEMU is missing, or a module or the folder cannot be had in the guest.
-        Unsupported: The kernel lacks a driver that is needed.
+        VmLost: Two VMs died or did not boot.
+        VmTimeout: The command took longer than its timeout.
+        VmUnusable: QEMU is missing, or the guest can't load a module or enter the folder.
+        Unsupported: The kernel lacks a required driver.
     """
     missing = proc_mount.why_no_file("/proc/self/fd")
-    if missing:  # QEMU gets the initramfs as /dev/fd/N
+    if missing:  # QEMU opens the initramfs as /dev/fd/N
         raise VmUnusable("no VM can be started", *missing)
-    vm = machine.Machine(Path(kernel.image), memory_mib, cpus, la57, append, nodes)
-    first = child_python.script(guest.__file__, "-S")
-    archive = initramfs.make(Path(kernel.modules), first, SWAP_MODULES if swap_mib else ())
+    vm = qemu.QemuMachine(Path(kernel.image), memory_mib, cpus, la57, append, nodes)
+    process_1 = child_python.script(guest.__file__, "-S")
+    archive = initramfs.make(Path(kernel.modules), process_1, SWAP_MODULES if swap_mib else ())
     request = {
         "command": list(command),
         "modules": [os.path.abspath(path) for path in modules],
@@ -130,23 +135,25 @@ def run(
         with Session(vm, accelerator, archive, outputs, console) as session:
             try:
                 session.boot(
-                    request, boot_timeout or BOOT_TIMEOUTS[accelerator], SILENCES[accelerator]
+                    request,
+                    boot_timeout or BOOT_TIMEOUTS[accelerator],
+                    SILENCE_TIMEOUTS[accelerator],
                 )
-                if accelerator == machine.TCG and machine.KVM in accelerators:
-                    machine.remember_that_kvm_fails()
-                return Outcome(session.wait(timeout), accelerator, session.boot_seconds, nr_lost)
+                if accelerator == qemu.TCG and qemu.KVM in accelerators:
+                    qemu.remember_that_kvm_fails()
+                return VmResult(session.wait(timeout), accelerator, session.boot_seconds, nr_lost)
             except VmLost as lost:
                 if session.has_output or nr_lost == len(accelerators) - 1:
                     raise
-                then = accelerators[nr_lost + 1]
-                with_what = f"with {then}" if then != accelerator else "once more"
+                following = accelerators[nr_lost + 1]
+                how = f"with {following}" if following != accelerator else "once more"
                 say(str(lost))
-                say(f"trying {with_what}")
-    raise AssertionError("there is always a last accelerator")
+                say(f"trying {how}")
+    raise AssertionError("the last accelerator returns or raises")
 
 
 def why_unbootable(kernel: Bootable) -> str:
-    """What keeps a kernel from `run()`, as far as its modules tell; empty where nothing does."""
+    """Return why `run()` can't boot a kernel, judged by its modules; "" if it can."""
     try:
         initramfs.make(Path(kernel.modules), ["/"])
     except PhysviewError as error:

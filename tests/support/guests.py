@@ -53,7 +53,7 @@ def _disk_modules(kernel: kernels.Kernel) -> Iterator[str]:
 
 def run_in_guest(
     kernel: kernels.Kernel, folder: Path, command: list[str], *, has: str, **options: Any
-) -> tuple[vm.Outcome, str]:
+) -> tuple[vm.VmResult, str]:
     """Run a command through guest.sh, which looks at the kernel's log; return what it printed.
 
     Args:

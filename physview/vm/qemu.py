@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMU's command line, and which accelerator it is given."""
+"""QEMU's command line, and the choice of the accelerator: KVM or TCG."""
 
 from __future__ import annotations
 
@@ -23,30 +23,33 @@ ACCELERATOR_VARIABLE = "PHYSVIEW_VM_ACCEL"
 KVM, TCG = "kvm", "tcg"
 _KVM_NOTE = "kvm-fails"
 
-# Every fault ends the VM, at once. PTI doubles the cost of each system call in an emulator.
+# Every oops ends the VM at once (oops=panic panic=-1). mitigations=off: page table isolation
+# doubles the cost of each system call in an emulator.
 _KERNEL_OPTIONS = "console=ttyS0 oops=panic panic=-1 mitigations=off random.trust_cpu=on audit=0"
-# Code that is patched while another emulated CPU runs it can kill the kernel: int3 in
-# sched_clock_cpu(), seen with 7.2 on a busy machine. With this its static key never changes.
+# The kernel patches the code of a static key while other CPUs run it. On emulated CPUs the patching
+# can crash the kernel: int3 in sched_clock_cpu(), seen with QEMU 7.2 on a busy machine. With
+# tsc=unstable this static key never changes.
 _KERNEL_OPTIONS_OF = {KVM: "", TCG: "tsc=unstable"}
 
-# What an emulated CPU must not have. QEMU emulates "rep movsb" and "rep stosb" byte by byte, and
-# kernels choose them by these flags: without, memory is five times as fast. They go together: the
-# kernel's memmove() up to 6.1 takes FSRM as a promise of ERMS, and never returns where only ERMS is
-# off (QEMU 10.0 has FSRM, 7.2 has not). fsrs, fzrm and fsrc are of that kind.
+# CPU flags that an emulated CPU must not have. QEMU emulates "rep movsb" and "rep stosb" byte by
+# byte, and kernels use these instructions if the CPU has these flags. Without the flags, memory
+# copies are five times as fast. All of them must be off: up to 6.1 the kernel's memmove() assumes
+# that FSRM implies ERMS, and hangs if only ERMS is off (QEMU 10.0 has FSRM, 7.2 does not). fsrs,
+# fzrm and fsrc are flags of the same kind.
 _SLOW_STRINGS = ("erms", "fsrm", "fsrs", "fzrm", "fsrc")
-# QEMU 7.2 emulates AVX2 such that NumPy's argsort() does not sort: 73 of 100 arrays, seen.
+# QEMU 7.2 emulates AVX2 wrongly: NumPy's argsort() failed to sort 73 of 100 arrays.
 _WRONG = ("avx2",)
 
 
-class Machine(NamedTuple):
-    """What a VM is made of.
+class QemuMachine(NamedTuple):
+    """The configuration of a virtual machine.
 
     Args:
-        image: The kernel, a bzImage.
-        memory_mib: RAM.
-        nr_cpus: CPUs.
-        nr_nodes: NUMA nodes, among which memory and CPUs are dealt out.
-        la57: Whether its page tables have five levels, not four.
+        image: The kernel's image, a bzImage.
+        memory_mib: The size of RAM in MiB.
+        nr_cpus: The number of CPUs.
+        nr_nodes: The number of NUMA nodes. Memory and CPUs are divided among them.
+        la57: Whether page tables have five levels instead of four.
         append: Further words for the kernel's command line.
     """
 
@@ -60,13 +63,13 @@ class Machine(NamedTuple):
     def command(
         self, accelerator: str, initramfs_fd: int, console_fd: int, port_fd: int
     ) -> list[str]:
-        """The command line.
+        """Return QEMU's command line.
 
         Args:
             accelerator: KVM or TCG.
-            initramfs_fd: A file.
-            console_fd: A connected socket, for the kernel's log.
-            port_fd: A connected socket, for what guest.py says and is told.
+            initramfs_fd: The descriptor of the initramfs.
+            console_fd: A connected socket for the kernel's log.
+            port_fd: A connected socket for the messages of guest.py.
 
         Raises:
             VmUnusable: QEMU is not installed.
@@ -75,7 +78,7 @@ class Machine(NamedTuple):
             remedy = packages.install_line("qemu")
             raise VmUnusable("cannot start a VM", "QEMU is not installed", remedy)
         cpu = ",".join(("max", f"la57={'on' if self.la57 else 'off'}", *_flags_off(accelerator)))
-        # The CPUs of one package are of one node: of others the kernel complains.
+        # The kernel warns if the CPUs of one socket are in different nodes.
         sockets = f",sockets={self.nr_cpus}" if self.nr_nodes > 1 else ""
         options = f"{_KERNEL_OPTIONS} {_KERNEL_OPTIONS_OF[accelerator]} {self.append}"
         return [
@@ -96,7 +99,7 @@ class Machine(NamedTuple):
         if self.nr_nodes == 1:
             return
         for node in range(self.nr_nodes):
-            # What cannot be divided is the first one's.
+            # The first node gets the remainder of the division.
             rest = self.memory_mib % self.nr_nodes if node == 0 else 0
             size = self.memory_mib // self.nr_nodes + rest
             cpus = (f",cpus={cpu}" for cpu in range(node, self.nr_cpus, self.nr_nodes))
@@ -104,14 +107,14 @@ class Machine(NamedTuple):
             yield from ("-numa", f"node,nodeid={node},memdev=node{node}{''.join(cpus)}")
 
     def accelerators(self) -> Iterator[str]:
-        """Yield what to try, in order: the last one comes twice, as a lost VM is tried again.
+        """Yield the accelerators to try, in order. The last one comes twice: a lost VM is retried.
 
         Raises:
-            UsageError: PHYSVIEW_VM_ACCEL holds what is none.
+            UsageError: PHYSVIEW_VM_ACCEL names no accelerator.
         """
         wanted = os.environ.get(ACCELERATOR_VARIABLE, "auto")
         if wanted not in (KVM, TCG, "auto"):
-            what = f"{ACCELERATOR_VARIABLE}={wanted} is no accelerator"
+            what = f"{ACCELERATOR_VARIABLE}={wanted} names no accelerator"
             raise UsageError(what, "", f"use {KVM}, {TCG} or auto")
         if wanted == "auto" and self._kvm_may_work():
             yield KVM
@@ -121,12 +124,15 @@ class Machine(NamedTuple):
     def _kvm_may_work(self) -> bool:
         if not can_open_kvm() or _kvm_note() == _boot_id():
             return False
-        # The emulated CPU has five levels on any machine, KVM's only where the real one has.
+        # TCG emulates five levels on any machine. KVM needs a real CPU with five levels.
         return not self.la57 or "la57" in re.split("[ \n]", _read(Path("/proc/cpuinfo")))
 
 
 def _flags_off(accelerator: str) -> list[str]:
-    """The CPU's flags to take away: of a real CPU none, of an emulated one those QEMU knows."""
+    """Return the QEMU options that turn CPU flags off; none for KVM, which has a real CPU.
+
+    QEMU refuses a flag that it does not know. Only known flags are turned off.
+    """
     if accelerator != TCG:
         return []
     known = _known_flags(shutil.which(QEMU) or QEMU)
@@ -135,7 +141,7 @@ def _flags_off(accelerator: str) -> list[str]:
 
 @functools.cache
 def _known_flags(qemu: str) -> frozenset[str]:
-    """The CPU flags that this QEMU has a name for; it does not start with any other."""
+    """Return the CPU flags that this QEMU knows."""
     result = subprocess.run(
         [qemu, "-cpu", "help"], stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
@@ -143,15 +149,15 @@ def _known_flags(qemu: str) -> frozenset[str]:
 
 
 def can_open_kvm() -> bool:
-    """Whether this user may; that it works is another thing."""
+    """Whether this user may open /dev/kvm. KVM can still fail."""
     return os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
 def remember_that_kvm_fails() -> None:
-    """Use TCG from now on, until this machine is booted again."""
+    """Write a note to the cache that KVM fails. Until the next boot of the host, TCG is used."""
     from physview.kernels import make_cache_dir
 
-    # Without a cache that is safe to write to there is no note, and KVM is tried each time.
+    # If the cache can't be written safely, there is no note, and KVM is tried each time.
     with suppress(OSError, PhysviewError):
         (make_cache_dir() / _KVM_NOTE).write_text(_boot_id())
 
