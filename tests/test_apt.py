@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which archives apt reaches, what is taken from them, and Ubuntu's kernels."""
+"""The private apt: which archives it uses, which packages it accepts, and Ubuntu's kernels."""
 
 import os
 import subprocess
@@ -60,7 +60,7 @@ def ubuntu(tmp_path, monkeypatch, signer):
 
 
 class TestUbuntu:
-    def test_the_newest_of_a_version_is_fetched_whole(self, ubuntu, tmp_path):
+    def test_the_newest_kernel_of_a_version_is_fetched_with_its_parts(self, ubuntu, tmp_path):
         said = []
         kernel = kernels.find_kernel("6.8", said.append)
         assert kernel.release == "6.8.0-31-generic"
@@ -75,27 +75,27 @@ class TestUbuntu:
         sources = kernels.find_kernel("7.0").headers.parent
         assert (sources / "linux-hwe-7.0-headers-7.0.0-44/Kbuild").exists()
 
-    def test_what_it_lacks_says_what_can_be_had_and_how(self, ubuntu):
+    def test_a_missing_version_names_the_available_ones(self, ubuntu):
         for wanted in ("6.1", "6.5", "6.8.0-77"):
             with pytest.raises(Unsupported) as caught:
                 kernels.find_kernel(wanted)
             assert str(caught.value) == (
                 f"no kernel {wanted} for amd64: this machine's Ubuntu mirror has 6.8, 6.11, 7.0;"
-                " choose one of them; for Debian's 5.10, 6.1, 6.12, 7.2, 7.3 apt needs a Debian"
+                " choose one of these; for Debian's 5.10, 6.1, 6.12, 7.2, 7.3 apt needs a Debian"
                 " mirror and the package debian-archive-keyring"
             )
         with pytest.raises(UsageError, match=r"no kernel 6; name a version, such as 6\.8"):
             kernels.find_kernel("6")
 
-    def test_what_to_boot_instead_of_the_running_kernel_is_its_first(self, ubuntu):
+    def test_the_fallback_is_the_first_kernel_of_the_release(self, ubuntu):
         assert kernels.fallback_version() == ("Ubuntu", "6.8")
 
-    def test_without_its_keys_nothing_is_fetched(self, ubuntu, tmp_path):
+    def test_without_ubuntus_keys_nothing_is_fetched(self, ubuntu, tmp_path):
         (tmp_path / "ubuntu-archive-keyring.gpg").unlink()
         with pytest.raises(Unsupported, match="apt-get install ubuntu-keyring"):
             kernels.find_kernel("6.8")
 
-    def test_before_apt_has_fetched_anything_the_names_of_suites_serve(self, tmp_path, monkeypatch):
+    def test_without_fetched_lists_the_names_of_suites_decide(self, tmp_path, monkeypatch):
         lines = [f"deb http://mirror.invalid/u {name} main"
                  for name in ("noble", "noble-security", "noble-proposed", "tools")]  # fmt: skip
         monkeypatch.setenv("APT_CONFIG", str(configure_apt(tmp_path, lines)))
@@ -106,7 +106,9 @@ class TestUbuntu:
 
 
 class TestMirrors:
-    def test_where_both_are_each_version_comes_from_its_own(self, ubuntu, tmp_path, signer):
+    def test_with_both_mirrors_each_version_comes_from_its_own_archive(
+        self, ubuntu, tmp_path, signer
+    ):
         debian = Repository(tmp_path / "debian", "Debian", "bookworm")
         debian.publish(signer)
         sites = (f"{ubuntu.site} noble-updates", f"{debian.site} bookworm")
@@ -129,11 +131,11 @@ class TestMirrors:
             (Suite("cdrom:[x]", "bookworm"), None),
         ],
     )
-    def test_whose_a_suite_is(self, suite, whose):
-        of = [it for it in (DEBIAN, UBUNTU) if mirrors.is_of(it, suite, NOBLE)]
+    def test_which_distribution_a_suite_belongs_to(self, suite, whose):
+        of = [it for it in (DEBIAN, UBUNTU) if mirrors.has_suite(it, suite, NOBLE)]
         assert of == ([whose] if whose else [])
 
-    def test_the_mirrors_of_security_updates_are_the_machines_own(self):
+    def test_security_updates_come_from_the_machines_own_mirrors(self):
         suites = [Suite("https://a/debian", "trixie"), Suite("https://b/s", "trixie-security")]
         assert mirrors.sites(suites) == (["https://a/debian"], ["https://b/s"])
         assert mirrors.sites(suites[:1]) == (["https://a/debian"], ["https://a/debian-security"])
@@ -153,28 +155,28 @@ class TestSignatures:
         command = ["apt-get", "-q", "download", "linux-image-6.8.0-31-generic"]
         return subprocess.run(command, cwd=folder, check=False, capture_output=True).returncode == 0
 
-    def test_what_nobody_signed_is_refused(self, careless, tmp_path):
+    def test_an_unsigned_archive_is_refused(self, careless, tmp_path):
         careless.publish(None)
         assert self.fetched_by_the_machines_own(tmp_path)
         with pytest.raises(Unsupported, match="is not signed"):
             kernels.find_kernel("6.8")
 
-    def test_what_another_signed_is_refused(self, careless, tmp_path):
+    def test_an_archive_signed_with_another_key_is_refused(self, careless, tmp_path):
         with signing() as another:
             careless.publish(another)
         assert self.fetched_by_the_machines_own(tmp_path)
         with pytest.raises(Unsupported, match=r"is not signed|NO_PUBKEY"):
             kernels.find_kernel("6.8")
 
-    def test_a_package_that_the_index_does_not_know_is_refused(self, careless):
+    def test_a_package_that_is_not_in_the_index_is_refused(self, careless):
         (careless.folder / "pool/linux-image-6.8.0-31-generic_1_amd64.deb").write_text("planted")
         with pytest.raises(Unsupported, match="cannot fetch Ubuntu's kernels"):
             kernels.find_kernel("6.8")
 
-    def test_what_is_signed_is_taken_all_the_same(self, careless):
+    def test_a_signed_package_is_still_accepted(self, careless):
         assert kernels.find_kernel("6.8").image.exists()
 
-    def test_the_running_kernels_image_comes_the_same_way(self, careless, tmp_path):
+    def test_the_running_kernels_image_is_checked_in_the_same_way(self, careless, tmp_path):
         release = os.uname().release
         for below in (f"root/lib/modules/{release}", "root/boot"):
             (tmp_path / below).mkdir(parents=True)
@@ -197,7 +199,7 @@ class TestSignatures:
 
 
 class TestLibraries:
-    def test_a_kernels_tools_get_the_libraries_of_its_own_suite(
+    def test_a_kernels_tools_get_the_libraries_of_the_kernels_suite(
         self, tmp_path, monkeypatch, signer
     ):
         """A kernel of trixie's updates on a Debian 12, which names a library that 12 has not."""
@@ -227,7 +229,7 @@ class TestLibraries:
         wrapper = (root / "usr/lib/linux-kbuild-6.12/scripts/tool").read_text()
         assert "ld-linux-x86-64.so.2" in wrapper
 
-    def test_the_suite_of_a_package_is_that_of_its_newest_version(self, ubuntu, tmp_path):
+    def test_the_suite_of_a_package_is_the_one_with_its_newest_version(self, ubuntu, tmp_path):
         lines = mirrors.archives()[UBUNTU].source_lines()
         apt = PrivateApt(tmp_path / "apt", lines, "Ubuntu")
         assert apt.suite_of("linux-image-6.8.0-31-generic") == "noble-updates"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Debian's kernels in the cache, and modules built for them.
 
-Most of it runs against a repository of its own, with packages of a few bytes and real signatures.
+Most tests use their own repository, with packages of a few bytes and real signatures.
 """
 
 import os
@@ -128,7 +128,7 @@ def left_in(folder):
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
-def test_the_cache_is_where_it_was_asked_for(monkeypatch):
+def test_the_environment_chooses_the_folder_of_the_cache(monkeypatch):
     monkeypatch.delenv("SUDO_UID", raising=False)
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.delenv("PHYSVIEW_CACHE", raising=False)
@@ -143,7 +143,7 @@ def test_the_cache_is_where_it_was_asked_for(monkeypatch):
 
 
 @pytest.mark.needs("root")
-def test_under_sudo_the_cache_is_roots_own(monkeypatch):
+def test_under_sudo_the_cache_is_roots(monkeypatch):
     monkeypatch.delenv("PHYSVIEW_CACHE", raising=False)
     monkeypatch.setenv("SUDO_UID", "1000")
     monkeypatch.setenv("HOME", "/home/ada")
@@ -151,7 +151,7 @@ def test_under_sudo_the_cache_is_roots_own(monkeypatch):
     assert kernels.cache_dir() == Path(os.path.expanduser("~root")) / ".cache/physview"
 
 
-def test_what_is_in_the_cache_takes_no_network(empty_cache, monkeypatch):
+def test_a_cached_kernel_needs_no_network(empty_cache, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     for release in ("6.1.0-9-amd64", RELEASE, "6.1.0-57-arm64", "6.12.117+deb12-amd64"):
         unpacked(empty_cache / "kernels", release)
@@ -164,7 +164,7 @@ def test_what_is_in_the_cache_takes_no_network(empty_cache, monkeypatch):
     assert not said
 
 
-def test_an_image_that_lies_with_the_modules_is_found(tmp_path):
+def test_an_image_beside_the_modules_is_found(tmp_path):
     modules = tmp_path / "7.2.13+deb14-amd64/lib/modules/7.2.13+deb14-amd64"
     modules.mkdir(parents=True)
     (modules / "vmlinuz").touch()
@@ -173,7 +173,7 @@ def test_an_image_that_lies_with_the_modules_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("wanted", ["4.19", "6.11", "6", "", "../6.1"])
-def test_a_version_that_is_not_known(tmp_path, empty_cache, monkeypatch, wanted):
+def test_an_unknown_version(tmp_path, empty_cache, monkeypatch, wanted):
     monkeypatch.setenv("APT_CONFIG", str(configure_apt(tmp_path, [])))
     with pytest.raises(UsageError, match=r"choose one of 5\.10, 6\.1, 6\.12, 7\.2, 7\.3"):
         kernels.find_kernel(wanted)
@@ -181,7 +181,7 @@ def test_a_version_that_is_not_known(tmp_path, empty_cache, monkeypatch, wanted)
 
 @pytest.mark.needs("apt")
 class TestFetching:
-    def test_the_newest_is_fetched_whole_and_once(self, world, empty_cache):
+    def test_the_newest_kernel_is_fetched_once_with_its_parts(self, world, empty_cache):
         said = []
         kernel = kernels.find_kernel("6.1", said.append)
         assert kernel.release == RELEASE
@@ -198,7 +198,7 @@ class TestFetching:
         shutil.rmtree(world.folder)
         assert kernels.find_kernel("6.1") == kernel
 
-    def test_two_that_fetch_at_once_fetch_once(self, world, empty_cache):
+    def test_two_processes_at_the_same_time_fetch_once(self, world, empty_cache):
         code = (
             "import sys; from pathlib import Path; from physview import kernels;"
             "from physview.kernels import mirrors; mirrors._KEYRINGS_DIR = Path(sys.argv[1]);"
@@ -211,7 +211,7 @@ class TestFetching:
         assert sorted(map(len, said)) == [1, 2]
 
     @pytest.mark.parametrize("broken", [f"linux-image-{RELEASE}_1", "linux-kbuild-6.1_1"])
-    def test_what_fails_leaves_nothing_behind(self, world, empty_cache, signer, broken):
+    def test_a_failed_fetch_leaves_nothing_behind(self, world, empty_cache, signer, broken):
         leftover = empty_cache / "kernels/.6.1-amd64.new/apt/debs"
         leftover.mkdir(parents=True)
         deb = world.folder / f"pool/{broken}_amd64.deb"
@@ -268,7 +268,7 @@ def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path):
 
 
 @pytest.mark.parametrize("lib", ["lib", "usr/lib"])
-def test_unpacked_headers_may_lie_anywhere(tmp_path, lib):
+def test_unpacked_headers_work_in_any_folder(tmp_path, lib):
     root = tmp_path / "before"
     modules = root / lib / "modules" / RELEASE
     modules.mkdir(parents=True)
@@ -292,7 +292,7 @@ def test_unpacked_headers_may_lie_anywhere(tmp_path, lib):
 
 
 @pytest.mark.needs("cc")
-def test_tools_that_miss_a_library_are_found_and_run_with_one_beside_them(tmp_path):
+def test_tools_without_their_libraries_are_found_and_run_with_fetched_ones(tmp_path):
     tools = tmp_path / "usr/lib/linux-kbuild-1/scripts"
     libraries = tmp_path / "host/lib"
     tools.mkdir(parents=True)
@@ -322,7 +322,7 @@ def test_tools_that_miss_a_library_are_found_and_run_with_one_beside_them(tmp_pa
     assert subprocess.run([tool, "a b", "\x01"], check=False).returncode == 43
 
 
-def test_the_running_kernel_is_there_when_its_files_are(tmp_path):
+def test_the_running_kernel_needs_its_files(tmp_path):
     release = os.uname().release
     assert kernels.running_kernel(tmp_path) is None
     image = tmp_path / f"boot/vmlinuz-{release}"
@@ -340,18 +340,20 @@ def test_the_running_kernel_is_there_when_its_files_are(tmp_path):
     assert kernels.running_kernel(tmp_path).headers == modules / "build"
 
 
-def test_an_image_without_headers_has_its_remedy(tmp_path, empty_cache):
+def test_a_kernel_without_headers_has_a_remedy(tmp_path, empty_cache):
     kernel = kernels.Kernel("bzImage", tmp_path, tmp_path, None)
-    with pytest.raises(Unsupported, match=r"without headers; .* or --module none$"):
+    with pytest.raises(Unsupported, match=r"no headers; .* or --module none$"):
         kernels.build_module(kernel, write_hello(tmp_path / "hello"))
 
 
 @pytest.mark.parametrize(
     ("folder", "path", "why"),
-    [("headers", "/nowhere", "no make; install"), ("my headers", None, "without blanks")],
+    [("headers", "/nowhere", "no make; install"), ("my headers", None, "without spaces")],
 )
 @pytest.mark.needs("cc")
-def test_what_cannot_build_has_its_remedy(tmp_path, empty_cache, monkeypatch, folder, path, why):
+def test_a_machine_that_cannot_build_has_a_remedy(
+    tmp_path, empty_cache, monkeypatch, folder, path, why
+):
     (tmp_path / folder).mkdir()
     if path:
         monkeypatch.setenv("PATH", path)
@@ -360,7 +362,7 @@ def test_what_cannot_build_has_its_remedy(tmp_path, empty_cache, monkeypatch, fo
         kernels.build_module(kernel, write_hello(tmp_path / "hello"))
 
 
-def test_another_machines_kernel_takes_another_compiler(tmp_path, empty_cache, monkeypatch):
+def test_a_foreign_architecture_needs_a_cross_compiler(tmp_path, empty_cache, monkeypatch):
     other = {"x86_64": "arm64", "aarch64": "x86"}[os.uname().machine]
     kernel = kernels.Kernel("6.1.0", tmp_path, tmp_path, tmp_path / "headers")
     kernel.headers.mkdir()
@@ -396,7 +398,7 @@ def test_a_module_is_built_once_beside_its_source(real_kernel, tmp_path, monkeyp
 
 
 @pytest.mark.needs("kernels", "cc")
-def test_what_does_not_build_says_where_the_log_is(real_kernel, tmp_path, monkeypatch):
+def test_a_failed_build_names_its_log(real_kernel, tmp_path, monkeypatch):
     source = write_hello(tmp_path / "hello", **{"twice.c": "int twice(void) { return x; }\n"})
     monkeypatch.setenv("PHYSVIEW_CACHE", str(tmp_path / "cache"))
     with pytest.raises(kernels.BuildFailed, match=r"twice.c:1:.* error: .*x.*; the whole log") as e:

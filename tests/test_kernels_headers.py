@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Programs among a kernel's headers, run by the loader and the libraries of another Debian."""
+"""Host programs of kernel headers run with the loader and the libraries of another Debian."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ from physview.kernels import headers
 LOADER = "ld-linux-x86-64.so.2"
 
 
-def test_a_tool_is_run_by_the_loader_that_was_unpacked_not_by_this_machines(tmp_path):
+def test_a_tool_runs_with_the_unpacked_loader_not_with_this_machines(tmp_path):
     """Debian 12 packs an absolute link to its loader, too: here it leads to what is no loader."""
     libraries = tmp_path / "host"
     real = libraries / "lib/x86_64-linux-gnu" / LOADER

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The image of the running kernel where /boot's is root's, as on Ubuntu, from a real repository."""
+"""Fetching the running kernel's image from a repository, if only root may read the one in /boot."""
 
 import os
 import shutil
@@ -81,10 +81,10 @@ def machine(signer):
 
 @pytest.mark.needs("nobody", "apt")
 class TestOwnImage:
-    def test_it_is_fetched_once_and_said(self, machine):
+    def test_the_image_is_fetched_once_with_a_message(self, machine):
         machine.publish()
         own = machine.cache / machine.image.name
-        for said in (f"{machine.image} is for root alone: fetching linux-image-{RELEASE}", ""):
+        for said in (f"only root may read {machine.image}: fetching linux-image-{RELEASE}", ""):
             result = machine.ask()
             assert result.stdout == f"{RELEASE} {own} the package's\n", result
             assert said in result.stderr
@@ -93,7 +93,7 @@ class TestOwnImage:
             machine.image.name
         ]
 
-    def test_one_that_can_be_read_is_taken(self, machine):
+    def test_a_readable_image_is_used(self, machine):
         machine.image.chmod(0o644)
         result = machine.ask()
         assert result.stdout == f"{RELEASE} {machine.image} root's\n", result
@@ -107,7 +107,7 @@ class TestOwnImage:
             ("", "/nowhere", "this machine has no apt-get"),
         ],
     )
-    def test_where_it_cannot_be_had_the_reason_and_two_remedies_are_said(
+    def test_an_image_that_cannot_be_fetched_has_a_reason_and_two_remedies(
         self, machine, published, path, why
     ):
         if published:
@@ -122,13 +122,13 @@ class TestOwnImage:
         assert result.stdout.count("\n") == 1
         assert [path.suffix for path in machine.cache.iterdir()] == [".lock"]
 
-    def test_without_modules_it_would_not_help(self, machine):
+    def test_without_modules_no_image_is_fetched(self, machine):
         shutil.rmtree(machine.modules)
         result = machine.ask()
         assert "its image and modules cannot be read; trying Debian's 6.1" in result.stderr
         assert not machine.cache.exists()
 
 
-def test_without_an_image_there_is_none_to_fetch(tmp_path):
+def test_without_an_installed_image_none_is_fetched(tmp_path):
     (tmp_path / "lib/modules" / RELEASE).mkdir(parents=True)
     assert kernels.fetch_own_image(root=tmp_path) is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A cache that somebody else could change is neither read nor written to."""
+"""physview neither reads nor writes a cache that another user could change."""
 
 import grp
 import os
@@ -74,7 +74,7 @@ def test_a_kernel_that_others_could_change_is_refused_in_one_line(cache, spoil, 
 
 
 @pytest.mark.parametrize("place", ["cache", "modules", "modules/6.1.0", "its folder", "itself"])
-def test_a_module_that_others_planted_is_not_built_upon(cache, tmp_path, monkeypatch, place):
+def test_a_module_that_another_user_planted_is_not_used(cache, tmp_path, monkeypatch, place):
     monkeypatch.setattr("physview.kernels.build._usable_headers", lambda kernel: tmp_path)
     monkeypatch.setattr("physview.kernels.build._digest", lambda *args: "digest")
     source = tmp_path / "hello"
@@ -98,7 +98,7 @@ def test_a_module_that_others_planted_is_not_built_upon(cache, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("variable", ["PHYSVIEW_CACHE", "XDG_CACHE_HOME", "HOME"])
-def test_root_refuses_another_users_cache_however_it_is_named(tmp_path, variable):
+def test_root_refuses_another_users_cache_by_any_variable(tmp_path, variable):
     home = tmp_path / "home"
     home.mkdir()
     make_nobodys(home)
@@ -116,7 +116,7 @@ def test_root_refuses_another_users_cache_however_it_is_named(tmp_path, variable
     assert contents(home) == []
 
 
-def test_all_of_the_way_to_a_home_that_is_no_whole_path_is_looked_at(tmp_path, monkeypatch):
+def test_every_folder_of_a_relative_home_is_checked(tmp_path, monkeypatch):
     home = tmp_path / "home"
     home.mkdir()
     make_nobodys(home)
@@ -161,7 +161,7 @@ def test_peers_in_another_users_cache_are_not_run(cache):
     assert fetched.stdout == ""
 
 
-def test_the_way_may_go_through_a_sticky_folder_but_not_end_there(tmp_path, monkeypatch):
+def test_a_path_may_go_through_a_sticky_folder_but_not_end_there(tmp_path, monkeypatch):
     sticky = tmp_path / "tmp"
     sticky.mkdir()
     sticky.chmod(0o1777)
@@ -183,7 +183,7 @@ def test_the_way_may_go_through_a_sticky_folder_but_not_end_there(tmp_path, monk
         trusted.make_folder(sticky / "theirs" / "cache")
 
 
-def test_what_is_mounted_in_a_sticky_folder_is_refused(tmp_path):
+def test_a_mount_point_in_a_sticky_folder_is_refused(tmp_path):
     """A user's FUSE says what its owner is: here it is a tmpfs that stands for it."""
     sticky = tmp_path / "tmp"
     (sticky / "mounted").mkdir(parents=True)
@@ -220,7 +220,7 @@ def test_links_are_followed_as_the_kernel_follows_them(tmp_path):
         trusted.check(tmp_path / "absolute/relative/c")
 
 
-def test_what_the_umask_gives_a_users_own_group_is_no_other_users(open_folder):
+def test_write_permission_of_a_private_group_is_accepted(open_folder):
     """Debian and Ubuntu give each user a group; with a umask of 002 it may write."""
     folder = open_folder / "cache"
     folder.mkdir(mode=0o755)
@@ -237,7 +237,7 @@ def test_what_the_umask_gives_a_users_own_group_is_no_other_users(open_folder):
         trusted.check(folder)
 
 
-def test_with_any_umask_others_cannot_write_to_what_is_made(tmp_path, monkeypatch):
+def test_with_any_umask_others_cannot_write_to_new_files(tmp_path, monkeypatch):
     monkeypatch.setenv("PHYSVIEW_CACHE", str(tmp_path / "a/cache"))
     before = os.umask(0)
     try:

@@ -74,7 +74,7 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
-def test_a_vm_lost_before_it_gave_anything_is_tried_again(fake_qemu):
+def test_a_vm_lost_before_any_output_is_retried(fake_qemu):
     run = fake_qemu(
         "if nr_started > 1:\n"
         "    send(guest.READY); send(guest.EXIT, bytes([5, 0, 0, 0])); time.sleep(60)"
@@ -85,7 +85,7 @@ def test_a_vm_lost_before_it_gave_anything_is_tried_again(fake_qemu):
     assert "the VM died while it booted" in said[0]
 
 
-def test_a_vm_lost_with_output_passed_on_is_not_tried_again(fake_qemu):
+def test_a_vm_lost_after_output_is_not_retried(fake_qemu):
     stdout = io.BytesIO()
     run = fake_qemu("send(guest.READY); port.recv(1); send(guest.STDOUT, b'half')")
     with pytest.raises(vm.VmLost, match="ended before the command did"):
@@ -94,7 +94,7 @@ def test_a_vm_lost_with_output_passed_on_is_not_tried_again(fake_qemu):
     assert len(fake_qemu.pids()) == 1
 
 
-def test_what_qemu_complains_of_is_told(fake_qemu):
+def test_qemus_error_message_is_in_the_error(fake_qemu):
     run = fake_qemu("sys.exit('no such CPU')")
     with pytest.raises(vm.VmLost, match="died while it booted: no such CPU"):
         run()
@@ -114,13 +114,13 @@ def test_a_command_that_takes_too_long_is_ended(fake_qemu):
     assert not is_alive(*fake_qemu.pids())
 
 
-def test_a_command_that_never_stops_talking_is_ended_too(fake_qemu):
+def test_a_command_with_endless_output_is_ended_too(fake_qemu):
     run = fake_qemu("send(guest.READY)\nwhile True: send(guest.STDOUT, bytes(60000))")
     with pytest.raises(vm.VmTimeout):
         run(timeout=0.2, stdout=io.BytesIO())
 
 
-def test_a_kernel_that_hangs_in_its_panic_is_not_waited_for(fake_qemu, monkeypatch):
+def test_a_kernel_that_hangs_in_its_panic_ends_the_wait(fake_qemu, monkeypatch):
     monkeypatch.setattr(session, "PANIC_SECONDS", 0.2)
     run = fake_qemu(
         "send(guest.READY)\n"
@@ -143,7 +143,7 @@ def test_a_kernel_that_falls_silent_is_lost(fake_qemu, monkeypatch):
         run()
 
 
-def test_where_kvm_fails_it_is_tcg_from_then_on(fake_qemu, monkeypatch):
+def test_after_kvm_has_failed_tcg_is_used(fake_qemu, monkeypatch):
     monkeypatch.setenv("PHYSVIEW_VM_ACCEL", "auto")
     monkeypatch.setattr(qemu, "can_open_kvm", lambda: True)
     run = fake_qemu(
@@ -158,7 +158,7 @@ def test_where_kvm_fails_it_is_tcg_from_then_on(fake_qemu, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_outlives_us(fake_qemu, number):
+def test_qemu_ends_with_physview(fake_qemu, number):
     fake_qemu("send(guest.READY); time.sleep(60)")
     code = (
         "import signal, sys; from pathlib import Path; from types import SimpleNamespace as N\n"
@@ -181,7 +181,7 @@ def test_nothing_outlives_us(fake_qemu, number):
     assert not [name for name in left if "vm" in name.lower() or "qemu" in name.lower()]
 
 
-def test_without_qemu_the_line_that_installs_it_is_given(fake_qemu, monkeypatch):
+def test_without_qemu_the_error_has_the_command_that_installs_it(fake_qemu, monkeypatch):
     run = fake_qemu("")
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(vm.VmUnusable, match=r"QEMU is not installed; .*install"):

@@ -35,7 +35,7 @@ def run_steps(tmp_path):
     return run
 
 
-def test_the_first_program_makes_its_calls_and_becomes_another(run_steps, tmp_path):
+def test_init_makes_its_system_calls_and_then_runs_a_command(run_steps, tmp_path):
     result = run_steps(
         init.Step("write", init.SYS_WRITE, (1, b"first ", 6)),
         init.make_directory(str(tmp_path / "made")),
@@ -46,7 +46,7 @@ def test_the_first_program_makes_its_calls_and_becomes_another(run_steps, tmp_pa
     assert (tmp_path / "made").is_dir()
 
 
-def test_a_step_that_fails_is_named_and_its_errno_the_exit_code(run_steps):
+def test_init_names_a_failed_step_and_exits_with_its_errno(run_steps):
     result = run_steps(
         init.Step("enter nowhere", init.SYS_CHDIR, (b"/nonexistent",)),
         init.Step("write", init.SYS_WRITE, (1, b"never", 5)),
@@ -74,7 +74,7 @@ def modules(tmp_path):
     return tmp_path
 
 
-def test_modules_come_after_what_they_need_and_uncompressed(modules):
+def test_modules_follow_their_dependencies_and_are_decompressed(modules):
     found = list(initramfs.load_order(modules, ["virtio", "a", "b-1"]))
     assert [name for name, _ in found] == ["c", "b_1", "a"]
     assert all(content.startswith(b"\x7fELF") for _, content in found)
@@ -86,11 +86,11 @@ def test_a_kernel_without_a_driver_is_refused(modules):
     assert "has no virtio_pci" in vm.why_unbootable(SimpleNamespace(modules=modules))
 
 
-def test_a_kernel_without_modules_is_taken_to_have_all(tmp_path):
+def test_a_kernel_without_modules_counts_as_having_all_built_in(tmp_path):
     assert not list(initramfs.load_order(tmp_path / "none", initramfs.MODULES))
 
 
-def test_an_archive_is_aligned_and_ends_as_it_must():
+def test_an_archive_is_aligned_and_has_a_trailer():
     archive = initramfs.cpio(["d"], {"f": b"12345"})
     assert len(archive) % 4 == 0
     assert archive.count(b"070701") == 3
@@ -128,24 +128,24 @@ def run_in_guest(*words):
         (["/"], (126, b"", b"physview: cannot run /: Permission denied\n")),
     ],
 )
-def test_exit_codes_are_as_a_shell_has_them(words, expected):
+def test_exit_codes_follow_the_shells_convention(words, expected):
     assert run_in_guest(*words) == expected
 
 
-def test_what_is_left_running_is_not_waited_for():
+def test_a_background_process_does_not_delay_the_end():
     code, stdout, _ = run_in_guest("sh", "-c", "sleep 60 & echo $!; exit 1")
     os.kill(int(stdout), signal.SIGKILL)
     assert code == 1
 
 
-def test_the_guests_program_imports_little():
+def test_the_guests_program_imports_few_modules():
     code = "import sys; sys.path.insert(0, sys.argv[1]); import guest; print(*sys.modules)"
     command = [sys.executable, "-I", "-S", "-c", code, os.path.dirname(guest.__file__)]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert not {"enum", "json", "re", "socket", "subprocess", "typing"} & set(loaded)
 
 
-def test_the_machine_is_as_asked_for():
+def test_the_command_line_has_the_chosen_machine():
     vm_ = qemu.QemuMachine(Path("/k"), 512, 3, True, "hugepages=2")
     words = vm_.command("tcg", 5, 6, 7)
     line = " ".join(words)
@@ -156,7 +156,7 @@ def test_the_machine_is_as_asked_for():
     assert "-numa" not in words
 
 
-def test_an_emulated_cpu_lacks_what_qemu_emulates_slowly_or_wrongly():
+def test_an_emulated_cpu_lacks_flags_that_qemu_emulates_slowly_or_wrongly():
     words = qemu.QemuMachine(Path("/k")).command("tcg", 5, 6, 7)
     off = {flag for flag in words[words.index("-cpu") + 1].split(",") if flag.endswith("=off")}
     result = subprocess.run([qemu.QEMU, "-cpu", "help"], capture_output=True, check=True)
@@ -171,7 +171,7 @@ def test_a_real_cpu_keeps_its_flags():
     assert words[words.index("-cpu") + 1] == "max,la57=on"
 
 
-def test_memory_and_cpus_are_dealt_out_to_nodes():
+def test_memory_and_cpus_are_divided_among_nodes():
     words = qemu.QemuMachine(Path("/k"), 1025, 3, nr_nodes=2).command("tcg", 5, 6, 7)
     line = " ".join(words)
     assert "-smp 3,sockets=3 -m 1025 -object memory-backend-ram,id=node0,size=513M" in line
@@ -179,21 +179,21 @@ def test_memory_and_cpus_are_dealt_out_to_nodes():
     assert "size=512M -numa node,nodeid=1,memdev=node1,cpus=1 -kernel" in line
 
 
-def test_an_accelerator_that_is_none_is_refused(monkeypatch):
+def test_an_unknown_accelerator_is_refused(monkeypatch):
     monkeypatch.setenv("PHYSVIEW_VM_ACCEL", "warp")
     with pytest.raises(UsageError, match="use kvm, tcg or auto"):
         list(qemu.QemuMachine(Path("/k")).accelerators())
 
 
 @pytest.mark.parametrize(("has", "expected"), [("fpu la57", "kvm"), ("fpu", "tcg")])
-def test_five_levels_that_the_cpu_lacks_are_emulated(monkeypatch, has, expected):
+def test_five_levels_are_emulated_if_the_cpu_lacks_them(monkeypatch, has, expected):
     monkeypatch.setenv("PHYSVIEW_VM_ACCEL", "auto")
     monkeypatch.setattr(qemu, "can_open_kvm", lambda: True)
     monkeypatch.setattr(qemu, "_read", lambda path: has if path.name == "cpuinfo" else path.name)
     assert next(qemu.QemuMachine(Path("/k"), la57=True).accelerators()) == expected
 
 
-def test_a_long_crash_is_shown_from_its_beginning_and_with_its_end():
+def test_a_long_crash_is_shown_with_its_beginning_and_end():
     end = "[ 3.0] Kernel panic - not syncing"
     log = ["[ 1.0] Fine", "[ 2.0] BUG: bad", *["[ 2.1] trace"] * 99, end]
     error = failures.crash_error("\n".join(log))
@@ -202,7 +202,7 @@ def test_a_long_crash_is_shown_from_its_beginning_and_with_its_end():
     assert "Fine" not in str(error)
 
 
-def test_a_bug_that_was_survived_is_no_crash():
+def test_a_bug_without_a_panic_is_not_a_crash():
     assert failures.crash_error("[ 1.0] BUG: noticed\n") is None
 
 
@@ -249,13 +249,13 @@ def test_the_module_can_be_chosen(run_command, module, expected):
     assert run_command("--kernel", "6.1", "--module", module, "a")[1]["modules"] == expected
 
 
-def test_an_image_of_ones_own_needs_no_modules(run_command, tmp_path):
+def test_a_self_built_image_needs_no_modules(run_command, tmp_path):
     kernel = run_command("--kernel", f"{tmp_path}/bzImage", "--module", "none", "a")[1]["kernel"]
     assert kernel.image == tmp_path / "bzImage"
     assert not kernel.modules.exists()
 
 
-def test_a_running_kernel_that_cannot_be_had_is_said(run_command, monkeypatch, capsys):
+def test_an_unreadable_running_kernel_is_reported(run_command, monkeypatch, capsys):
     said = []
     monkeypatch.setattr(command._common, "say", said.append)
     monkeypatch.setattr(kernels, "running_kernel", lambda: None)
@@ -264,6 +264,6 @@ def test_a_running_kernel_that_cannot_be_had_is_said(run_command, monkeypatch, c
     assert "cannot be read; trying Debian's 6.1" in said[0]
 
 
-def test_no_command_is_a_wrong_use(run_command):
+def test_a_missing_command_is_a_usage_error(run_command):
     with pytest.raises(UsageError, match="nothing to run"):
         run_command("--kernel", "6.1", "--")

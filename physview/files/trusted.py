@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Checks that only root and the caller can change the files under a path.
 
-physview runs programs, Makefiles and kernel modules from the cache, often as root. So a user who
-can write to the cache, or can put another folder in its place, can become root. `check` goes down
+physview runs programs, Makefiles and kernel modules from the cache, often as root. A user who can
+write to the cache, or can put another folder in its place, could become root. `check` goes down
 from / by descriptors, and checks every folder and every symbolic link before it follows it.
 
-After `check` the path can be used as a path: only root and the caller can make it lead elsewhere.
-Three cases need a reason:
+After `check` the path is safe to use: only root and the caller can make it lead elsewhere. Three
+cases are special:
 
 - A sticky folder, such as /tmp, lets everybody add entries, but only the owners of an entry and
-  of the folder can rename or remove it (inode(7)). An entry that root or the caller owns stays
-  where it is, so the way may go through a sticky folder. It may not end in one, for there others
-  can add entries beside the cache's own.
-- A file system that a user mounts (FUSE) can say that root owns all of it. A user can mount it
-  only on a folder of theirs. In a sticky folder that folder is hidden below the mount, so a mount
-  point right in a sticky folder is refused.
-- Many distributions give each user a group of their own and a umask of 002. Such a group's right
-  to write is nobody else's right, unless an access control list says more.
+  of the folder can rename or remove it (inode(7)). Nobody else can move an entry of root or of the
+  caller, so a path may go through a sticky folder. A path may not end in a sticky folder, because
+  others could add entries beside the cache's own.
+- A file system that a user mounts (FUSE) can pretend that root owns all its files. A user can mount
+  it only on a folder that the user owns, and the mount hides this folder. A mount point directly in
+  a sticky folder is therefore refused.
+- Many distributions give each user a private group and a umask of 002. Write permission for a
+  private group gives nobody else access, unless an access control list adds users.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from physview.errors import AccessDenied
 from physview.files.private_groups import is_private
 
 _FOLDER_MODE = 0o755
-# path_resolution(7): the kernel follows no more links than this.
+# path_resolution(7): the kernel follows at most this many links.
 _MOST_LINKS = 40
 _WRITERS = stat.S_IWGRP | stat.S_IWOTH
 _OPEN = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -50,7 +50,7 @@ def check(path: Path) -> bool:
         AccessDenied: Another user could change what the path leads to.
         OSError: The path cannot be examined.
     """
-    return _go_down(path, make=False)
+    return _walk_down(path, make=False)
 
 
 def make_folder(path: Path) -> None:
@@ -60,42 +60,42 @@ def make_folder(path: Path) -> None:
         AccessDenied: Another user could change what is in the folder.
         OSError: The folder cannot be made.
     """
-    _go_down(path, make=True)
+    _walk_down(path, make=True)
 
 
-def _go_down(path: Path, *, make: bool) -> bool:
-    assert path.is_absolute(), path  # the way of any other begins elsewhere
+def _walk_down(path: Path, *, make: bool) -> bool:
+    assert path.is_absolute(), path  # a relative path does not begin at /
     todo = list(reversed(path.parts[1:]))
-    way = _Way(path)
+    checked = _CheckedPath(path)
     links = 0
     try:
         while todo:
             name = todo.pop()
             if name == "..":
-                way.go_up()
+                checked.go_up()
                 continue
-            found = way.open_entry(name, make=make)
+            found = checked.open_entry(name, make=make)
             if found is None:
                 return False
             if not stat.S_ISLNK(os.fstat(found).st_mode):
-                way.enter(name, found)
+                checked.enter(name, found)
                 continue
             target = os.readlink("", dir_fd=found)
             os.close(found)
             links += 1
             if links > _MOST_LINKS:
-                raise AccessDenied(way.what, "too many symbolic links", _REMEDY, path=str(path))
+                raise AccessDenied(checked.what, "too many symbolic links", _REMEDY, path=str(path))
             if target.startswith("/"):
-                way.go_up(all_of_it=True)
+                checked.go_up(all_of_it=True)
             todo += reversed([part for part in target.split("/") if part not in ("", ".")])
-        way.require_end()
+        checked.require_end()
     finally:
-        way.close()
+        checked.close()
     return True
 
 
-class _Way:
-    """The folders on the path so far, without symbolic links; all are held open."""
+class _CheckedPath:
+    """The part of a path that is checked already: its folders without symbolic links, held open."""
 
     def __init__(self, path: Path) -> None:
         self.what = f"cannot use the cache {path}"
@@ -103,7 +103,7 @@ class _Way:
         self._names: list[str] = []
         self._fds = [os.open("/", _OPEN)]
         self._require_owner("/", os.fstat(self._fds[0]))
-        self._require_writers(sticky_will_do=True)
+        self._require_writers(allow_sticky=True)
 
     def close(self) -> None:
         for fd in self._fds:
@@ -117,14 +117,14 @@ class _Way:
                 break
 
     def open_entry(self, name: str, *, make: bool) -> int | None:
-        """Open an entry of the folder that was entered last, and require its owner."""
+        """Open an entry of the last folder, and require that root or the caller owns it."""
         folder = self._fds[-1]
         try:
             fd = os.open(name, _OPEN, dir_fd=folder)
         except FileNotFoundError:
             if not make:
                 return None
-            # Another process may make it first; then its folder is opened and checked.
+            # If another process makes the folder first, that folder is opened and checked.
             _make_unless_there(name, folder)
             fd = os.open(name, _OPEN, dir_fd=folder)
         try:
@@ -138,24 +138,24 @@ class _Way:
     def enter(self, name: str, fd: int) -> None:
         self._names.append(name)
         self._fds.append(fd)
-        self._require_writers(sticky_will_do=True)
+        self._require_writers(allow_sticky=True)
 
     def require_end(self) -> None:
         """Require that others cannot even add entries to the last folder."""
-        self._require_writers(sticky_will_do=False)
+        self._require_writers(allow_sticky=False)
 
     def _name_of(self, *more: str) -> str:
         return "/" + "/".join([*self._names, *more])
 
-    def _require_writers(self, *, sticky_will_do: bool) -> None:
+    def _require_writers(self, *, allow_sticky: bool) -> None:
         here, status = self._name_of(), os.fstat(self._fds[-1])
         writers = status.st_mode & _WRITERS
-        if not writers or (status.st_mode & stat.S_ISVTX and sticky_will_do):
+        if not writers or (status.st_mode & stat.S_ISVTX and allow_sticky):
             return
         caller = (os.geteuid(),)
         if writers == stat.S_IWGRP and is_private(self._fds[-1], status.st_gid, caller):
             return
-        # A sticky folder is meant to be everybody's.
+        # All users share a sticky folder, so do not advise to change its mode.
         is_own = status.st_uid == os.geteuid() and not status.st_mode & stat.S_ISVTX
         remedy = f"chmod go-w {here}, or {_REMEDY}" if is_own else _REMEDY
         raise self._denied(f"users other than root and you may write to {here}", remedy)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kernels to boot and to build the module for: this machine's own, and others in a cache."""
+"""Kernels to boot and to build modules for: the running kernel, and fetched kernels in a cache."""
 
 from physview.kernels.build import BuildFailed, build_module
 from physview.kernels.cache import Kernel, cache_dir, make_cache_dir, running_kernel

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Packages of a distribution's archive, fetched and unpacked by apt without installing anything.
+"""A private apt: fetches a distribution's packages and unpacks them, without installing anything.
 
-apt gets a root of its own for all that it writes, and the suites that are asked for; the mirror,
-the proxy and the keys are the machine's. It needs no root and leaves no trace outside. Nothing
-that is not signed by the distribution's keys is taken, whatever the machine's own apt is told.
+The private apt has its own folder for all files that it writes, and its own list of suites. It uses
+the machine's mirror, proxy and keys. It needs no root privileges, and changes nothing outside of
+its folder. It accepts only packages that the distribution's keys have signed, even if the machine's
+own apt is configured to accept others.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from physview.runtime import invocation
 
 _PROGRAMS = ("apt-get", "apt-cache", "dpkg-deb")
 
-# Read after the machine's own configuration: its hooks would touch the machine, and what it pins
-# or clears is not meant for this.
+# apt reads this after the machine's own configuration. It removes the machine's hooks, which would
+# change the machine, and the machine's pins, which are not meant for a private apt.
 _CONFIG = """\
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
@@ -29,11 +30,11 @@ _CONFIG = """\
 #clear APT::Architectures;
 APT::Architecture "amd64";
 APT::Architectures {{ {architectures} }};
-// the user _apt has no way into a cache in root's home
+// the user _apt can't enter a cache in root's home
 APT::Sandbox::User "root";
-// a snapshot of an archive is past its date
+// a snapshot of an archive is older than its valid-until date
 Acquire::Check-Valid-Until "false";
-// what is fetched is run, as root often enough
+// programs from these packages are run, often as root
 Acquire::AllowInsecureRepositories "false";
 Acquire::AllowWeakRepositories "false";
 Acquire::AllowDowngradeToInsecureRepositories "false";
@@ -57,14 +58,14 @@ Dir::Etc::preferencesparts "/dev/null";
 
 
 class PrivateApt:
-    """apt with a root of its own that knows the packages of some suites.
+    """A private apt, which knows the packages of some suites.
 
     Args:
-        root: The folder, made anew.
+        root: The private apt's folder. The constructor makes it.
         sources: Lines of a sources.list, from `mirrors.Archive`.
-        name: The distribution's, for messages.
-        foreign: Architectures beside amd64. Their packages are known, too; of a name that several
-            have it is amd64's, so that tools can run here.
+        name: The distribution's name for messages.
+        foreign: Architectures in addition to amd64. If several architectures have a package, the
+            package of amd64 is used, because its tools run on this machine.
     """
 
     def __init__(
@@ -81,29 +82,29 @@ class PrivateApt:
         quoted = " ".join(f'"{architecture}";' for architecture in architectures)
         (root / "apt.conf").write_text(_CONFIG.format(root=root, architectures=quoted))
         (root / "sources.list").write_text("\n".join(lines) + "\n")
-        # A suite that a mirror lacks is no error: what counts is what is found in the others.
+        # A suite that the mirror lacks is not an error: the other suites may have the packages.
         self._update = self._run("apt-get", "update")
 
     @property
-    def complaints(self) -> str:
-        """What apt could not fetch of the suites' indexes, in one line."""
-        return complaints_of(self._update)
+    def update_errors(self) -> str:
+        """apt's errors while it fetched the suites' indexes, in one line."""
+        return error_text(self._update)
 
     def names(self, prefix: str) -> list[str]:
-        """All packages whose names begin with `prefix`."""
+        """Return the names of all packages that begin with `prefix`."""
         return self._run("apt-cache", "pkgnames", prefix).stdout.split()
 
     def suite_of(self, name: str) -> str:
-        """The suite that has a package in its newest version; empty where none has it."""
+        """Return the suite with the newest version of a package; "" if no suite has it."""
         shown = self._run("apt-cache", "madison", name).stdout
         return next(parse_madison(shown), "")
 
     def with_dependencies(self, names: Iterable[str], which: re.Pattern[str]) -> list[str]:
-        """The packages, those that they depend on, and so on.
+        """Return packages with their direct and indirect dependencies.
 
         Args:
-            names: The first of them.
-            which: Matches the names of the dependencies to follow.
+            names: The packages to start with.
+            which: A pattern for the names of the dependencies to follow.
         """
         found: dict[str, None] = {}
         new = list(dict.fromkeys(names))
@@ -118,29 +119,29 @@ class PrivateApt:
         """Fetch packages and unpack them into a folder.
 
         Raises:
-            Unsupported: They cannot be fetched.
-            PhysviewError: They cannot be unpacked.
+            Unsupported: apt can't fetch the packages.
+            PhysviewError: dpkg-deb can't unpack the packages.
         """
         debs = self._root / "debs"
         debs.mkdir()
         fetched = self._run("apt-get", "download", *names, cwd=debs)
         if fetched.returncode:
-            raise self.cannot_fetch(complaints_of(fetched))
+            raise self.cannot_fetch(error_text(fetched))
         for deb in sorted(debs.iterdir()):
             unpacked = self._run("dpkg-deb", "-x", str(deb), str(target))
             if unpacked.returncode:
                 raise PhysviewError(
                     f"cannot unpack {deb.name}",
-                    complaints_of(unpacked) or "dpkg-deb failed",
-                    "is the disk full?",
+                    error_text(unpacked) or "dpkg-deb failed",
+                    "check that the disk is not full",
                     path=str(target),
                 )
         shutil.rmtree(debs)
 
     def cannot_fetch(self, why: str) -> Unsupported:
-        """The error when apt gets nothing."""
+        """Return the error for packages that apt can't fetch."""
         update = invocation.as_root("apt-get update")
-        remedy = f"connect this machine to its {self._name} mirror: {update} tells more"
+        remedy = f"connect this machine to its {self._name} mirror: {update} shows the cause"
         return Unsupported(f"cannot fetch {self._name}'s kernels", why, remedy)
 
     def _run(
@@ -154,7 +155,9 @@ class PrivateApt:
 
 
 def parse_depends(shown: str) -> Iterator[str]:
-    r"""Names that packages depend on, of alternatives the first. Source: Debian Policy, 7.1.
+    r"""Yield the names of a package's dependencies; the first one of alternatives.
+
+    Source: Debian Policy, 7.1
 
     >>> list(parse_depends("Package: vi\nDepends: libc6 (>= 2), ed | ex, perl:any\n"))
     ['libc6', 'ed', 'perl']
@@ -166,7 +169,7 @@ def parse_depends(shown: str) -> Iterator[str]:
 
 
 def parse_madison(shown: str) -> Iterator[str]:
-    r"""The suites of "PACKAGE | VERSION | SITE SUITE/COMPONENT ARCHITECTURE Packages".
+    r"""Yield the suites in lines "PACKAGE | VERSION | SITE SUITE/COMPONENT ARCHITECTURE Packages".
 
     >>> list(parse_madison(" vi | 2-1 | http://m/debian sid/main amd64 Packages\n"))
     ['sid']
@@ -178,22 +181,22 @@ def parse_madison(shown: str) -> Iterator[str]:
 
 
 def has_programs() -> bool:
-    """Whether this machine has what a `PrivateApt` takes."""
+    """Whether this machine has the programs that a `PrivateApt` needs."""
     return missing_program() is None
 
 
 def missing_program() -> str | None:
-    """The first of the programs that a `PrivateApt` takes and this machine lacks."""
+    """Return the first program that a `PrivateApt` needs and this machine lacks; None if none."""
     return next((program for program in _PROGRAMS if shutil.which(program) is None), None)
 
 
 def environment() -> dict[str, str]:
-    """What apt is run with: what it says is read."""
+    """Return the environment for apt. LC_ALL=C: physview parses apt's messages in English."""
     return os.environ | {"LC_ALL": "C"}
 
 
-def complaints_of(result: subprocess.CompletedProcess[str]) -> str:
-    """apt's errors, or its first warning where there are none, without the lines' marks."""
+def error_text(result: subprocess.CompletedProcess[str]) -> str:
+    """Return apt's first error without its "E: ", else its first warning, else its last line."""
     lines = result.stderr.strip("\n").split("\n")
     errors = [line[3:] for line in lines if line.startswith("E: ")]
     warnings = [line[3:] for line in lines if line.startswith("W: ")]

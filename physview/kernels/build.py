@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Builds an out-of-tree module for a kernel, beside its source, once for each content of it."""
+"""Builds a kernel module for a kernel, into the cache. One build per content of the source."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from physview.runtime.packages import why_no_headers
 
 LOG = "build.log"
 
-# What a kernel's configuration says of its own compiler need not be true of another. Kbuild and the
-# kernel's headers do without these, and no structure depends on them. Not all can be tried out:
-# the outputs of asm goto compile in gcc 12.2, to wrong code (GCC_ASM_GOTO_OUTPUT_BROKEN in the
-# kernel's init/Kconfig).
-_OWN_COMPILER = (
+# Options of a kernel's configuration that describe the kernel's own compiler. They can be wrong for
+# another compiler. Kbuild and the kernel's headers work without them, and no structure's layout
+# depends on them. A test compilation can't find all wrong options: gcc 12.2 compiles the outputs of
+# asm goto, but to wrong code (GCC_ASM_GOTO_OUTPUT_BROKEN in the kernel's init/Kconfig).
+_COMPILER_OPTIONS = (
     "CONFIG_CC_HAS_ASM_GOTO_OUTPUT",
     "CONFIG_CC_HAS_ASM_GOTO_TIED_OUTPUT",
     "CONFIG_CC_HAS_ASSUME",
@@ -35,20 +35,21 @@ _OWN_COMPILER = (
     "CONFIG_CC_HAS_MULTIDIMENSIONAL_NONSTRING",
     "CONFIG_CC_HAS_SANE_FUNCTION_ALIGNMENT",
 )
-# By Kbuild's name for an architecture: what uname calls it, the GNU triplet of its tools.
+# For each architecture in Kbuild's terms: its name in uname, and the GNU triplet of its tools.
 _ARCHITECTURES = {"x86": ("x86_64", "x86_64-linux-gnu"), "arm64": ("aarch64", "aarch64-linux-gnu")}
 
-# BTF of a module takes pahole and is of no use here; a pahole that is not used need not fit.
+# Building a module's BTF needs pahole, and physview does not use the BTF. So BTF is off, and the
+# installed version of pahole does not matter.
 _NO_BTF = ("CONFIG_DEBUG_INFO_BTF_MODULES=", "PAHOLE_VERSION=$(CONFIG_PAHOLE_VERSION)")
 
 
-class _Tools(NamedTuple):
-    """What builds for a kernel.
+class _BuildTools(NamedTuple):
+    """The tools that build modules for a kernel.
 
     Args:
-        compiler: Its name.
-        options: For make: where another architecture's tools are.
-        off: The kernel's options that are to be off with this compiler.
+        compiler: The compiler's name.
+        options: Options of make that select another architecture's tools.
+        off: Options of the kernel's configuration that must be off with this compiler.
     """
 
     compiler: str
@@ -57,15 +58,15 @@ class _Tools(NamedTuple):
 
 
 class BuildFailed(PhysviewError):
-    """The module's source does not build; `path` is the log with the compiler's words."""
+    """The module's source does not build. `path` is the log with the compiler's messages."""
 
 
 def build_module(kernel: Kernel, source: Path) -> Path:
-    """Build a module for a kernel, into the cache. The compiler's words are in LOG beside it.
+    """Build a module for a kernel, into the cache. LOG beside it has the compiler's messages.
 
     Args:
         kernel: The kernel.
-        source: A folder with a Kbuild file that makes one module. It is not written to.
+        source: A folder with a Kbuild file that makes one module. The build does not write to it.
 
     Returns:
         The path of the module, MODULE.ko.
@@ -84,12 +85,12 @@ def build_module(kernel: Kernel, source: Path) -> Path:
         target = folder / digest
         if module := next(target.glob("*.ko"), None):
             return cache_dir(*place, digest, module.name)
-        # Not in the cache: Kbuild takes no path with a blank in it.
+        # Build outside of the cache: Kbuild accepts no path with a space in it.
         with tempfile.TemporaryDirectory(prefix="physview-") as work:
             build = Path(work, "module")
             _write(build, files)
             _write(Path(work, "include"), {"generated/autoconf.h": _without(tools.off)})
-            # The compiler's first folder of headers: it comes before the kernel's own.
+            # The compiler searches this folder of headers before the kernel's own.
             compiler = f"CC={tools.compiler} -I{work}/include"
             log = _make(headers, build, compiler, *tools.options, *(f"{o}=" for o in tools.off))
             module = next(build.glob("*.ko"), None)
@@ -101,7 +102,7 @@ def build_module(kernel: Kernel, source: Path) -> Path:
 def _usable_headers(kernel: Kernel) -> Path:
     what = f"cannot build a module for {kernel.release}"
     if kernel.headers is None:
-        why, remedy = "it came without headers", "choose one that has them, or --module none"
+        why, remedy = "it has no headers", "choose a kernel with headers, or --module none"
         if kernel.release == os.uname().release:
             why, remedy = why_no_headers(kernel.release, remedy)
         raise Unsupported(what, why, remedy)
@@ -109,16 +110,16 @@ def _usable_headers(kernel: Kernel) -> Path:
     for program in ("make", compiler):
         if shutil.which(program) is None:
             install = invocation.as_root(f"apt-get install make {_package(compiler)}")
-            remedy = f"install {program}, as with: {install}"
+            remedy = f"install {program}, for example with: {install}"
             raise Unsupported(what, f"this machine has no {program}", remedy)
     if re.search(r"[\s:]", str(kernel.headers)):
         why = f"make cannot work in {kernel.headers}"
-        raise Unsupported(what, why, "set PHYSVIEW_CACHE to a folder without blanks or colons")
+        raise Unsupported(what, why, "set PHYSVIEW_CACHE to a folder without spaces or colons")
     return kernel.headers
 
 
 def _source_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Names below `source` and contents of what is written by hand; builds may lie there, too."""
+    """Yield the relative paths and contents of the source files, without the output of builds."""
     for path in sorted(source.rglob("*")):
         is_source = path.name in ("Kbuild", "Makefile") or path.suffix in (".c", ".h", ".S")
         if is_source and path.is_file() and not path.name.endswith(".mod.c"):
@@ -132,23 +133,26 @@ def _digest(files: dict[str, bytes], *options: str) -> str:
     return state.hexdigest()[:16]
 
 
-def _tools(headers: Path) -> _Tools:
+def _tools(headers: Path) -> _BuildTools:
     try:
         config = (headers / ".config").read_text(errors="replace")
     except OSError:
         config = ""
     prefix, options = _cross(config)
     match = re.search(r'^CONFIG_CC_VERSION_TEXT="(\S+)', config, re.MULTILINE)
-    # The kernel may have been built where it runs, and so by a compiler without the prefix.
+    # A kernel that was not cross-compiled names its compiler without the prefix.
     if match and shutil.which(own := prefix + match[1].removeprefix(prefix)):
-        return _Tools(own, options, ())
-    off = tuple(option for option in _OWN_COMPILER if f"{option}=y" in config)
-    return _Tools(f"{prefix}gcc", options, off)
+        return _BuildTools(own, options, ())
+    off = tuple(option for option in _COMPILER_OPTIONS if f"{option}=y" in config)
+    return _BuildTools(f"{prefix}gcc", options, off)
 
 
 def _cross(config: str) -> tuple[str, tuple[str, ...]]:
-    """The prefix of the tools' names, and make's options, for another machine's kernel."""
-    # The third line, by scripts/kconfig/confdata.c.
+    """Return the prefix of the tools' names, and make's options, for a foreign architecture.
+
+    Both are empty for this machine's architecture.
+    """
+    # The third line of .config. Source: scripts/kconfig/confdata.c
     match = re.search(r"^# Linux/(\w+) ", config, re.MULTILINE)
     machine, triplet = _ARCHITECTURES.get(match[1] if match else "", ("", ""))
     if not match or machine in ("", os.uname().machine):
@@ -157,13 +161,13 @@ def _cross(config: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _package(compiler: str) -> str:
-    """Debian's package of a compiler: gcc-aarch64-linux-gnu has aarch64-linux-gnu-gcc."""
+    """Return Debian's package of a compiler: aarch64-linux-gnu-gcc is in gcc-aarch64-linux-gnu."""
     triplet, dash, name = compiler.rpartition("-gcc")
     return f"gcc{name}-{triplet}" if dash else "gcc"
 
 
 def _without(options: Iterable[str]) -> bytes:
-    """A generated/autoconf.h that stands before the kernel's and takes options out of it."""
+    """Return a generated/autoconf.h that includes the kernel's own and then undefines options."""
     lines = ["#include_next <generated/autoconf.h>", *(f"#undef {option}" for option in options)]
     return "\n".join([*lines, ""]).encode()
 
@@ -178,7 +182,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
 def _make(headers: Path, build: Path, *options: str) -> str:
     jobs = f"-j{os.cpu_count() or 1}"
     command = ["make", jobs, "-C", str(headers), f"M={build}", *_NO_BTF, *options, "modules"]
-    # An environment of its own: ARCH, KCFLAGS or the MAKEFLAGS of a make above would get in.
+    # A clean environment: ARCH, KCFLAGS, or the MAKEFLAGS of a calling make would change the build.
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
     result = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -193,7 +197,7 @@ def _keep(module: Path, log: str, target: Path) -> Path:
         whole.mkdir(0o755)
         shutil.copyfile(module, whole / module.name)
         (whole / LOG).write_text(log, errors="backslashreplace")
-        # Whatever the umask is: what is loaded as root is written by nobody else.
+        # A fixed mode, whatever the umask is: root loads this module, so nobody else may write it.
         (whole / module.name).chmod(0o644)
         os.rename(whole, target)
     return target / module.name

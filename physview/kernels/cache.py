@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The folder that kernels and built modules are kept in, and what a kernel in it is."""
+"""The cache of kernels and built modules: its location, its locks, and the kernels in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from physview.errors import AccessDenied, PhysviewError
 from physview.files import trusted
 
-# By Debian's name of an architecture: how releases for it end, Debian's and Ubuntu's.
+# For each architecture in Debian's terms: the last part of Debian's and Ubuntu's release names.
 FLAVOURS = {"amd64": ("amd64", "generic"), "arm64": ("arm64",)}
 
 
@@ -23,10 +23,10 @@ class Kernel(NamedTuple):
     """The files of one kernel.
 
     Args:
-        release: What `uname -r` says there.
+        release: The kernel's release, as `uname -r` prints it.
         image: The bootable image, vmlinuz.
-        modules: Its folder lib/modules/RELEASE.
-        headers: The folder to build modules in, or None where it is not installed.
+        modules: The kernel's folder lib/modules/RELEASE.
+        headers: The folder for building modules; None if the headers are not installed.
     """
 
     release: str
@@ -36,22 +36,23 @@ class Kernel(NamedTuple):
 
 
 def cache_dir(*below: str) -> Path:
-    """The cache: $PHYSVIEW_CACHE, or physview in $XDG_CACHE_HOME or in ~/.cache; or a place in it.
+    """Return the path of the cache, or of a folder or file in it.
 
-    Under sudo it is root's own: files of root in a user's cache would be in that user's way.
+    The cache is $PHYSVIEW_CACHE, or physview in $XDG_CACHE_HOME or in ~/.cache. Under sudo it is
+    root's own cache: the user could not delete files of root in the user's cache.
 
     Args:
-        below: Names of folders in it, and of a file at the end.
+        below: The path within the cache: names of folders, and perhaps of a file at the end.
 
     Raises:
-        AccessDenied: Somebody other than root and the caller could change what is there.
-        PhysviewError: It cannot be looked at, or the user has no home.
+        AccessDenied: A user other than root and the caller could change the files there.
+        PhysviewError: The cache can't be examined, or the user has no home.
     """
     return _checked(trusted.check, below)
 
 
 def make_cache_dir(*below: str) -> Path:
-    """The same, of a folder: it is made where it is missing."""
+    """Return the path of a folder in the cache, and make it if it is missing. As `cache_dir()`."""
     return _checked(trusted.make_folder, below)
 
 
@@ -59,7 +60,7 @@ def _checked(check: Callable[[Path], object], below: tuple[str, ...]) -> Path:
     cache = _location()
     place = cache.joinpath(*below)
     try:
-        # It may not be a folder that others may add to, even if what is in it is nobody else's.
+        # Others may not even add files to the cache's own folder.
         check(cache)
         if below:
             check(place)
@@ -87,7 +88,7 @@ def _location() -> Path:
 
 
 def matches(release: str, wanted: str) -> bool:
-    """Whether a release is of the version that was asked for.
+    """Whether a release belongs to a version.
 
     >>> matches("6.1.0-56-amd64", "6.1"), matches("6.12.117+deb12-amd64", "6.1")
     (True, False)
@@ -96,9 +97,10 @@ def matches(release: str, wanted: str) -> bool:
 
 
 def age_key(release: str) -> tuple[list[int], int, list[int]]:
-    """Sorts releases, the newest last.
+    """Return a key that sorts releases by age, the newest last.
 
-    Of equals the one for the older Debian comes last: its tools run on more machines.
+    Among equal versions, the release for the oldest Debian comes last: its tools run on more
+    machines.
 
     >>> sorted(["6.12.9+deb13-amd64", "6.12.90+deb12-amd64", "6.12.90+deb13-amd64"], key=age_key)
     ['6.12.9+deb13-amd64', '6.12.90+deb13-amd64', '6.12.90+deb12-amd64']
@@ -109,7 +111,7 @@ def age_key(release: str) -> tuple[list[int], int, list[int]]:
 
 
 def cached_kernel(wanted: str, architecture: str) -> Kernel | None:
-    """The newest kernel of a version in the cache, or None."""
+    """Return the newest kernel of a version in the cache; None if there is none."""
     folder = cache_dir("kernels")
     suffixes = tuple(f"-{flavour}" for flavour in FLAVOURS[architecture])
     try:
@@ -119,55 +121,58 @@ def cached_kernel(wanted: str, architecture: str) -> Kernel | None:
     except OSError as error:
         raise _unusable(folder, error) from None
     names = [name for name in all_names if matches(name, wanted)]
-    # Looked at once more, now that it is there: until now another could have made it.
+    # cache_dir() checks the path again: another user could have made the folder in the meantime.
     return unpacked_kernel(cache_dir("kernels", max(names, key=age_key))) if names else None
 
 
 def unpacked_kernel(folder: Path) -> Kernel:
-    """The kernel whose packages were unpacked in a folder with its release's name."""
+    """Return the kernel whose packages are unpacked in a folder named after the release."""
     release = folder.name
     modules = folder / "lib/modules" / release
-    image = next(filter(Path.exists, image_places(folder, release)))
+    image = next(filter(Path.exists, image_paths(folder, release)))
     return Kernel(release, image, modules, folder / f"usr/src/linux-headers-{release}")
 
 
 def running_kernel(root: Path = Path("/"), *, to_boot: bool = True) -> Kernel | None:
-    """The kernel that runs, or None where this user cannot read its image and modules.
+    """Return the running kernel; None if this user can't read its image and modules.
 
     Args:
-        root: Where its files are looked for.
-        to_boot: Whether its image is needed; modules are built without.
+        root: The root folder of the kernel's files.
+        to_boot: Whether the image must be readable. Building modules does not need the image.
     """
     release = os.uname().release
     modules = root / "lib/modules" / release
     if not os.access(modules, os.R_OK | os.X_OK):
         return None
     headers = modules / "build"
-    for image in image_places(root, release):
+    for image in image_paths(root, release):
         if not to_boot or os.access(image, os.R_OK):
             return Kernel(release, image, modules, headers if headers.is_dir() else None)
     return None
 
 
-def image_places(root: Path, release: str) -> tuple[Path, Path]:
-    """Where a kernel's image may lie: since Debian 14, and in Arch and Fedora, by the modules."""
+def image_paths(root: Path, release: str) -> tuple[Path, Path]:
+    """Return the possible paths of a kernel's image.
+
+    The image is in /boot, or beside the modules in Debian 14, Arch and Fedora.
+    """
     return root / f"boot/vmlinuz-{release}", root / f"lib/modules/{release}/vmlinuz"
 
 
 @contextlib.contextmanager
 def locked(name: str, *below: str) -> Iterator[Path]:
-    """Make a folder of the cache and hold a lock in it: others wait until it is let go.
+    """Make a folder of the cache, and hold a lock in it. Other processes wait for the lock.
 
     Args:
-        name: What is locked in the folder.
-        below: As for `cache_dir`.
+        name: The name of the lock.
+        below: The path of the folder, as for `cache_dir()`.
 
     Yields:
         The folder.
 
     Raises:
-        AccessDenied: Somebody other than root and the caller could change what is there.
-        PhysviewError: The folder cannot be written.
+        AccessDenied: A user other than root and the caller could change the files there.
+        PhysviewError: The folder can't be written.
     """
     folder = make_cache_dir(*below)
     try:
@@ -175,7 +180,7 @@ def locked(name: str, *below: str) -> Iterator[Path]:
         lock = os.open(folder / f".{name}.lock", flags, 0o600)
     except OSError as error:
         raise _unusable(folder, error) from None
-    # The kernel lets go of the lock when the file is closed, also when this process is killed.
+    # The kernel releases the lock when the file is closed, also if this process is killed.
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Finds a kernel of a version: in the cache, or in an archive of Debian's or Ubuntu's.
+"""Finds a kernel of a version: in the cache, or by fetching it from Debian's or Ubuntu's archive.
 
-From Debian's archive it can be each of SERIES, whatever suites the machine itself has. From
-Ubuntu's it can be what is in the machine's own suites: Ubuntu's newer kernels come to those.
+From Debian's archive every version in SERIES can be fetched, whatever suites the machine's own apt
+has. From Ubuntu's archive the kernels in the machine's own suites can be fetched: Ubuntu adds newer
+kernels to the same suites.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from physview.kernels.cache import (
 from physview.kernels.mirrors import DEBIAN, UBUNTU, Archive
 from physview.runtime import invocation
 
-# Where Debian has them. A suite without a dash at the end of a row is only for the libraries that
-# their tools may need: a mirror may no longer have the suite that is a kernel's own.
+# The Debian suites of each version. A last suite without a dash is only for libraries, which the
+# kernel's tools may need: a mirror may no longer have the suite that the kernel comes from.
 SERIES = {
     "5.10": ("bullseye-security", "bookworm"),
     "6.1": ("bookworm", "bookworm-security"),
@@ -42,12 +43,14 @@ SERIES = {
 
 _FALLBACK = "6.1"
 
-# Debian's names: those to run here, and those whose modules can be built here.
+# Architectures in Debian's terms. Kernels of the first one can run here, and modules can be built
+# for all of them.
 ARCHITECTURES = tuple(FLAVOURS)
 
 _VERSION = re.compile(r"\d+\.\d+(?!\d)[\w.+-]*$")
-# linux-image-RELEASE of the flavour amd64 or arm64: the cloud's has no 9p, rt is another kernel.
-# Names with fewer numbers are of packages without content, which depend on the newest.
+# linux-image-RELEASE, only of the flavours amd64 and arm64: the cloud flavour has no 9p, and rt is
+# another kernel. Packages with fewer numbers in their names are empty, and depend on the newest
+# kernel.
 _IMAGE = {
     DEBIAN: re.compile(
         r"linux-image-(?P<release>\d+\.\d+\.\d+(-\d+)?(\+deb[\d.]+)?"
@@ -55,8 +58,9 @@ _IMAGE = {
     ),
     UBUNTU: re.compile(r"linux-image-(?P<release>\d+\.\d+\.\d+-\d+-generic)$"),
 }
-# Parts of a kernel; not compilers, nor linux-base, which is scripts for installing.
-# Ubuntu's of a newer release are headers by another name: linux-hwe-7.0-headers-7.0.0-44.
+# Packages that are parts of a kernel. They include neither compilers nor linux-base, which has
+# scripts for installation. Ubuntu's hardware enablement kernels name their headers differently:
+# linux-hwe-7.0-headers-7.0.0-44.
 _PART = re.compile(r"linux-(base-\d|binary-|(hwe-\S+-)?headers-|kbuild-|modules-)")
 _LIBRARY = re.compile(r"(lib(?!ssl)|zlib)")
 
@@ -64,29 +68,30 @@ _LIBRARY = re.compile(r"(lib(?!ssl)|zlib)")
 def find_kernel(
     wanted: str, tell: Callable[[str], object] | None = None, *, architecture: str = "amd64"
 ) -> Kernel:
-    """A kernel of Debian's or Ubuntu's with its modules and headers, fetched unless it is cached.
+    """Return a kernel of Debian's or Ubuntu's, with its modules and headers.
 
-    Nothing is installed, and root is not needed. Two that fetch the same at once get the same.
+    The kernel comes from the cache, or it is fetched. Nothing is installed, and no root privileges
+    are needed. If two processes want the same kernel at the same time, it is fetched once.
 
     Args:
-        wanted: A series, or more of a release: "6.1", "6.1.0-56", "6.1.0-56-amd64".
-        tell: Called with a line of text before something that takes long.
-        architecture: One of ARCHITECTURES. The headers' tools are of amd64 in any case.
+        wanted: A version: "6.1", "6.1.0-56" or "6.1.0-56-amd64".
+        tell: Called with a message before a step that takes long.
+        architecture: One of ARCHITECTURES. The headers' tools are always for amd64.
 
     Raises:
-        UsageError: No such version is known.
-        Unsupported: It cannot be fetched here.
-        PhysviewError: The cache cannot be used.
+        UsageError: The version is unknown.
+        Unsupported: This machine can't fetch the kernel.
+        PhysviewError: The cache can't be used.
     """
     if not _VERSION.match(wanted):
         raise _unknown(wanted)
     kernel = cached_kernel(wanted, architecture)
     if kernel is None:
         archive = _archive(wanted)
-        # Of the series: "6.1" and "6.1.0-56" may be the same kernel.
+        # Lock the series: "6.1" and "6.1.0-56" can be the same kernel.
         name = f"{_series(wanted)}-{architecture}"
         with locked(name, "kernels") as folder:
-            # Another may have fetched it while this one waited for the lock.
+            # Another process may have fetched it while this process waited for the lock.
             kernel = cached_kernel(wanted, architecture)
             if kernel is None:
                 staging = folder / f".{name}.new"
@@ -96,15 +101,18 @@ def find_kernel(
 
 
 def fallback_version() -> tuple[str, str]:
-    """What to boot where the running kernel cannot be: whose kernel, and its version.
+    """Return the kernel to boot if the running kernel can't be booted.
+
+    Returns:
+        The distribution's name, and the version.
 
     Raises:
-        Unsupported: None can be had before apt has fetched its lists.
+        Unsupported: apt has not fetched its lists yet.
     """
     archives = mirrors.archives()
     if DEBIAN in archives or UBUNTU not in archives:
         return DEBIAN.name, _FALLBACK
-    # Its first kernel, which it keeps; the newer ones come and go.
+    # Ubuntu keeps the first kernel of a release in its archive, and removes newer ones.
     names = mirrors.known_packages("linux-image-")
     found = [match["release"] for name in names if (match := _IMAGE[UBUNTU].match(name))]
     if not found:
@@ -114,7 +122,7 @@ def fallback_version() -> tuple[str, str]:
 
 
 def _series(wanted: str) -> str:
-    """The first two numbers of a version."""
+    """Return the first two numbers of a version: "6.1" of "6.1.0-56"."""
     return ".".join(re.split(r"[^\d]", wanted)[:2])
 
 
@@ -124,7 +132,7 @@ def _all_series(releases: Iterable[str]) -> list[str]:
 
 
 def _archive(wanted: str) -> Archive:
-    """The archive to fetch a version from: Debian's where it has that, or else Ubuntu's."""
+    """Return the archive to fetch a version from: Debian's if it has the version, else Ubuntu's."""
     is_debians = any(matches(wanted, series) for series in SERIES)
     archives = mirrors.archives()
     if is_debians and DEBIAN in archives:
@@ -159,10 +167,10 @@ def _fetch(
 ) -> Kernel:
     name = archive.distribution.name
     if (machine := os.uname().machine) != "x86_64":
-        why, remedy = f"they are for x86_64, and this is {machine}", "use a machine of that kind"
+        why, remedy = f"this machine is {machine}, not x86_64", "use an x86_64 machine"
         raise Unsupported(f"cannot use {name}'s amd64 packages", why, remedy)
     folder = staging.parent
-    # What one that was killed left behind: under the lock it is nobody's.
+    # Remove the files of a killed process. The lock guarantees that no process uses them.
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir(0o700)
@@ -183,7 +191,7 @@ def _fetch(
             if suites:
                 own = library_suites(apt.suite_of(first[0]), suites)
                 apt = PrivateApt(staging / "libraries", archive.source_lines(own), name)
-            _bring_libraries(apt, failing, root, first[1])
+            _add_libraries(apt, failing, root, first[1])
         os.rename(root, folder / release)
     except OSError as error:
         if isinstance(error, PhysviewError):
@@ -196,11 +204,11 @@ def _fetch(
 
 
 def library_suites(suite: str, row: Iterable[str]) -> list[str]:
-    """Where the libraries are that a kernel's tools were linked with.
+    """Return the suites with the libraries that a kernel's tools were linked with.
 
     Args:
         suite: The suite that has the kernel.
-        row: One of SERIES: what has no dash in it is looked at, too.
+        row: The suites of the kernel in SERIES. Those without a dash are included, too.
 
     >>> library_suites("trixie-security", SERIES["6.12"])
     ['trixie-security', 'trixie', 'bookworm']
@@ -209,9 +217,9 @@ def library_suites(suite: str, row: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([suite, base, *(name for name in row if "-" not in name)]))
 
 
-def _bring_libraries(apt: PrivateApt, tools: list[Path], root: Path, package: str) -> None:
-    """Make tools run that miss a library here, with the libraries of their own distribution."""
-    # Debian's tools have a package of their own, Ubuntu's lie among the headers.
+def _add_libraries(apt: PrivateApt, tools: list[Path], root: Path, package: str) -> None:
+    """Fetch libraries of the kernel's distribution for the tools that lack libraries here."""
+    # Debian has a separate package for the tools. Ubuntu has the tools among the headers.
     kbuild = [path.name for path in (root / "usr/lib").glob("linux-kbuild-*")] or [package]
     libraries = apt.with_dependencies(kbuild, _LIBRARY)
     apt.unpack(set(libraries) - set(kbuild), root / "host")
@@ -221,31 +229,31 @@ def _bring_libraries(apt: PrivateApt, tools: list[Path], root: Path, package: st
 def _newest(apt: PrivateApt, wanted: str, archive: Archive, architecture: str) -> str:
     pattern = _IMAGE[archive.distribution]
     found = [match for name in apt.names("linux-image-") if (match := pattern.match(name))]
-    its_own = [
+    of_architecture = [
         match["release"]
         for match in found
         if match.groupdict().get("architecture", "amd64") == architecture
     ]
-    releases = [release for release in its_own if matches(release, wanted)]
+    releases = [release for release in of_architecture if matches(release, wanted)]
     if releases:
         return max(releases, key=age_key)
     whose = f"{archive.distribution.name} mirror"
     what = f"kernel {wanted} for {architecture}"
-    if archive.distribution is DEBIAN or not its_own:
-        raise apt.cannot_fetch(apt.complaints or f"this machine's {whose} has no {what}")
+    if archive.distribution is DEBIAN or not of_architecture:
+        raise apt.cannot_fetch(apt.update_errors or f"this machine's {whose} has no {what}")
     raise Unsupported(
         f"no {what}",
-        f"this machine's {whose} has {', '.join(_all_series(its_own))}",
-        f"choose one of them; for Debian's {', '.join(SERIES)} apt needs a Debian mirror and the"
+        f"this machine's {whose} has {', '.join(_all_series(of_architecture))}",
+        f"choose one of these; for Debian's {', '.join(SERIES)} apt needs a Debian mirror and the"
         f" package {DEBIAN.keyring_package}",
     )
 
 
 def _index_modules(kernel: Kernel) -> None:
-    """Write modules.dep, which Debian makes when it installs and modprobe cannot do without."""
+    """Write modules.dep, which modprobe needs. Debian makes it only at installation."""
     if (kernel.modules / "modules.dep").exists():
         return
-    # In a user's PATH there often is no sbin.
+    # A user's PATH often lacks the sbin folders.
     depmod = shutil.which("depmod", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if depmod:
         root = kernel.modules.parents[2]

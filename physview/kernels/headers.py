@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Makes unpacked kernel headers usable where they lie, whatever C library this machine has."""
+"""Makes unpacked kernel headers usable in any folder, and with any C library of this machine."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-# Debian's headers are two folders in /usr/src; the first includes the second by that path. So are
-# Ubuntu's, where it is done by relative links.
+# Debian's headers are two folders in /usr/src, and the Makefile of the first includes the second by
+# its absolute path. Ubuntu's headers are two folders, too, but with relative links.
 _INSTALLED = "/usr/src/"
 _HERE = "physview_src := $(abspath $(dir $(lastword $(MAKEFILE_LIST)))/..)\n"
 
-# For signed modules only. They want libcrypto, which the others do not.
+# Programs that only signed modules need. They alone need libcrypto.
 _UNUSED = ("sign-file", "extract-cert", "insert-sys-cert")
-# Where the host programs lie: Debian's apart from the headers, Ubuntu's among them.
+# The folders of the host programs: beside the headers in Debian, among the headers in Ubuntu.
 _TOOLS = ("usr/lib/linux-kbuild-*", "usr/src/linux-headers-*/*")
 
 
 def rewrite_makefile(text: str) -> str:
-    r"""The headers' Makefile, made to find its other half beside it.
+    r"""Return the headers' Makefile, changed to include the second folder by a relative path.
 
     >>> print(rewrite_makefile("include /usr/src/linux-headers-1-common/Makefile\n"))
     physview_src := $(abspath $(dir $(lastword $(MAKEFILE_LIST)))/..)
@@ -32,10 +32,10 @@ def rewrite_makefile(text: str) -> str:
 
 
 def relocate(root: Path, release: str) -> None:
-    """Make the headers, and the modules' links to them, independent of where `root` is.
+    """Make the headers, and the modules' links to them, independent of the path of `root`.
 
     Args:
-        root: Where the packages were unpacked.
+        root: The folder of the unpacked packages.
         release: The kernel's release.
     """
     headers = root / "usr/src" / f"linux-headers-{release}"
@@ -43,7 +43,7 @@ def relocate(root: Path, release: str) -> None:
     text = makefile.read_text()
     if _INSTALLED in text:
         makefile.write_text(rewrite_makefile(text))
-    # Since Debian 14 all is in /usr/lib, and depmod looks in /lib.
+    # Since Debian 14 the modules are in /usr/lib, but depmod reads /lib.
     if not (root / "lib").exists():
         (root / "lib").symlink_to("usr/lib")
     modules = (root / "lib/modules" / release).resolve()
@@ -55,25 +55,25 @@ def relocate(root: Path, release: str) -> None:
 
 
 def tools_that_fail(root: Path) -> list[Path]:
-    """The host programs among the headers that this machine's libraries cannot run."""
+    """Return the host programs of the headers that can't run with this machine's libraries."""
     return [tool for tool in _elf_programs(root) if tool.name not in _UNUSED and not _loads(tool)]
 
 
 def wrap_tools(tools: list[Path], libraries: Path) -> None:
-    """Put scripts in the places of programs, to run them with another C library.
+    """Replace programs by scripts that run them with another C library.
 
     Args:
         tools: The programs.
-        libraries: Where Debian's packages of libraries were unpacked.
+        libraries: The folder of the unpacked packages of libraries.
     """
-    # Debian 12 has an absolute link, too, which would lead to this machine's own loader.
+    # Skip links: Debian 12 has an absolute link, which leads to this machine's own loader.
     loaders = libraries.rglob("ld-linux-x86-64.so.2")
     loader = next(path for path in loaders if path.is_file() and not path.is_symlink())
     folders = sorted({path.parent for path in libraries.rglob("lib*.so.*")})
     for tool in tools:
         program = tool.with_name(f"{tool.name}.elf")
         tool.rename(program)
-        # Relative: the cache may be moved.
+        # Relative paths, so that the cache can be moved.
         here = [f"$here/{os.path.relpath(path, tool.parent)}" for path in [loader, *folders]]
         path = ":".join(here[1:])
         tool.write_text(
@@ -86,7 +86,7 @@ def wrap_tools(tools: list[Path], libraries: Path) -> None:
 
 def _elf_programs(root: Path) -> Iterator[Path]:
     found = (folder for pattern in _TOOLS for folder in root.glob(pattern))
-    # Debian's headers have links to the tools' own folder.
+    # Debian's headers contain links to the folder of the tools.
     folders = (folder for folder in found if not folder.is_symlink())
     for path in sorted(path for folder in folders for path in folder.rglob("*")):
         if path.is_file() and not path.is_symlink() and os.access(path, os.X_OK):
@@ -96,8 +96,9 @@ def _elf_programs(root: Path) -> Iterator[Path]:
 
 
 def _loads(program: Path) -> bool:
-    """Whether the dynamic loader finds all that a program needs; it is not started."""
-    # ld.so(8): it lists and stops, as ldd has it do. Where it is missing altogether, OSError.
+    """Whether the dynamic loader finds all libraries of a program. The program does not run."""
+    # As ldd does: with this variable the loader lists the libraries and stops (ld.so(8)). If the
+    # loader itself is missing, the start fails with an OSError.
     environment = os.environ | {"LD_TRACE_LOADED_OBJECTS": "1", "LC_ALL": "C"}
     try:
         result = subprocess.run(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The distributions that this machine's apt has mirrors of: Debian, Ubuntu, or both."""
+"""The mirrors of this machine's apt: of Debian's archive, of Ubuntu's, or of both."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from physview.errors import Unsupported
-from physview.kernels.apt import complaints_of, environment, has_programs
+from physview.kernels.apt import environment, error_text, has_programs
 from physview.runtime import invocation, packages
 
 _KEYRINGS_DIR = Path("/usr/share/keyrings")
 _DEBIAN_SUITE = re.compile(
     r"(bullseye|bookworm|trixie|forky|sid|(old)*stable|testing|unstable)(-security|-updates)?/?$"
 )
-# Suites for testing, or of packages from a later release: their kernels are not offered.
+# Suites for testing, or with packages of a later release. physview offers no kernels from them.
 _SIDE_SUITE = re.compile(r"-(proposed(-\w+)?|backports(-\w+)?|experimental)/?$")
-# apt leaves a variable that it does not know unchanged.
+# apt prints an unknown variable unchanged.
 _UNKNOWN = "$("
 
 
@@ -27,9 +27,9 @@ class Distribution(NamedTuple):
     """A distribution with kernels of its own.
 
     Args:
-        name: As its archive's Release files call it, field Origin.
-        keyrings: Possible names of its file of keys in /usr/share/keyrings.
-        keyring_package: The package that has this file, on Debian and on Ubuntu.
+        name: The distribution's name in its archive's Release files, field Origin.
+        keyrings: Possible names of the distribution's file of keys in /usr/share/keyrings.
+        keyring_package: The package with this file, on Debian and on Ubuntu.
     """
 
     name: str
@@ -50,12 +50,13 @@ UBUNTU = Distribution(
 
 
 class Suite(NamedTuple):
-    """A suite that apt is set up for.
+    """A suite in apt's configuration.
 
     Args:
-        site: The mirror, a URL.
-        name: As "bookworm-security".
-        origin: The distribution in its Release file; empty if apt has not fetched this file yet.
+        site: The URL of the mirror.
+        name: The suite's name, such as "bookworm-security".
+        origin: The distribution's name in the suite's Release file; "" if apt has not fetched this
+            file yet.
     """
 
     site: str
@@ -72,14 +73,14 @@ class Archive(NamedTuple):
     def source_lines(
         self, names: Iterable[str] = (), architectures: Iterable[str] = ("amd64",)
     ) -> Iterator[str]:
-        """Lines for a sources.list, which accept only signatures of the distribution's own keys.
+        """Yield lines for a sources.list that accept only signatures of the distribution's keys.
 
         Args:
-            names: Of suites, which need not be the machine's own; its own by default.
-            architectures: By Debian's names.
+            names: The names of the suites; by default the suites in the machine's configuration.
+            architectures: The architectures, in Debian's terms.
 
         Raises:
-            Unsupported: There are no keys here to check signatures with.
+            Unsupported: This machine lacks the keys that check signatures.
         """
         options = f"arch={','.join(architectures)} target=Packages signed-by={self._keyring()}"
         plain, security = sites(self.suites)
@@ -89,23 +90,23 @@ class Archive(NamedTuple):
             yield f"deb [{options}] {site} {name} main"
 
     def _keyring(self) -> Path:
-        places = [_KEYRINGS_DIR / name for name in self.distribution.keyrings]
-        if keyring := next(filter(Path.exists, places), None):
+        paths = [_KEYRINGS_DIR / name for name in self.distribution.keyrings]
+        if keyring := next(filter(Path.exists, paths), None):
             return keyring
         raise Unsupported(
             f"cannot fetch {self.distribution.name}'s kernels",
-            f"the keys to check signatures are missing ({places[0]})",
+            f"the keys that check signatures are missing ({paths[0]})",
             invocation.as_root(f"apt-get install {self.distribution.keyring_package}"),
         )
 
 
 def archives() -> dict[Distribution, Archive]:
-    """The archives that this machine's apt is set up for; none where there is no apt."""
+    """Return the archives in the configuration of this machine's apt; empty without apt."""
     if not has_programs():
         return {}
     found = _suites()
     by_distribution = {
-        distribution: tuple(suite for suite in found if is_of(distribution, suite))
+        distribution: tuple(suite for suite in found if has_suite(distribution, suite))
         for distribution in (DEBIAN, UBUNTU)
     }
     return {
@@ -115,15 +116,15 @@ def archives() -> dict[Distribution, Archive]:
     }
 
 
-def is_of(distribution: Distribution, suite: Suite, os_release: str | None = None) -> bool:
-    """Whether a suite belongs to a distribution, and is not a suite for testing.
+def has_suite(distribution: Distribution, suite: Suite, os_release: str | None = None) -> bool:
+    """Whether a suite belongs to a distribution and is not for testing.
 
     Args:
         distribution: The distribution.
         suite: The suite.
         os_release: The text of os-release; this machine's by default.
 
-    >>> is_of(UBUNTU, Suite("http://mirror", "noble-updates"), "UBUNTU_CODENAME=noble")
+    >>> has_suite(UBUNTU, Suite("http://mirror", "noble-updates"), "UBUNTU_CODENAME=noble")
     True
     """
     if suite.site.startswith("cdrom:") or _SIDE_SUITE.search(suite.name):
@@ -132,14 +133,14 @@ def is_of(distribution: Distribution, suite: Suite, os_release: str | None = Non
         return suite.origin == distribution.name
     if distribution is DEBIAN:
         return _DEBIAN_SUITE.match(suite.name) is not None
-    # os-release(5) of Ubuntu and what derives from it: new names appear twice a year.
+    # Ubuntu has a new suite twice a year. os-release(5) of Ubuntu and of its derivatives names it.
     codename = packages.os_release_fields(os_release).get("UBUNTU_CODENAME")
     name = suite.name.rstrip("/")
     return bool(codename) and name in (codename, f"{codename}-updates", f"{codename}-security")
 
 
 def sites(suites: Iterable[Suite]) -> tuple[list[str], list[str]]:
-    """The sites of suites, and those of suites with security updates.
+    """Return the sites of suites, and the sites of suites with security updates.
 
     >>> sites([Suite("ftp://m/debian", "sid"), Suite("ftp://m/sec", "sid-security")])
     (['ftp://m/debian'], ['ftp://m/sec'])
@@ -148,12 +149,12 @@ def sites(suites: Iterable[Suite]) -> tuple[list[str], list[str]]:
     security: dict[str, None] = {}
     for suite in suites:
         (security if "-security" in suite.name else plain)[suite.site] = None
-    # Mirrors of both have them side by side.
+    # A mirror of both has the security updates in a folder beside the archive.
     return list(plain), list(security) or [f"{site}-security" for site in plain]
 
 
 def known_packages(prefix: str) -> list[str]:
-    """The packages of a prefix in the lists that this machine's own apt has fetched."""
+    """Return the packages with a prefix, from the lists that this machine's apt has fetched."""
     listed = subprocess.run(
         ["apt-cache", "pkgnames", prefix],
         env=environment(), capture_output=True, text=True, errors="replace", check=False,
@@ -162,8 +163,8 @@ def known_packages(prefix: str) -> list[str]:
 
 
 def _suites() -> list[Suite]:
-    # Without the Release files' contents apt names also what it has not fetched yet, as in a
-    # fresh container; with them it says whose each suite is.
+    # With the contents of Release files, apt prints the distribution of each suite. Without them,
+    # apt also prints the suites that it has not fetched yet, as in a new container.
     known = {suite[:2]: suite for suite in _index_targets()}
     return [known.get(suite[:2], suite) for suite in _index_targets("--no-release-info")]
 
@@ -175,12 +176,12 @@ def _index_targets(*options: str) -> list[Suite]:
         env=environment(), capture_output=True, text=True, errors="replace", check=False,
     )  # fmt: skip
     if listed.returncode:
-        raise Unsupported("cannot ask apt for its mirrors", complaints_of(listed))
+        raise Unsupported("cannot ask apt for its mirrors", error_text(listed))
     return list(parse_targets(listed.stdout))
 
 
 def parse_targets(targets: str) -> Iterator[Suite]:
-    r"""The suites of lines "SITE<tab>RELEASE<tab>ORIGIN", each once.
+    r"""Yield the suites in lines "SITE<tab>RELEASE<tab>ORIGIN", each suite once.
 
     >>> list(parse_targets("ftp://m/debian\tsid\tDebian\nftp://m/debian\tsid\tDebian\n"))
     [Suite(site='ftp://m/debian', name='sid', origin='Debian')]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The running kernel's image, from its package, where the one in /boot is for root alone.
+"""Fetches the running kernel's image from its package, if only root may read the image in /boot.
 
-Ubuntu has it so; modules and headers can be read there. The machine's own apt knows the package.
+Ubuntu makes the image readable for root only. Modules and headers are readable for all users. The
+machine's own apt has the package.
 """
 
 from __future__ import annotations
@@ -14,29 +15,29 @@ from pathlib import Path
 from physview.errors import Unsupported
 from physview.kernels import mirrors
 from physview.kernels.apt import PrivateApt, missing_program
-from physview.kernels.cache import Kernel, cache_dir, image_places, locked, running_kernel
+from physview.kernels.cache import Kernel, cache_dir, image_paths, locked, running_kernel
 from physview.runtime import invocation
 
 
 def fetch_own_image(
     tell: Callable[[str], object] | None = None, root: Path = Path("/")
 ) -> Kernel | None:
-    """The kernel that runs, with an image from the cache, or fetched into it.
+    """Return the running kernel, with its image from the cache or fetched into the cache.
 
     Args:
-        tell: Called with a line of text before something that takes long.
-        root: Where the kernel's files are looked for.
+        tell: Called with a message before a step that takes long.
+        root: The root folder of the kernel's files.
 
     Returns:
-        None where that would not help: the image can be read, or is not there at all, or the
-        modules cannot be read either.
+        The kernel. None if a fetched image does not help: the installed image is readable or
+        missing, or the modules are not readable.
 
     Raises:
-        Unsupported: It cannot be fetched here.
-        PhysviewError: The cache cannot be written.
+        Unsupported: This machine can't fetch the image.
+        PhysviewError: The cache can't be written.
     """
     release = os.uname().release
-    closed = next(filter(os.path.exists, image_places(root, release)), None)
+    closed = next(filter(os.path.exists, image_paths(root, release)), None)
     modules = root / "lib/modules" / release
     if not closed or running_kernel(root) or not os.access(modules, os.R_OK | os.X_OK):
         return None
@@ -46,7 +47,7 @@ def fetch_own_image(
     with locked(name, "images") as folder:
         if not (folder / name).exists():
             if tell:
-                tell(f"{closed} is for root alone: fetching linux-image-{release} into {folder}")
+                tell(f"only root may read {closed}: fetching linux-image-{release} into {folder}")
             _fetch(folder / name, release, invocation.as_root(f"chmod a+r {closed}"))
         image = cache_dir("images", name)
     headers = modules / "build"
@@ -59,17 +60,17 @@ def _fetch(image: Path, release: str, remedy: str) -> None:
     if program := missing_program():
         raise Unsupported(what, f"this machine has no {program}", remedy)
     why = "apt has no mirror of Debian or Ubuntu"
-    # Beside the image: only there can it be moved into place.
+    # Unpack in the image's folder, so that the image can be renamed into place.
     with tempfile.TemporaryDirectory(dir=image.parent, prefix=".new-") as work:
         for archive in mirrors.archives().values():
             whose = archive.distribution.name
             apt = PrivateApt(Path(work, whose), archive.source_lines(), whose)
             if package not in apt.names(package):
-                why = apt.complaints or f"this machine's {whose} mirror has no such package"
+                why = apt.update_errors or f"this machine's {whose} mirror has no such package"
                 continue
             apt.unpack([package], Path(work, "unpacked"))
-            places = image_places(Path(work, "unpacked"), release)
-            if found := next(filter(Path.is_file, places), None):
+            paths = image_paths(Path(work, "unpacked"), release)
+            if found := next(filter(Path.is_file, paths), None):
                 os.rename(found, image)
                 return
             why = f"{package} has no vmlinuz-{release}"
