@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Sums over the extents of a mapping: how much of it there is, how far it is
- * in a row, and how its large folios are mapped. What tools/mm/thpmaps gives
- * per page, given here over runs (runs.c).
+ * Sums over the extents of a mapping: how many pages are present, how
+ * contiguous they are, and how large folios are mapped. tools/mm/thpmaps
+ * examines page by page; this file examines runs (runs.c).
  */
 #include <errno.h>
 #include <stddef.h>
@@ -11,13 +11,14 @@
 
 #include "runs.h"
 
-/* Blocks of which it is known that they are in no large folio: a power of 2. */
+/* Slots for blocks that are known to have no large folio: a power of 2. */
 #define NR_BLOCKS 512
 
 /*
- * Frames whose flags are to be read, up to a number of pages, and what reading
- * them takes. Too large for a stack, which may be 64 KiB (ulimit -s): each call
- * allocates its own, because several threads can be in one.
+ * Frames whose flags have yet to be read, at most PV_ACCOUNT_PAGES of them, and
+ * the buffers to read them. This struct is too large for a stack, which may
+ * have 64 KiB (ulimit -s). Several threads call pv_account() at a time, so each
+ * call allocates its own.
  */
 struct pending {
 	uint64_t nr, nr_values;
@@ -38,7 +39,7 @@ static struct pending *new_pending(void)
 
 	if (!pending)
 		return NULL;
-	/* Only what is read before it is written: the rest stays untouched. */
+	/* All other members are written before they are read. */
 	pending->nr = pending->nr_values = 0;
 	memset(pending->known, 0, sizeof(pending->known));
 	return pending;
@@ -52,7 +53,10 @@ static int by_pfn(const void *one, const void *other)
 	return (a > b) - (a < b);
 }
 
-/* The frames of extents, sorted; the zero page only once for each extent. */
+/*
+ * Write the frames of extents, sorted, without those of the zero page. Returns
+ * how many runs there are.
+ */
 uint64_t pv_frames_of(const struct pv_extent *extents, uint64_t nr,
 		      uint64_t zero_pfn, struct pv_frames *frames)
 {
@@ -75,8 +79,8 @@ uint64_t pv_frames_of(const struct pv_extent *extents, uint64_t nr,
 }
 
 /*
- * Read the flags of frames that were put by, in the order of the frames, and
- * add them in their own.
+ * Read the flags of the pending frames, in the order of the frames. Then add
+ * the flags in the order of the pages.
  */
 static int64_t flush(struct pv_account *account, struct pending *pending)
 {
@@ -109,9 +113,9 @@ static int64_t flush(struct pv_account *account, struct pending *pending)
 	return ret;
 }
 
-/* Put frames by, whose flags are to be read. */
-static int64_t put_by(struct pv_account *account, struct pending *pending,
-		      uint64_t vpn, uint64_t pfn, uint64_t nr)
+/* Make frames pending: flush() reads their flags. */
+static int64_t add_pending(struct pv_account *account, struct pending *pending,
+			   uint64_t vpn, uint64_t pfn, uint64_t nr)
 {
 	while (nr) {
 		uint64_t now = PV_ACCOUNT_PAGES - pending->nr_values;
@@ -136,8 +140,8 @@ static int64_t put_by(struct pv_account *account, struct pending *pending,
 }
 
 /*
- * Anonymous for certain: a frame that is mapped once has a page behind it,
- * while without that bit it may be a device's.
+ * Whether the frames are certainly anonymous. A frame with PM_MMAP_EXCLUSIVE is
+ * a page of RAM. A frame without this bit may also belong to a device.
  */
 static int is_anonymous(const struct pv_extent *extent)
 {
@@ -145,13 +149,14 @@ static int is_anonymous(const struct pv_extent *extent)
 }
 
 /*
- * Put by those anonymous frames that may be in a large folio. Folios are
- * aligned to their size; so where one frame of a block that is not larger than
- * the smallest folio is in none, no other anonymous frame of it is, and one
- * flag tells of all of them.
+ * Make those anonymous frames pending that may be in a large folio. A folio is
+ * aligned to its size, and a block here is not larger than the smallest large
+ * folio. So if one anonymous frame of a block is in no large folio, no other
+ * anonymous frame of the block is, and the flags of one frame suffice.
  */
-static int64_t put_large_by(struct pv_account *account, struct pending *pending,
-			    uint64_t vpn, uint64_t pfn, uint64_t nr)
+static int64_t add_large_pending(struct pv_account *account,
+				 struct pending *pending, uint64_t vpn,
+				 uint64_t pfn, uint64_t nr)
 {
 	while (nr) {
 		uint64_t block = pfn >> account->anon_shift;
@@ -166,7 +171,8 @@ static int64_t put_large_by(struct pv_account *account, struct pending *pending,
 						      &value);
 
 			if (ret >= 0 && value & (KPF_THP | KPF_HUGE))
-				ret = put_by(account, pending, vpn, pfn, now);
+				ret = add_pending(account, pending, vpn, pfn,
+						  now);
 			else
 				*slot = block + 1;
 			if (ret < 0)
@@ -179,7 +185,7 @@ static int64_t put_large_by(struct pv_account *account, struct pending *pending,
 	return 0;
 }
 
-/* Add what has no frame. */
+/* Add an extent that names no frames. */
 static void add_other(struct pv_sums *sums, const struct pv_extent *extent)
 {
 	uint64_t value = extent->entry & PM_PFRAME_MASK;
@@ -196,24 +202,24 @@ static void add_other(struct pv_sums *sums, const struct pv_extent *extent)
 		sums->nr_special += extent->nr_pages;
 }
 
-/* Put by the frames of an extent, of which folios may have to be known. */
-static int64_t put_extent_by(struct pv_account *account,
-			     struct pending *pending,
-			     const struct pv_extent *extent)
+/* Make the frames of an extent pending, unless they are in no large folio. */
+static int64_t add_extent_pending(struct pv_account *account,
+				  struct pending *pending,
+				  const struct pv_extent *extent)
 {
 	uint64_t vpn = extent->vaddr >> account->page_shift;
 	uint64_t pfn = extent->entry & PM_PFRAME_MASK;
 
 	if (account->anon_shift && is_anonymous(extent))
-		return put_large_by(account, pending, vpn, pfn,
-				    extent->nr_pages);
-	return put_by(account, pending, vpn, pfn, extent->nr_pages);
+		return add_large_pending(account, pending, vpn, pfn,
+					 extent->nr_pages);
+	return add_pending(account, pending, vpn, pfn, extent->nr_pages);
 }
 
 /*
  * Add the extents that begin below end, in address order. Returns how many
- * these are, or -errno. pv_account_end() must follow the last of a mapping, or
- * of a part pv_account_join().
+ * there were, or -errno. After the last extent of a mapping call
+ * pv_account_end(). After the last extent of a part call pv_account_join().
  */
 int64_t pv_account(struct pv_account *account, const struct pv_extent *extents,
 		   uint64_t nr, uint64_t end)
@@ -247,7 +253,7 @@ int64_t pv_account(struct pv_account *account, const struct pv_extent *extents,
 			continue;
 		if (!pending)
 			pending = new_pending();
-		ret = pending ? put_extent_by(account, pending, extent)
+		ret = pending ? add_extent_pending(account, pending, extent)
 			      : -ENOMEM;
 	}
 	if (pending && pending->nr && ret >= 0)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Builds physview._native from the C core. Run by setup.py; imports nothing of the package."""
+"""Builds physview._native from the C core. setup.py runs it; it imports nothing of the package."""
 
 from pathlib import Path
 
 from cffi import FFI
 
 HERE = Path(__file__).parent
-# setuptools wants them relative to setup.py
+# setuptools expects paths relative to setup.py.
 NAMES = (
     "account",
     "compare",

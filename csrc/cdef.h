@@ -1,17 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The core's interface, read twice: by the C compiler (through physview.h)
- * and by cffi (through build_ffi.py). So it is plain declarations only: no
- * preprocessor, no kernel types.
+ * The core's interface. The C compiler reads it (through physview.h), and so
+ * does cffi (through build_ffi.py). So it has plain declarations only: no
+ * preprocessor directives, no kernel types.
  */
 
-/* One of memview2's addresses. */
+/* One of the addresses that memview2 reports. */
 struct pv_probe {
 	char label[16];
 	uint64_t vaddr;
 };
 
-/* Called while the probed memory is alive; what it returns is handed on. */
+/*
+ * Called while the memory of the probes exists. pv_visit_probes() returns what
+ * this function returns.
+ */
 typedef int pv_visit_fn(void *arg, const struct pv_probe *probes, int nr);
 
 /* probes.c */
@@ -29,13 +32,13 @@ void pv_decode(unsigned int page_shift, const uint64_t *vaddrs, uint64_t nr,
 /* scan.c */
 
 /*
- * Pages in a row whose entries go on in a row: frame after frame, swap slot
- * after swap slot, or all alike where an entry names neither, and where it is
- * the zero page.
+ * Contiguous pages whose entries follow each other: contiguous frames,
+ * contiguous swap slots, or equal entries. Equal entries are those of the zero
+ * page, and those that name neither a frame nor a swap slot. See entry.h.
  */
 struct pv_extent {
 	uint64_t vaddr;
-	uint64_t entry; /* pagemap's, of the first page */
+	uint64_t entry; /* of the first page, from pagemap */
 	uint64_t nr_pages;
 };
 
@@ -46,19 +49,19 @@ int64_t pv_scan_extents(int fd, unsigned int page_shift, int use_scan,
 
 /* kpage.c */
 
-/* Frames in a row. */
+/* Contiguous frames. */
 struct pv_frames {
 	uint64_t pfn;
 	uint64_t nr;
 };
 
-/* How many frames have a value. */
+/* How many frames have this value. */
 struct pv_count {
 	uint64_t value;
 	uint64_t nr;
 };
 
-/* Frames in a row with one value, within a run. */
+/* Contiguous frames with one value, within a run. */
 struct pv_piece {
 	uint64_t run; /* the index of the run */
 	uint64_t pfn;
@@ -76,59 +79,63 @@ int64_t pv_split_by_value(int fd, const struct pv_frames *runs,
 enum { PV_NR_ORDERS = 20, PV_NR_NODES = 64, PV_ACCOUNT_PAGES = 8192 };
 enum { PV_ANON, PV_FILE, PV_NR_KINDS };
 
-/* What a mapping has of pages, in base pages. Only uint64_t: they are added. */
+/*
+ * Counts of a mapping's base pages. All members are uint64_t, because runs.c
+ * adds two of these structs member by member.
+ */
 struct pv_sums {
-	uint64_t nr_present;   /* all of them, also zero pages and hugetlb */
-	uint64_t nr_hidden;    /* present, frame not told */
-	uint64_t nr_exclusive; /* certainly mapped once */
+	uint64_t nr_present;   /* with zero pages and hugetlb */
+	uint64_t nr_hidden;    /* present, with a hidden frame number */
+	uint64_t nr_exclusive; /* certainly mapped only once */
 	uint64_t nr_zero;
-	uint64_t nr_hugetlb; /* found in the flags */
+	uint64_t nr_hugetlb; /* according to the flags */
 	uint64_t nr_swapped;
-	uint64_t nr_swap_hidden; /* a swap entry of whatever kind */
-	uint64_t nr_special;	 /* guards, markers, migration and the like */
-	uint64_t nr_extents;	 /* frames in a row, whatever their flags */
-	/* in aligned blocks of 2^i pages, in a row in both spaces */
+	uint64_t nr_swap_hidden; /* a hidden swap entry, of any kind */
+	uint64_t nr_special;	 /* guards, markers, migration and similar */
+	uint64_t nr_extents;	 /* runs of contiguous frames */
+	/* in aligned blocks of 2^i pages, contiguous in both address spaces */
 	uint64_t contiguous[20];
 	/* the same, each block within one large folio */
 	uint64_t in_folio[2][20];
-	/* in large folios of 2^i pages, mapped whole and in a row */
+	/* in large folios of 2^i pages, mapped whole and contiguously */
 	uint64_t aligned[2][20];
 	uint64_t unaligned[2][20];
 	uint64_t partial[2]; /* in large folios that are mapped otherwise */
 	uint64_t nodes[64];
 };
 
-/* Pages in a row that may go on in the next extent. */
+/* Contiguous pages, which the next extent may continue. */
 struct pv_run {
 	uint64_t vpn;
 	uint64_t pfn;
 	uint64_t nr; /* 0: none */
 };
 
-/* Pages in a row within one large folio. */
+/* Contiguous pages within one large folio. */
 struct pv_folio {
 	struct pv_run run;
-	int has_head; /* the first of them is the folio's */
+	int has_head; /* the first page is also the folio's first page */
 	int kind;
-	int whole; /* the last of them is the folio's */
+	int whole; /* the last page is also the folio's last page */
 };
 
 struct pv_account {
 	/* in: */
 	unsigned int page_shift;
-	int flags_fd; /* of kpageflags; -1: without folios */
+	int flags_fd; /* of kpageflags; -1: do not examine folios */
 	uint64_t zero_pfn;
-	/* large folios of anonymous memory have at least 2^n pages; 0: unknown
-	 */
+	/* 2^n is the size of the smallest large anonymous folio; 0: unknown */
 	unsigned int anon_shift;
-	int is_part;		      /* to be joined with what comes before */
+	int is_part;		      /* will be joined with the part before */
 	const uint8_t *node_of_block; /* or NULL */
 	uint64_t nr_blocks;
 	unsigned int block_shift; /* frames in a block of memory, as a shift */
 	/* out: */
 	struct pv_sums sums;
 	struct pv_run largest;
-	/* within: what may go on, and of a part what may have begun before it
+	/*
+	 * internal: the last run and folio, which may continue. For a part
+	 * also the first run and folio, which may continue the part before.
 	 */
 	struct pv_run run, first_run;
 	struct pv_folio folio, first_folio;
@@ -156,7 +163,7 @@ int pv_same_mm(int one, int other);
 enum { PV_AGREED_FRAME, PV_AGREED_ZERO, PV_AGREED_SWAP, PV_NR_AGREED };
 enum { PV_NR_FIRST = 4 };
 
-/* Pages of which both witnesses say the same, and the first few of them. */
+/* Pages on which both sources agree, and the addresses of the first few. */
 struct pv_agreed {
 	uint64_t nr;
 	uint64_t first[4];

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Which pages of a file are in the page cache, and in which frames. A frame
- * can be seen only of a page that is mapped: so cached pages are mapped here
- * for a moment, and none that is not cached.
+ * Finds which pages of a file are in the page cache, and in which frames. The
+ * frame can be read only while the page is mapped. So the cached pages, and no
+ * others, are mapped here for a moment.
  * Source: mm/mincore.c, mm/filemap.c, Documentation/admin-guide/mm/pagemap.rst
  */
 #define _GNU_SOURCE /* RUSAGE_THREAD */
@@ -17,34 +17,35 @@
 
 #include "physview.h"
 
-/* The kernel maps cached neighbours too, so many pages (fault_around_bytes). */
+/* A fault also maps cached neighbours: so many pages (fault_around_bytes). */
 #define NR_AROUND 16
 
-/* The kernel's sigset_t, not the C library's. */
+/* Size of the kernel's sigset_t, which differs from the C library's. */
 #define KERNEL_SIGSET_SIZE 8
 
-/* The same number on every architecture; older headers have no name for it. */
+/* All architectures have the same number. Older headers lack the name. */
 #ifndef SYS_cachestat
 #define SYS_cachestat 451
 #endif
 
 /*
- * Have a page mapped, without being killed by SIGBUS where the file has been
- * cut short meanwhile: the kernel reads it on our behalf, and then refuses the
- * call for its first argument. MADV_POPULATE_READ and process_vm_readv() would
- * not do: they count as an access, and make pages active that are not.
+ * Make the kernel map a page. An access by this process could end it by
+ * SIGBUS, because another process may have truncated the file. Here the kernel
+ * reads the page for us, and then refuses the call for its first argument.
+ * MADV_POPULATE_READ and process_vm_readv() cannot be used: they count as an
+ * access, which makes inactive pages active.
  */
 static void touch(const char *address)
 {
 	syscall(SYS_rt_sigprocmask, ~0, address, NULL, KERNEL_SIGSET_SIZE);
 }
 
-static bool has_frame(uint64_t entry)
+static bool is_present(uint64_t entry)
 {
 	return entry & PM_PRESENT;
 }
 
-/* Map what is resident and read its pagemap. Returns 0 or -errno. */
+/* Map the resident pages and read their entries. Returns 0 or -errno. */
 static int read_entries(int pagemap_fd, unsigned int page_shift,
 			const char *map, uint64_t nr_pages,
 			const uint8_t *resident, uint64_t *entries)
@@ -62,9 +63,9 @@ static int read_entries(int pagemap_fd, unsigned int page_shift,
 	got = pv_pagemap_read(pagemap_fd, first, nr_pages, entries);
 	if (got < 0)
 		return (int)got;
-	/* What was not mapped with its neighbours. */
+	/* Map the pages that were not mapped with their neighbours. */
 	for (uint64_t i = 0; i < nr_pages; i++) {
-		if (!resident[i] || has_frame(entries[i]))
+		if (!resident[i] || is_present(entries[i]))
 			continue;
 		touch(map + (i << page_shift));
 		got = pv_pagemap_read(pagemap_fd, first + i, 1, &entries[i]);
@@ -84,15 +85,17 @@ static uint64_t nr_major_faults(void)
 }
 
 /*
- * Tell of nr_pages pages of a file, from a byte offset on that is a multiple
- * of the page size, whether they are cached: resident has 1 or 0 for each.
- * With a descriptor of this process's own pagemap, entries has the entry of
- * each; pagemap_fd -1 does without. *nr_read grows by the pages that left the
- * cache between being seen and being mapped, and that were read back in.
- * Nothing stays mapped. Returns how many pages are resident, or -errno.
+ * Find which of nr_pages pages of a file are cached. The byte offset of the
+ * first page must be a multiple of the page size. resident gets 1 or 0 per
+ * page. If pagemap_fd is a descriptor of this process's own pagemap, entries
+ * gets the entry of each resident page; -1 means that entries are not needed. A
+ * page may be evicted after it was found and before it is mapped; mapping then
+ * reads it from the disk, and *nr_read counts it. Nothing stays mapped. Returns
+ * how many pages are resident, or -errno.
  *
- * Whoever neither owns the file nor may write to it is told that all pages
- * are resident (Linux 5.2, 134fca9063ad): not to be asked on his behalf.
+ * The kernel tells a user who neither owns the file nor may write to it that
+ * all pages are resident (Linux 5.2, 134fca9063ad). So do not call this for
+ * such a user.
  */
 int64_t pv_cached_pages(int fd, int pagemap_fd, unsigned int page_shift,
 			uint64_t offset, uint64_t nr_pages, uint8_t *resident,
@@ -106,11 +109,11 @@ int64_t pv_cached_pages(int fd, int pagemap_fd, unsigned int page_shift,
 	map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, (off_t)offset);
 	if (map == MAP_FAILED)
 		return -errno;
-	/* No readahead. */
+	/* Without this, mapping a page would start readahead. */
 	madvise(map, size, MADV_RANDOM);
 	ret = mincore(map, size, resident) ? -errno : 0;
 	for (uint64_t i = 0; !ret && i < nr_pages; i++) {
-		resident[i] &= 1; /* the other bits are reserved */
+		resident[i] &= 1; /* The other bits are reserved. */
 		nr_resident += resident[i];
 	}
 	if (nr_resident && pagemap_fd >= 0) {
@@ -120,8 +123,9 @@ int64_t pv_cached_pages(int fd, int pagemap_fd, unsigned int page_shift,
 		*nr_read += nr_major_faults() - before;
 	}
 	/*
-	 * That pages were mapped here is no sign of being used. MADV_RANDOM
-	 * says so, too, but before Linux 6.3 (8788f6781486) only this one did.
+	 * The kernel must not take this mapping as a use of the pages.
+	 * MADV_RANDOM prevents that since Linux 6.3 (8788f6781486), and
+	 * MADV_SEQUENTIAL prevented it before.
 	 */
 	madvise(map, size, MADV_SEQUENTIAL);
 	munmap(map, size);
@@ -131,7 +135,7 @@ int64_t pv_cached_pages(int fd, int pagemap_fd, unsigned int page_shift,
 /* include/uapi/linux/magic.h */
 #define HUGETLBFS_MAGIC 0x958458f6
 
-/* Whether a file is of hugetlbfs: 0, 1, or -errno. */
+/* Whether a file is on hugetlbfs. Returns 0, 1 or -errno. */
 int pv_is_hugetlbfs(int fd)
 {
 	struct statfs info;
@@ -142,9 +146,9 @@ int pv_is_hugetlbfs(int fd)
 }
 
 /*
- * cachestat(2), Linux 6.5 (cf264e1329fb): counts has the pages of a file that
- * are cached, dirty, under writeback, evicted and recently evicted. Returns 0
- * or -errno.
+ * Call cachestat(2), Linux 6.5 (cf264e1329fb). counts gets how many pages of
+ * the file are cached, dirty, under writeback, evicted and recently evicted.
+ * Returns 0 or -errno.
  */
 int pv_cachestat(int fd, uint64_t *counts)
 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * What the kernel says of frames: /proc/kpageflags, kpagecount and kpagecgroup
- * have one u64 for each frame number.
+ * Reads what the kernel tells about frames. /proc/kpageflags, kpagecount and
+ * kpagecgroup have one u64 per frame number.
  * Format: Documentation/admin-guide/mm/pagemap.rst, fs/proc/page.c.
  */
 #include <errno.h>
@@ -11,16 +11,16 @@
 
 #include "runs.h"
 
-/* A frame more costs a fifth of a system call more. */
+/* To read one more frame costs a fifth of a system call. */
 #define SHORT_GAP 4
 
-/* Slots of the table of values that were counted: a power of two. */
+/* Slots in the table of counted values: a power of two. */
 #define NR_SLOTS 4096
 
-/* What counting takes. Too large for a stack: see struct pv_reader. */
+/* The state of one count. Too large for a stack: see struct pv_reader. */
 struct counter {
 	struct pv_reader reader;
-	uint64_t nr_other; /* frames that have no slot */
+	uint64_t nr_other; /* frames whose value has no slot */
 	uint64_t nr_used;
 	struct pv_count slots[NR_SLOTS];
 };
@@ -35,9 +35,10 @@ static void start_reading(struct pv_reader *reader, int fd,
 }
 
 /*
- * The values of frame pfn, in run at, and of as many after it as are read
- * already: *nr of them, none past the run. NULL with *nr as 0 or -errno: past
- * the last frame that there is, or an error.
+ * Return the values of frame pfn, in run at, and of the frames after it that
+ * the reader already holds: *nr values, none past the run. Returns NULL with
+ * *nr as 0 if pfn is past the last frame, and NULL with *nr as -errno after an
+ * error.
  */
 static const uint64_t *values_of(struct pv_reader *reader, uint64_t at,
 				 uint64_t pfn, int64_t *nr)
@@ -73,7 +74,7 @@ static const uint64_t *values_of(struct pv_reader *reader, uint64_t at,
 	return reader->chunk + offset;
 }
 
-/* Find a value's slot, or the empty one where it belongs. */
+/* Find the slot of a value, or the empty slot where it belongs. */
 static struct pv_count *slot_of(struct pv_count *slots, uint64_t value)
 {
 	uint64_t i = (value * UINT64_C(0x9e3779b97f4a7c15)) >> 52;
@@ -83,7 +84,7 @@ static struct pv_count *slot_of(struct pv_count *slots, uint64_t value)
 	return &slots[i];
 }
 
-/* Count values, one of each frame. */
+/* Count values: one per frame. */
 static void count(struct counter *counter, const uint64_t *values, int64_t nr)
 {
 	struct pv_count *last = &counter->slots[0];
@@ -128,9 +129,9 @@ static int64_t count_runs(struct counter *counter, const struct pv_frames *runs,
 }
 
 /*
- * Count the frames of runs by their value. Frames past the last there is count
- * as PV_NO_ENTRY. Returns how many values there are, at most room, or -errno;
- * frames of values for which there was no room count as PV_NO_ENTRY as well.
+ * Count the frames of runs by their value. Frames past the last frame count as
+ * PV_NO_ENTRY, and so do frames whose values find no room. Returns how many
+ * values there are, at most room, or -errno.
  */
 int64_t pv_count_values(int fd, const struct pv_frames *runs, uint64_t nr_runs,
 			struct pv_count *counts, uint64_t room)
@@ -158,7 +159,7 @@ int64_t pv_count_values(int fd, const struct pv_frames *runs, uint64_t nr_runs,
 	return (int64_t)nr_out;
 }
 
-/* Split runs, with a reader that was started: see pv_split_by_value(). */
+/* As pv_split_by_value(), with a reader that was started. */
 static int64_t split_runs(struct pv_reader *reader, uint64_t *at, uint64_t *pfn,
 			  struct pv_piece *pieces, uint64_t room)
 {
@@ -167,7 +168,7 @@ static int64_t split_runs(struct pv_reader *reader, uint64_t *at, uint64_t *pfn,
 
 	for (; *at < reader->nr_runs; ++*at, *pfn = 0) {
 		uint64_t end = runs[*at].pfn + runs[*at].nr;
-		struct pv_piece *piece = NULL; /* of this run, that may go on */
+		struct pv_piece *piece = NULL; /* this run's last piece */
 
 		if (*pfn < runs[*at].pfn)
 			*pfn = runs[*at].pfn;
@@ -202,10 +203,11 @@ static int64_t split_runs(struct pv_reader *reader, uint64_t *at, uint64_t *pfn,
 }
 
 /*
- * Split runs where the value changes: frames in a row with one value, in the
- * order of the runs. *at and *pfn say where to begin and are left where to go
- * on; all is done when *at is nr_runs. Frames past the last there is have
- * PV_NO_ENTRY. Returns how many pieces there are, or -errno.
+ * Split runs where the value changes, into pieces of contiguous frames with one
+ * value, in the order of the runs. *at and *pfn say where to begin, and
+ * afterwards where to continue. All is done when *at is nr_runs. Frames past
+ * the last frame have PV_NO_ENTRY. Returns how many pieces there are, or
+ * -errno.
  */
 int64_t pv_split_by_value(int fd, const struct pv_frames *runs,
 			  uint64_t nr_runs, uint64_t *at, uint64_t *pfn,
@@ -223,9 +225,9 @@ int64_t pv_split_by_value(int fd, const struct pv_frames *runs,
 }
 
 /*
- * The value of each frame of runs, those of run i from values[places[i]] on;
- * PV_NO_ENTRY past the last frame there is. The reader is the caller's memory
- * to read with. Returns 0 or -errno.
+ * Read the value of each frame of runs. The values of run i begin at
+ * values[places[i]]. Frames past the last frame get PV_NO_ENTRY. The reader is
+ * a buffer that the caller provides. Returns 0 or -errno.
  */
 int64_t pv_read_values(struct pv_reader *reader, int fd,
 		       const struct pv_frames *runs, uint64_t nr_runs,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Bulk reading of /proc/PID/pagemap, and its decoding.
+ * Reads /proc/PID/pagemap in bulk, and decodes its entries.
  * Format: Documentation/admin-guide/mm/pagemap.rst, fs/proc/task_mmu.c.
  */
 #include <errno.h>
@@ -9,16 +9,16 @@
 #include "physview.h"
 
 /*
- * Entries in one pread(). The kernel copies out 512 at a time, so that more
- * saves only system calls; with this many, those are few, and the entries are
- * still in a cache of the core when pv_decode() comes for them.
+ * Entries in one pread(). The kernel copies 512 entries at a time, so a larger
+ * read only saves system calls. With this size system calls are few, and the
+ * entries are still in the processor's cache when pv_decode() reads them.
  */
 #define CHUNK 8192
 
 /*
- * Read the entries of nr_pages pages. Returns how many there were: fewer than
- * asked means the end of the user address space, or an address space that is
- * gone.
+ * Read the entries of nr_pages pages. Returns how many entries there were, or
+ * -errno. Fewer than nr_pages means that the user address space ends there, or
+ * that the address space is gone.
  */
 int64_t pv_pagemap_read(int fd, uint64_t first_page, uint64_t nr_pages,
 			uint64_t *entries)
@@ -37,16 +37,16 @@ int64_t pv_pagemap_read(int fd, uint64_t first_page, uint64_t nr_pages,
 			return -errno;
 		if (got == 0)
 			break;
-		/* The kernel hands out whole entries only. */
+		/* The kernel returns whole entries only. */
 		done += (uint64_t)got / size;
 	}
 	return (int64_t)done;
 }
 
 /*
- * Physical addresses out of entries. A frame number of 0 is no address: that
- * is how the kernel hides it from those without CAP_SYS_ADMIN. Masks instead
- * of branches, so that compilers make vector instructions of it.
+ * Make physical addresses from entries. A frame number of 0 gives no address:
+ * the kernel shows 0 to a process without CAP_SYS_ADMIN. The code has masks
+ * and no branches, so that compilers use vector instructions.
  */
 void pv_decode(unsigned int page_shift, const uint64_t *vaddrs, uint64_t nr,
 	       const uint64_t *entries, uint64_t *paddrs)
@@ -63,7 +63,7 @@ void pv_decode(unsigned int page_shift, const uint64_t *vaddrs, uint64_t nr,
 	}
 }
 
-/* How many of the addresses, from the first, lie on pages in a row. */
+/* How many of the addresses, from the first on, lie on contiguous pages. */
 static uint64_t run_length(unsigned int page_shift, const uint64_t *vaddrs,
 			   uint64_t nr)
 {
@@ -73,7 +73,7 @@ static uint64_t run_length(unsigned int page_shift, const uint64_t *vaddrs,
 
 	if (nr > CHUNK)
 		nr = CHUNK;
-	/* The usual case, without a branch for each: all of them. */
+	/* The usual case is all of them. It needs no branch per address. */
 	for (i = 0; i < nr; i++)
 		astray |= (vaddrs[i] >> page_shift) ^ (first + i);
 	if (!astray)
@@ -84,10 +84,10 @@ static uint64_t run_length(unsigned int page_shift, const uint64_t *vaddrs,
 }
 
 /*
- * The entry and the physical address of each of nr virtual addresses, in any
- * order; pages in a row are read in one call. PV_NO_ENTRY and PV_NO_PADDR
- * stand where there is none. Returns how many addresses had no entry, or
- * -errno.
+ * Write the entry and the physical address of each of nr virtual addresses,
+ * which may be in any order. Contiguous pages are read in one call. Where there
+ * is no entry or no address, PV_NO_ENTRY and PV_NO_PADDR are written. Returns
+ * how many addresses had no entry, or -errno.
  */
 int64_t pv_translate(int fd, unsigned int page_shift, const uint64_t *vaddrs,
 		     uint64_t nr, uint64_t *entries, uint64_t *paddrs)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * The addresses that the course's program memview2 reports, taken in this
- * process: its argument vectors, a local and a global string, a function, and
+ * Takes the addresses that the course's program memview2 reports, in this
+ * process: argument vectors, a local and a global string, a function, and
  * thirty buffers from malloc().
  */
 #include <errno.h>
@@ -11,14 +11,14 @@
 #include "physview.h"
 
 #ifndef __GLIBC__
-#error "argv comes from glibc, which alone hands it to constructors"
+#error "only glibc passes argv to constructors, and this file needs argv"
 #endif
 
 #define NR_BUFS 30
 #define BUF_SIZE 4096
 #define NR_PROBES (10 + NR_BUFS)
 
-/* Enough to use up every free chunk that start-up can have left behind. */
+/* More than all free chunks that the interpreter's start can leave behind. */
 #define MAX_BUFS 65536
 
 static char **main_argv;
@@ -26,15 +26,16 @@ static char **main_envp;
 
 const char *gmsg = "Global message";
 
-/* The first word of each buffer leads to the one before it. */
+/* The first word of each buffer points to the previous buffer. */
 struct link {
 	struct link *before;
 };
 
 /*
- * glibc calls constructors, also those of a shared object that is loaded
- * later, as main() is called. It passes today's environ, though, which setenv()
- * may have moved; the array that the kernel made lies right behind argv.
+ * glibc passes the arguments of main() to constructors, also to those of a
+ * shared object that is loaded later. But the third argument is the current
+ * environ, which setenv() may have moved. The array that the kernel made
+ * directly follows argv.
  */
 __attribute__((constructor)) static void remember_argv(int argc, char **argv)
 {
@@ -42,7 +43,7 @@ __attribute__((constructor)) static void remember_argv(int argc, char **argv)
 	main_envp = argv + argc + 1;
 }
 
-/* A page that nothing has touched has no frame yet. */
+/* Give the page a frame: an untouched page has none yet. */
 static void touch(const void *address)
 {
 	if (address)
@@ -60,10 +61,11 @@ static void free_bufs(struct link *last)
 }
 
 /*
- * Fill buf with NR_BUFS buffers that malloc() handed out in equal steps. In a
- * new program every one is; here the interpreter's start has left free chunks
- * all over the heap, and malloc() hands those out first. So allocate until
- * they are used up. Returns the last buffer, to be freed with free_bufs().
+ * Fill buf with NR_BUFS buffers that are at equal distances. In a new program
+ * all buffers from malloc() are. But the interpreter's start has left free
+ * chunks in the heap, and malloc() returns these first. So this function
+ * allocates until they are used up. Returns the last buffer, which free_bufs()
+ * frees with all others; NULL if memory is short.
  */
 static struct link *alloc_bufs(char *buf[NR_BUFS])
 {
@@ -85,7 +87,7 @@ static struct link *alloc_bufs(char *buf[NR_BUFS])
 			step = (uintptr_t)new - (uintptr_t)last;
 			in_step = last ? 2 : 1;
 		}
-		/* This also gives the buffer's first page its frame. */
+		/* This write also gives the buffer's first page a frame. */
 		new->before = last;
 		last = new;
 	}
@@ -110,10 +112,10 @@ uint64_t pv_sizeof_probe(void)
 }
 
 /*
- * Take the probes and show them to visit() while they are all alive: lmsg and
- * buf are locals of this function, and the buffers are freed after it. It
- * stands for memview2's main(), so its own address is the one of that label.
- * Returns what visit() does, or -ENOMEM.
+ * Take the probes and call visit() with them while their memory exists: lmsg
+ * and buf are locals of this function, which frees the buffers at its end. This
+ * function stands for memview2's main(), so its address has the label "main".
+ * Returns what visit() returns, or -ENOMEM.
  */
 int pv_visit_probes(pv_visit_fn *visit, void *arg)
 {

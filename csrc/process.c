@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* What processes are to each other. */
+/* Compares processes. */
 #include <errno.h>
 #include <linux/kcmp.h>
 #include <sys/syscall.h>
@@ -8,8 +8,8 @@
 #include "physview.h"
 
 /*
- * Whether two processes have one address space: after vfork() or clone() with
- * CLONE_VM. Returns 1, 0 or -errno: -ENOSYS without CONFIG_KCMP.
+ * Whether two processes share one address space, as after vfork() or clone()
+ * with CLONE_VM. Returns 1, 0 or -errno; -ENOSYS without CONFIG_KCMP.
  */
 int pv_same_mm(int one, int other)
 {

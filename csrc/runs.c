@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Pages that come in address order, made into runs of frames and into folios,
- * and what was made of a part of them joined with what went before it.
+ * Collects pages, which come in address order, into runs of contiguous frames
+ * and into folios. Joins the result of one part of a mapping with the result of
+ * the part before.
  */
 #include <stddef.h>
 
 #include "runs.h"
 
-/* Pages in aligned blocks of each size, where both addresses allow it. */
+/* Count the pages that are in aligned blocks, in both address spaces. */
 static void add_blocks(uint64_t *by_order, const struct pv_run *run)
 {
 	for (int order = 1; order < PV_NR_ORDERS; order++) {
@@ -21,8 +22,8 @@ static void add_blocks(uint64_t *by_order, const struct pv_run *run)
 	}
 }
 
-/* Whether the next page in both spaces is this one. */
-static int goes_on(const struct pv_run *run, uint64_t vpn, uint64_t pfn)
+/* Whether this page follows the run, in both address spaces. */
+static int continues(const struct pv_run *run, uint64_t vpn, uint64_t pfn)
 {
 	return run->nr && run->vpn + run->nr == vpn &&
 	       run->pfn + run->nr == pfn;
@@ -45,7 +46,10 @@ static void end_run(struct pv_account *account)
 	run->nr = 0;
 }
 
-/* The folio's pages end here; whole: its own end is here, too. */
+/*
+ * No more pages of this folio come. whole: the last page is also the folio's
+ * last page.
+ */
 static void end_folio(struct pv_account *account, int whole)
 {
 	struct pv_sums *sums = &account->sums;
@@ -76,7 +80,10 @@ static void end_folio(struct pv_account *account, int whole)
 	folio->run.nr = 0;
 }
 
-/* As end_folio(), where what follows the folio's last frame is not mapped. */
+/*
+ * As end_folio(), where the frame that follows is not mapped: its flags tell
+ * whether it belongs to the folio.
+ */
 static int64_t break_folio(struct pv_account *account)
 {
 	const struct pv_run *run = &account->folio.run;
@@ -92,13 +99,13 @@ static int64_t break_folio(struct pv_account *account)
 	return 0;
 }
 
-/* Pages of one folio, or of its rest if what came before goes on in it. */
+/* Add pages of one folio: a new folio, or more pages of the last one. */
 static int64_t add_folio(struct pv_account *account,
 			 const struct pv_folio *more)
 {
 	struct pv_folio *folio = &account->folio;
 
-	if (!goes_on(&folio->run, more->run.vpn, more->run.pfn)) {
+	if (!continues(&folio->run, more->run.vpn, more->run.pfn)) {
 		int64_t ret = break_folio(account);
 
 		if (ret < 0)
@@ -113,7 +120,7 @@ static int64_t add_folio(struct pv_account *account,
 	return 0;
 }
 
-/* Add pages in a row, whose flags are told. */
+/* Add contiguous pages with their flags. */
 int64_t pv_add_flags(struct pv_account *account, uint64_t vpn, uint64_t pfn,
 		     uint64_t nr, const uint64_t *values)
 {
@@ -148,7 +155,7 @@ static void add_run(struct pv_account *account, const struct pv_run *more)
 {
 	struct pv_run *run = &account->run;
 
-	if (goes_on(run, more->vpn, more->pfn)) {
+	if (continues(run, more->vpn, more->pfn)) {
 		run->nr += more->nr;
 		return;
 	}
@@ -173,7 +180,7 @@ static void add_nodes(struct pv_account *account, uint64_t pfn, uint64_t nr)
 	}
 }
 
-/* Add frames in a row, whatever their flags. */
+/* Add contiguous frames, whatever their flags. */
 void pv_add_frames(struct pv_account *account, uint64_t vpn, uint64_t pfn,
 		   uint64_t nr)
 {
@@ -194,9 +201,9 @@ static void add_sums(struct pv_sums *sums, const struct pv_sums *more)
 }
 
 /*
- * Add a part, the next of the same mapping: as if its extents had been added
- * here. What touches its borders was put by and is joined now. Returns 0 or
- * -errno.
+ * Add the next part of the same mapping, as if its extents had been added here.
+ * The part kept the runs and folios at its borders apart; they are joined now.
+ * Returns 0 or -errno.
  */
 int64_t pv_account_join(struct pv_account *account,
 			const struct pv_account *part)
@@ -226,7 +233,7 @@ int64_t pv_account_join(struct pv_account *account,
 	return 0;
 }
 
-/* No more extents come of this mapping: the sums are whole. */
+/* No more extents of this mapping come, so complete the sums. */
 int64_t pv_account_end(struct pv_account *account)
 {
 	end_run(account);

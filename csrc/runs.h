@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What csrc/account.c needs of csrc/runs.c and kpage.c, and Python does not. */
+/*
+ * Functions of csrc/runs.c and csrc/kpage.c that csrc/account.c calls, and
+ * Python does not.
+ */
 #ifndef RUNS_H
 #define RUNS_H
 
@@ -13,13 +16,13 @@
 #define KPF_THP (UINT64_C(1) << 22)
 #define KPF_ZERO_PAGE (UINT64_C(1) << 24)
 
-/* Values of frames in one read: the kernel makes each by looking at the frame.
- */
+/* Values in one read. The kernel examines the frame to make each value. */
 #define PV_READER_CHUNK 4096
 
 /*
- * Values of frames in runs; runs that are close together are read at once.
- * They are sorted, and none reaches into the next. Too large for a stack.
+ * Reads the values of the frames in runs. Runs that are close together are read
+ * in one call. The runs are sorted and do not overlap. This struct is too large
+ * for a stack.
  */
 struct pv_reader {
 	int fd;

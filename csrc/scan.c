@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Whole address spaces as extents: pages in a row whose pagemap entries go on
- * in a row, too.
+ * Reads address spaces as extents: contiguous pages whose pagemap entries
+ * follow each other (see entry.h).
  *
- * Two ways to find the pages. PAGEMAP_SCAN (Linux 6.7) jumps over what is
- * empty, but over memory that is full it costs half a reading again; plain
- * reading costs little over short holes and a lot over long ones. So reading
- * goes on while it finds pages, and the scan is asked where it does not.
+ * There are two ways to find the pages. PAGEMAP_SCAN (Linux 6.7) jumps over
+ * holes, but where all pages are present it adds half the cost of reading.
+ * Plain reading costs little over short holes and a lot over long ones. So the
+ * core reads while it finds pages, and scans where it finds none.
  */
 #include <errno.h>
 #include <stdbool.h>
@@ -15,22 +15,22 @@
 
 #include "physview.h"
 
-/* Entries in one read: see pagemap.c. */
+/* Entries in one read. For the choice see pagemap.c. */
 #define CHUNK 8192
 
 /*
- * With more regions than this in one call, walk_end can stay behind the last
- * of them (seen on 6.18).
+ * Regions in one call. With more, walk_end can be before the end of the last
+ * region (seen on 6.18).
  */
 #define NR_REGIONS 512
 
-/* Holes that are cheaper read over than jumped over: a system call's worth. */
+/* To read over a hole of so many pages costs less than a system call. */
 #define SHORT_HOLE 64
 
-/* A scan that finds so many pages has found memory that is full. */
+/* Where a scan finds so many pages, nearly all pages are present. */
 #define MANY_PAGES 4096
 
-/* include/uapi/linux/fs.h, which older systems have without these */
+/* Source: include/uapi/linux/fs.h. The headers of older systems lack these. */
 struct page_region {
 	uint64_t start;
 	uint64_t end;
@@ -57,22 +57,23 @@ struct pm_scan_arg {
 #define PAGE_IS_SWAPPED (1 << 4)
 
 /*
- * What is being made in one call of pv_scan_extents(). Too large for a stack,
- * which may be 64 KiB (ulimit -s).
+ * The state of one call of pv_scan_extents(). It is too large for a stack,
+ * which may have 64 KiB (ulimit -s).
  */
 struct scan {
 	int fd;
 	unsigned int page_shift;
-	const uint64_t *cuts, *last_cut; /* those not yet passed */
+	const uint64_t *cuts, *last_cut; /* the cuts that are still ahead */
 	struct pv_extent *extents;
 	uint64_t nr, room;
-	uint64_t next_vaddr, next_entry; /* how the last extent would go on */
+	/* the page that would continue the last extent */
+	uint64_t next_vaddr, next_entry;
 	uint64_t zero_pfn;
 	struct page_region regions[NR_REGIONS];
 	uint64_t chunk[CHUNK];
 };
 
-/* No extent lies in two mappings: the one that ends before vaddr is done. */
+/* A mapping begins at or before vaddr. No extent may lie in two mappings. */
 static void pass_cuts(struct scan *scan, uint64_t vaddr)
 {
 	while (scan->cuts < scan->last_cut && *scan->cuts <= vaddr)
@@ -80,7 +81,7 @@ static void pass_cuts(struct scan *scan, uint64_t vaddr)
 	scan->next_vaddr = 0;
 }
 
-/* Add pages in a row. Returns for how many there was room. */
+/* Add contiguous pages. Returns for how many of them there was room. */
 static uint64_t add_chunk(struct scan *scan, uint64_t vaddr, uint64_t nr,
 			  uint64_t *nr_populated)
 {
@@ -109,8 +110,8 @@ static uint64_t add_chunk(struct scan *scan, uint64_t vaddr, uint64_t nr,
 }
 
 /*
- * Read from *at to end, and leave *at where there was no more room. Returns 0
- * or -errno; -ESRCH if the address space has ended before.
+ * Read from *at to end. If there is no more room, *at is where to continue.
+ * Returns 0 or -errno; -ESRCH if the address space is gone.
  */
 static int read_range(struct scan *scan, uint64_t *at, uint64_t end,
 		      uint64_t *nr_populated)
@@ -136,7 +137,7 @@ static int read_range(struct scan *scan, uint64_t *at, uint64_t end,
 	return 0;
 }
 
-/* Ask the scan for the next pages and read only these. As read_range(). */
+/* Scan for the next pages and read only these. Returns as read_range(). */
 static int jump(struct scan *scan, uint64_t *at, uint64_t end, bool *is_full)
 {
 	struct page_region *regions = scan->regions;
@@ -159,7 +160,7 @@ static int jump(struct scan *scan, uint64_t *at, uint64_t end, bool *is_full)
 	if (nr < 0)
 		return -errno;
 	if (!nr) {
-		/* An address space that has ended looks empty to the scan. */
+		/* In an address space that is gone, the scan finds nothing. */
 		int64_t got = pv_pagemap_read(scan->fd, *at >> scan->page_shift,
 					      1, scan->chunk);
 
@@ -183,7 +184,7 @@ static int jump(struct scan *scan, uint64_t *at, uint64_t end, bool *is_full)
 	return 0;
 }
 
-/* Read or jump from *at on, until end or until there is no more room. */
+/* Read or jump from *at on, to end or until there is no more room. */
 static int scan_range(struct scan *scan, bool use_scan, uint64_t *at,
 		      uint64_t end)
 {
@@ -213,11 +214,12 @@ static int scan_range(struct scan *scan, bool use_scan, uint64_t *at,
 }
 
 /*
- * The extents of [*at, end), in order, as many as there is room for; *at is
- * left where to go on. cuts are addresses at which mappings begin, sorted.
- * use_scan is whether the kernel has PAGEMAP_SCAN and it is to be used;
- * zero_pfn the zero page's frame, 0 if it is not known. Returns how many
- * extents there are, or -errno; -ESRCH if the address space is gone.
+ * Read the extents of [*at, end), in address order, as many as there is room
+ * for. Afterwards *at is the address where to continue. cuts are the sorted
+ * addresses at which mappings begin. use_scan says to use PAGEMAP_SCAN, which
+ * the kernel must have. zero_pfn is the zero page's frame; 0 if it is not
+ * known. Returns how many extents there are, or -errno; -ESRCH if the address
+ * space is gone: the process has exited or runs another program.
  */
 int64_t pv_scan_extents(int fd, unsigned int page_shift, int use_scan,
 			uint64_t *at, uint64_t end, const uint64_t *cuts,
