@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How fast physview is, as ratios against peers that run in turn with it.
 
-A ratio is the median of pairs: one of ours, one of the peer's, again and again, so that it holds
-on a machine whose speed drifts. Every row says what it is to stay under. Needs root.
+The benchmark runs physview and a peer by turns. A ratio is the median of the pairs' ratios, so
+that a machine whose speed drifts does not change it. Every row names its limit. Needs root.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from measure import GIB, PAGE, paired, readloop, report, start_target, timed
 
 PEERS = """\
-With --whole and --machine, page-types and thpmaps are peers where they are on PATH, or where
+With --whole and --machine, page-types and thpmaps are peers if they are on PATH, or if
 sudo ./scripts/fetch-peers has built them.
 """
 
@@ -67,7 +67,7 @@ def bench_dense(nr: int) -> bool:
 
 
 def bench_memory() -> bool:
-    """Peak memory must not follow the range: the same chunks, one gigabyte and eight."""
+    """Peak memory must not grow with the range: chunks of one size, in 1 GiB and in 8 GiB."""
     peaks = []
     for size in (GIB, 8 * GIB):
         target, start = start_target(size, "read")
@@ -90,7 +90,7 @@ def bench_memory() -> bool:
 
 
 def bench_batch(nr: int) -> bool:
-    """One call for 10,000 addresses against a call for each."""
+    """One call for 10,000 addresses, compared with one call per address."""
     import fcntl
 
     import numpy as np
@@ -108,7 +108,7 @@ def bench_batch(nr: int) -> bool:
     singles = [bytearray(abi.TRANSLATE.pack(int(vaddr), 0)) for vaddr in vaddrs]
 
     def batch() -> float:
-        # Ten of them: what lasts as long as its peer is disturbed as often.
+        # Ten batches take about as long as the peer, so both are interrupted equally often.
         start = time.perf_counter()
         for _ in range(10):
             kmod.pages(vaddrs)
@@ -129,7 +129,7 @@ def bench_batch(nr: int) -> bool:
 
 
 def bench_range(nr: int) -> bool:
-    """512 MiB of small pages: the walk against reading pagemap, and compare against both."""
+    """512 MiB of small pages: the walk compared with reading pagemap, and compare with both."""
     from physview.analysis.compare import Comparer
     from physview.sources.kmod import Kmod
     from physview.sources.procfs import ProcDir

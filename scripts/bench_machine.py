@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The rows of scripts/bench about the machine: frames and owners. Need root."""
+"""The rows of scripts/bench about the machine: frames and owners. They need root."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from measure import GIB, c_peer, paired, report, start_target, timed
 
 
 def bench_frames(nr: int) -> bool:
-    """All frames by flag, the command against page-types."""
+    """All frames by flag: the command compared with page-types."""
     peer = shutil.which("page-types")
     what = "the machine by flag: physview frames / page-types"
     if not peer:
@@ -24,7 +24,7 @@ def bench_frames(nr: int) -> bool:
 
 
 def bench_owners(nr: int, size: int = 2 * GIB) -> bool:
-    """The owners of one frame, with a dense process among all the others."""
+    """The owners of one frame, while one of the processes is large and dense."""
     from physview.frames.owners import find_owners
 
     target, _ = start_target(size, "write")
@@ -42,6 +42,6 @@ def bench_owners(nr: int, size: int = 2 * GIB) -> bool:
 
 
 def run(nr: int) -> bool:
-    """All of them; whether all limits are kept."""
+    """Run all of them; return whether all limits are kept."""
     kept = [bench_frames(nr), bench_owners(nr)]
     return all(kept)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The rows of scripts/bench about pictures. Need root, and 4 GiB of free memory."""
+"""The rows of scripts/bench about pictures. They need root and 4 GiB of free memory."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ from measure import (
 
 
 def snapshot(pid: int) -> Callable[[], float]:
-    """Makes a function that reads all extents with their flags, and returns what may be taken for
-    a picture: three times its seconds, and one more for all other frames and for drawing."""
+    """Make a function that reads all extents with flags, and returns a time limit for a picture.
+
+    The limit is three times the seconds of the reading, and one second more for all other frames
+    and for drawing.
+    """
     import physview
 
     def read() -> float:
@@ -39,7 +42,7 @@ def snapshot(pid: int) -> Callable[[], float]:
 
 
 def bench_diff(nr: int) -> bool:
-    """What became of 4 GiB of single pages, half of which are given back: drawn, and only told."""
+    """diff, with a picture and without, of a process that frees half of 4 GiB of single pages."""
     target, _ = start_process(SHUFFLED.replace("2 << 30", "4 << 30"))
     kept = True
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +69,7 @@ def bench_diff(nr: int) -> bool:
 
 
 def run(nr: int) -> bool:
-    """All of them; whether all limits are kept."""
+    """Run all of them; return whether all limits are kept."""
     target, _ = start_target(4 * GIB, "write")
     kept = True
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +79,7 @@ def run(nr: int) -> bool:
             ratio, detail = paired(timed(*command), snapshot(target.pid), max(3, nr // 6))
             size = Path(path).stat().st_size
             what = f"dense 4 GiB: {suffix} / 3 snapshots with flags + 1 s"
-            limit = 1.5 if suffix == ".png" else 1  # a PNG is pixels, however little is drawn
+            limit = 1.5 if suffix == ".png" else 1  # a PNG has all pixels, even if little is drawn
             kept &= report(what, ratio, limit, f"{detail}, {size} bytes")
     target.kill()
     target.communicate()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whole processes: extents, maps and pages against the plainest loop and the kernel's own tools."""
+"""Whole processes: extents, maps and pages compared with a plain C loop and the kernel's tools."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from measure import (
     timed,
 )
 
-# Reserves a tebibyte, and touches a thousand pages of it.
+# Reserves 1 TiB, and touches 1,000 pages of it.
 SPARSE = """
 import ctypes, mmap, random
 memory = mmap.mmap(-1, 1 << 40, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
@@ -45,7 +45,7 @@ input()
 
 @contextlib.contextmanager
 def reader(pid: int) -> Iterator[Callable[[int, int, int], Callable[[], float]]]:
-    """Makes functions that read the extents of a range in some threads and return the seconds."""
+    """Make functions that read the extents of a range, in some threads, and return the seconds."""
     from physview.memory.extents import ExtentReader
     from physview.sources.procfs import ProcDir
 
@@ -95,7 +95,7 @@ def bench_sparse(nr: int) -> bool:
         anyof = PAGE_IS["present"] | PAGE_IS["swapped"]
 
         def bare() -> float:
-            """From one end to the other; it takes some calls, for it returns 512 regions in one."""
+            """Scan the range. One call returns at most 512 regions, so this takes some calls."""
             begin, at = time.perf_counter(), start
             while at < start + size:
                 at, _ = scan(pagemap.fileno(), at, start + size, anyof)
@@ -118,7 +118,7 @@ def bench_page_types(nr: int, pid: int) -> bool:
     ours = (PHYSVIEW, "pages", str(pid), "--summary")
     ratio, detail = paired(timed(*ours), timed("page-types", "-p", str(pid)), nr)
     kept = report(what, ratio, 1 / 4, detail)
-    # What the flags alone cost cannot be had for less: the kernel makes each by itself.
+    # A reader of flags cannot be faster than the kernel, which makes the flags frame by frame.
     peak = peak_kib(*ours)
     return kept & report("pages --summary: peak memory / 150 MB", peak / 150_000, 1, f"{peak} KiB")
 
@@ -139,7 +139,7 @@ def bench_thpmaps(nr: int, pid: int) -> bool:
 
 
 def bench_files() -> bool:
-    """What snapshots take of memory where nearly each page is an extent of its own."""
+    """Peak memory of snapshots of a process in which nearly every page is its own extent."""
     target, _ = start_process(SHUFFLED)
     kept = True
     with tempfile.TemporaryDirectory() as folder:
@@ -158,13 +158,13 @@ def bench_files() -> bool:
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process has had of processors."""
+    """How much processor time a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def bench_watch() -> bool:
-    """What watch takes of a core on a terminal, at a reading a second, of a process of 1 GiB."""
+    """How much of a core watch uses on a terminal, with 1 GiB of pages and a reading per second."""
     target, _ = start_target(1 << 30, "write")
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
@@ -182,15 +182,15 @@ def bench_watch() -> bool:
         while select.select([master], [], [], max(0.0, end - time.monotonic()))[0]:
             drawn += os.read(master, 1 << 16)
 
-    while b"of a core" not in drawn:  # started, and twice read
+    while b"of a core" not in drawn:  # appears after the second reading
         read_for(0.1)
-    read_for(4)  # in the first readings malloc() learns what to keep
+    read_for(4)  # in the first readings malloc() adapts to the sizes
     before, begin = cpu_seconds(watch.pid), time.monotonic()
     read_for(10)
     share = (cpu_seconds(watch.pid) - before) / (time.monotonic() - begin)
     os.write(master, b"q")
     read_for(0.5)
-    # A longer interval would make it cheap.
+    # With a longer interval, of which watch would tell, the share would be too small.
     kept = watch.wait() == 0 and b"as asked" not in drawn
     target.kill()
     target.communicate()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The commands that the documentation shows: found in its pages, run for real, put back.
+"""Finds the commands that the documentation shows, runs them, and writes the output into the pages.
 
-A transcript is a comment and what is fenced behind it; a screen is a comment and a picture:
+A transcript is a comment and the fenced block after it. A screen is a comment and a picture:
 
     <!-- transcript: WHERE; needs=kmod; exits=0,1; lines=N -->
     ```
@@ -14,10 +14,11 @@ A transcript is a comment and what is fenced behind it; a screen is a comment an
     -->
     ![What it is](pictures/NAME.svg)
 
-WHERE is `here`, or options of physview vm: scripts/transcripts renews them there, and the tests run
-them wherever there is what they need. All commands of one block share a shell, so that $! and files
-are those of the command before. `exits` are the exit codes, 0 each if not given. A screen is what
-a terminal shows when the last command is done, or after so many seconds; <TAB> is the key.
+WHERE says where scripts/transcripts runs the commands: `here`, or options of physview vm. The tests
+run them on every machine that has what they need. All commands of one block share a shell and its
+working directory, so a command can use $! and the files of the command before. `exits` are the exit
+codes; without it each must be 0. A screen is what a terminal shows when the last command is done,
+or after so many seconds; <TAB> is the key.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ class Block(NamedTuple):
 
     Args:
         where: `here`, or options of physview vm.
-        commands: The command lines as they are shown.
+        commands: The command lines, as the page shows them.
         exits: Their exit codes.
         needs: What the machine must have, as in the tests' table of capabilities.
-        nr_lines: After how many lines each output is cut off in the page; None: nowhere.
+        nr_lines: How many lines of each output the page shows; None shows all.
         size: Columns and lines of a screen; None for a transcript.
-        seconds: When a screen is taken of a command that does not end; None waits for its end.
-        picture: Where a screen's picture is, relative to its page.
+        seconds: When to take the screen of a command that does not end; None waits for its end.
+        picture: The path of a screen's picture, relative to the page.
     """
 
     where: str
@@ -97,7 +98,7 @@ def blocks(text: str) -> list[Block]:
 
 
 def fill(text: str, results: dict[Block, list[Result]]) -> str:
-    """Put what was printed into a page."""
+    """Write the output of the commands into the text of a page."""
 
     def replace(match: re.Match[str]) -> str:
         block = _transcript(match)
@@ -116,7 +117,7 @@ def fill(text: str, results: dict[Block, list[Result]]) -> str:
 
 
 def as_run(command: str) -> str:
-    """The command as root has it where physview is on PATH."""
+    """The command as root types it if physview is on PATH."""
     command = command.replace("sudo ", "")
     if command == "./scripts/run":
         return "physview memview"
@@ -124,19 +125,19 @@ def as_run(command: str) -> str:
 
 
 def as_published(output: str) -> str:
-    """Without this machine's folders."""
+    """The output without the paths of this machine."""
     return output.replace(str(ROOT), "~/physview").replace(str(Path.home()), "~")
 
 
 def environment() -> dict[str, str]:
-    """Ours, with physview on PATH, behind all else: python3 is the system's."""
+    """This process's environment, with physview at the end of PATH: python3 is the system's."""
     own = os.path.join(sys.prefix, "bin")
     folders = [name for name in os.environ["PATH"].split(":") if name != own]
     return os.environ | {"PATH": ":".join([*folders, own]), "COLUMNS": "100", "LC_ALL": "C.UTF-8"}
 
 
 def run(block: Block) -> list[Result]:
-    """Run the commands of a transcript in one shell, in an empty folder; end what they started."""
+    """Run the commands of a transcript in one shell, in an empty folder; kill what they started."""
     script = "".join(f"{as_run(command)}\nprintf '\\0%d\\0' $?\n" for command in block.commands)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+b") as output:
         shell = subprocess.Popen(

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writes the man page and the shells' completions, all from the parser of the command line.
+"""Writes the man page and the shells' completions from the parser of the command line.
 
     .venv/bin/python scripts/generate.py
 
-They are kept in git, so that a wheel is built without this; a test says when they are old.
-shtab makes the completions; argparse-manpage was left aside: its page says everything twice and
-has no line for whatis.
+The files are kept in git, so that a wheel can be built without this script. A test fails if they
+are out of date. shtab makes the completions. argparse-manpage is not used: its page says everything
+twice and has no line for whatis.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ ROOT = Path(__file__).parent.parent
 COMPLETIONS = {"bash": "physview", "zsh": "_physview", "fish": "physview.fish"}
 """File names as the shells look for them."""
 
-# Programs with a name that no other has, of letters that no shell takes for anything else: bash
-# would run what is in $(…), and a process may be called that. Kernel threads have no cmdline. Of
-# bytes that are no text grep would say nothing but that they are binary, hence tr.
+# Offer the names that only one process has, and that have no characters with a meaning in a shell:
+# a process may be called $(…), and bash would run that. Kernel threads are left out; they have no
+# cmdline. tr removes other bytes, because grep prints no lines of a file that it takes for binary.
 PROCESSES = shtab.cmd(
     "grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null"
     " | LC_ALL=C tr -c '\\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u"
@@ -49,7 +49,7 @@ SEE_ALSO = ("madvise(2)", "mincore(2)", "proc(5)")
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The commands' own parsers, by name."""
+    """The parser of each command, by name."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             return dict(action.choices)
@@ -57,7 +57,7 @@ def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPa
 
 
 def completion(shell: str) -> str:
-    """The completion of all commands for one of COMPLETIONS."""
+    """The completion file of a shell in COMPLETIONS."""
     parser = make_parser()
     for command in subparsers(parser).values():
         for action in command._actions:
@@ -69,7 +69,7 @@ def completion(shell: str) -> str:
 
 
 def roff(text: str) -> str:
-    r"""Text as roff takes it.
+    r"""Escape text for roff.
 
     >>> roff("a-b \\ …")
     'a\\-b \\e \\[u2026]'
@@ -79,14 +79,14 @@ def roff(text: str) -> str:
 
 
 def paragraph(text: str) -> Iterator[str]:
-    """A paragraph's lines."""
+    """The lines of a paragraph."""
     for line in textwrap.wrap(text, 68, break_long_words=False, break_on_hyphens=False):
-        # A dot would begin a request.
+        # In roff a dot at the start of a line begins a request.
         yield f"\\&{roff(line)}" if line.startswith(".") else roff(line)
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """A docstring's lines."""
+    """The lines of a docstring."""
     for number, part in enumerate(text.strip().split("\n\n")):
         if number:
             yield ".PP"
@@ -94,7 +94,7 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def synopsis(name: str, parser: argparse.ArgumentParser) -> str:
-    """How a command is called."""
+    """The usage line of a command."""
     if parser.usage:
         return parser.usage
     words = [f"physview {name}"]
@@ -114,7 +114,7 @@ def _metavar(action: argparse.Action) -> str:
 
 
 def options(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """The arguments and options, each with its help."""
+    """The lines about the arguments and options, with their help."""
     formatter = parser._get_formatter()
     for action in parser._actions:
         if action.dest == "help" or not (action.help or action.option_strings):
@@ -127,7 +127,7 @@ def options(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def man_page() -> str:
-    """physview(1), as man(7) has it."""
+    """The text of physview(1), in the format of man(7)."""
     parser = make_parser()
     about = str(parser.description).rstrip(".")
     lines = [
@@ -162,7 +162,7 @@ def man_page() -> str:
 
 
 def generated() -> dict[Path, str]:
-    """What is to be in which file."""
+    """The content of each generated file, by its path."""
     files = {ROOT / "docs/physview.1": man_page()}
     for shell, name in COMPLETIONS.items():
         files[ROOT / "physview/completions" / name] = completion(shell)

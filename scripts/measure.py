@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What all benchmarks measure with: pairs, peers, processes to look at, and the rows they print."""
+"""What all benchmarks use: pairs of measurements, peers, target processes, and rows to print."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ PAGE = os.sysconf("SC_PAGESIZE")
 GIB = 1 << 30
 PHYSVIEW = str(Path(sys.executable).with_name("physview"))
 
-# Maps memory of small pages and makes all of it present: by writing, with a frame for each page, or
-# by reading, with the zero page in all, which takes no memory. Tells where it is, and waits.
+# Maps memory of small pages and makes all of them present. Writing gives each page a frame. Reading
+# maps the zero page everywhere, which takes no memory. Prints the address, and waits.
 TARGET = """
 import ctypes, mmap, sys
 size, write = int(sys.argv[1]), sys.argv[2] == "write"
@@ -34,7 +34,7 @@ print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
 input()
 """
 
-# Each page in another place; at a sign from us half of them are given back.
+# Touches pages in random order, so that no two are contiguous. Frees half of them when told to.
 SHUFFLED = """
 import ctypes, mmap, random
 size, page = 2 << 30, mmap.PAGESIZE
@@ -51,7 +51,7 @@ while True:
 
 
 def report(what: str, ratio: float, limit: float, detail: str) -> bool:
-    """Print one row; return whether the limit is kept."""
+    """Print one row, and return whether the limit is kept."""
     kept = ratio < limit
     mark = "ok  " if kept else "OVER"
     print(f"{mark}  {what:<58} {ratio:6.3f}  (to be under {limit:g})  {detail}", flush=True)
@@ -59,7 +59,7 @@ def report(what: str, ratio: float, limit: float, detail: str) -> bool:
 
 
 def paired(ours: Callable[[], float], peer: Callable[[], float], nr: int) -> tuple[float, str]:
-    """The median ratio of nr pairs, after one that is not counted, and what it was made of."""
+    """The median ratio of nr pairs, and a text with the times. The first pair is not counted."""
     ours(), peer()
     pairs = [(ours(), peer()) for _ in range(nr)]
     ratios = sorted(a / b for a, b in pairs)
@@ -69,7 +69,7 @@ def paired(ours: Callable[[], float], peer: Callable[[], float], nr: int) -> tup
 
 
 def timed(*command: str, code: int = 0) -> Callable[[], float]:
-    """Makes a function that runs a command, to exit with `code`, and returns its seconds."""
+    """Make a function that runs a command, which must exit with `code`, and returns the seconds."""
 
     def run() -> float:
         start = time.perf_counter()
@@ -80,7 +80,7 @@ def timed(*command: str, code: int = 0) -> Callable[[], float]:
 
 
 def peak_kib(*command: str) -> int:
-    """The most memory that a command takes. An own process waits for it, so that it is the only."""
+    """Peak memory of a command. A separate process starts it, so that it is the only child."""
     code = (
         "import os, sys\n"
         "pid = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ,"
@@ -97,7 +97,7 @@ def peak_kib(*command: str) -> int:
 
 
 def start_process(code: str, *arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """A process that runs a piece of Python, and the line that it says when it is ready."""
+    """Start a process that runs Python code; return it with the line that it prints when ready."""
     target = subprocess.Popen(
         [sys.executable, "-I", "-c", code, *arguments],
         stdin=subprocess.PIPE,
@@ -109,7 +109,7 @@ def start_process(code: str, *arguments: str) -> tuple[subprocess.Popen[str], st
 
 
 def go_on(target: subprocess.Popen[str]) -> str:
-    """Have such a process do its next step, and return what it says then."""
+    """Have such a process do its next step, and return the line that it prints then."""
     assert target.stdin
     assert target.stdout
     target.stdin.write("\n")
@@ -118,14 +118,14 @@ def go_on(target: subprocess.Popen[str]) -> str:
 
 
 def start_target(size: int, how: str) -> tuple[subprocess.Popen[str], int]:
-    """TARGET, and where its memory is."""
+    """Start TARGET, and return it with the address of its memory."""
     target, line = start_process(TARGET, str(size), how)
     return target, int(line)
 
 
 @contextlib.contextmanager
 def c_peer(name: str, *arguments: str) -> Iterator[Callable[[], float]]:
-    """A function that has one of our C programs do its work once, and returns its seconds."""
+    """Make a function that has a C program do its work once, and returns the seconds."""
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/{name}"
         subprocess.run(["cc", "-O2", "-o", program, HERE / "peers" / f"{name}.c"], check=True)
@@ -143,5 +143,5 @@ def c_peer(name: str, *arguments: str) -> Iterator[Callable[[], float]]:
 def readloop(
     pid: int, start: int, size: int
 ) -> contextlib.AbstractContextManager[Callable[[], float]]:
-    """The C program that reads a range of a pagemap."""
+    """As `c_peer()`, with the C program that reads a range of a pagemap."""
     return c_peer("readloop", f"/proc/{pid}/pagemap", str(start // PAGE), str(size // PAGE))

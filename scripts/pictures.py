@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Draws the pictures of docs/pictures: of processes that it starts, of what becomes of the pages of
-two of them, and of this machine.
+"""Draws the pictures in docs/pictures.
 
-Needs root, 4 GiB of free memory, and a Chromium. As in:
+They show processes that this script starts, changes in the pages of two of them, and this machine.
+Needs root, 4 GiB of free memory, and Chromium. For example:
   sudo .venv/bin/python scripts/pictures.py
 """
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests/support"))
 MAX_BYTES = 300_000
 
-# As measure.TARGET, but in huge pages where there are some.
+# As measure.TARGET, but with huge pages if there are free ones.
 HUGE = """
 import mmap
 memory = mmap.mmap(-1, 4 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -39,7 +39,7 @@ input()
 """
 
 
-# Keeps a page of 16, all over RAM.
+# Keeps every 16th page, so that its frames are scattered over RAM.
 FRAGMENTED = """
 import mmap
 size, page = 4 << 30, mmap.PAGESIZE
@@ -53,7 +53,7 @@ print(flush=True)
 input()
 """
 
-# Has each eighth frame of 4 GiB; when told so, asks for large folios instead (MADV_COLLAPSE).
+# Has every eighth frame of 4 GiB. When told to, it asks for large folios instead (MADV_COLLAPSE).
 COLLAPSING = """
 import mmap
 size, page = 512 << 20, mmap.PAGESIZE
@@ -76,7 +76,7 @@ input()
 
 @contextlib.contextmanager
 def started(*command: str) -> Iterator[int]:
-    """A process that says a line when it is ready, and waits for its input."""
+    """Start a process that prints a line when it is ready and then waits; yield its pid."""
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
@@ -104,7 +104,7 @@ def interpreter() -> contextlib.AbstractContextManager[int]:
 
 @contextlib.contextmanager
 def browser() -> Iterator[int]:
-    """The browser's process that draws pages, with one that it has drawn."""
+    """The browser process that renders a page."""
     import psutil
     from browser import browse
 
@@ -142,7 +142,7 @@ SUBJECTS: dict[str, Callable[[], contextlib.AbstractContextManager[int]]] = {
 
 
 def snapshots(code: str, act: Callable[[subprocess.Popen[bytes]], None]) -> pictures.Picture:
-    """What becomes of the pages of a process by what is done to it when it is ready."""
+    """A picture of the changes in a process's pages when `act` does something to it."""
     process = subprocess.Popen(
         [sys.executable, "-I", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -181,7 +181,7 @@ CHANGES: dict[str, tuple[str, Callable[[subprocess.Popen[bytes]], None]]] = {
 
 
 def published(picture: pictures.Picture) -> pictures.Picture:
-    """Without this machine's name, its paths, and what its owner calls the kernel."""
+    """The picture without this machine's name, its paths, and its kernel's local version."""
     machine = os.uname()
     release = machine.release.partition("-")[0]
     subtitle = picture.subtitle.replace(sys.executable, "python3").replace(f"{ROOT}/", "")

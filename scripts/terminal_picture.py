@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a real terminal shows while commands run in it, as an SVG that loads nothing.
+"""Draws what a terminal shows while commands run in it, as an SVG that loads no other files.
 
-pyte is the terminal, and rich draws what it shows: both are well kept, and neither needs a display.
+pyte is the terminal, and rich draws its content. Both are well maintained and need no display.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.text import Text
 sys.path.insert(0, str(ROOT / "tests/support"))
 from screens import PtyRun, Screen
 
-# Rich's own names fonts by their addresses in the network.
+# Rich's own template loads fonts from the network.
 SVG = """\
 <svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" role="img">
 <style>
@@ -44,12 +44,12 @@ SVG = """\
 </svg>
 """
 PROMPT = "$ "
-# pyte calls the fourth colour brown, and those of more than sixteen by six hexadecimal digits.
+# pyte calls the fourth colour brown. Colours beyond the sixteen have six hexadecimal digits.
 COLORS = {"brown": "yellow", "yellow": "yellow"}
 
 
 def draw(block: Block) -> str:
-    """Type the commands of a screen into a shell, and draw what the terminal shows then."""
+    """Type the commands of a screen into a shell, and draw what the terminal shows afterwards."""
     assert block.size
     columns, lines = block.size
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +118,7 @@ def _style(char: Char) -> Style:
 
 
 def _color(name: str) -> str | None:
-    """A colour as rich calls it."""
+    """Rich's name of a colour."""
     if name == "default":
         return None
     if len(name) == 6 and name not in COLORS:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Renews the transcripts and screens of the documentation by real runs, most in throwaway VMs.
 
-`documented.py` says how they are written. Those of all pages with the same options share a VM. A
-block that does not end as its page says is left as it is, and said so.
+`documented.py` describes their format. Blocks of all pages with the same options share a VM. If a
+block has another exit code than its page says, it is not changed, and a message names it.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ HERE = "here"
 
 
 def run_blocks(where: str, wanted: list[Block]) -> Outcomes:
-    """Run blocks here, or in one VM; those that do not end as they should are left out."""
+    """Run blocks here, or in one VM. Leave out those with an unexpected exit code."""
     answers = _run_all(wanted) if where == HERE else _run_in_vm(where, wanted)
     found: Outcomes = {}
     for block, answer in zip(wanted, answers, strict=True):
         codes = tuple(result.code for result in answer) if isinstance(answer, list) else ()
         if codes and codes != block.exits:
             assert isinstance(answer, list)
-            _say(f"left as it is: {block.commands}: exit codes {codes}: {answer[-1].output}")
+            _say(f"not changed: {block.commands}: exit codes {codes}: {answer[-1].output}")
         else:
             found[block] = answer
     return found
 
 
 def _run_in_vm(options: str, wanted: list[Block]) -> list[list[Result] | str]:
-    # Not in the VM: there nothing but the commands may have physview's library mapped.
+    # Imported here, and not in the VM: only the commands there may map physview's library.
     from physview import kernels, vm
     from physview.system import module
 
@@ -75,7 +75,7 @@ def _run_in_vm(options: str, wanted: list[Block]) -> list[list[Result] | str]:
 
 
 def inside(wanted: Iterable[list[object]]) -> None:
-    """In the VM: run the commands, and print what they printed as JSON."""
+    """In the VM: run the commands, and print their output as JSON."""
     json.dump(_run_all([Block(*block) for block in wanted]), sys.stdout)
 
 
@@ -93,7 +93,7 @@ def _run_all(wanted: Iterable[Block]) -> list[list[Result] | str]:
 
 
 def renew(page: Path, outcomes: Outcomes) -> None:
-    """Put what was printed and drawn where a page has it."""
+    """Write the outputs into a page, and the pictures into their files."""
     shown = {block: found for block, found in outcomes.items() if isinstance(found, list)}
     text = page.read_text()
     filled = documented.fill(text, shown)
@@ -117,7 +117,7 @@ def _say(message: str) -> None:
 
 
 def main() -> None:
-    """Renew all pages, or those blocks whose page or commands have one of the words."""
+    """Renew all blocks, or those whose page or commands contain one of the words."""
     if sys.argv[1:2] == ["--inside"]:
         inside(json.loads(sys.argv[2]))
         return
@@ -129,7 +129,7 @@ def main() -> None:
         if any(word in f"{page.relative_to(ROOT)}\n{' '.join(block.commands)}" for word in words)
     ]
     if not wanted:
-        sys.exit(f"transcripts: no page and no command has {' or '.join(words)}")
+        sys.exit(f"transcripts: no page and no command contains {' or '.join(words)}")
     for where in dict.fromkeys(block.where for block in wanted):
         outcomes = run_blocks(where, [one for one in wanted if one.where == where])
         for page in documented.PAGES:

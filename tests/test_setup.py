@@ -237,7 +237,7 @@ def test_peers_are_not_fetched_where_xz_is_missing(programs, tmp_path):
     )
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == (
-        "physview: page-types and thpmaps cannot be had without xz: install it"
+        "physview: page-types and thpmaps cannot be built without xz: install it"
     )
     assert "install -y --no-install-recommends xz-utils\n" in (tmp_path / "apt").read_text()
     assert "download" not in (tmp_path / "apt").read_text()

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What the peers of scripts/bench share: reading a range, and the clock. */
+/*
+ * What the peers in this folder share: a function that reads a range, and a
+ * clock.
+ */
 #ifndef READ_RANGE_H
 #define READ_RANGE_H
 

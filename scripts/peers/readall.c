@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * What scripts/bench measures owners against: the pagemaps of all processes,
- * read once where something is mapped, by big preads into one buffer, and
- * nothing done with them. For each line on stdin it does so once and prints
- * the nanoseconds.
+ * The peer of owners in scripts/bench. It reads the pagemaps of all processes,
+ * where something is mapped, by large preads into one buffer, and ignores what
+ * it read. For each line on stdin it reads once, and prints the nanoseconds.
  */
 #include <ctype.h>
 #include <dirent.h>

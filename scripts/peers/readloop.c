@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * What scripts/bench measures against: the plainest fast way to read a range
- * of a pagemap, big preads into one buffer, and nothing done with them.
- * For each line on stdin it reads the range once and prints the nanoseconds.
+ * The peer in scripts/bench that reads a range of a pagemap in the simplest
+ * fast way: by large preads into one buffer. It ignores what it read. For each
+ * line on stdin it reads the range once, and prints the nanoseconds.
  *
  * Usage: readloop PAGEMAP FIRST_PAGE NR_PAGES
  */

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * A 32-bit program that makes every call of /dev/3000physicalview, for the way
- * that the kernel takes such calls (compat_ioctl). It uses no C library, whose
- * 32-bit half is not on every machine, and so no more than gcc -m32 itself:
- * it makes its system calls by int $0x80, which on x86-64 are always 32-bit
- * ones.
+ * A 32-bit program that makes every call of /dev/3000physicalview, to test
+ * compat_ioctl. It uses no C library, because many machines have no 32-bit one:
+ * gcc -m32 suffices to build it. It makes its system calls by int $0x80, which
+ * on x86-64 are always 32-bit calls.
  *
- * Writes a struct report and then waits for its stdin to end, so that another
- * can look at the same pages meanwhile.
+ * Writes a struct report, and then waits for its stdin to end, so that a test
+ * can examine the same pages meanwhile.
  */
 #include "../../csrc/kmod/uapi/physicalview.h"
 
@@ -18,7 +17,7 @@ enum { SYS_exit = 1, SYS_read = 3, SYS_write = 4, SYS_open = 5 };
 enum { SYS_ioctl = 54, SYS_mprotect = 125, SYS_mmap2 = 192 };
 enum { PROT_NONE = 0, PROT_RW = 3, MAP_PRIVATE_ANONYMOUS = 0x22 };
 
-/* What is written: test_kmod_compat.py has the same. */
+/* The output. test_kmod_compat.py has the same structure. */
 struct report {
 	__u64 start; /* of NR_PAGES pages */
 	__s32 codes[8];
@@ -29,7 +28,7 @@ struct report {
 	struct physicalview_page pages[NR_PAGES];
 	struct physicalview_range range;
 	struct physicalview_extent extents[NR_PAGES];
-	__u64 end; /* a mark */
+	__u64 end; /* a fixed number that marks the end */
 };
 
 static struct report report;
@@ -46,8 +45,7 @@ static int call(int nr, unsigned int a, unsigned int b, unsigned int c)
 	return ret;
 }
 
-/* mmap2 has six arguments, of which the last goes where the frame pointer is.
- */
+/* mmap2 has six arguments. The register of the last is the frame pointer. */
 static unsigned int map(unsigned int size)
 {
 	unsigned int ret;
@@ -68,7 +66,7 @@ static int ask(int fd, unsigned int command, void *argument)
 	return call(SYS_ioctl, fd, command, (unsigned int)argument);
 }
 
-/* Pages 0, 1, 2, 4 and 6 are touched, and 6 is then out of reach. */
+/* Pages 0, 1, 2, 4 and 6 are touched. Then page 6 gets PROT_NONE. */
 static void touch(unsigned int start)
 {
 	static const int touched[] = { 0, 1, 2, 4, 6 };
@@ -87,7 +85,7 @@ static void make_calls(int fd, unsigned int start)
 	report.codes[1] = ask(fd, PHYSICALVIEW_TRANSLATE, &report.translate);
 	report.walk.vaddr = start + PAGE + 7;
 	report.codes[2] = ask(fd, PHYSICALVIEW_WALK, &report.walk);
-	/* More than 32 bits go in. */
+	/* An address of more than 32 bits. */
 	report.kernel.vaddr = 0xffff888000000000ULL | start;
 	report.codes[3] = ask(fd, PHYSICALVIEW_WALK, &report.kernel);
 
@@ -97,7 +95,7 @@ static void make_calls(int fd, unsigned int start)
 	batch.vaddrs = (unsigned int)vaddrs;
 	batch.pages = (unsigned int)report.pages;
 	report.codes[4] = ask(fd, PHYSICALVIEW_BATCH, &batch);
-	/* The upper half of a pointer is not cut off. */
+	/* The upper half of a pointer must not be ignored. */
 	batch.vaddrs |= 1ULL << 32;
 	report.codes[5] = ask(fd, PHYSICALVIEW_BATCH, &batch);
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * A client that knows of the course's ABI only what the course says: the
- * device's name, the number 0xC0106B01, and two unsigned longs. Prints the
- * physical address of a string, of a local, of main and of a page that was
+ * A client that uses only what the course tells about its ABI: the device's
+ * name, the number 0xC0106B01, and two unsigned longs. Prints the physical
+ * addresses of a string, of a local variable, of main(), and of a page that was
  * never touched.
  */
 #include <fcntl.h>
@@ -43,7 +43,8 @@ int main(int argc, char **argv)
 	report(fd, "untouched", untouched + (1 << 19));
 	report(fd, "kernel", (const void *)0xffff888000000000UL);
 	fflush(stdout);
-	/* Hold still, so that another witness can look. */
+	/* Wait, so that a test can read the same addresses from another source.
+	 */
 	if (argc > 1)
 		pause();
 	return 0;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * An independent reader of pagemap, to hold physview against: one address a
- * line on stdin, its physical address or "-" a line on stdout. Shares nothing
- * with physview but the kernel's documentation.
+ * An independent reader of pagemap, with which tests compare physview. For each
+ * address, one per line on stdin, it prints the physical address or "-". Its
+ * only source is the kernel's documentation; it shares no code with physview.
  *
  * Usage: reader PID <addresses
  */

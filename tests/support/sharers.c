@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Two processes with one address space. Says an address with a page of theirs
- * and the pid of the other, and waits until its input ends.
+ * Two processes with one address space. Prints an address that has a page, and
+ * the pid of the other process. Then waits until its input ends.
  */
 #define _GNU_SOURCE
 #include <sched.h>

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* What the header says of numbers and sizes, to hold kmod.py against. */
+/*
+ * Prints the numbers and sizes in the header. A test compares them with
+ * physview/sources/kmod.py.
+ */
 #include <stdio.h>
 
 #include "../../csrc/kmod/uapi/physicalview.h"

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * The first process of an arm64 machine: loads the module, compares its answers
- * for every kind of page with /proc/self/pagemap, says so on the console and
- * turns the machine off. Built static by tests/test_kmod_arm64.py.
+ * The first process of an arm64 machine. It loads the module, compares the
+ * module's answers for every kind of page with /proc/self/pagemap, prints the
+ * results on the console, and turns the machine off. tests/test_kmod_arm64.py
+ * builds it as a static program.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -30,7 +31,7 @@
 #define DEVICE "/dev/" PHYSICALVIEW_DEVICE
 #define ANONYMOUS (MAP_PRIVATE | MAP_ANONYMOUS)
 
-/* Where a table or a page is, in an entry; the machine has little memory. */
+/* The address bits of an entry. The machine has little memory. */
 #define ENTRY_FRAME 0x0000fffffffff000ULL
 
 /* Documentation/admin-guide/mm/pagemap.rst */
@@ -61,13 +62,13 @@ static uint64_t read_pagemap(uint64_t vaddr)
 {
 	uint64_t entry = 0;
 
-	/* No entry for what is no user address. */
+	/* pagemap has no entry for an address outside of user space. */
 	if (pread(pagemap, &entry, 8, vaddr / PAGE * 8) != 8)
 		return 0;
 	return entry;
 }
 
-/* The tables must be a chain: each entry says where the next one's table is. */
+/* Each entry must name the address of the table that has the next entry. */
 static void check_chain(const char *name, const struct physicalview_walk *walk,
 			const struct physicalview_info *info)
 {
@@ -127,7 +128,7 @@ static void check(const char *name, uint64_t vaddr, uint32_t kind)
 		       walk.page.page_shift);
 }
 
-/* The extents of a range together must be its pages. */
+/* The extents of a range must have all its pages, and no others. */
 static void check_range(const char *name, uint64_t start, uint64_t end)
 {
 	struct physicalview_extent extents[NR_PAGES];
@@ -296,7 +297,7 @@ static void check_huge_pages(void)
 	must(at != MAP_FAILED, "hugetlb");
 	check("hugetlb", (uintptr_t)touched(at, HUGE) + HUGE / 2 + 5,
 	      PHYSICALVIEW_KIND_PRESENT);
-	/* 16 entries of the lowest level in a row: the contiguous bit. */
+	/* Each page has 16 contiguous entries, with the contiguous bit. */
 	must(write_file("/sys/kernel/mm/hugepages/hugepages-64kB/nr_hugepages",
 			"4"),
 	     "64 KiB hugetlb");
@@ -347,7 +348,7 @@ static void check_far_addresses(void)
 	at = mmap((void *)(1UL << 50), PAGE, PROT_READ | PROT_WRITE, ANONYMOUS,
 		  -1, 0);
 	must(at != MAP_FAILED, "mmap");
-	/* Where none can be so high, the answer must not be of another. */
+	/* If no address can be so high, the upper bits must not be ignored. */
 	if (!((uintptr_t)at >> 48))
 		check("beyond 48 bits", heap | 1ULL << 48,
 		      PHYSICALVIEW_KIND_BEYOND);

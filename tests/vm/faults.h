@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Faults that the kernel injects: allocations and copies to and from user space
- * that fail, in threads that ask for it. A program could not even be started
- * with them: so each thread asks when all is ready. inject.sh says how often.
+ * Faults that the kernel injects: allocations, and copies to and from user
+ * space, fail in threads that ask for it. With faults a program could not even
+ * start, so each thread asks when all is ready. inject.sh sets the probability.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -20,7 +20,7 @@ static inline void ask_for_faults(void)
 	close(fd);
 }
 
-/* What is printed afterwards must arrive. To say so may fail, too. */
+/* The program's last output must arrive. This call may also meet a fault. */
 static inline void ask_for_no_faults(void)
 {
 	int done = 0;

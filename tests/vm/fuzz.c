@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Random ioctls on /dev/3000physicalview: numbers and arguments that are
+ * Makes random ioctls on /dev/3000physicalview: numbers and arguments that are
  * nearly right, with pointers into memory that another thread maps, unmaps and
- * protects meanwhile. Nothing that it asks may harm the kernel, whose log has
- * to stay empty: the VM panics on any oops. Prints how many calls had which
- * result, also when SIGTERM ends it early.
+ * protects meanwhile. No call may harm the kernel. Its log must stay empty, and
+ * the VM panics on any oops. Prints how many calls had which result, also when
+ * SIGTERM ends it early.
  *
- * Where the kernel runs 32-bit programs, one call in four is made as these make
- * it, and takes the way of compat_ioctl. The device is opened again and again.
+ * If the kernel runs 32-bit programs, one call in four is a 32-bit system call,
+ * which reaches compat_ioctl. The device is opened again and again.
  *
  * Usage: fuzz NR_CALLS SEED [faults]; with faults, calls meet those of
  * inject.sh
@@ -42,8 +42,8 @@ static uint64_t next(uint64_t *state)
 }
 
 /*
- * Takes the ground from under the calls, now and then: each time the calls wait
- * for the lock of the address space.
+ * Changes the mappings that the calls use, now and then: each change makes the
+ * calls wait for the lock of the address space.
  */
 static void *disturb(void *arg)
 {
@@ -135,13 +135,14 @@ static unsigned long some_command(uint64_t *state)
 	return command;
 }
 
-/* Mostly little, for many calls; sometimes more than the module gathers. */
+/* Mostly few, so that calls are fast; sometimes more than the module buffers.
+ */
 static uint32_t some_number(uint64_t *state)
 {
 	return next(state) % (next(state) % 32 ? 8 : 600);
 }
 
-/* An argument that is nearly right, for whichever command. */
+/* Make an argument that is nearly right for this command. */
 static void fill(uint64_t *state, unsigned long command, uint64_t words[64])
 {
 	struct physicalview_batch *batch = (void *)words;
@@ -176,7 +177,7 @@ static void fill(uint64_t *state, unsigned long command, uint64_t words[64])
 	}
 }
 
-/* int $0x80 is a 32-bit program's system call, whoever makes it. */
+/* int $0x80 makes a 32-bit system call, also in a 64-bit program. */
 static int compat_ioctl(int fd, unsigned long command, void *argument)
 {
 	int ret;
@@ -225,7 +226,7 @@ static void show(const char *what, const uint64_t results[256])
 	}
 }
 
-/* One call. Returns its errno, or 0. words can be reached with 32 bits. */
+/* Make one call; return its errno, or 0. words has an address of 32 bits. */
 static int call(uint64_t *state, int fd, int compat, uint64_t words[64])
 {
 	unsigned long command = some_command(state);
@@ -257,7 +258,7 @@ int main(int argc, char **argv)
 	signal(SIGTERM, on_term);
 	words = mmap(NULL, 4096, PROT_READ | PROT_WRITE,
 		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
-	/* What is written past its end must not hit our own memory. */
+	/* A write past its end must not change this program's own memory. */
 	arena = mmap(NULL, 4 * ARENA_SIZE, PROT_NONE,
 		     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	arena += ARENA_SIZE;
@@ -265,7 +266,7 @@ int main(int argc, char **argv)
 	memset(arena, 0, 2 * ARENA_SIZE);
 	pthread_create(&thread, NULL, disturb, (void *)(uintptr_t)(state + 2));
 
-	/* The other thread gets SIGTERM: with faults, a signal can kill. */
+	/* The other thread takes SIGTERM: with faults, a signal can kill. */
 	sigemptyset(&term);
 	sigaddset(&term, SIGTERM);
 	pthread_sigmask(SIG_BLOCK, &term, NULL);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Walkers against mutators. Two threads walk an arena through the module, by
- * range and address by address, while others unmap and map it, protect it, fork
- * (which write-protects it), let huge pages collapse and split, swap it out,
- * and compact the machine's memory. No walk may meet an entry that makes no
- * sense, and none may find what was never there: a page that nobody disturbs
- * stays what it is.
+ * Walks memory while other threads change it. Two threads walk an arena through
+ * the module, by range and address by address. Other threads unmap and map it,
+ * protect it, fork (which write-protects it), collapse and split huge pages,
+ * swap it out, and compact the machine's memory. No walk may find an invalid
+ * entry, or a page that was never there. A page that no thread changes must
+ * keep its answer.
  *
  * Usage: race SECONDS [faults]; prints how many walks there were. With faults
  * the walkers' calls meet those of inject.sh.
@@ -48,7 +48,7 @@ static uint32_t next(uint32_t *state)
 	return *state >> 8;
 }
 
-/* Each mutator has a part of its own, or it would touch what the other took. */
+/* Each mutator has its own part; else it would touch what another unmapped. */
 static void *mutate(void *part)
 {
 	uint32_t state = (uint32_t)(uintptr_t)part;
@@ -97,7 +97,7 @@ static void *mutate(void *part)
 	return NULL;
 }
 
-/* Compaction moves pages that are at rest, too. */
+/* Compaction also moves pages that no other thread changes. */
 static void *compact(void *arg)
 {
 	int fd = open("/proc/sys/vm/compact_memory", O_WRONLY);
