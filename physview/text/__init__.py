@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Text from outside and to the outside: taken apart, quoted, measured and printed."""
+"""Text that enters or leaves physview: parsing /proc, quoting names, printing safely."""

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Numbers that somebody typed, who may have typed thousands of digits."""
+"""Parses numbers from untrusted text, which may have thousands of digits."""
 
 from __future__ import annotations
 
 
 def bounded_int(digits: str, most: int, base: int = 10) -> int:
-    """Read a number whose size is bounded: int() refuses more than 4,300 decimal digits.
+    """Convert digits to a number, however many digits there are.
+
+    int() raises ValueError for more than 4,300 decimal digits. This function does not.
 
     Args:
-        digits: ASCII digits of the base, without sign and prefix.
-        most: The largest number that is of use.
+        digits: ASCII digits of the base, without a sign or prefix.
+        most: The largest number that the caller can use.
         base: 10 or 16.
 
     Returns:
-        The number, or `most + 1` for any that is larger.
+        The number; `most + 1` for every number above `most`.
 
     >>> bounded_int("0" * 9000 + "12", 99), bounded_int("9" * 9000, 99)
     (12, 100)

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where all goes that is printed: stdout and stderr, which stop no name from outside, made safe.
+"""Makes stdout and stderr safe for untrusted names: control characters are quoted on the way out.
 
-Inside `safe_streams()` a control character, or another that is not printable, leaves as `quoting`
-shows it, and what the encoding lacks as something readable: nothing that is printed can move the
-cursor, colour a line or end us. Reporters quote names where they become a cell or a part of a line
-(there a newline, too, has to be quoted); this is for what one of them forgets, and for encodings.
+Inside `safe_streams()` every character that is not printable is written in the form of `quoting`.
+Every character that the stream's encoding lacks is written as a readable substitute. So no printed
+name can move the cursor, colour a line, or end physview by an encoding error.
 
-Bytes are checked, a buffer of them at a time, so that it costs nothing by line. What styles a
-terminal on purpose goes past the check by `write_styled()`.
+Reporters quote a name themselves when they put it into a table cell or a line, because there a
+newline must be quoted, too. This module is the second line of defence, if a reporter forgets it.
+
+The check works on whole buffers of bytes, so it costs nothing per line. Text that styles a terminal
+on purpose bypasses the check: `write_styled()`.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from typing import Any, BinaryIO, TextIO
 from physview.text.quoting import quote_letter
 
 LACKING = "physview.readable"
-"""The error handler of our streams: what it puts for characters that the encoding lacks."""
+"""Name of the codec error handler that replaces characters which the encoding lacks."""
 
-NR_HELD = 256
+LINES_PER_WRITE = 256
 
 _READABLE = {
     "…": "...", "→": "->", "←": "<-", "↑": "^", "↓": "v", "·": "-", "�": "?",
@@ -32,10 +34,10 @@ _READABLE = {
     "▁": ".", "▂": ":", "▃": "-", "▄": "=", "▅": "+", "▆": "*", "▇": "#",
     "█": "@",
 }  # fmt: skip
-# What may leave as it is without a closer look.
+# Bytes that are always safe: a buffer of only these is not decoded.
 _PLAIN = bytes([*range(0x20, 0x7F), 0x09, 0x0A])
-# These shift between character sets by sequences of their own: a buffer alone cannot be read.
-_SHIFTING = ("iso2022", "hz", "utf7")
+# These encodings switch between character sets. The meaning of a buffer depends on those before it.
+_STATEFUL_ENCODINGS = ("iso2022", "hz", "utf7")
 
 
 def _put_readable(error: UnicodeError) -> tuple[str, int]:
@@ -48,16 +50,17 @@ def _put_readable(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(LACKING, _put_readable)
 
 
-class _Filter(io.BufferedIOBase):
-    """The bytes of a text stream on their way out.
+class _QuotingBuffer(io.BufferedIOBase):
+    """The binary buffer below a text stream; it quotes what is not printable.
 
     Args:
-        sink: Where they go.
-        encoding: What they are: text in it, in whole characters.
-        before: The stream that wrote there before; it would close the sink if nobody kept it.
+        sink: Where the bytes go.
+        encoding: The encoding of the bytes. Each write holds whole characters.
+        before: The stream that used the sink before. It is kept alive here, because its destructor
+            would close the sink.
     """
 
-    closed = False  # of the class: each line that is written asks
+    closed = False  # an attribute of the class, because every written line reads it
 
     def __init__(self, sink: Any, encoding: str, before: TextIO) -> None:
         self.sink = sink
@@ -76,7 +79,7 @@ class _Filter(io.BufferedIOBase):
 
     def _write_all(self, data: bytes) -> None:
         nr_written = self.sink.write(data)
-        while nr_written is not None and nr_written < len(data):  # without a buffer, python -u
+        while nr_written is not None and nr_written < len(data):  # an unbuffered sink: python -u
             data = data[nr_written:]
             nr_written = self.sink.write(data)
 
@@ -84,7 +87,7 @@ class _Filter(io.BufferedIOBase):
         self.sink.flush()
 
     def close(self) -> None:
-        """Leave the sink open: it is not ours."""
+        """Do nothing: the sink belongs to the original stream."""
 
     def writable(self) -> bool:
         return True
@@ -97,7 +100,7 @@ class _Filter(io.BufferedIOBase):
 
 
 class _TextSink:
-    """Takes bytes for a stream that has text only, such as io.StringIO."""
+    """A binary sink for a stream that accepts only text, such as io.StringIO."""
 
     def __init__(self, stream: TextIO, encoding: str) -> None:
         self._stream = stream
@@ -112,7 +115,7 @@ class _TextSink:
 
 
 def quote_controls(text: str) -> str:
-    r"""Quote what is not printable in lines of text.
+    r"""Quote the characters that are not printable; "\n" and "\t" stay.
 
     >>> print(quote_controls("a\n\x1b[31mb"))
     a
@@ -127,9 +130,10 @@ def quote_controls(text: str) -> str:
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """Make stdout and stderr safe.
+    """Make stdout and stderr safe inside a `with` block.
 
-    They stay so where an exception leaves: the interpreter prints its traceback.
+    They stay safe if an exception leaves the block, because the interpreter then prints a
+    traceback, which may contain names. SystemExit restores the original streams.
     """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (_safe(stream) for stream in before)
@@ -145,19 +149,20 @@ def _put_back(before: tuple[TextIO, TextIO]) -> None:
     for safe, stream in zip((sys.stdout, sys.stderr), before, strict=True):
         if safe is not stream:
             with suppress(OSError, ValueError):
-                safe.detach()  # type: ignore[union-attr] # flushes; what fails was told before
+                # It flushes. A failed write was reported before.
+                safe.detach()  # type: ignore[union-attr]
     sys.stdout, sys.stderr = before
 
 
 def _safe(stream: TextIO) -> TextIO:
-    """A stream that writes to the same place, as bytes that are checked."""
-    if stream is None or isinstance(getattr(stream, "buffer", None), _Filter):
+    """A stream that writes to the same place through `_QuotingBuffer`."""
+    if stream is None or isinstance(getattr(stream, "buffer", None), _QuotingBuffer):
         return stream
     encoding = _checkable(stream.encoding or "utf-8")
     with suppress(OSError, ValueError):
         stream.flush()
     sink = getattr(stream, "buffer", None) or _TextSink(stream, encoding)
-    checked: Any = _Filter(sink, encoding, stream)
+    checked: Any = _QuotingBuffer(sink, encoding, stream)
     return io.TextIOWrapper(
         checked,
         encoding,
@@ -169,30 +174,35 @@ def _safe(stream: TextIO) -> TextIO:
 
 
 def _checkable(encoding: str) -> str:
-    """The encoding, or ASCII where single buffers of it cannot be checked."""
+    """The encoding itself, or ASCII if single buffers in that encoding cannot be checked."""
     name = encoding.lower().replace("-", "").replace("_", "")
     text = _PLAIN.decode()
-    if name.startswith(_SHIFTING) or text.encode(encoding, "replace") != _PLAIN:
+    if name.startswith(_STATEFUL_ENCODINGS) or text.encode(encoding, "replace") != _PLAIN:
         return "ascii"
     return encoding
 
 
 def write_styled(stream: TextIO, text: str) -> None:
-    """Write text with the escape sequences of our own styling: names in it are quoted already."""
+    """Write text that contains escape sequences of our own, without the check.
+
+    Args:
+        stream: A stream of `safe_streams()`, or any other.
+        text: The text. The caller has quoted the names in it.
+    """
     stream.flush()
-    _write_past(stream, text)
+    _write_unchecked(stream, text)
 
 
-def _write_past(stream: TextIO, text: str) -> None:
+def _write_unchecked(stream: TextIO, text: str) -> None:
     buffer = getattr(stream, "buffer", None)
-    if isinstance(buffer, _Filter):
+    if isinstance(buffer, _QuotingBuffer):
         buffer._write_all(text.encode(stream.encoding, LACKING))
     else:
         stream.write(text)
 
 
 class StyledStream:
-    """A stream for what draws on a terminal, such as rich's Console, which quotes names itself."""
+    """A stream for code that styles a terminal and quotes names itself, such as rich's Console."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -207,15 +217,15 @@ class StyledStream:
 
 
 def write_lines(lines: Iterable[str]) -> None:
-    """Write lines to stdout, many at a time: there can be millions of them.
+    """Write lines to stdout, LINES_PER_WRITE at a time: there can be millions of lines.
 
-    Where finding the next one fails, those before it are written.
+    If the iterator raises an exception, the lines before the exception are still written.
     """
     held: list[str] = []
     try:
         for line in lines:
             held.append(line)
-            if len(held) == NR_HELD:
+            if len(held) == LINES_PER_WRITE:
                 text = "".join(held)
                 held.clear()
                 sys.stdout.write(text)
@@ -224,13 +234,13 @@ def write_lines(lines: Iterable[str]) -> None:
 
 
 def unfiltered(stream: TextIO) -> BinaryIO:
-    """The bytes of a stream as they are: for the output of a command that the user gave us."""
+    """The binary stream below the check, for the output of a command that the user chose."""
     buffer: Any = stream.buffer
-    sink: BinaryIO = buffer.sink if isinstance(buffer, _Filter) else buffer
+    sink: BinaryIO = buffer.sink if isinstance(buffer, _QuotingBuffer) else buffer
     return sink
 
 
 def ellipsis(stream: TextIO | None = None) -> str:
-    """What stands for the rest of a line that is cut off: as wide as it will be written."""
+    """The mark at the end of a truncated line: "…", or "..." if the encoding lacks "…"."""
     encoding = (stream or sys.stdout).encoding or "ascii"
     return "…".encode(encoding, LACKING).decode(encoding)

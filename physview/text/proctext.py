@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-r"""The text of /proc, taken apart exactly where the kernel put it together.
+r"""Parses the text of /proc by the separators that the kernel writes.
 
-Names in it are chosen by users: a process may call itself "a) R 1", and a mount point may hold
-"\v", which str.split() takes for a blank. So all of this works on bytes, and splits at nothing but
-what the kernel writes between fields. What the kernel does with the names themselves:
+Users choose the names in this text. A process may call itself "a) R 1". A mount point may contain
+"\v", which str.split() takes for a blank. So these functions work on bytes, and split only at the
+bytes that the kernel writes between fields. The kernel escapes names as follows:
 
 =========================  ==================================================================
-mountinfo: root, path      space, \t, \n and \\ become \040, \011, \012, \134; all else is raw
+mountinfo: root, path      space, \t, \n and \\ become \040, \011, \012, \134; the rest is raw
 mountinfo: type, source    the same, and # becomes \043
-maps, smaps: file          \n becomes \012; all else is raw, also a backslash: "\012" may be
-                           either, and only /proc/PID/map_files tells
-maps: [anon:NAME]          the kernel takes no name with a byte that is not printable, or with
-                           one of \\ ` $ [ ]
-swaps: file                as mountinfo's path
-status: Name               \n and \\ become "\n" and "\\"; all else is raw
-stat: name, comm           raw, also \n and parentheses
-cgroup: path               raw; no cgroup can be made with \n in its name
-saved_cmdlines (tracefs)   raw, also \n
+maps, smaps: file          \n becomes \012; the rest is raw, a backslash too. So "\012" is
+                           ambiguous; /proc/PID/map_files has the exact path
+maps: [anon:NAME]          the kernel rejects a name that contains a byte which is not
+                           printable, or one of \\ ` $ [ ]
+swaps: file                as the path in mountinfo
+status: Name               \n and \\ become "\n" and "\\"; the rest is raw
+stat: name, comm           raw, \n and parentheses too
+cgroup: path               raw; the kernel refuses to make a cgroup with \n in its name
+saved_cmdlines (tracefs)   raw, \n too
 =========================  ==================================================================
 
 Source: fs/seq_file.c (mangle_path), fs/proc_namespace.c, fs/proc/task_mmu.c, fs/proc/array.c,
-    kernel/cgroup/cgroup.c (cgroup_mkdir), kernel/sys.c (prctl_set_vma). Tried out on Linux 6.18.
+    kernel/cgroup/cgroup.c (cgroup_mkdir), kernel/sys.c (prctl_set_vma). Tested on Linux 6.18.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 def lines(text: bytes) -> list[bytes]:
-    r"""The lines of a text, without the "\n" that ends each, and split at nothing else.
+    r"""Split a text into lines, at "\n" only; the "\n" is removed.
 
     >>> lines(b"a\rb\n\nc\n")
     [b'a\rb', b'', b'c']
@@ -45,10 +45,10 @@ def lines(text: bytes) -> list[bytes]:
 
 
 def words(line: bytes, separators: bytes = b" ") -> list[bytes]:
-    r"""The fields of a line that are set apart by one or more separators.
+    r"""Split a line into fields; one or more separators stand between two fields.
 
     Args:
-        line: A line without its end.
+        line: A line without its "\n".
         separators: The bytes that the kernel writes between these fields.
 
     >>> words(b"  Node 0, zone\v  DMA ")
@@ -62,7 +62,7 @@ def words(line: bytes, separators: bytes = b" ") -> list[bytes]:
 
 
 def numbers(text: bytes) -> list[int]:
-    r"""The decimal numbers of a text of nothing but these, such as that of cgroup.procs.
+    r"""Parse a text that contains only decimal numbers, such as that of cgroup.procs.
 
     >>> numbers(b"3\n1\n"), numbers(b"")
     ([3, 1], [])
@@ -71,7 +71,7 @@ def numbers(text: bytes) -> list[int]:
 
 
 def value(text: bytes) -> bytes:
-    r"""What a file of one value holds: all but the "\n" at its end.
+    r"""The value in a file that has one value: the text without the last "\n".
 
     >>> value(b"a name \n\n")
     b'a name \n'
@@ -80,7 +80,7 @@ def value(text: bytes) -> bytes:
 
 
 def unescape(text: bytes) -> bytes:
-    r"""Undo the kernel's octal escapes.
+    r"""Decode the kernel's octal escapes, such as "\040".
 
     >>> unescape(rb"/a\040b\134040")
     b'/a b\\040'
@@ -91,9 +91,9 @@ def unescape(text: bytes) -> bytes:
 
 
 def fields_by_name(text: bytes) -> dict[bytes, bytes]:
-    r"""A text of lines "Name: value", such as status and meminfo.
+    r"""Parse a text of lines "Name: value", such as status and meminfo.
 
-    Nothing but the first line of a name counts, as the kernel writes each once.
+    The kernel writes each name once. If a name occurs twice, its first line counts.
 
     >>> fields_by_name(b"Name:\ta\rCapEff:\t1\nCapEff:\t0f\n")[b"CapEff"]
     b'0f'
@@ -110,11 +110,11 @@ class Mount(NamedTuple):
     """One line of mountinfo.
 
     Args:
-        device: Number of the device, as st_dev has it.
-        root: What of the file system is mounted, as a path within it.
-        path: Where it is mounted.
-        kind: The type of the file system; those of FUSE are "fuse.SUBTYPE".
-        options: The file system's own options.
+        device: Device number, as in st_dev.
+        root: The folder of the file system that is mounted here, as a path inside the file system.
+        path: The mount point.
+        kind: Type of the file system; for FUSE "fuse.SUBTYPE".
+        options: Options of the file system (the super block's), not of this mount.
     """
 
     device: int
@@ -125,7 +125,7 @@ class Mount(NamedTuple):
 
 
 def parse_mountinfo(data: bytes) -> list[Mount]:
-    r"""Read /proc/PID/mountinfo. Source: show_mountinfo() in fs/proc_namespace.c.
+    r"""Parse /proc/PID/mountinfo. Source: show_mountinfo() in fs/proc_namespace.c.
 
     >>> parse_mountinfo(b"36 35 0:31 / /home/a\\040\vb rw shared:1 - tmpfs none rw,size=1\n")
     [Mount(device=31, root='/', path='/home/a \x0bb', kind='tmpfs', options=('rw', 'size=1'))]
@@ -136,13 +136,14 @@ def parse_mountinfo(data: bytes) -> list[Mount]:
 def _parse_mount(line: bytes) -> Mount | None:
     fields = line.split(b" ")
     try:
-        # Optional fields come before the "-", and none of them is a "-".
+        # The optional fields come before the "-". No optional field is itself a "-".
         dash = fields.index(b"-", 6)
-        # A source may be empty, and then the kernel writes nothing between its blanks.
+        # The source may be empty: then two blanks follow each other.
         kind, options = fields[dash + 1], b" ".join(fields[dash + 3 :])
         major, minor = map(int, fields[2].split(b":"))
     except (ValueError, IndexError):
-        # A file system writes its options itself, and may forget to escape a "\n" of them.
+        # A file system writes its options itself, and may fail to escape a "\n" in them. Then the
+        # rest of the options looks like another line.
         return None
     return Mount(
         os.makedev(major, minor),
@@ -154,6 +155,9 @@ def _parse_mount(line: bytes) -> Mount | None:
 
 
 def read_mounts() -> list[Mount]:
-    """The mounts that this process sees, in the kernel's order. Source: /proc/self/mountinfo"""
+    """Read the mounts that this process sees, in the kernel's order.
+
+    Source: /proc/self/mountinfo
+    """
     with open("/proc/self/mountinfo", "rb") as file:
         return parse_mountinfo(file.read())

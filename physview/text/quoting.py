@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Names from outside in a line of text: process names, paths and the like may hold any byte.
+"""Quotes untrusted names, such as process names and paths, so that they fit into one line.
 
-There is one form, that of a shell's $'…': a byte that is no UTF-8, and an ASCII control character,
-is \\xNN (or \\n, \\r, \\t); any other character that is not printable, as those that turn the
-direction of writing, is \\uNNNN or \\UNNNNNNNN.
+The quoted form is that of $'…' in a shell:
+
+- An ASCII control character, and a byte that is not valid UTF-8, becomes \\xNN (or \\n, \\r, \\t).
+- Any other character that is not printable becomes \\uNNNN or \\UNNNNNNNN. Examples are the
+  characters that change the direction of writing.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ if TYPE_CHECKING:
     import re
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
-_LONG = {form: letter for letter, form in _SHORT.items()}
-# os.fsdecode() makes a byte that is no UTF-8 a lone surrogate from here on.
-_BYTE = 0xDC00
+_LETTER_OF_SHORT = {form: letter for letter, form in _SHORT.items()}
+# os.fsdecode() maps a byte that is not valid UTF-8 to the lone surrogate at this offset.
+_SURROGATE_BASE = 0xDC00
 _QUOTED = r"\\(?:[nrt\\]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
 
 
 def printable(name: str) -> str:
-    r"""A name as it fits into a line, whatever bytes are in it. What is printable stays as it is.
+    r"""Quote a name for a line of text. Printable characters stay, also backslashes.
 
     >>> print(printable("a b"), printable("a\nb"), printable("\x1b[31m \udcff \u202e"))
     a b a\nb \x1b[31m \xff \u202e
@@ -30,7 +32,7 @@ def printable(name: str) -> str:
 
 
 def quote_letter(letter: str) -> str:
-    r"""One character in the form above, printable or not.
+    r"""Quote one character in the form of this module, even if it is printable.
 
     >>> print(quote_letter("\x7f"), quote_letter("\udc80"), quote_letter("\x85"))
     \x7f \x80 \u0085
@@ -40,8 +42,8 @@ def quote_letter(letter: str) -> str:
         return _SHORT[letter]
     if number < 0x80:
         return f"\\x{number:02x}"
-    if _BYTE + 0x80 <= number <= _BYTE + 0xFF:
-        return f"\\x{number - _BYTE:02x}"
+    if _SURROGATE_BASE + 0x80 <= number <= _SURROGATE_BASE + 0xFF:
+        return f"\\x{number - _SURROGATE_BASE:02x}"
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
@@ -50,11 +52,11 @@ def _visible(letter: str) -> str:
 
 
 def escaped(name: str, encoding: str = "utf-8") -> str:
-    r"""A name in one line from which `unescaped()` gets it back: backslashes are doubled besides.
+    r"""Quote a name reversibly: backslashes are doubled, so `unescaped()` restores the name.
 
     Args:
         name: The name.
-        encoding: What it has to fit into; characters that this lacks are quoted.
+        encoding: The encoding of the output; characters that it lacks are quoted, too.
 
     >>> print(escaped("C:\\a\n"), escaped("ü", "ascii"))
     C:\\a\n \u00fc
@@ -76,7 +78,7 @@ def _encodable(letter: str, encoding: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    r"""What `escaped()` was given.
+    r"""Restore the name that `escaped()` quoted.
 
     >>> unescaped("a\\\\b\\n\\xff") == "a\\b\n\udcff"
     True
@@ -88,9 +90,9 @@ def unescaped(text: str) -> str:
 
 def _original(match: re.Match[str]) -> str:
     form = match.group()
-    if form in _LONG:
-        return _LONG[form]
+    if form in _LETTER_OF_SHORT:
+        return _LETTER_OF_SHORT[form]
     number = int(form[2:], 16)
     if number > 0x10FFFF:
         return form
-    return chr(_BYTE + number if form[1] == "x" and number >= 0x80 else number)
+    return chr(_SURROGATE_BASE + number if form[1] == "x" and number >= 0x80 else number)
