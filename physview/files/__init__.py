@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files and folders that other users cannot turn against the caller."""
+"""Reads and writes files so that other users cannot redirect or replace them."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writes files completely or not at all, and only where the caller meant.
+"""Writes files completely or not at all, and only in the folder that the caller meant.
 
-Every file that a command or the API writes passes here. `targets.Target` finds its folder; all
-further steps use descriptors.
+Every file that a command or the API writes is written by this module. `output_target.Target` finds
+the folder; all further steps use descriptors.
 """
 
 from __future__ import annotations
@@ -21,34 +21,37 @@ from physview.errors import PhysviewError
 from physview.files.caller import sudo_caller
 from physview.files.output_target import Access, Target
 
-# What file systems say that have no O_TMPFILE, such as vfat, 9p and NFS; EISDIR: Linux before 3.11.
+# Errors of file systems without O_TMPFILE, such as vfat, 9p and NFS. EISDIR: Linux before 3.11.
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOSYS, errno.EINVAL)
-# What they say that have no hard links.
+# Errors of file systems without hard links.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_TERMINATING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 @contextlib.contextmanager
 def whole_file(path: str, *, overwrite: bool = False, private: bool = True) -> Iterator[BinaryIO]:
-    """A file to write to, which gets its name only when everything is written.
+    """Open a file for writing that gets its name only when all of it is written.
 
-    Until then the file has no name, so no part of it is left if the process ends. On a file system
-    without such files it has a hidden name, which is removed unless SIGKILL ends the writing. A new
-    file belongs to the caller, also through sudo. A file that replaces another keeps the owner of
-    the old file, except in the caller's own folder.
+    Until then the file has no name (O_TMPFILE), so nothing is left behind if the process ends. A
+    file system without O_TMPFILE needs a hidden name instead. The hidden name is removed on every
+    error and signal except SIGKILL.
+
+    A new file belongs to the caller; under sudo, to the user who called sudo. A file that replaces
+    another file keeps the owner of the old file, except in the caller's own folder.
 
     Args:
-        path: Its name.
-        overwrite: Whether to replace a file of this name.
-        private: Whether only its owner may read it, because it has what only root may see.
+        path: The name of the file.
+        overwrite: Whether to replace an existing file of this name.
+        private: Whether only its owner may read the file, because it has data that only root may
+            see.
 
     Raises:
-        PhysviewError: The file exists, cannot be written, or another user could redirect it.
+        PhysviewError: The file exists, cannot be written, or could be redirected by another user.
     """
     what = f"cannot write {path}"
     with Target(path) as target:
         target.check(overwrite=overwrite)
-        partial = _Partial(target)
+        partial = _UnfinishedFile(target)
         with contextlib.closing(partial):
             try:
                 partial.create(0o600 if private else 0o666)
@@ -61,48 +64,52 @@ def whole_file(path: str, *, overwrite: bool = False, private: bool = True) -> I
                 os.fsync(partial.fd)
                 partial.name_it(overwrite=overwrite)
             except BaseException as error:
-                if _is_of_writing(error):
+                if _is_write_error(error):
                     why = error.strerror or str(error)
                     raise PhysviewError(what, why, "no part of the file was kept") from None
                 raise
 
 
-def _is_of_writing(error: BaseException) -> TypeGuard[OSError]:
-    """Whether an error is of the written file: an error with a file name is of another file."""
+def _is_write_error(error: BaseException) -> TypeGuard[OSError]:
+    """Whether an error is about the written file. An error with a file name is about another."""
     if isinstance(error, PhysviewError) or not isinstance(error, OSError):
         return False
     return error.errno is not None and not error.filename
 
 
 def check_target(path: str, *, overwrite: bool = False) -> None:
-    """Find out whether a file could be written, before much is read for it.
+    """Check whether a file could be written, before the work that produces its contents.
+
+    Args:
+        path: The name of the file.
+        overwrite: Whether an existing file of this name would be replaced.
 
     Raises:
-        PhysviewError: As `whole_file()`.
+        PhysviewError: As in `whole_file()`.
     """
     with Target(path) as target:
         target.check(overwrite=overwrite)
 
 
 def note_on_folder(path: str) -> str:
-    """A warning if other users can replace the written file; empty if they cannot."""
+    """A warning if other users can replace the written file; an empty text if they cannot."""
     with Target(path) as target:
         if target.access is not Access.SHARED:
             return ""
         return f"others may write to the folder {target.folder}, and so replace {path}"
 
 
-class _Partial:
-    """A file that is being written; `close()` removes it unless it was named."""
+class _UnfinishedFile:
+    """A file that is being written; `close()` removes it unless it has got its name."""
 
     def __init__(self, target: Target) -> None:
         self.fd = -1
         self._target = target
-        self._hidden = ""  # its name until it has its own; empty while it has none
+        self._hidden = ""  # its temporary name; empty if it has none
         self._signals = contextlib.ExitStack()
 
     def create(self, mode: int) -> None:
-        """Create it, without a name if the file system can."""
+        """Create the file, without a name if the file system supports O_TMPFILE."""
         flags = os.O_WRONLY | os.O_CLOEXEC
         try:
             self.fd = os.open(".", flags | os.O_TMPFILE, mode, dir_fd=self._target.fd)
@@ -112,22 +119,22 @@ class _Partial:
         else:
             if self._has_link():
                 return
-            os.close(self.fd)  # without /proc it could never be named
+            os.close(self.fd)  # without /proc, linkat() could never give it a name
         flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         self.fd = os.open(self._hide(), flags, mode, dir_fd=self._target.fd)
 
     def close(self) -> None:
-        """Remove it unless it was named."""
+        """Close the file, and remove it unless it has got its name."""
         self._remove()
         self._signals.close()
         if self.fd >= 0:
             os.close(self.fd)
 
     def name_it(self, *, overwrite: bool) -> None:
-        """Give it its name, and its owner.
+        """Give the file its owner and its name.
 
         Raises:
-            PhysviewError: Somebody else was quicker.
+            PhysviewError: Another process has made a file of this name meanwhile.
         """
         old = self._target.check(overwrite=overwrite)
         self._set_owner(old)
@@ -141,7 +148,7 @@ class _Partial:
                 if not self._hidden or error.errno not in _NO_LINKS:
                     raise
         if not self._hidden:
-            # linkat() cannot replace a name, so a file of O_TMPFILE needs a hidden name first.
+            # linkat() cannot replace a file, but rename() can. So give it a hidden name first.
             self._link(self._hide())
         folder = self._target.fd
         os.rename(self._hidden, self._target.name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -149,7 +156,7 @@ class _Partial:
 
     def _link(self, name: str) -> None:
         folder = self._target.fd
-        # By descriptor: the hidden name may belong to another file by now.
+        # Link the descriptor: the hidden name may belong to another file by now.
         source = f"/proc/self/fd/{self.fd}"
         if not self._has_link():
             source = self._hidden
@@ -158,7 +165,7 @@ class _Partial:
         )
 
     def _has_link(self) -> bool:
-        """Whether /proc has this file, to link it by its descriptor."""
+        """Whether the file can be linked through its descriptor in /proc."""
         try:
             found = os.stat(f"/proc/self/fd/{self.fd}")
         except OSError:
@@ -166,8 +173,8 @@ class _Partial:
         return os.path.samestat(found, os.fstat(self.fd))
 
     def _hide(self) -> str:
-        """A hidden name for it, which a signal that ends the process removes."""
-        self._signals.enter_context(_before_ending(self._remove))
+        """Choose a hidden name; from now on a terminating signal removes the name first."""
+        self._signals.enter_context(_before_termination(self._remove))
         name = os.fsdecode(os.fsencode(self._target.name)[:200])  # NAME_MAX is 255 bytes
         self._hidden = f".{name}.{secrets.token_hex(8)}.part"
         return self._hidden
@@ -178,11 +185,11 @@ class _Partial:
             own_folder = ids is not None and self._target.folder_uid == ids[0]
             ids = ids if own_folder else (old.st_uid, old.st_gid)
         if ids is not None:
-            with contextlib.suppress(OSError):  # a file system without owners
+            with contextlib.suppress(OSError):  # for example vfat, which has no owners
                 os.fchown(self.fd, *ids)
 
     def _remove(self) -> None:
-        """Remove the hidden name, if it is still this file's."""
+        """Remove the hidden name if it still belongs to this file."""
         hidden, self._hidden = self._hidden, ""
         if not hidden:
             return
@@ -193,10 +200,11 @@ class _Partial:
 
 
 @contextlib.contextmanager
-def _before_ending(clean_up: Callable[[], None]) -> Iterator[None]:
-    """Call `clean_up` before a signal ends the process, unless the signal is caught or ignored.
+def _before_termination(clean_up: Callable[[], None]) -> Iterator[None]:
+    """Call `clean_up` before a signal ends the process.
 
-    Only the main thread can do this; in other threads the signal ends the process without it.
+    Signals that are already caught or ignored stay as they are. Only the main thread can set signal
+    handlers: in another thread nothing is set up, and a signal ends the process without the call.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -207,11 +215,11 @@ def _before_ending(clean_up: Callable[[], None]) -> Iterator[None]:
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)
 
-    taken = [each for each in _ENDING if signal.getsignal(each) is signal.SIG_DFL]
+    handled = [each for each in _TERMINATING_SIGNALS if signal.getsignal(each) is signal.SIG_DFL]
     try:
-        for each in taken:
+        for each in handled:
             signal.signal(each, end)
         yield
     finally:
-        for each in taken:
+        for each in handled:
             signal.signal(each, signal.SIG_DFL)

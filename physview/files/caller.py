@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The user who called sudo, who becomes the owner of files that root writes."""
+"""Finds the user who called sudo. Files that root writes for this user belong to this user."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from physview.errors import UsageError
 from physview.text.digits import bounded_int
 
 MAX_ID = (1 << 32) - 2
-"""uid_t has 32 bits, and the last of them means no change. Source: chown(2)"""
+"""The largest valid uid or gid: both have 32 bits, and -1 means "no change". Source: chown(2)"""
 
 
 class Caller(NamedTuple):
-    """A user and a group."""
+    """The uid and gid of the user who called sudo."""
 
     uid: int
     gid: int
 
 
 def sudo_caller() -> Caller | None:
-    """The user who called sudo, by SUDO_UID and SUDO_GID; None without sudo or without root.
+    """Read the user who called sudo from SUDO_UID and SUDO_GID.
+
+    Returns:
+        The user; None if physview does not run as root, or was not started by sudo.
 
     Raises:
-        UsageError: SUDO_UID or SUDO_GID is set, and they are not ids of a user and a group.
+        UsageError: SUDO_UID or SUDO_GID is set, but they are not a valid uid and gid.
     """
     words = [os.environ.get(name, "") for name in ("SUDO_UID", "SUDO_GID")]
     if os.geteuid() != 0 or not any(words):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which file system a folder is of, as statfs() says: no name of a mount point can pretend that.
+"""Finds the type of the file system that a folder is in, by fstatfs().
 
-Who is root and writes where a list of mounts points to, writes where the list's author wants. So
-what is found by name is opened, asked what it is, and used by that descriptor.
+A path in the list of mounts cannot be trusted, because users can choose names of mount points. If
+root wrote to such a path, a user could choose where root writes. So a folder that was found by
+name is opened first. Then its file system is checked, and after that only its descriptor is used.
 """
 
 from __future__ import annotations
@@ -26,16 +27,19 @@ def _libc() -> Any:
 
 
 def type_of(fd: int) -> int:
-    """The f_type of the file system that a descriptor is of; O_PATH is enough.
+    """The type (f_type) of the file system that an open file is in.
+
+    Args:
+        fd: The file; O_PATH is enough.
 
     Raises:
-        OSError: The file system does not say.
+        OSError: fstatfs() fails.
 
     Source: statfs(2)
     """
     import ctypes
 
-    # struct statfs begins with f_type, a long on x86-64 and arm64, and is shorter than this.
+    # struct statfs begins with f_type, a long on x86-64 and arm64. The buffer is larger than it.
     buffer = (ctypes.c_long * 32)()
     if _libc().fstatfs(fd, buffer):
         code = ctypes.get_errno()
@@ -44,20 +48,22 @@ def type_of(fd: int) -> int:
 
 
 def open_folder(path: str, *types: int, flags: int = os.O_RDONLY, dir_fd: int | None = None) -> int:
-    """Open a folder of one of these file systems; nothing else is waited for or read.
+    """Open a folder if it is in a file system of one of the given types.
+
+    Anything that is not a folder is refused at once: opening a FIFO or a device could block.
 
     Args:
         path: The folder.
-        types: What `type_of()` may be.
-        flags: O_PATH where it need not be listed.
-        dir_fd: What a relative path is relative to.
+        types: The types of file systems to accept, as `type_of()` returns them.
+        flags: O_PATH if the folder will not be listed.
+        dir_fd: The folder that a relative path starts from; None is the working directory.
 
     Returns:
-        Its descriptor.
+        The descriptor of the folder.
 
     Raises:
-        NotADirectoryError: It is no folder, or one of another file system.
-        OSError: The kernel refuses.
+        NotADirectoryError: The path is not a folder, or is in another type of file system.
+        OSError: The folder cannot be opened.
     """
     fd = os.open(path, flags | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The target of a written file: a folder that is held open, and a name in this folder.
+"""Finds where a file is written: a folder that is held open, and a name in this folder.
 
-A path is followed component by component, each by a descriptor: nobody can replace a part of it
-between a check and its use, or redirect root to another place. A symbolic link is followed only if
-only root and the caller can have made it.
+The path is followed component by component, and each folder is held by its descriptor. So nobody
+can replace a part of the path between a check and its use, or redirect root to another place. A
+symbolic link is followed only if nobody but root and the caller can have made it.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ from physview.files.caller import sudo_caller
 from physview.files.descriptor import Closable, Descriptor
 
 MAX_LINKS = 40
-"""How many symbolic links the kernel follows in a path. Source: MAXSYMLINKS"""
+"""The maximum number of symbolic links in a path, as in the kernel. Source: MAXSYMLINKS"""
 
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Access(IntEnum):
-    """Who else may change what a folder holds."""
+    """How far users other than root and the caller may change the entries of a folder."""
 
     OWN = 0
-    """Nobody but root and the caller."""
+    """Other users may change nothing."""
     STICKY = 1
-    """Others may add names, but not remove or rename those of root and the caller, as in /tmp."""
+    """Other users may add entries, but not remove or rename those of root and the caller (/tmp)."""
     SHARED = 2
-    """Others may also remove and rename."""
+    """Other users may add, remove and rename entries."""
 
 
 def trusted_uids() -> frozenset[int]:
-    """The users whose folders and links are trusted: root and the caller, also through sudo."""
+    """The users whose folders and links are trusted: root, this user, and who called sudo."""
     caller = sudo_caller()
     return frozenset({0, os.geteuid(), *(caller[:1] if caller else ())})
 
 
 class Target(Closable):
-    """A folder that is held open, and the name of a file in it. A context manager.
+    """Where a file will be written: an open folder and a name in it. A context manager.
 
     Args:
-        path: The file, which need not be there.
+        path: The file, which need not exist.
 
     Attributes:
-        path: As it was given.
-        fd: The folder, opened with O_PATH.
-        name: The file's name in the folder.
-        access: Who else may change the folder's entries.
-        folder_uid: The folder's owner.
+        path: The path as it was given.
+        fd: Descriptor of the folder, opened with O_PATH.
+        name: The name of the file in the folder.
+        access: How far other users may change the entries of the folder.
+        folder_uid: The owner of the folder.
 
     Raises:
-        PhysviewError: There is no such folder, the path names no file, or it leads through a
-            symbolic link that another user may have made.
+        PhysviewError: The folder does not exist, the path is not that of a file, or the path leads
+            through a symbolic link that another user may have made.
     """
 
     def __init__(self, path: str) -> None:
@@ -69,8 +69,8 @@ class Target(Closable):
         if path.endswith("/") or os.path.basename(path) in (".", ".."):
             raise PhysviewError(what, "it is a folder", "name a file in it", path=path)
         try:
-            self._walk = _Walk(path, self._trusted)
-        except ValueError:  # a NUL, or what is no text of this system
+            self._walk = _PathWalk(path, self._trusted)
+        except ValueError:  # a NUL, or a character that the file system encoding lacks
             raise PhysviewError(what, "this is not a valid file name", path=path) from None
         except OSError as error:
             raise PhysviewError(what, error.strerror or "", path=path) from None
@@ -87,13 +87,13 @@ class Target(Closable):
         return os.path.dirname(self.path) or "."
 
     def check(self, *, overwrite: bool) -> os.stat_result | None:
-        """Check whether the file may be written here now.
+        """Check whether the file may be written now.
 
         Args:
-            overwrite: Whether it may replace a file.
+            overwrite: Whether it may replace an existing file.
 
         Returns:
-            The file that would be replaced; None if there is none.
+            The existing file, which would be replaced; None if there is no such file.
 
         Raises:
             PhysviewError: The file may not be written.
@@ -114,10 +114,10 @@ class Target(Closable):
         return info
 
     def _refusal(self, info: os.stat_result, overwrite: bool) -> tuple[str, str]:
-        """Why what is there must stay, and what to do; both empty if it may be replaced."""
+        """Why the existing file must stay, and what to do; both empty if it may be replaced."""
         if stat.S_ISDIR(info.st_mode):
             return "it is a folder", "name a file in it"
-        if stat.S_ISLNK(info.st_mode):  # made since the path was followed
+        if stat.S_ISLNK(info.st_mode):  # it was made after the path was followed
             return "it is a symbolic link", "choose another name"
         if not stat.S_ISREG(info.st_mode):
             return "it is a device or a pipe", "name a regular file"
@@ -135,14 +135,14 @@ class Target(Closable):
 
 
 class _Link(NamedTuple):
-    """A symbolic link that was met on the way."""
+    """A symbolic link on the path: its target and its owner."""
 
     text: str
     uid: int
 
 
-class _Walk(Descriptor):
-    """Follows a path to the folder of its last component."""
+class _PathWalk(Descriptor):
+    """Follows a path to the folder that holds its last component."""
 
     def __init__(self, path: str, trusted: frozenset[int]) -> None:
         self._path = path
@@ -169,7 +169,10 @@ class _Walk(Descriptor):
             raise
 
     def _start(self, path: str) -> None:
-        """Go to the root, or stay where this is: at first in the working directory."""
+        """Begin an absolute path at /. A relative one begins in the current folder of the walk.
+
+        At first the current folder is the working directory.
+        """
         if path.startswith("/"):
             self._move(os.open("/", _FOLDER))
         elif self.fd < 0:
@@ -178,12 +181,13 @@ class _Walk(Descriptor):
     def _move(self, fd: int) -> None:
         self.close()
         self._fd = fd
-        # Who may rename a folder on the way decides which folder this is.
+        # Whoever may rename a folder on the path decides where the path ends. So the access of the
+        # whole path is at least that of each of its folders.
         before = Access.OWN if self.access is not Access.SHARED else Access.SHARED
         self.access = max(before, access_of(fd, self._trusted))
 
     def _enter(self, name: str) -> _Link | None:
-        """Go into a folder, or return the link that has its name."""
+        """Enter a folder; if the name is that of a symbolic link, return the link instead."""
         try:
             fd = os.open(name, _FOLDER, dir_fd=self.fd)
         except NotADirectoryError:
@@ -204,7 +208,7 @@ class _Walk(Descriptor):
         return None
 
     def _link(self, name: str) -> _Link | None:
-        """The symbolic link that has a name; None if that is something else, or nothing."""
+        """The symbolic link of this name; None if the entry is not a link or does not exist."""
         try:
             fd = os.open(name, _ENTRY, dir_fd=self.fd)
         except FileNotFoundError:
@@ -218,10 +222,10 @@ class _Walk(Descriptor):
             os.close(fd)
 
     def _allow(self, name: str, link: _Link) -> None:
-        """Refuse a link that another user can have put there.
+        """Refuse a link that another user may have put there.
 
-        The owner of a link is not enough: if fs.protected_hardlinks is 0, anybody can make a hard
-        link in /tmp to a symbolic link of root.
+        To check the owner of the link is not enough. If fs.protected_hardlinks is 0, any user can
+        make a hard link in /tmp to a symbolic link of root. So the folder is checked, too.
         """
         self._nr_links += 1
         if self._nr_links > MAX_LINKS:
@@ -236,18 +240,18 @@ class _Walk(Descriptor):
 
 
 def _components(path: str) -> list[str]:
-    """The components of a path, the last first."""
+    """The components of a path, in reverse order."""
     return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
 def access_of(fd: int, trusted: frozenset[int]) -> Access:
-    """Who may change what a folder holds, by its owner and mode.
+    """How far other users may change the entries of a folder, by its owner and its mode.
 
-    An access control list that gives more shows as the group's part of the mode.
+    An access control list that grants more is visible in the group bits of the mode.
 
     Args:
         fd: The folder; O_PATH is enough.
-        trusted: As of `trusted_uids()`.
+        trusted: The trusted users, from `trusted_uids()`.
     """
     info = os.fstat(fd)
     if info.st_uid not in trusted:
@@ -262,7 +266,7 @@ def access_of(fd: int, trusted: frozenset[int]) -> Access:
 
 def _is_private(fd: int, gid: int, trusted: frozenset[int]) -> bool:
     from physview.files.private_groups import (
-        is_private,  # it takes pwd and grp, which are seldom needed
+        is_private,  # imports pwd and grp, which are rarely needed
     )
 
     return is_private(fd, gid, trusted)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a group is one user's alone: then its right to write is nobody else's.
+"""Finds out whether a group is private: whether it has one user as its only member.
 
-Many distributions give each user a group of their own and a umask of 002.
+Many distributions give each user a private group and a umask of 002. So most files of a user are
+writable to a group, but to nobody else.
 """
 
 from __future__ import annotations
@@ -14,23 +15,26 @@ from collections.abc import Collection
 
 
 def is_private(fd: int, gid: int, uids: Collection[int]) -> bool:
-    """Whether what a group may do with a file, nobody but some users may do.
+    """Whether the group permissions of a file give permissions to nobody but the given users.
+
+    An access control list may give the same permissions to further users. So the answer is False
+    for a file that has an access control list.
 
     Args:
-        fd: The file; O_PATH is enough. An access control list of it may give others the same.
-        gid: Its group.
-        uids: The users; the group has to be one's own, and to have no other members.
+        fd: The file; O_PATH is enough.
+        gid: The group of the file.
+        uids: The users. The group must be the private group of one of them.
     """
     users = []
     for uid in uids:
-        with contextlib.suppress(KeyError):  # it has no entry
+        with contextlib.suppress(KeyError):  # no entry in the user database
             users.append(pwd.getpwuid(uid))
     try:
         group = grp.getgrgid(gid)
         attributes = os.listxattr(f"/proc/self/fd/{fd}")
     except (KeyError, OSError):
         return False
-    # acl(5): where there is a list, the group's bits are the most that the list gives anybody.
+    # acl(5): with an access control list, the group bits are the mask of the whole list.
     if "system.posix_acl_access" in attributes:
         return False
     if not any((user.pw_gid, user.pw_name) == (gid, group.gr_name) for user in users):
