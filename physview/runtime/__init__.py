@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How this program runs here: its command lines, packages, limits and child processes."""
+"""The environment that physview runs in: command lines, packages, limits, child processes."""

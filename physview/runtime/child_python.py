@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one way in which physview starts another Python interpreter.
+"""Starts Python child processes that import nothing from untrusted folders.
 
 `python -m` puts the working directory first on the module path, and PYTHONPATH comes before the
-standard library. So whoever owns a folder in which root types a command could run code as root.
-A child is therefore isolated (-I), is started by the absolute path of a file of this package, in
-the root directory, and without any PYTHON* variable.
+standard library. If root typed a command in a folder of another user, that user could run code as
+root. So a child is isolated (-I), runs a file of this package by its absolute path, in the root
+directory, without any PYTHON* variable. All Python children of physview are started here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 START = os.path.join(_PACKAGE, "__main__.py")
-"""Imports the package that it lies in, from there and from nowhere else."""
+"""The file that a child runs. It imports physview from its own folder and from nowhere else."""
 
 WORKING_DIRECTORY = "/"
 
@@ -31,13 +31,13 @@ def script(path: str, *options: str) -> list[str]:
 
     Args:
         path: The file.
-        options: Further options of the interpreter, as "-S".
+        options: Further options of the interpreter, such as "-S".
 
     Returns:
-        Program and arguments, all absolute.
+        The program and its arguments; all paths are absolute.
 
     Raises:
-        PhysviewError: Python does not know which program it is.
+        PhysviewError: The absolute path of the interpreter is unknown.
     """
     if not os.path.isabs(sys.executable or ""):
         raise PhysviewError(
@@ -45,7 +45,8 @@ def script(path: str, *options: str) -> list[str]:
             "this one does not know the path of its own program (sys.executable)",
             "start physview by its path",
         )
-    # -I ignores PYTHONDONTWRITEBYTECODE, too: root would leave caches in a user's checkout.
+    # -I ignores PYTHONDONTWRITEBYTECODE, too. Without -B, root would write __pycache__ folders into
+    # a user's checkout.
     no_caches = ["-B"] if sys.dont_write_bytecode else []
     return [sys.executable, "-I", *no_caches, *options, os.path.abspath(path)]
 
@@ -54,16 +55,17 @@ def command(module: str, *args: str) -> list[str]:
     """The command that calls `main()` of a module of this package.
 
     Args:
-        module: Its full name, as "physview.commands".
-        args: Its arguments, in sys.argv[1:].
+        module: Full name of the module, such as "physview.commands".
+        args: The arguments, which `main()` finds in sys.argv[1:].
     """
-    return [*script(START), invocation.CHILD_OPTION, _about_us(), module, *args]
+    return [*script(START), invocation.CHILD_OPTION, _parent_info(), module, *args]
 
 
 def environment() -> dict[str, str]:
-    """Ours without what Python and its libraries take modules and options from.
+    """The environment of a child: this process's without the PYTHON* variables.
 
-    The rest stays: a C library's tunables, or a locale, are part of what is looked at.
+    The other variables stay, because they affect the memory that is examined: for example the
+    locale and the tunables of the C library.
     """
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
@@ -72,12 +74,12 @@ def start(module: str, *args: str, **options: Any) -> subprocess.Popen[bytes]:
     """Start a child that calls `main()` of a module of this package.
 
     Args:
-        module: Its full name, as "physview.commands".
-        args: Its arguments, in sys.argv[1:].
-        options: Further ones of subprocess.Popen.
+        module: Full name of the module, such as "physview.commands".
+        args: The arguments, which `main()` finds in sys.argv[1:].
+        options: Further arguments of subprocess.Popen.
 
     Raises:
-        OSError: There is no memory, or no process, to be had.
+        OSError: The process cannot be started, for example because of a limit.
     """
     import subprocess
 
@@ -86,9 +88,12 @@ def start(module: str, *args: str, **options: Any) -> subprocess.Popen[bytes]:
     )
 
 
-def _about_us() -> str:
-    """What a child cannot find out: where the core's Python package is, which -I may hide (a
-    user's own site-packages), and what the person typed, for advice."""
+def _parent_info() -> str:
+    """What a child cannot find out itself, as JSON.
+
+    folders: where the package cffi is, because -I may hide a user's own site-packages. typed: the
+    command line that the user typed, for advice in messages.
+    """
     import json
 
     backend = getattr(sys.modules.get("_cffi_backend"), "__file__", None)

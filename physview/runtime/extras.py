@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Packages that only some commands need, and the line that installs one which is missing."""
+"""Optional Python packages: imports them, and advises how to install one that is missing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from physview.runtime import install_advice, resource_limits
 
 
 class Extra(NamedTuple):
-    """A package that physview can do without.
+    """An optional package.
 
     Args:
-        module: What is imported of it.
-        package: Its name where packages are had.
-        name: The extra of physview's that brings it.
-        commands: What needs it.
+        module: The module that is imported, such as "PIL".
+        package: The name of the package on PyPI, such as "pillow".
+        name: The extra of physview that installs the package, such as "picture".
+        commands: What needs the package, for messages.
     """
 
     module: str
@@ -34,26 +34,27 @@ EXTRAS = (
 
 
 def missing() -> list[Extra]:
-    """Those that are not installed; none is imported."""
+    """The optional packages that are not installed. None is imported to find out."""
     return [extra for extra in EXTRAS if find_spec(extra.module) is None]
 
 
 def install_line(*extras: Extra) -> str:
-    """The command that installs them for this interpreter."""
+    """The command line that installs optional packages for this interpreter."""
     absent = missing()
     names = [extra.name for extra in EXTRAS if extra in extras or extra not in absent]
     return install_advice.install_line([extra.package for extra in extras], names)
 
 
 def need(name: str, what: str) -> Any:
-    """Import a module of an extra.
+    """Import a module of an optional package.
 
     Args:
-        name: The module, as "pyarrow.parquet".
-        what: What fails without it.
+        name: The module, such as "pyarrow.parquet".
+        what: What fails without the module, for the message.
 
     Raises:
-        Unsupported: It is not installed.
+        Unsupported: The package is not installed, or does not load.
+        PhysviewError: A limit of this process was reached during the import.
     """
     try:
         return import_module(name)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line that adds Python packages to the environment that physview runs in.
+"""Finds the command line that installs Python packages into the environment of physview.
 
-pip does not work everywhere: uv's environments lack it, pipx manages its environments itself, and
-a distribution's Python forbids pip (PEP 668). Each of these has a file that identifies it.
+pip does not work everywhere. Environments of uv have no pip, pipx manages its environments itself,
+and a distribution's Python forbids pip (PEP 668). A file identifies each of these cases.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from physview.runtime import invocation
 
 
 def install_line(packages: Sequence[str], extras: Sequence[str]) -> str:
-    """How to install packages here.
+    """The command line that installs packages in this environment.
 
     Args:
-        packages: Their names, as "pyarrow".
-        extras: physview's extras that bring these packages, and the extras that are installed
-            already: uv installs a tool anew, and so needs all of them.
+        packages: Names of the packages, such as "pyarrow".
+        extras: The extras of physview that install these packages, and the extras that are already
+            installed. `uv tool install` installs a tool from scratch, so it needs all extras.
     """
     prefix = sys.prefix
     if os.path.exists(f"{prefix}/uv-receipt.toml"):
@@ -39,12 +39,13 @@ def install_line(packages: Sequence[str], extras: Sequence[str]) -> str:
         return _pip(packages)
     if _is_uvs(prefix):
         return f"uv pip install --python {shlex.join([python, *packages])}"
-    # Made with --without-pip. ensurepip is in the standard library, but not in every Debian.
+    # The environment was made with --without-pip. ensurepip belongs to the standard library, but
+    # Debian moves it to a package of its own.
     return f"{shlex.join([python, '-I', '-m', 'ensurepip'])} && {_pip(packages)}"
 
 
 def _is_uvs(prefix: str) -> bool:
-    """Whether uv made a virtual environment. Source: the key "uv" that it writes to pyvenv.cfg."""
+    """Whether uv made a virtual environment. Source: uv writes the key "uv" to pyvenv.cfg."""
     try:
         with open(f"{prefix}/pyvenv.cfg", encoding="utf-8", errors="replace") as file:
             return any(line.partition("=")[0].strip() == "uv" for line in file)
@@ -53,18 +54,18 @@ def _is_uvs(prefix: str) -> bool:
 
 
 def _into_system(packages: Sequence[str], extras: Sequence[str]) -> str:
-    """For a Python that is in no virtual environment."""
+    """The command line for a Python outside of virtual environments."""
     marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
     if os.path.exists(marker):
-        # The distribution's own packages, if it has them, are named differently everywhere.
+        # Do not name the distribution's own packages: each distribution names them differently.
         return (
             "this Python belongs to the distribution, which forbids pip:"
             f" pipx install {_with_extras(extras)}"
         )
     if find_spec("pip") is None:
         return f"this Python has no pip: pipx install {_with_extras(extras)}"
-    # With -I pip would not install into a user's own site-packages. Only root can put modules into
-    # /, so Python takes no module of another user for pip's there.
+    # With -I, pip would not install into a user's own site-packages. Without -I, `python -m pip`
+    # imports from the working directory. So change to /, where only root can create modules.
     python = shlex.join([sys.executable, "-m", "pip", "install", *packages])
     line = f"(cd / && {python})"
     if os.access(sysconfig.get_path("purelib"), os.W_OK) or _is_users_own():
@@ -79,12 +80,12 @@ def _is_users_own() -> bool:
 
 
 def _pip(packages: Sequence[str]) -> str:
-    """pip, isolated: `python -m pip` would import what the working directory has."""
+    """The pip command with -I: without it, Python would import from the working directory."""
     return shlex.join([sys.executable, "-I", "-m", "pip", "install", *packages])
 
 
 def _with_extras(extras: Sequence[str]) -> str:
-    """The requirement for an installer: physview with extras, from its original source.
+    """The requirement to give an installer: physview with extras, from its original location.
 
     Source: PEP 508, and PEP 610 for direct_url.json
     """
@@ -101,7 +102,7 @@ def _with_extras(extras: Sequence[str]) -> str:
 
 
 def _origin() -> dict[str, Any]:
-    """Where physview was installed from, if it was not an index."""
+    """Where physview was installed from; empty if it came from a package index."""
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Command lines in messages that work as they are typed here, for physview and for root.
+"""Makes the command lines in messages, so that they work on this machine exactly as printed.
 
-`physview` alone is often not a command: its environment is not in PATH or in sudo's secure_path,
-or physview runs from a checkout. `sudo` may be missing, and root does not need it. Every message
-that names a command gets the command line from this module.
+The word `physview` alone is often not a command. Its environment may not be in PATH or in sudo's
+secure_path, or physview runs from a checkout. `sudo` may be missing, and root does not need it. So
+every message that names a command gets the command line from this module.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import shlex
 import sys
 
 CHILD_OPTION = "--physview-child"
-"""By this option `__main__.py` knows that `child_python` started it."""
+"""This option tells `__main__.py` that `child_python` started the process."""
 
-# The folders that every secure_path of sudo has. Fedora's lacks /usr/local/bin.
+# The folders that are in secure_path of sudo on all distributions. Fedora's lacks /usr/local/bin.
 SECURE_FOLDERS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 _AS_ROOT = "as root: "
@@ -24,42 +24,50 @@ _typed: list[str] = []
 
 
 def typed() -> list[str]:
-    """The arguments that the person typed: in a child, those of the first physview."""
+    """The command line that the user typed; in a child, that of the first physview process."""
     return _typed or sys.argv
 
 
 def remember_typed(words: list[str]) -> None:
-    """Tell a child what `typed()` is."""
+    """Set what `typed()` returns; a child process calls this first."""
     _typed[:] = words
 
 
 def physview(words: str) -> str:
-    """A command line of physview, as this user can type it here.
+    """A command line of physview that this user can type on this machine.
 
     Args:
-        words: What comes after "physview"; may have places to fill in, as "maps PID".
+        words: The words after "physview"; may contain placeholders, as in "maps PID".
     """
     return f"{_program(for_sudo=False)} {words}"
 
 
 def physview_as_root(words: str) -> str:
-    """A command line of physview for root to run; the same as `physview()` if we are root."""
+    """A command line that runs physview as root; for root the same as `physview()`.
+
+    Args:
+        words: The words after "physview".
+    """
     if os.geteuid() == 0:
         return physview(words)
     return as_root(f"{_program(for_sudo=True)} {words}")
 
 
 def again_as_root() -> str:
-    """The advice to run the command line that was typed once more, as root."""
+    """The advice to run the typed command line again, as root."""
     line = physview_as_root(shlex.join(typed()[1:])).rstrip()
     return f"run {line}" if line.startswith(_AS_ROOT) else f"run as root: {line}"
 
 
 def as_root(command: str) -> str:
-    """A command line that needs root: with sudo where it is needed and installed.
+    """A command line that runs a command as root.
 
     Args:
         command: Any command, quoted for a shell.
+
+    Returns:
+        The command itself for root. Otherwise with "sudo" before it, or with "as root: " if sudo is
+        not installed.
     """
     if os.geteuid() == 0:
         return command
@@ -67,23 +75,25 @@ def as_root(command: str) -> str:
 
 
 def write_as_root(value: str, path: str) -> str:
-    """The command line that writes a word to one of the kernel's files."""
+    """The command line that writes a value to a file of /proc or /sys as root."""
     if os.geteuid() == 0:
         return f"echo {value} >{path}"
     return f"echo {value} | sudo tee {path}" if _has_sudo() else f"{_AS_ROOT}echo {value} >{path}"
 
 
 def load_own_module() -> str:
-    """How to replace a loaded module with physview's own."""
+    """The advice to replace the loaded module with the module of physview."""
     load = physview_as_root("module load")
     return f"load physview's own: {physview_as_root('module unload')}, then {load}"
 
 
 def module_or_vm(words: str) -> str:
-    """How a command gets the module: here, if the kernel can load modules, or in a throwaway VM.
+    """The advice for a command that needs the module: load it, or use a throwaway VM.
+
+    A kernel without loadable modules leaves only the VM.
 
     Args:
-        words: The command, after "physview".
+        words: The words of the command after "physview".
     """
     vm = f"in a throwaway VM: {in_vm(words)}"
     if not os.path.exists("/proc/modules"):
@@ -92,7 +102,7 @@ def module_or_vm(words: str) -> str:
 
 
 def build_core() -> str:
-    """How to get the compiled core."""
+    """The advice for getting the compiled core."""
     return _checkout_run() or "install physview again, for this Python"
 
 
@@ -100,8 +110,8 @@ def in_vm(words: str, options: str = "") -> str:
     """The command line that runs a command of physview in a throwaway VM.
 
     Args:
-        words: The command, after "physview".
-        options: Of physview vm.
+        words: The words of the command after "physview".
+        options: Options of `physview vm`.
     """
     return physview(" ".join(filter(None, ["vm", options, f"-- physview {words}"])))
 
@@ -114,15 +124,15 @@ def _which(name: str) -> str | None:
     import shutil
 
     found = shutil.which(name)
-    # A relative folder in PATH depends on the working directory, which may be another user's.
+    # Ignore a relative folder in PATH: the working directory may belong to another user.
     return found if found and os.path.isabs(found) else None
 
 
 def _program(*, for_sudo: bool) -> str:
-    """The shortest form that works here, quoted for a shell."""
+    """The shortest command that starts physview on this machine, quoted for a shell."""
     script = _script()
     if script is None:
-        # No script is installed: run a file by its path, which needs no module path.
+        # No script is installed. Run a file by its path: that does not depend on the module path.
         return shlex.join([sys.executable, "-I", f"{_PACKAGE}/__main__.py"])
     if not for_sudo and _is_same(_which("physview"), script):
         return "physview"
@@ -135,7 +145,7 @@ def _program(*, for_sudo: bool) -> str:
 
 
 def _checkout_run() -> str:
-    """scripts/run of the checkout that the package lies in, or nothing."""
+    """scripts/run of the checkout that contains the package; empty if there is no checkout."""
     root = os.path.dirname(_PACKAGE)
     run = f"{root}/scripts/run"
     if not os.path.isfile(run):
@@ -144,7 +154,7 @@ def _checkout_run() -> str:
 
 
 def _script() -> str | None:
-    """The installed script: the one that was started, or this interpreter's own."""
+    """The installed script `physview`: the one that was started, or this interpreter's."""
     started = typed()[0] if typed() else ""
     folders = [os.path.dirname(sys.executable or ""), _user_scripts()]
     for path in (started, *(f"{folder}/physview" for folder in folders if folder)):
@@ -154,7 +164,7 @@ def _script() -> str | None:
 
 
 def _user_scripts() -> str:
-    """Where `pip install --user` puts scripts, where the package is one of those."""
+    """Where `pip install --user` puts scripts; empty if physview was not installed that way."""
     base = getattr(sys.modules.get("site"), "USER_BASE", None)
     return f"{base}/bin" if base and _PACKAGE.startswith(f"{base}/") else ""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a distribution calls the packages that physview can use."""
+"""Names of distribution packages that physview can use, and how to install them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 
 from physview.runtime import invocation, proc_mount
 
-# By the ID or ID_LIKE of /etc/os-release: how to install, and the packages' names.
+# By ID or ID_LIKE of /etc/os-release: the install command, and the names of the packages.
 _DISTRIBUTIONS = {
     "debian": (
         "apt-get install",
@@ -31,12 +31,12 @@ _DISTRIBUTIONS = {
 
 
 def install_line(what: str, os_release: str | None = None, **names: str) -> str:
-    """The command that installs a package here, or words where the distribution is unknown.
+    """The command that installs a package; a sentence if the distribution is unknown.
 
     Args:
         what: "headers", "qemu" or "kmod".
-        os_release: The text of os-release; this machine's by default.
-        names: What to fill in: `release` for headers.
+        os_release: The text of os-release; by default that of this machine.
+        names: Values for the placeholders in the package's name: `release` for "headers".
 
     >>> line = install_line("headers", "ID=ubuntu\\nID_LIKE=debian\\n", release="6.8.0-31-generic")
     >>> line.removeprefix("as root: ").removeprefix("sudo ")
@@ -50,16 +50,17 @@ def install_line(what: str, os_release: str | None = None, **names: str) -> str:
 
 
 def why_no_headers(release: str, otherwise: str) -> tuple[str, str]:
-    """Why there are no headers to build a module with for the kernel that runs, and what to do.
+    """Why the headers of the running kernel are missing, and what to do.
 
-    It asks apt, so it is for when they are missing.
+    A module cannot be built without these headers. This function runs apt, which is slow: call it
+    only when the headers are missing.
 
     Args:
-        release: What `uname -r` says.
-        otherwise: What to do where no package has them.
+        release: The release of the kernel, as `uname -r` prints it.
+        otherwise: What to do if no package has the headers.
 
     Returns:
-        The reason, and a remedy that names a package only where there may be such a one.
+        The reason and the remedy. The remedy names a package only if that package may exist.
     """
     no_proc = None if _has_modules() else proc_mount.why_no_file("/proc/modules")
     if no_proc:
@@ -83,7 +84,7 @@ def _has_modules() -> bool:
 
 
 def _apt_has(package: str) -> bool | None:
-    """Whether apt could install a package; None where it has fetched no lists, or is not there."""
+    """Whether apt could install a package; None if apt is missing, or has no package lists."""
     if shutil.which("apt-cache") is None or not _apt("apt-get", "indextargets"):
         return None
     candidate = [
@@ -103,10 +104,10 @@ def _apt(*command: str) -> str:
 
 
 def os_release_fields(os_release: str | None = None) -> dict[str, str]:
-    r"""What /etc/os-release says. Source: os-release(5).
+    r"""Parse /etc/os-release. Source: os-release(5).
 
     Args:
-        os_release: Its text; this machine's by default.
+        os_release: The text of the file; by default that of this machine.
 
     >>> os_release_fields('ID=debian\nVERSION_ID="12"\n')
     {'ID': 'debian', 'VERSION_ID': '12'}

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Why a file of /proc is missing if neither the kernel nor the process is the reason.
+"""Finds out whether a file of /proc is missing because of how /proc is mounted.
 
-/proc may be not mounted, mounted with subset=pid (no machine-wide files), or mounted with hidepid
-(processes of other users look as if they did not exist).
+- /proc may not be mounted at all.
+- /proc may be mounted with subset=pid: then it has no machine-wide files.
+- /proc may be mounted with hidepid: then processes of other users seem not to exist.
 
 Source: Documentation/filesystems/proc.rst, chapter 4
 """
@@ -16,17 +17,20 @@ from physview.runtime import invocation
 
 
 class Missing(NamedTuple):
-    """Why, and what to do about it."""
+    """Why a file is missing, and what to do about it."""
 
     why: str
     remedy: str
 
 
 def why_no_file(path: str) -> Missing | None:
-    """Why a file of the machine or of this process is missing; None if the kernel lacks the file.
+    """Why a machine-wide file, or a file of this process, is missing.
 
     Args:
-        path: The file, as "/proc/kpageflags", which could not be found.
+        path: The file that was not found, such as "/proc/kpageflags".
+
+    Returns:
+        The reason; None if the mount is not the reason, so that the kernel lacks the file.
     """
     if not path.startswith("/proc/"):
         return None
@@ -47,15 +51,15 @@ def _mount() -> str:
 
 
 def is_mounted() -> bool:
-    """Whether a /proc of this pid namespace is mounted."""
+    """Whether /proc is mounted for this pid namespace."""
     return os.path.lexists("/proc/self")
 
 
 def is_hidden(pid: int) -> bool:
-    """Whether a process exists that /proc does not show: hidepid hides it.
+    """Whether a process exists although /proc does not show it: then hidepid hides it.
 
     Args:
-        pid: A process or a thread.
+        pid: A process or a thread that was not found in /proc.
 
     Source: has_pid_permissions() in fs/proc/base.c; kill(2)
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which process a person means."""
+"""Finds the process that the user named on the command line."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from physview.runtime import proc_mount
 from physview.text.digits import bounded_int
 
 MAX_LISTED = 8
-MAX_COMM = 15  # TASK_COMM_LEN less its 0
+MAX_COMM = 15  # TASK_COMM_LEN without the terminating 0
 
 
 def find_pid(text: str) -> int | str:
     """Find the process that `text` names.
 
     Args:
-        text: A pid, "self", or the name of exactly one process: its comm or its program's name.
+        text: A pid, "self", or a name that exactly one process has. The name is the comm, or the
+            file name of the program.
 
     Returns:
-        Its pid; "self" for this process.
+        The pid, or "self" for this process. A pid is not checked: the process may not exist.
 
     Raises:
-        UsageError: Several processes have that name.
-        ProcessGone: None has.
+        UsageError: Several processes have that name, or the pid is negative.
+        ProcessGone: No process has that name.
     """
     if text == "self":
         return text
     if re.fullmatch("[0-9]+", text):
-        # Longer than any pid; also keeps /proc/0012 from being taken for /proc/12.
+        # The limit is above every pid. int() also removes leading zeros: "0012" is /proc/12.
         return bounded_int(text, (1 << 31) - 1)
     if re.fullmatch("[+-][0-9]+", text):
         raise UsageError(f"'{text}' is no pid", "pids are positive", "ps -e lists the processes")
@@ -56,7 +57,7 @@ def _pids_named(name: str) -> list[int]:
     found = []
     for process in psutil.process_iter(["name", "cmdline"]):
         program = (process.info["cmdline"] or [""])[0]
-        full = process.info["name"] or ""  # psutil's, who completes what the kernel cut off
+        full = process.info["name"] or ""  # psutil completes a name that the kernel has truncated
         if (
             name in (full, full[:MAX_COMM], os.path.basename(program))
             and process.pid != os.getpid()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Errors that come from a limit of this process, and not from what the process looked at.
+"""Recognizes errors that are caused by a limit of this process, such as its memory.
 
 Memory, open files and threads can run out anywhere: in an import, in the C library, in NumPy. Each
-of these raises its own exception, and the dynamic loader gives only a text. `reached()` knows all.
+place raises a different exception, and the dynamic loader reports only a text. `reached()`
+recognizes all of them.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ import resource
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# What dlopen(), CPython and Arrow say. Python sets no LC_MESSAGES, so it is always English.
+# Messages of dlopen(), CPython and Arrow. Python does not set LC_MESSAGES, so they are in English.
 _OF_MEMORY = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
 _OF_FILES = ("Too many open files", "Error 24")
 _OF_THREADS = ("can't start new thread", "Failed to launch worker thread")
-_DEEPEST = 20
+_MAX_CHAIN = 20
 
 
 class Limit(NamedTuple):
     """A limit that was reached.
 
     Args:
-        why: Which one.
-        remedy: How to get more of it.
+        why: Which limit.
+        remedy: How to raise the limit.
     """
 
     why: str
@@ -33,7 +34,14 @@ class Limit(NamedTuple):
 
 
 def reached(error: BaseException) -> Limit | None:
-    """The limit that an error, or one of those that led to it, comes from; None for others."""
+    """Find the limit that caused an error.
+
+    Args:
+        error: The error. The errors that led to it (__cause__, __context__) are examined, too.
+
+    Returns:
+        The limit; None if the error has another cause.
+    """
     for one in _chain(error):
         code = one.errno if isinstance(one, OSError) else None
         text = str(one) if code is None else ""
@@ -45,7 +53,8 @@ def reached(error: BaseException) -> Limit | None:
             or any(words in text for words in _OF_MEMORY)
         ):
             return _memory()
-        # fork() and clone() name no file. Nor does writing to a full pipe that does not block.
+        # EAGAIN of fork() and clone() has no file name. EAGAIN of a write to a full non-blocking
+        # pipe has none, either, but it has characters_written.
         is_fork = (
             code == errno.EAGAIN
             and isinstance(one, OSError)
@@ -59,7 +68,7 @@ def reached(error: BaseException) -> Limit | None:
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     one: BaseException | None = error
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_CHAIN):
         if one is None:
             return
         yield one

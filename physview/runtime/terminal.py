@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A terminal taken over for a while: keys one by one, and put back as it was, whatever happens."""
+"""Takes over the terminal to read single keys, and always restores it at the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
 from typing import Any
 
-# What we may be ended by, besides Ctrl-C.
+# The signals that end physview, besides SIGINT (Ctrl-C).
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 KEYS = {
@@ -32,13 +32,17 @@ KEYS = {
     b"\x1b[4~": "end",
     b"\x1b[8~": "end",
 }
-"""What terminals send for keys without a character. Source: xterm's ctlseqs, and rxvt's."""
+"""The escape sequences of keys that have no character. Source: ctlseqs of xterm and of rxvt"""
 
 
 def split_keys(data: bytes) -> tuple[list[str], bytes]:
-    r"""Which keys were pressed, and the bytes of one that is not yet whole.
+    r"""Split terminal input into keys. Keys that are not in KEYS are left out.
 
-    Keys that have no name here are left out.
+    Args:
+        data: Bytes read from the terminal.
+
+    Returns:
+        The keys, and the bytes of an incomplete escape sequence at the end.
 
     >>> split_keys(b"q\x1b[A\x1b[24~+\x1b[")
     (['q', 'up', '+'], b'\x1b[')
@@ -65,19 +69,20 @@ def split_keys(data: bytes) -> tuple[list[str], bytes]:
     return keys, b""
 
 
-class _Ended(BaseException):
-    """A signal ends us; as an exception, so that all is put back on the way out."""
+class _EndedBySignal(BaseException):
+    """A signal ends physview. As an exception, it lets all `finally` blocks run first."""
 
 
 class Terminal:
-    """The terminal on stdin and stdout, in one's own hands. A context manager.
+    """Control of the terminal on stdin and stdout. A context manager.
 
-    Inside, keys come one by one and are not echoed. Ctrl-C is KeyboardInterrupt as ever, Ctrl-Z
-    stops us with the terminal put back, and so does what ends us.
+    Inside, each key is read at once and is not echoed. Ctrl-C raises KeyboardInterrupt, as usual.
+    Ctrl-Z stops the process, and a signal of ENDING ends it; both restore the terminal first.
 
     Args:
-        enter: Called when the terminal is taken over, also after Ctrl-Z: draw everything.
-        leave: Called when it is given back.
+        enter: Called when the terminal is taken over, and again after Ctrl-Z and fg. It draws
+            everything.
+        leave: Called when the terminal is given back.
     """
 
     def __init__(self, enter: Callable[[], None], leave: Callable[[], None]) -> None:
@@ -85,8 +90,8 @@ class Terminal:
         self._leave = leave
         self._settings: list[Any] | None = None
         self._handlers: dict[int, Any] = {}
-        self._half = b""
-        self._stop = False
+        self._incomplete_key = b""
+        self._stop_requested = False
         self._resized = False
         self._leaving = False
         self._ended_by = 0
@@ -126,23 +131,23 @@ class Terminal:
             os.kill(os.getpid(), self._ended_by)
 
     def _on_ending(self, signum: int, frame: FrameType | None) -> None:
-        if self._leaving:  # or the terminal would be left half put back
+        if self._leaving:  # finish restoring the terminal first
             self._ended_by = signum
         elif signum == signal.SIGINT:
             raise KeyboardInterrupt
         else:
             self._ended_by = signum
-            raise _Ended
+            raise _EndedBySignal
 
     def _on_event(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGTSTP:
-            self._stop = True
+            self._stop_requested = True
         else:
             self._resized = True
 
     def _take(self) -> None:
         self._settings = termios.tcgetattr(0)
-        # Not TCSAFLUSH: keys that were pressed before are meant.
+        # Not TCSAFLUSH: keys that were pressed before belong to physview, too.
         tty.setcbreak(0, termios.TCSADRAIN)
         self._enter()
 
@@ -153,38 +158,38 @@ class Terminal:
         try:
             self._leave()
         except OSError:
-            pass  # it was hung up
+            pass  # the terminal was hung up
         finally:
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(0, termios.TCSADRAIN, settings)
 
-    def _stop_as_asked(self) -> None:
-        self._stop = False
+    def _stop_until_fg(self) -> None:
+        self._stop_requested = False
         self._give_back()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
-        # Here we go on after fg.
+        # The process continues here after fg.
         signal.signal(signal.SIGTSTP, self._on_event)
         self._take()
 
     def wait(self, seconds: float | None, others: Iterable[int] = ()) -> tuple[list[str], set[int]]:
-        """Wait for keys.
+        """Wait until a key is pressed, the window is resized, or a descriptor is readable.
 
         Args:
-            seconds: How long at most; None is for ever.
-            others: Descriptors that are waited for as well.
+            seconds: The longest time to wait; None waits without a limit.
+            others: Descriptors to wait for as well.
 
         Returns:
-            The keys, by their character or name, with "resize" when the window's size has changed;
-            and those of the descriptors that can be read.
+            The keys, by their character or name, with "resize" if the size of the window may have
+            changed; and the descriptors of `others` that are readable.
         """
         others = set(others)
         ready, _, _ = select.select([0, self._wake_read, *others], [], [], seconds)
         keys: list[str] = []
         if self._wake_read in ready:
             os.read(self._wake_read, 4096)
-        if self._stop:
-            self._stop_as_asked()
+        if self._stop_requested:
+            self._stop_until_fg()
             keys.append("resize")
         if self._resized:
             self._resized = False
@@ -193,7 +198,7 @@ class Terminal:
             data = os.read(0, 4096)
             if not data:
                 self._ended_by = signal.SIGHUP
-                raise _Ended
-            pressed, self._half = split_keys(self._half + data)
+                raise _EndedBySignal
+            pressed, self._incomplete_key = split_keys(self._incomplete_key + data)
             keys += pressed
         return keys, others & set(ready)
