@@ -333,4 +333,4 @@ def test_nobody_is_not_told_that_a_file_of_others_is_cached(physview, tmp_path_f
     command = [*AS_NOBODY, sys.executable, "-c", program]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert AccessDenied.__name__ in result.stderr
-    assert "who owns the file or may write to it" in result.stderr
+    assert "only the file's owner" in result.stderr

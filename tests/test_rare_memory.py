@@ -158,7 +158,7 @@ def test_a_file_of_huge_pages_is_refused(capsys):
     assert commands.main(["file", f"/proc/self/fd/{fd}"]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "it is of hugetlbfs" in said
+    assert "it is in hugetlbfs" in said
     os.close(fd)
     assert region.size
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who is asked about memory: files of /proc and /sys, system calls, and the kernel module."""
+"""The sources: files of /proc and /sys, system calls, and the kernel module, one module each."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory cgroups: their paths by inode number, and the processes in one."""
+"""Reads memory cgroups: their paths by inode number, and the processes in a cgroup."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from physview.text import proctext
 from physview.text.proctext import Mount
 
 PATH_MAX = 4096  # include/uapi/linux/limits.h
-NR_NAMES = PATH_MAX // 256  # a name has 255 bytes at most
+NR_NAMES = PATH_MAX // 256  # names that always fit into PATH_MAX: a name has at most 255 bytes
 
 
 def memory_cgroup_mount(mounts: Iterable[Mount]) -> Mount | None:
-    r"""Where the hierarchy that memory is charged to is mounted; None if it is not.
+    r"""The mount of the cgroup hierarchy that memory is charged to; None if it is not mounted.
 
     >>> mounts = proctext.parse_mountinfo(b"9 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
     >>> memory_cgroup_mount(mounts).path
@@ -35,9 +35,10 @@ def memory_cgroup_mount(mounts: Iterable[Mount]) -> Mount | None:
 
 
 def cgroup_paths() -> dict[int, str]:
-    """The memory cgroups by inode number, as /proc/kpagecgroup gives it; the root is "/".
+    """The paths of all memory cgroups, by inode number. /proc/kpagecgroup has the same numbers.
 
-    Those whose paths the kernel itself cannot tell, of PATH_MAX bytes and more, are left out.
+    The root cgroup is "/". A cgroup with a path of PATH_MAX bytes or more is left out, because the
+    kernel itself cannot show such a path.
 
     Source: Documentation/admin-guide/mm/pagemap.rst, /proc/self/mountinfo
     """
@@ -46,7 +47,7 @@ def cgroup_paths() -> dict[int, str]:
         return {}
     try:
         top = _open_cgroup(mount.path)
-    except OSError:  # something else is mounted over it
+    except OSError:  # another file system is mounted over it
         return {}
     try:
         if os.fstat(top).st_dev != mount.device:
@@ -59,14 +60,14 @@ def cgroup_paths() -> dict[int, str]:
 
 
 def cgroup_pids(path: str) -> list[int]:
-    """The processes of a cgroup and of those below it.
+    """The processes in a cgroup and in all cgroups below it.
 
     Args:
         path: A folder of the cgroup file system.
 
     Raises:
-        OSError: It is none, or cannot be read; EOPNOTSUPP: its processes are listed by the cgroup
-            above it only, as it is threaded.
+        OSError: The path is not a cgroup, or cannot be read. EOPNOTSUPP: the cgroup is threaded, so
+            the kernel lists its processes only in the cgroup above it.
     """
     top = _open_cgroup(path)
     try:
@@ -78,11 +79,11 @@ def cgroup_pids(path: str) -> list[int]:
                 continue  # it was removed meanwhile
     finally:
         os.close(top)
-    return sorted(pids - {0})  # 0: of another pid namespace
+    return sorted(pids - {0})  # the kernel lists a process of another pid namespace as 0
 
 
 def _open_cgroup(path: str, dir_fd: int | None = None) -> int:
-    """Open a folder of a cgroup file system, and nothing else. Raises OSError."""
+    """Open a folder only if it is in a cgroup file system. Raises OSError."""
     return filesystems.open_folder(path, filesystems.CGROUP, filesystems.CGROUP2, dir_fd=dir_fd)
 
 
@@ -92,17 +93,21 @@ def _listed_pids(fd: int) -> list[int]:
         return proctext.numbers(file.read())
 
 
-class _Below(NamedTuple):
-    """A cgroup as a chain of names up to the top, so that a deep branch costs little."""
+class _ChainedName(NamedTuple):
+    """A cgroup as a chain of names up to the top cgroup.
 
-    above: _Below | None
+    Cgroups of the same branch share the upper part of the chain, so a deep branch needs little
+    memory.
+    """
+
+    above: _ChainedName | None
     name: str
     nr_bytes: int
 
     def names(self) -> list[str]:
-        """From the top down."""
+        """The names from the top cgroup down to this one."""
         found = []
-        at: _Below | None = self
+        at: _ChainedName | None = self
         while at is not None:
             found.append(at.name)
             at = at.above
@@ -110,17 +115,22 @@ class _Below(NamedTuple):
 
 
 def _iter_cgroups(top: int, longest: int = sys.maxsize) -> Iterator[tuple[int, list[str]]]:
-    """Yield a cgroup and all below it: its folder, open until the next, and its names.
+    """Yield a cgroup and all cgroups below it.
 
-    A user may make a branch thousands deep: so without recursion, and with one folder open. What
-    is mounted over a cgroup is of another device, and passed over.
+    A user may nest cgroups thousands of levels deep. So this function does not recurse, and holds
+    only one folder open besides `top`. A file system that is mounted over a cgroup has another
+    device number, and is skipped.
 
     Args:
-        top: The topmost one's folder.
-        longest: Go no deeper than paths of so many bytes.
+        top: Descriptor of the topmost cgroup.
+        longest: Skip cgroups with paths of this many bytes or more, and all below them.
+
+    Yields:
+        The descriptor of a cgroup, which is closed before the next one, and its names from the top
+        down.
     """
     device = os.fstat(top).st_dev
-    left: list[_Below | None] = [None]
+    left: list[_ChainedName | None] = [None]
     while left:
         at = left.pop()
         names = at.names() if at else []
@@ -134,7 +144,7 @@ def _iter_cgroups(top: int, longest: int = sys.maxsize) -> Iterator[tuple[int, l
             yield fd, names
             nr_bytes = at.nr_bytes if at else 0
             for name in _folders(fd):
-                below = _Below(at, name, nr_bytes + 1 + len(os.fsencode(name)))
+                below = _ChainedName(at, name, nr_bytes + 1 + len(os.fsencode(name)))
                 if below.nr_bytes < longest:
                     left.append(below)
         finally:
@@ -142,7 +152,7 @@ def _iter_cgroups(top: int, longest: int = sys.maxsize) -> Iterator[tuple[int, l
 
 
 def _open_below(top: int, names: list[str]) -> int:
-    """Open a cgroup however long its path is: in steps of what the kernel takes at once."""
+    """Open a cgroup whose path may exceed PATH_MAX, in steps of at most NR_NAMES names."""
     fd = _open_cgroup(".", top)
     for at in range(0, len(names), NR_NAMES):
         above = fd

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How large huge pages are, and how small the large folios of anonymous memory can be."""
+"""The size of a huge page, and the smallest size of large folios in anonymous memory."""
 
 from __future__ import annotations
 
@@ -10,27 +10,32 @@ from physview.text import proctext
 
 THP = "/sys/kernel/mm/transparent_hugepage"
 HUGETLB = "/sys/kernel/mm/hugepages"
-# To read one flag takes as long as four in a row do: what smaller folios would spare is little.
+# Reading one flag takes as long as reading four contiguous ones. So skipping frames inside folios
+# of fewer than 16 pages would save little.
 MIN_ORDER = 4
 
 
 def huge_page_size() -> int:
-    """Bytes in a huge page of a PMD. Source: /sys/kernel/mm/transparent_hugepage"""
+    """Bytes in a huge page that a PMD entry maps. Source: /sys/kernel/mm/transparent_hugepage"""
     try:
         with open(f"{THP}/hpage_pmd_size", "rb") as file:
             return int(file.read())
     except OSError:
-        return PAGE_SIZE * PAGE_SIZE // 8  # a page of entries
+        return PAGE_SIZE * PAGE_SIZE // 8  # what one page of page table entries maps
 
 
 def smallest_anon_order(thp: str = THP, hugetlb: str = HUGETLB) -> int:
-    """The smallest large folio that anonymous memory of this machine is in, hugetlb with it.
+    """The order of the smallest large folio that anonymous memory of this machine may be in.
 
-    By the kernel's own count of them, and for those that come meanwhile by what it may make.
+    A size counts if the kernel reports folios of this size, or is allowed to make them while
+    physview reads. Pages of hugetlb count, too.
+
+    Args:
+        thp: Folder of transparent huge pages in /sys.
+        hugetlb: Folder of hugetlb in /sys.
 
     Returns:
-        Base pages, as a power of two; 0 if that is not known, or so small that to know it is of
-        no use.
+        log2 of the base pages in the folio. 0 if the order is unknown, or below MIN_ORDER.
 
     Source: transparent_hugepage/hugepages-*/stats/nr_anon (Linux 6.12), and enabled beside it;
         Documentation/admin-guide/mm/transhuge.rst
@@ -42,7 +47,7 @@ def smallest_anon_order(thp: str = THP, hugetlb: str = HUGETLB) -> int:
             nr_anon = _read(f"{thp}/{name}/stats/nr_anon")
             enabled = _read(f"{thp}/{name}/enabled")
         except FileNotFoundError:
-            continue  # of files only
+            continue  # this size exists only for files
         nr_counted += 1
         if nr_anon != b"0" or b"[never]" not in enabled:
             sizes.append(_size_kib(name))

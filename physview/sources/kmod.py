@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Witness 2: the page tables themselves, walked by the kernel module.
+"""The source kmod: the kernel module, which walks the page tables.
 
-The module is asked through fcntl.ioctl on /dev/3000physicalview. The course's own module answers
-there too: of the ioctls it knows the first only, for addresses of the caller's own.
+physview calls the module through fcntl.ioctl on /dev/3000physicalview. The course's own module uses
+the same device. It supports only the first ioctl, and only for addresses of the calling process.
 
 Source: csrc/kmod/uapi/physicalview.h
 """
@@ -42,7 +42,7 @@ NAME = "3000physicalview"
 DEVICE = f"/dev/{NAME}"
 ABI_VERSION = 1
 
-# The structures, without padding: native sizes, as both sides are one machine.
+# The ABI structures. They have no padding. Byte order is native: both sides are one machine.
 TRANSLATE = struct.Struct("=QQ")
 INFO = struct.Struct("=IIIIQQ")
 PAGE = struct.Struct("=QQQII")
@@ -65,7 +65,7 @@ _IOC_WRITE, _IOC_READ = 1, 2
 
 
 def _ioc(direction: int, number: int, layout: struct.Struct) -> int:
-    """The number of an ioctl. Source: include/uapi/asm-generic/ioctl.h"""
+    """Make the request number of an ioctl. Source: include/uapi/asm-generic/ioctl.h"""
     return direction << 30 | layout.size << 16 | ord("k") << 8 | number
 
 
@@ -81,14 +81,14 @@ _NR_EXTENTS = 4096
 
 
 class Info(NamedTuple):
-    """What the module says of itself and of this machine.
+    """What the module reports about itself and this machine.
 
     Args:
         abi_version: Version of the ABI.
         nr_levels: Levels of page tables: 4 or 5.
-        page_shift: log2 of the smallest page.
-        max_batch: Most addresses in one call.
-        user_end: First address that is never walked.
+        page_shift: log2 of the size of a base page, in bytes.
+        max_batch: The maximum number of addresses in one call.
+        user_end: The end of user space: the module walks only addresses below it.
     """
 
     abi_version: int
@@ -106,10 +106,10 @@ class Kmod(Descriptor):
 
     Raises:
         ModuleUnavailable: The module is not loaded.
-        AccessDenied: The device is root's.
-        AbiMismatch: The module that is loaded speaks another ABI, or is the course's own and the
+        AccessDenied: Only root may open the device.
+        AbiMismatch: The loaded module has another ABI version, or is the course's own and the
             process is not this one.
-        Unsupported: /proc is of another pid namespace, so that pids name other processes there.
+        Unsupported: /proc belongs to another pid namespace, where a pid names another process.
     """
 
     name = "kmod"
@@ -123,20 +123,24 @@ class Kmod(Descriptor):
             self.info = self._ask_info()
             if self.info is None and proc.pid != os.getpid():
                 raise self.only_the_course("another process's memory")
-            # To the course's module there are small pages only.
+            # The course's module knows only base pages.
             self.names_every_page = self.info is not None
         except BaseException:
             self.close()
             raise
 
     def _check_namespace(self) -> None:
-        """The module takes a pid in our pid namespace, /proc in that of who mounted it."""
+        """Refuse a /proc of another pid namespace.
+
+        The module looks up a pid in the pid namespace of this process. /proc uses the pid
+        namespace of the process that mounted it.
+        """
         if self._proc.path == "/proc/self" or os.readlink("/proc/self") == str(os.getpid()):
             return
         raise Unsupported(
             f"cannot walk process {self._proc.pid}",
-            "/proc is of another pid namespace than we: the number may mean two processes",
-            "mount one's own, as with unshare --mount-proc, or mount -t proc proc /proc",
+            "/proc belongs to another pid namespace, where this pid may name another process",
+            "mount /proc for this namespace: unshare --mount-proc, or mount -t proc proc /proc",
             pid=self._proc.pid,
             path=DEVICE,
         )
@@ -146,7 +150,7 @@ class Kmod(Descriptor):
         try:
             fcntl.ioctl(self._fd, IOCTL_INFO, buffer)
         except OSError as error:
-            # The course's module answers what it does not know with one or the other.
+            # The course's module answers an unknown ioctl with one of these two errors.
             if error.errno in (errno.ENOTTY, errno.EINVAL):
                 return None
             raise
@@ -161,10 +165,16 @@ class Kmod(Descriptor):
         return info
 
     def only_the_course(self, what: str) -> AbiMismatch:
-        """The error for what the course's module, which has no info, cannot answer."""
+        """The error for a request that the course's module cannot answer.
+
+        The course's module is recognized by `info`, which is None for it.
+
+        Args:
+            what: What cannot be walked, for the message.
+        """
         return AbiMismatch(
             f"cannot walk {what}",
-            "the module that is loaded is the course's, which translates only own addresses",
+            "the loaded module is the course's, which translates only a caller's own addresses",
             invocation.load_own_module(),
             path=DEVICE,
         )
@@ -174,14 +184,14 @@ class Kmod(Descriptor):
             while True:
                 try:
                     fcntl.ioctl(self._fd, request, buffer)
-                except InterruptedError:  # Python's handlers of signals run before the next try
+                except InterruptedError:  # Python runs its signal handlers before the next try
                     continue
                 return
         except OSError as error:
             if error.errno == errno.EPERM:
                 raise AccessDenied(
                     f"cannot walk the page tables of process {self._proc.pid}",
-                    "the module asks for CAP_SYS_ADMIN and CAP_SYS_PTRACE",
+                    "the module requires CAP_SYS_ADMIN and CAP_SYS_PTRACE",
                     "run as root",
                     pid=self._proc.pid,
                     path=DEVICE,
@@ -195,10 +205,10 @@ class Kmod(Descriptor):
         return 0 if self._proc.pid == os.getpid() else self._proc.pid
 
     def fill(self, vaddrs: Any, entries: Any, paddrs: Any) -> int:
-        """Look up virtual addresses. Arguments and result as in `pagemap.Pagemap.fill()`.
+        """Look up virtual addresses. Arguments and result are those of `pagemap.Pagemap.fill()`.
 
-        The entries are in pagemap's form, with what a walk knows: present and frame number, or
-        swap type and offset.
+        The entries have the format of pagemap, but only the bits that a walk finds: present and
+        frame number, or swap type and offset.
         """
         import numpy as np
 
@@ -216,7 +226,7 @@ class Kmod(Descriptor):
             Structured array of PAGE_DTYPE, shape (n,).
 
         Raises:
-            PhysviewError: The process is gone or not ours.
+            PhysviewError: The process is gone, or this user may not examine it.
         """
         import numpy as np
 
@@ -240,7 +250,7 @@ class Kmod(Descriptor):
     def _translate_one_by_one(
         self, vaddrs: npt.NDArray[np.uint64], pages: npt.NDArray[Any]
     ) -> None:
-        """With the course's module, which knows no more than one address a call."""
+        """Look up addresses with the course's module, which takes one address per call."""
         for at, vaddr in enumerate(vaddrs.tolist()):
             buffer = bytearray(TRANSLATE.pack(vaddr, 0))
             self._ioctl(IOCTL_TRANSLATE, buffer)
@@ -248,7 +258,12 @@ class Kmod(Descriptor):
             pages[at] = paddr, 0, 0, PageKind.PRESENT if paddr else PageKind.NONE, PAGE_SHIFT
 
     def next_populated(self, start: int, end: int) -> int:
-        """First address at or after `start` with an entry that is not empty; `end` if none."""
+        """The first address at or after `start` whose entry is not empty; `end` if there is none.
+
+        Args:
+            start: First address, page-aligned.
+            end: First address after the range, page-aligned.
+        """
         for extents in self.iter_extents(start, end, nr=1):
             return int(extents["vaddr"][0])
         return end
@@ -256,19 +271,19 @@ class Kmod(Descriptor):
     def iter_extents(
         self, start: int, end: int, *, nr: int = _NR_EXTENTS
     ) -> Iterator[npt.NDArray[Any]]:
-        """Yield what a range holds, as pages in a row in both address spaces.
+        """Yield the extents of a range: pages that are contiguous in both address spaces.
 
         Args:
             start: First address, page-aligned.
             end: First address after the range, page-aligned.
-            nr: How many extents one call may return.
+            nr: The maximum number of extents per call of the module.
 
         Yields:
-            Structured arrays of WALK_EXTENT_DTYPE; the next call writes over the last.
+            Structured arrays of WALK_EXTENT_DTYPE. The next array overwrites the previous one.
 
         Raises:
-            AbiMismatch: It is the course's module.
-            PhysviewError: The process is gone or not ours.
+            AbiMismatch: The loaded module is the course's.
+            PhysviewError: The process is gone, or this user may not examine it.
         """
         import numpy as np
 
@@ -280,7 +295,10 @@ class Kmod(Descriptor):
         self._check_alive()
 
     def read_extents(self, start: int, end: int, extents: npt.NDArray[Any]) -> tuple[int, int]:
-        """Walk a range once, as far as there is room.
+        """Walk a range by one call of the module, until `extents` is full.
+
+        If the process ends, another process may get its pid. So the caller must check afterwards
+        that the process is still alive, as `iter_extents()` does.
 
         Args:
             start: First address, page-aligned.
@@ -288,11 +306,11 @@ class Kmod(Descriptor):
             extents: Structured array of WALK_EXTENT_DTYPE, written.
 
         Returns:
-            How many extents there are, and where to go on. When the process ends, its pid may be
-            another's: whoever reads more than once has to look whether it still lives.
+            The number of extents, and the address at which to continue.
 
         Raises:
-            As `iter_extents()`.
+            AbiMismatch: The loaded module is the course's.
+            PhysviewError: The process is gone, or this user may not examine it.
         """
         if self.info is None:
             raise self.only_the_course("a range")
@@ -306,19 +324,19 @@ class Kmod(Descriptor):
         return found, end if start == stop else start
 
     def _check_alive(self) -> None:
-        """An answer may be another process's, which has got the pid by now."""
+        """Raise ProcessGone if the process has ended: the answer may be about a reused pid."""
         if self._pid and self._proc.stat() is None:
             raise self._proc.gone()
 
     def walk(self, vaddr: int) -> Walk:
-        """Walk the page tables for one address and keep what every level says.
+        """Walk the page tables for one address, and return the entry of every level.
 
         Args:
             vaddr: Virtual address.
 
         Raises:
-            AbiMismatch: It is the course's module.
-            PhysviewError: The process is gone or not ours.
+            AbiMismatch: The loaded module is the course's.
+            PhysviewError: The process is gone, or this user may not examine it.
         """
         if self.info is None:
             raise self.only_the_course("level by level")
@@ -344,17 +362,18 @@ class Kmod(Descriptor):
 def as_pagemap(
     vaddrs: Any, pages: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Say in pagemap's form what the module found.
+    """Convert pages of the module to the format of pagemap.
 
     Args:
-        vaddrs: Buffer of uint64, shape (n,): the addresses.
+        vaddrs: Buffer of uint64, shape (n,): the virtual addresses, for messages.
         pages: Structured array of PAGE_DTYPE, shape (n,).
 
     Returns:
-        Entries and physical addresses, uint64, shape (n,), with NO_ENTRY and NO_PADDR.
+        Two uint64 arrays, shape (n,): entries, NO_ENTRY past the end of user space; and physical
+        addresses in bytes, NO_PADDR for an address without a page.
 
     Raises:
-        PhysviewError: The page tables hold an entry that makes no sense.
+        PhysviewError: The page tables have an invalid entry.
     """
     import numpy as np
 
@@ -363,8 +382,8 @@ def as_pagemap(
         first = int(np.argmax(kind == PageKind.BAD))
         raise PhysviewError(
             f"the page tables are broken at {vaddrs[first]:#x}",
-            f"the entry {pages['entry'][first]:#x} makes no sense",
-            "look into the kernel's log",
+            f"the entry {pages['entry'][first]:#x} is not valid",
+            f"see the kernel's log: {invocation.as_root('dmesg')}",
         )
     has_page = (kind == PageKind.PRESENT) | (kind == PageKind.PROT_NONE)
     in_swap = (kind >= PageKind.SWAP) & (kind <= PageKind.MARKER)
@@ -391,7 +410,7 @@ def _open_device() -> int:
         return os.open(DEVICE, os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError:
         raise AccessDenied(
-            f"cannot open {DEVICE}", "the module lets only root in", "run as root", path=DEVICE
+            f"cannot open {DEVICE}", "only root may use the module", "run as root", path=DEVICE
         ) from None
     except OSError as error:
         why = "the module is not loaded" if error.errno == errno.ENOENT else str(error.strerror)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the kernel says of frames: /proc/kpageflags, kpagecount and kpagecgroup, read by the core.
+"""Reads /proc/kpageflags, kpagecount and kpagecgroup, which have one value for each frame.
 
 Source: fs/proc/page.c, include/uapi/linux/kernel-page-flags.h, tools/mm/page-types.c
 """
@@ -20,24 +20,27 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 FRAMES_DTYPE = [("pfn", "u8"), ("nr", "u8")]
-"""Frames in a row: the first frame number, and how many."""
+"""A run of contiguous frames. pfn: the first frame number. nr: the number of frames."""
 
 PIECE_DTYPE = [("run", "u8"), ("pfn", "u8"), ("nr", "u8"), ("value", "u8")]
-"""Frames in a row with one value: index of the run they are in, first frame, how many, value."""
+"""A part of a run in which all frames have the same value.
+
+run: index of the run. pfn: the first frame number. nr: the number of frames. value: their value.
+"""
 
 MAX_VALUES = 4096
 PIECES = 1 << 14
 
 
 class KpageFile(Descriptor):
-    """One of the files that have a u64 for each frame of the machine.
+    """One of the files of /proc that have a u64 for each frame of the machine.
 
     Args:
         name: "kpageflags", "kpagecount" or "kpagecgroup".
 
     Raises:
-        AccessDenied: They are root's.
-        Unsupported: This kernel was built without it.
+        AccessDenied: Only root may read the file.
+        Unsupported: This kernel was built without the file, or /proc does not show it.
         CoreUnavailable: The core is not built.
     """
 
@@ -49,39 +52,39 @@ class KpageFile(Descriptor):
         except OSError as error:
             what = f"cannot read {self._path}"
             if error.errno in (errno.EACCES, errno.EPERM):
-                why = "what the kernel knows of frames is told to root only"
+                why = "only root may read what the kernel knows about frames"
                 raise AccessDenied(what, why, "run as root", path=self._path) from None
             if error.errno != errno.ENOENT:
                 raise
             missing = proc_mount.why_no_file(self._path)
             if missing:
                 raise Unsupported(what, *missing, path=self._path) from None
-            remedy = "it takes one with CONFIG_PROC_PAGE_MONITOR=y"
+            remedy = "use a kernel with CONFIG_PROC_PAGE_MONITOR=y"
             if name == "kpagecgroup":
-                remedy = "it takes one with CONFIG_PROC_PAGE_MONITOR=y and CONFIG_MEMCG=y"
+                remedy = "use a kernel with CONFIG_PROC_PAGE_MONITOR=y and CONFIG_MEMCG=y"
             why = "this kernel was built without it"
             raise Unsupported(what, why, remedy, path=self._path) from None
 
     def count(self, runs: npt.NDArray[Any]) -> dict[int, int]:
-        """Count frames by their value.
+        """Count the frames of runs by their value.
 
         Args:
-            runs: Structured array of FRAMES_DTYPE, sorted by pfn. Frames in two runs count twice.
+            runs: Structured array of FRAMES_DTYPE, sorted by pfn. A frame in two runs counts twice.
 
         Returns:
-            How many frames have each value; NO_ENTRY is the value of frames that there are none.
+            Number of frames by value. Frames that do not exist count under NO_ENTRY.
 
         Raises:
-            OSError: The kernel's.
+            OSError: The kernel reports an error.
         """
         return self._count(self._runs(runs), len(runs))
 
     def count_range(self, first: int, nr_frames: int) -> dict[int, int]:
-        """As `count()`, of frames in a row; does without NumPy.
+        """Count the frames of one run by their value, as `count()` does, but without NumPy.
 
         Args:
             first: The first frame number.
-            nr_frames: How many.
+            nr_frames: The number of frames.
         """
         return self._count(self._ffi.new("struct pv_frames *", (first, nr_frames)), 1)
 
@@ -95,14 +98,14 @@ class KpageFile(Descriptor):
         """Split runs of frames where the value changes.
 
         Args:
-            runs: Structured array of FRAMES_DTYPE; sorted by pfn it is read the fastest.
+            runs: Structured array of FRAMES_DTYPE. Reading is fastest if it is sorted by pfn.
 
         Yields:
-            Structured arrays of PIECE_DTYPE, in the order of the runs; the next call writes over
-            the last.
+            Structured arrays of PIECE_DTYPE, in the order of the runs. The next array overwrites
+            the previous one.
 
         Raises:
-            OSError: The kernel's.
+            OSError: The kernel reports an error.
         """
         import numpy as np
 
@@ -118,16 +121,18 @@ class KpageFile(Descriptor):
             yield pieces[:nr]
 
     def split(self, frames: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """As `iter_pieces()`, all at once, of frames in any order; they are read in theirs.
+        """Split runs as `iter_pieces()` does, but return all pieces at once, sorted by pfn.
+
+        The frames are read in the order of their numbers, whatever the order of the runs is.
 
         Args:
-            frames: Structured array of FRAMES_DTYPE.
+            frames: Structured array of FRAMES_DTYPE, in any order.
 
         Returns:
             Structured array of PIECE_DTYPE, sorted by pfn; run is the index in `frames`.
 
         Raises:
-            OSError: The kernel's.
+            OSError: The kernel reports an error.
         """
         import numpy as np
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""NUMA: which node each block of physical memory belongs to."""
+"""Finds the NUMA node of each block of physical memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ NO_NODE = 255
 
 
 class NodeMap(NamedTuple):
-    """Which node each block of physical memory belongs to.
+    """The NUMA node of each block of physical memory.
 
     Args:
-        node_of_block: A byte for each block, from frame 0 on; NO_NODE where there is no memory.
-        block_shift: Frames in a block, as a power of two.
+        node_of_block: One byte per block, from frame 0 on: the node, or NO_NODE if the block has
+            no memory.
+        block_shift: log2 of the frames in a block.
         nodes: The nodes that have memory.
     """
 
@@ -29,11 +30,13 @@ class NodeMap(NamedTuple):
 
 
 def node_map() -> NodeMap:
-    """The nodes of this machine's frames.
+    """Read the NUMA node of each block of this machine's memory.
 
-    Source: /sys/devices/system/node/node*/memory*, or /proc/zoneinfo where memory cannot be
-    plugged in, or a block of it is of two nodes: there the spans of zones may lie within each
-    other, and the shorter one counts.
+    The fallback is /proc/zoneinfo. It is used if the kernel has no memory hotplug, or if a block
+    belongs to two nodes. In zoneinfo the span of one zone may contain that of another. Then the
+    shorter span counts.
+
+    Source: /sys/devices/system/node/node*/memory*, /proc/zoneinfo
     """
     try:
         with open("/sys/devices/system/memory/block_size_bytes", "rb") as file:
@@ -52,7 +55,7 @@ def node_map() -> NodeMap:
 
 
 def nodes_of_blocks(folder: str) -> dict[int, int]:
-    """The node of each block of memory; empty where one is of several.
+    """The node of each block of memory; empty if a block belongs to several nodes.
 
     Args:
         folder: /sys/devices/system/node

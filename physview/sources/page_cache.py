@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which pages of a file are in the page cache, in which frames, and in what state.
+"""Finds which pages of a file are in the page cache, their frames, and their state.
 
-Nothing is read into the cache: pages are asked about first, and only those that are there are
-mapped, for a moment, to see their frames. Between the two a page may be evicted; that it was then
-read back in is counted. To be looked at leaves no trace in the kernel's lists of what was used.
+Best effort is made not to read anything into the cache. mincore() tells first which pages are
+cached. Only these pages are mapped for a moment, to find their frames. A page that is evicted
+between the two steps is read back in, and is counted. The mapping does not mark pages as recently
+used in the kernel's LRU lists.
 
 Source: mincore(2), cachestat(2), lseek(2), /proc/self/pagemap, /proc/kpageflags
 """
@@ -29,10 +30,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 CACHED_DTYPE = [("page", "u8"), ("pfn", "u8"), ("nr", "u8"), ("flags", "u8")]
-"""Cached pages in a row, in the file and in memory: index in the file of the first page, its frame
-number (0 where that is not known), how many, and their value in kpageflags (NO_ENTRY likewise)."""
+"""Cached pages that are contiguous in the file and in physical memory.
 
-# Pages that are looked at in one go. The shorter, the less may change between asking and mapping.
+page: index in the file of the first page. pfn: its frame number; 0 if it is unknown. nr: the number
+of pages. flags: their value in kpageflags; NO_ENTRY if it is unknown.
+"""
+
+# Pages per step. A smaller window leaves less time for changes between mincore() and mmap().
 WINDOW = 4096
 
 DIRTY = 1 << FLAG_BITS["dirty"]
@@ -43,21 +47,21 @@ LARGE = 1 << FLAG_BITS["thp"] | 1 << FLAG_BITS["huge"]
 
 
 class CachedFile(NamedTuple):
-    """What of a file is cached, in pages. What could not be told is None.
+    """How much of a file is in the page cache, in pages. Unknown counts are None.
 
     Args:
         path: The file.
-        size_bytes: Its size.
-        nr_pages: Pages it would fill.
-        nr_holes: Pages that lie in holes, and have no place on the disk.
+        size_bytes: Size of the file.
+        nr_pages: Pages that the whole file would fill.
+        nr_holes: Pages in holes, which have no blocks on the disk.
         nr_cached: Pages in the page cache.
-        nr_dirty: Of these, changed and not yet written.
-        nr_writeback: Of these, being written.
-        nr_mapped: Of these, in the page tables of some process.
-        nr_active: Of these, on the list of what is used often.
-        nr_large: Of these, in folios of more than a page.
-        nr_runs: Runs of frames they are in.
-        nr_read: Pages that were evicted just then, and read back in by looking.
+        nr_dirty: Cached pages that are dirty: changed, and not yet written to the disk.
+        nr_writeback: Cached pages that are being written to the disk.
+        nr_mapped: Cached pages that are in the page tables of some process.
+        nr_active: Cached pages on the kernel's active list: those that were used repeatedly.
+        nr_large: Cached pages in folios of more than one page.
+        nr_runs: Runs of contiguous frames that the cached pages form.
+        nr_read: Pages that were evicted during the look-up, and that the look-up read back in.
     """
 
     path: str
@@ -78,12 +82,12 @@ class PageCache(Closable):
     """Looks files up in the page cache.
 
     Args:
-        with_frames: Whether to tell frames and what depends on them; root only. None tells them
-            where they can be told.
+        with_frames: Whether to find frames and the counts that depend on them, which only root may
+            do. None finds them if possible.
 
     Raises:
-        AccessDenied: Frames are asked for and hidden.
-        Unsupported: The kernel was built without kpageflags.
+        AccessDenied: `with_frames` is True, and frames are hidden from this user.
+        Unsupported: `with_frames` is True, and the kernel was built without kpageflags.
         CoreUnavailable: The core is not built.
     """
 
@@ -93,7 +97,7 @@ class PageCache(Closable):
         self.flags: KpageFile | None = None
         """What tells the flags of frames; None where frames are not told."""
         self.why_no_frames = ""
-        """Why frames are not told; empty where they are."""
+        """Why frames are unknown; empty if they are known."""
         if with_frames is False:
             self.why_no_frames = "not asked for"
             return
@@ -124,7 +128,7 @@ class PageCache(Closable):
         return OpenFile(self, path)
 
     def look_at(self, path: str) -> CachedFile:
-        """Say how much of a file is cached, and in what state. Raises as `open()` does."""
+        """Find how much of a file is cached, and in which state. Raises as `open()` does."""
         with self.open(path) as file:
             return file.summary()
 
@@ -179,7 +183,7 @@ class OpenFile(Descriptor):
         self._cache = cache
         self.path = path
         self.nr_read = 0
-        """Pages that looking has read back in."""
+        """Pages that the look-up itself has read back into the cache."""
         self._fd = _open(path)
         try:
             info = os.fstat(self._fd)
@@ -187,8 +191,9 @@ class OpenFile(Descriptor):
                 raise PhysviewError(_cannot(path), f"it is {_kind(info.st_mode)}", path=path)
             self.identity = (info.st_dev, info.st_ino)
             if _ffi.check(cache.is_hugetlbfs(self._fd), path):
-                # mincore() tells of it what is mapped here only, and cachestat() refuses.
-                why = "it is of hugetlbfs, of which the kernel does not tell"
+                # For hugetlbfs, mincore() knows only pages that this process maps, and cachestat()
+                # is refused.
+                why = "it is in hugetlbfs, whose cached pages the kernel does not show"
                 remedy = (
                     f"look at a process that maps it: {invocation.physview_as_root('maps PID')}"
                 )
@@ -202,13 +207,13 @@ class OpenFile(Descriptor):
 
     @property
     def nr_pages(self) -> int:
-        """Pages it would fill; the last may be filled in part."""
+        """Pages that the file fills; the last page may be only partly filled."""
         return -(-self.size_bytes // PAGE_SIZE)
 
     def nr_holes(self) -> int:
-        """Pages that lie in holes wholly. File systems that know of none say there are none."""
+        """The number of pages that are entirely in holes; 0 if the file system reports no holes."""
         nr = 0
-        # Where every block is there, there are none; st_blocks counts 512 bytes everywhere.
+        # A file whose blocks are all allocated has no holes. st_blocks has units of 512 bytes.
         at = 0 if os.fstat(self._fd).st_blocks * 512 < self.size_bytes else self.size_bytes
         while at < self.size_bytes:
             try:
@@ -216,26 +221,27 @@ class OpenFile(Descriptor):
             except OSError as error:
                 if error.errno != errno.ENXIO:
                     return nr
-                data = self.nr_pages * PAGE_SIZE  # no data comes after it
+                data = self.nr_pages * PAGE_SIZE  # there is no data after `at`
             nr += max(0, data // PAGE_SIZE - -(-at // PAGE_SIZE))
             if data >= self.size_bytes:
                 break
             try:
                 at = os.lseek(self._fd, data, os.SEEK_HOLE)
-            except OSError:  # cut short meanwhile
+            except OSError:  # the file was truncated meanwhile
                 break
         return nr
 
     def iter_cached(self) -> Iterator[npt.NDArray[Any]]:
-        """Look up the pages, in constant memory.
+        """Look up the pages of the file, in constant memory.
+
+        Pages that the look-up reads back into the cache are counted in `nr_read`.
 
         Yields:
-            Structured arrays of CACHED_DTYPE, in the order of the file. Pages that are read back
-            in by looking are counted in `nr_read`.
+            Structured arrays of CACHED_DTYPE, in the order of the file.
 
         Raises:
-            AccessDenied: The file is neither this user's nor may he write to it: then mincore()
-                tells nothing (Linux 5.2).
+            AccessDenied: This user neither owns the file nor may write to it. Since Linux 5.2
+                mincore() reports every page as cached to such users.
             PhysviewError: The file cannot be mapped.
         """
         import numpy as np
@@ -252,21 +258,22 @@ class OpenFile(Descriptor):
             if nr_resident < 0:
                 why = os.strerror(-nr_resident)
                 if nr_resident == -errno.ENODEV:
-                    why = "its file system has no pages that could be mapped"
+                    why = "its file system does not support mmap()"
                 raise PhysviewError(_cannot(self.path), why, path=self.path)
             self.nr_read += nr_read
             if nr_resident:
                 yield self._runs(first, resident[:nr], entries[:nr])
 
     def _check_may_ask(self) -> None:
-        # can_do_mincore() in mm/mincore.c: to whom else it says that all is cached.
+        # For other users mincore() reports every page as cached. Source: can_do_mincore() in
+        # mm/mincore.c
         owner = os.fstat(self._fd).st_uid
         is_owner = os.geteuid() in (owner, 0)
         path = f"/proc/self/fd/{self._fd}"
         if not is_owner and not os.access(path, os.W_OK, effective_ids=True):
             raise AccessDenied(
                 _cannot(self.path),
-                "the kernel tells that to who owns the file or may write to it",
+                "only the file's owner, and users who may write to it, may see that",
                 "run as root",
                 path=self.path,
             )
@@ -294,8 +301,10 @@ class OpenFile(Descriptor):
 
     @staticmethod
     def _with_flags(runs: npt.NDArray[Any], kpage: KpageFile) -> npt.NDArray[Any]:
-        """Split runs where flags change. Nothing of the file is mapped any more by us: mapped
-        means by others."""
+        """Add the flags, and split runs where the flags change.
+
+        physview has unmapped the file before, so the flag mmap means: mapped by another process.
+        """
         import numpy as np
 
         known = runs[runs["pfn"] != 0]
@@ -310,10 +319,10 @@ class OpenFile(Descriptor):
         return split[np.argsort(split["page"], kind="stable")]
 
     def summary(self, visit: Callable[[npt.NDArray[Any]], None] | None = None) -> CachedFile:
-        """How much is cached, and in what state. Raises as `iter_cached()` does.
+        """Count how much of the file is cached, and in which state. Raises as `iter_cached()` does.
 
         Args:
-            visit: Called with what `iter_cached()` yields.
+            visit: Called with each array that `iter_cached()` yields.
         """
         summary = Summary()
         try:
@@ -323,23 +332,28 @@ class OpenFile(Descriptor):
                     visit(found)
         except AccessDenied:
             counts = self.cachestat()
-            if counts is None:  # that is restricted in the same way since 6.13 (5f537664e705)
+            if counts is None:  # cachestat() has the same restriction since 6.13 (5f537664e705)
                 raise
             summary.nr_cached = counts[0]
         return summary.of(self)
 
     def cachestat(self) -> list[int] | None:
-        """Pages cached, dirty, in writeback, evicted, recently evicted; None where not told."""
+        """Call cachestat().
+
+        Returns:
+            Pages that are cached, dirty, in writeback, evicted, and recently evicted; None if the
+            kernel refuses or has no cachestat().
+        """
         return self._cache.cachestat(self._fd)
 
     @property
     def tells_frames(self) -> bool:
-        """Whether frames are told, and what depends on them."""
+        """Whether frames, and what depends on them, are known."""
         return not self._cache.why_no_frames
 
 
 class Summary:
-    """Adds up what `OpenFile.iter_cached()` yields."""
+    """Adds up the arrays that `OpenFile.iter_cached()` yields."""
 
     def __init__(self) -> None:
         self.nr_cached = self.nr_known = self.nr_runs = 0
@@ -347,7 +361,7 @@ class Summary:
         self._next = (0, 0)
 
     def add(self, found: npt.NDArray[Any]) -> None:
-        """Add one array of CACHED_DTYPE; in the order of the file."""
+        """Add one array of CACHED_DTYPE. Arrays must be added in the order of the file."""
         import numpy as np
 
         self.nr_cached += int(found["nr"].sum())
@@ -365,7 +379,7 @@ class Summary:
         self._next = int(ends[0][-1]), int(ends[1][-1])
 
     def of(self, file: OpenFile) -> CachedFile:
-        """The whole; what is not known from frames may be known from cachestat()."""
+        """The result for a file. If frames are unknown, cachestat() may know some counts."""
         has_frames = self.nr_known > 0 or (not self.nr_cached and file.tells_frames)
         counts = None if has_frames else file.cachestat()
         numbers = self._nr_by_bits
@@ -386,14 +400,15 @@ class Summary:
 
 
 def iter_files(path: str, on_error: Callable[[PhysviewError], None]) -> Iterator[str]:
-    """Yield the regular files at a path: itself, or all below it.
+    """Yield the path itself if it is not a folder, otherwise all regular files below it.
 
-    A symbolic link is followed where it is `path`, and not below it. What is neither a file nor a
-    folder is left out below it. A folder that is met again, through a mount, is not gone into.
+    `path` itself may be a symbolic link. Below it, symbolic links and special files are left out.
+    A folder that is reached a second time, through a mount, is skipped.
 
     Args:
         path: A file or a folder.
-        on_error: Called with what is wrong with a folder; the others are gone through.
+        on_error: Called with the error of a folder that cannot be listed; the others are still
+            listed.
     """
     if not os.path.isdir(path):
         yield path
@@ -428,14 +443,15 @@ def _error(what: str, error: OSError, path: str) -> PhysviewError:
 def _open(path: str) -> int:
     what = _cannot(path)
     try:
-        # Without O_NONBLOCK a FIFO would be waited for; others may do things when they are opened.
+        # Opening a FIFO could block, and opening a device can have side effects. So check the type
+        # first; O_NONBLOCK covers the race between stat() and open().
         mode = os.stat(path).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise PhysviewError(what, f"it is {_kind(mode)}", path=path)
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         raise _error(what, error, path) from None
-    except ValueError as error:  # a 0 in it
+    except ValueError as error:  # a NUL in the path
         raise PhysviewError(_cannot(path), str(error), path=path) from None
 
 
@@ -444,7 +460,7 @@ def _cannot(path: str) -> str:
 
 
 def _kind(mode: int) -> str:
-    """What a file is that has no pages in the page cache."""
+    """The type of a file that has no pages in the page cache, for messages."""
     kinds = {
         stat.S_IFDIR: "a folder",
         stat.S_IFCHR: "a character device, which has no pages there",

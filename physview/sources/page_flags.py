@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The flags of page frames in /proc/kpageflags: their names, and filters that choose frames.
+"""The flags of frames in /proc/kpageflags: their names, and filters that choose frames by flags.
 
 Source: include/uapi/linux/kernel-page-flags.h, tools/mm/page-types.c
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from physview.errors import UsageError
 from physview.model import NO_ENTRY
 
-# Bits 0 to 27 are ABI; those from 32 on are the kernel's own and have moved between versions.
+# Bits 0 to 27 are ABI. Bits from 32 on are internal to the kernel and differ between versions.
 FLAG_NAMES: dict[int, str] = {
     0: "locked",
     1: "error",
@@ -51,18 +51,18 @@ FLAG_NAMES: dict[int, str] = {
     40: "softdirty",
     41: "arch_2",
 }
-"""Flags in /proc/kpageflags by bit, in lower case. A bit that is not here is shown as bit_N."""
+"""Names of the flags in /proc/kpageflags by bit, in lower case. Any other bit N is "bit_N"."""
 
 FLAG_BITS = {name: bit for bit, name in FLAG_NAMES.items()}
 
-# What page-types shows only with --raw: bits that are not ABI, and how folios are composed.
+# Flags that page-types shows only with --raw: bits that are not ABI, and the compound flags.
 INTERNAL = 0xFFFF << 32
 COMPOUND = 1 << FLAG_BITS["compound_head"] | 1 << FLAG_BITS["compound_tail"]
 HUGE = 1 << FLAG_BITS["huge"]
 
 
 def flag_names(value: int) -> list[str]:
-    """Names of the set bits, lowest first.
+    """Names of the flags that are set, lowest bit first; ["no_frame"] for NO_ENTRY.
 
     >>> flag_names(1 << 5 | 1 << 12 | 1 << 50)
     ['lru', 'anon', 'bit_50']
@@ -74,7 +74,7 @@ def flag_names(value: int) -> list[str]:
 
 
 def well_known(value: int) -> int:
-    """A frame's flags as page-types shows them by default.
+    """Hide the flags that page-types does not show by default.
 
     >>> well_known(1 << 22 | 1 << 16 | 1 << 33) == 1 << 22
     True
@@ -83,7 +83,14 @@ def well_known(value: int) -> int:
 
 
 def well_known_array(values: Any) -> Any:
-    """As `well_known()`. `values`: uint64 array, shape (n,)."""
+    """Apply `well_known()` to an array.
+
+    Args:
+        values: uint64 array, shape (n,): values of kpageflags.
+
+    Returns:
+        uint64 array, shape (n,).
+    """
     import numpy as np
 
     hidden = np.where(values & np.uint64(HUGE), INTERNAL, INTERNAL | COMPOUND).astype(np.uint64)
@@ -91,11 +98,11 @@ def well_known_array(values: Any) -> Any:
 
 
 class FlagFilter(NamedTuple):
-    """Chooses frames by flags that must be set and flags that must not.
+    """Chooses frames by flags that must be set and flags that must be clear.
 
     Args:
         required: Bits that must be set.
-        forbidden: Bits that must not.
+        forbidden: Bits that must be clear.
     """
 
     required: int
@@ -103,10 +110,10 @@ class FlagFilter(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> FlagFilter:
-        """Read names with commas between them; "!" or "~" before one forbids it.
+        """Parse names of flags, separated by commas; "!" or "~" before a name forbids the flag.
 
         Raises:
-            UsageError: A flag is not known; it lists those that are.
+            UsageError: A flag is unknown, or is both required and forbidden.
 
         >>> FlagFilter.parse("anon,!thp,bit_50") == FlagFilter(1 << 12 | 1 << 50, 1 << 22)
         True
@@ -122,11 +129,18 @@ class FlagFilter(NamedTuple):
 
     @property
     def names_internal(self) -> bool:
-        """Whether it is about flags that `well_known()` hides."""
+        """Whether the filter names a flag that `well_known()` hides."""
         return bool((self.required | self.forbidden) & (INTERNAL | COMPOUND))
 
     def matches(self, value: Any) -> Any:
-        """Whether flags are chosen: a bool of an int, a bool array of a uint64 array."""
+        """Whether the filter chooses frames with these flags.
+
+        Args:
+            value: A value of kpageflags: an int, or a uint64 array of shape (n,).
+
+        Returns:
+            A bool for an int; a bool array of shape (n,) for an array.
+        """
         if isinstance(value, int):
             return value & (self.required | self.forbidden) == self.required
         import numpy as np

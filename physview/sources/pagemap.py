@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Witness 1: /proc/PID/pagemap, read in bulk by the compiled core, and PAGEMAP_SCAN.
+"""The source pagemap: /proc/PID/pagemap, read in bulk by the compiled core, and PAGEMAP_SCAN.
 
 Source: fs/proc/task_mmu.c, Documentation/admin-guide/mm/pagemap.rst
 """
@@ -30,12 +30,12 @@ PAGE_IS: dict[str, int] = {
     "soft_dirty": 1 << 7,
     "guard": 1 << 8,
 }
-"""PAGE_IS_* categories by the kernel's names, in lower case."""
+"""The PAGE_IS_* categories by their names in the kernel, in lower case."""
 
 _SCAN_ARG = struct.Struct("=12Q")
 _REGION = struct.Struct("=3Q")
-# With more than 512 regions in one call walk_end can stay behind the last of them (seen on 6.18),
-# and a loop on it sees pages twice.
+# If one call returns more than 512 regions, walk_end can be before the end of the last region (seen
+# on 6.18). A loop that continues at walk_end then sees pages twice.
 _MAX_REGIONS = 512
 
 
@@ -48,15 +48,15 @@ def scan(
         fd: Descriptor of a pagemap.
         start: First address, page-aligned.
         end: First address after the range, page-aligned.
-        anyof: A page is reported if it has any of these categories.
-        returned: Which categories to return.
-        max_pages: Stop after so many pages; 0 means no limit.
+        anyof: A page is reported if it has at least one of these categories.
+        returned: The categories to return for each region.
+        max_pages: Stop after this many pages; 0 means no limit.
 
     Returns:
-        Where to go on, and the regions as (start, end, categories).
+        The address at which to continue, and the regions as (start, end, categories).
 
     Raises:
-        OSError: ENOTTY before 6.7; EINVAL for a category that this kernel does not know.
+        OSError: ENOTTY before Linux 6.7; EINVAL for a category that this kernel does not know.
     """
     nr_regions = min(max_pages, _MAX_REGIONS) or _MAX_REGIONS
     vec = array("Q", bytes(_REGION.size * nr_regions))
@@ -72,10 +72,11 @@ def scan(
 
 
 class Pagemap(Descriptor):
-    """Reads a process's pagemap through the compiled core.
+    """Reads the pagemap of a process through the compiled core.
 
-    What the kernel shows depends on who opens it: a Pagemap that root opened goes on showing
-    frame numbers after setuid(). One that was opened before fork() shows the parent's memory.
+    The kernel checks the privileges of the process when it opens the file. So a Pagemap that root
+    opened still shows frame numbers after setuid(). A Pagemap that was opened before fork() still
+    shows the memory of the parent.
 
     Args:
         proc: The process.
@@ -95,7 +96,7 @@ class Pagemap(Descriptor):
         self._fd = proc.open_pagemap()
 
     def fill(self, vaddrs: Any, entries: Any, paddrs: Any) -> int:
-        """Look up virtual addresses in any order; pages in a row are the fastest.
+        """Look up virtual addresses in any order; contiguous pages are fastest.
 
         Args:
             vaddrs: Buffer of uint64, shape (n,): virtual addresses.
@@ -103,10 +104,10 @@ class Pagemap(Descriptor):
             paddrs: Buffer of uint64, shape (n,), written: physical addresses or NO_PADDR.
 
         Returns:
-            How many addresses have no entry.
+            The number of addresses without an entry.
 
         Raises:
-            OSError: The kernel's.
+            OSError: The kernel reports an error.
         """
         buffer = self._ffi.from_buffer
         without = self._lib.pv_translate(
@@ -120,28 +121,28 @@ class Pagemap(Descriptor):
         return _ffi.check(without, self._path)
 
     def read(self, start: int, entries: Any) -> int:
-        """Read the entries of pages in a row.
+        """Read the entries of contiguous pages.
 
         Args:
             start: First address, page-aligned.
             entries: Buffer of uint64, shape (n,), written.
 
         Returns:
-            How many there were: fewer than n at the end of the user address space, and none of an
-            address space that is gone.
+            The number of entries that were read: fewer than n at the end of the user address space,
+            and 0 if the address space is gone.
 
         Raises:
-            OSError: The kernel's.
+            OSError: The kernel reports an error.
         """
         buffer = self._ffi.from_buffer("uint64_t[]", entries, require_writable=True)
         got = self._lib.pv_pagemap_read(self._fd, start >> PAGE_SHIFT, len(entries), buffer)
         return _ffi.check(got, self._path)
 
     def next_populated(self, start: int, end: int) -> int:
-        """First address at or after `start` with a page or a swap entry; `end` if there is none.
+        """The first address at or after `start` with a page or swap entry; `end` if there is none.
 
-        The cost follows the page tables, not the range. Where the kernel has no PAGEMAP_SCAN the
-        answer is `start`, which says nothing and costs nothing.
+        The cost depends on the size of the page tables, not of the range. A kernel without
+        PAGEMAP_SCAN cannot answer: then the result is `start`, so the caller skips nothing.
 
         Args:
             start: First address, page-aligned.

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""memview2's own addresses, taken in this process: argv, envp, lmsg, gmsg, main, buf."""
+"""Takes the addresses that the course program memview2 prints, from this process.
+
+memview2 prints its own addresses: argv, envp, lmsg, gmsg, main and buf.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ T = TypeVar("T")
 
 
 def visit_probes(visit: Callable[[list[Probe]], T]) -> T:
-    """Take the probes and call `visit` with them while their memory is theirs.
+    """Take the probes, and call `visit` with them while their memory exists.
 
-    Some are locals of a C function and some are from malloc(): after this returns they are gone.
+    Some probes are local variables of a C function, and some are memory from malloc(). Their memory
+    is gone after this function returns.
 
     Args:
         visit: Called once, with the 40 probes in memview2's order.
@@ -26,8 +30,9 @@ def visit_probes(visit: Callable[[list[Probe]], T]) -> T:
         What `visit` returns.
 
     Raises:
-        CoreUnavailable: The compiled core is not built; `reference.visit_stand_ins()` needs none.
-        Exception: What `visit` raises.
+        CoreUnavailable: The compiled core is not built; `reference.visit_stand_ins()` does not
+            need it.
+        Exception: Any exception of `visit`.
     """
     ffi, lib = _ffi.load()
     outcome: list[T] = []
@@ -38,7 +43,7 @@ def visit_probes(visit: Callable[[list[Probe]], T]) -> T:
             outcome.append(
                 visit([Probe(ffi.string(p.label).decode(), p.vaddr) for p in array[0:nr]])
             )
-        except BaseException as error:  # it must not unwind through C
+        except BaseException as error:  # a Python exception cannot pass through C
             failure.append(error)
         return 0
 

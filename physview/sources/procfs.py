@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A process's files in /proc other than pagemap: its mappings, its state, its identity.
+"""Reads the files of a process in /proc other than pagemap: mappings, state, identity.
 
-The parsers take bytes. Errors of the kernel are turned into physview's own here, once.
+The parsers take bytes. This is the only module that translates an OSError about a process into an
+error of physview.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ from physview.text import proctext
 PF_EXITING = 0x00000004
 PF_KTHREAD = 0x00200000
 
-# Where a VM_PFNMAP mapping can lie. To look at every mapping's flags takes smaps, which walks all
-# the page tables; so only these are looked up there. Shared memory is also found under /dev.
+# Prefixes of the paths that a VM_PFNMAP mapping can have. Only mappings with these paths are looked
+# up in smaps, because reading smaps walks all page tables.
 DEVICE_PATHS = ("[vvar", "/dev/", "/sys/", "/proc/", "anon_inode:")
+# Shared memory below /dev, which is never VM_PFNMAP.
 SHARED_MEMORY_PATHS = ("/dev/zero", "/dev/shm/")
-# What the kernel makes of "\n" in a path of maps. It makes nothing of a backslash.
+# The kernel writes "\n" in a path of maps like this. It does not escape a backslash.
 ESCAPED_NEWLINE = "\\012"
-# The kernel's own, with the same flags in every process.
+# The mapping that the kernel itself makes. Its flags are the same in every process.
 KERNELS_PATH = "[vvar"
 
 _ENCODING, _ENCODE_ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
@@ -55,15 +57,15 @@ SMAPS_SIZES = frozenset(
 
 
 class Stat(NamedTuple):
-    """What physview uses of /proc/PID/stat.
+    """The fields of /proc/PID/stat that physview uses.
 
     Args:
-        state: One letter; Z and X have ended.
+        state: One letter; Z and X mean that the process has ended.
         flags: PF_* bits.
-        start_time: Clock ticks after boot; with the pid it names a process.
-        start_stack: Where the stack began: argc lies there. 0 without permission.
-        nr_minor_faults: Page faults of all its threads that needed no reading of a disk.
-        nr_major_faults: Those that did.
+        start_time: Clock ticks after boot; pid and start_time together identify a process.
+        start_stack: Address of the start of the stack, where argc is. 0 without permission.
+        nr_minor_faults: Page faults of all threads that did not read from a disk.
+        nr_major_faults: Page faults of all threads that read from a disk.
     """
 
     state: str
@@ -75,12 +77,12 @@ class Stat(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it ended, or is so far on the way that its memory is gone."""
+        """Whether the process has ended, or is ending and has released its memory."""
         return self.state in "ZX" or bool(self.flags & PF_EXITING)
 
 
 def parse_stat(data: bytes) -> Stat:
-    """Read /proc/PID/stat. Source: Documentation/filesystems/proc.rst, table 1-4.
+    """Parse /proc/PID/stat. Source: Documentation/filesystems/proc.rst, table 1-4.
 
     >>> stat = parse_stat(b"7 (a) b) S 1 7 7 0 -1 64 5 0 6 0 0 0 0 0 20 0 1 0 99 0 0 0 0 0 4096")
     >>> stat[:4]
@@ -88,24 +90,24 @@ def parse_stat(data: bytes) -> Stat:
     >>> stat.nr_minor_faults, stat.nr_major_faults
     (5, 6)
     """
-    # The name may hold anything, also blanks and parentheses: fields count from its end.
+    # The name may contain blanks and parentheses. So count the fields from its last parenthesis.
     fields = data[data.rindex(b")") + 2 :].split(b" ")
     numbers = (int(fields[at]) for at in (6, 19, 25, 7, 9))
     return Stat(fields[0].decode(), *numbers)
 
 
 def parse_maps_line(line: bytes) -> Vma:
-    r"""Read one line of /proc/PID/maps. Source: show_map_vma() in fs/proc/task_mmu.c.
+    r"""Parse one line of /proc/PID/maps. Source: show_map_vma() in fs/proc/task_mmu.c.
 
-    The kernel writes "\n" in a path as "\012" and a backslash as it is, so that the path of a line
-    with "\012" is only probably the right one: `ProcDir.parse_maps_line()` finds out.
+    The kernel writes "\n" in a path as "\012", but does not escape a backslash. So "\012" in a line
+    is ambiguous. This function takes it for "\n"; `ProcDir.parse_maps_line()` finds the exact path.
 
     >>> parse_maps_line(b"7f00-8f00 r-xp 00001000 fe:01 42    /usr/bin/a b\n").path
     '/usr/bin/a b'
     """
-    # As os.fsdecode(), which takes a fifth of the time of all this.
+    # The same as os.fsdecode(line), which would take a fifth of the time of this function.
     text = line.decode(_ENCODING, _ENCODE_ERRORS)
-    # Between inode and path there are blanks up to a column. No path begins with one.
+    # The kernel pads with blanks between inode and path. No path begins with a blank.
     where, perms, offset, device, inode, path = text.split(" ", 5)
     start, _, end = where.partition("-")
     path = path.lstrip(" ").removesuffix("\n")
@@ -115,7 +117,13 @@ def parse_maps_line(line: bytes) -> Vma:
 
 
 def parse_vm_flags(smaps: Iterable[bytes]) -> dict[int, frozenset[str]]:
-    r"""The VmFlags of each mapping in the lines of /proc/PID/smaps, by its start address.
+    r"""Parse the VmFlags of each mapping from /proc/PID/smaps.
+
+    Args:
+        smaps: The lines of the file.
+
+    Returns:
+        The flags by the start address of the mapping.
 
     >>> smaps = [b"1000-2000 r--p 0 00:00 0 [vvar]\n", b"Rss: 0 kB\n", b"VmFlags: rd pf \n"]
     >>> parse_vm_flags(smaps) == {4096: {"rd", "pf"}}
@@ -133,7 +141,14 @@ def parse_vm_flags(smaps: Iterable[bytes]) -> dict[int, frozenset[str]]:
 
 
 def parse_smaps_sizes(smaps: Iterable[bytes], names: frozenset[str]) -> dict[int, dict[str, int]]:
-    r"""Sizes in /proc/PID/smaps that are not 0, in bytes, by the start address of the mapping.
+    r"""Parse sizes of each mapping from /proc/PID/smaps.
+
+    Args:
+        smaps: The lines of the file.
+        names: Names of the sizes to return, such as "Rss".
+
+    Returns:
+        By the start address of the mapping: the sizes by name, in bytes. Sizes of 0 are left out.
 
     >>> parse_smaps_sizes([b"1000-2000 r--p 0 00:00 0\n", b"Rss: 4 kB\n"], frozenset(["Rss"]))
     {4096: {'Rss': 4096}}
@@ -152,13 +167,15 @@ def parse_smaps_sizes(smaps: Iterable[bytes], names: frozenset[str]) -> dict[int
 
 
 class ProcDir(Descriptor):
-    """/proc/PID held open, so that another process with a reused pid is never taken for it.
+    """/proc/PID, held open, so that a later process with the same pid is never read instead.
 
     Args:
-        pid: Process id, or "self" for this process.
+        pid: Process id, or "self" for this process: it is read through /proc/self, which is right
+            even if /proc belongs to another pid namespace.
 
     Raises:
         ProcessGone: There is no such process.
+        AccessDenied: The process exists, but hidepid hides it.
         UsageError: `pid` is another text than "self".
     """
 
@@ -180,10 +197,10 @@ class ProcDir(Descriptor):
             ) from None
 
     def open(self, name: str) -> int:
-        """Open a file of the process for reading and return its descriptor.
+        """Open a file of the process for reading, and return its descriptor.
 
         Raises:
-            PhysviewError: The kernel refuses, as `error()` tells.
+            PhysviewError: The file cannot be opened; `error()` chooses the class of the error.
         """
         try:
             return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
@@ -191,11 +208,12 @@ class ProcDir(Descriptor):
             raise self.error(error, name) from None
 
     def open_pagemap(self) -> int:
-        """Open the pagemap and return its descriptor.
+        """Open the pagemap of the process, and return its descriptor.
 
         Raises:
-            PhysviewError: As `open()`; also where there is no memory, of which kernels before 6.14
-                open an empty pagemap.
+            PhysviewError: As in `open()`.
+            NoUserMemory: The process has no user memory. Kernels before 6.14 would open an empty
+                pagemap for such a process.
         """
         fd = self.open("pagemap")
         if self.path == "/proc/self":
@@ -214,7 +232,7 @@ class ProcDir(Descriptor):
         return b"".join(self.iter_lines(name))
 
     def iter_lines(self, name: str) -> Iterator[bytes]:
-        """Yield a file's lines as the kernel hands them out. Raises as `open()` does."""
+        """Yield the lines of a file of the process, while it is read. Raises as `open()` does."""
         with open(self.open(name), "rb") as file:
             try:
                 yield from file
@@ -222,7 +240,7 @@ class ProcDir(Descriptor):
                 raise self.error(error, name) from None
 
     def stat(self) -> Stat | None:
-        """The process's state, or None when it is gone."""
+        """Read the state of the process; None if the process is gone."""
         try:
             fd = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
         except OSError as error:
@@ -236,7 +254,7 @@ class ProcDir(Descriptor):
                 return None
 
     def error(self, error: OSError, name: str) -> PhysviewError:
-        """Say what an OSError about the process's file `name` means."""
+        """Translate an OSError about the file `name` of the process into an error of physview."""
         path = f"{self.path}/{name}"
         what = f"cannot read {path}"
         about: dict[str, Any] = {"pid": self.pid, "path": path}
@@ -248,7 +266,7 @@ class ProcDir(Descriptor):
         stat = self.stat()
         if stat is None:
             return self.gone()
-        # To users who are not root the kernel says EACCES of these, too.
+        # For an unprivileged user the kernel returns EACCES in these cases, too.
         without = self._without_memory(stat, what, about)
         if without:
             return without
@@ -256,12 +274,12 @@ class ProcDir(Descriptor):
             why = f"process {self.pid} is not yours to look into"
             return AccessDenied(what, why, "run as root", **about)
         if error.errno == errno.ENOENT:
-            remedy = "it takes one with CONFIG_PROC_PAGE_MONITOR=y"
+            remedy = "use a kernel with CONFIG_PROC_PAGE_MONITOR=y"
             return Unsupported(what, "this kernel was built without it", remedy, **about)
         return self.gone()
 
     def _without_memory(self, stat: Stat, what: str, about: dict[str, Any]) -> NoUserMemory | None:
-        """The error for a kernel thread and for a zombie; None for what has memory."""
+        """The error for a kernel thread or a zombie; None for a process that has memory."""
         if stat.flags & PF_KTHREAD:
             why = f"{self.pid} is a kernel thread, which has no user memory"
             return NoUserMemory(what, why, "choose a user process", **about)
@@ -272,7 +290,7 @@ class ProcDir(Descriptor):
         except OSError:
             threads = set()
         if threads:
-            why = "its first thread has ended, and through that the kernel shows no memory"
+            why = "its main thread has ended, and the kernel shows no memory through that thread"
             remedy = f"name another thread, such as {min(threads, key=int)}"
         else:
             why = f"process {self.pid} has ended and only its exit status is left (a zombie)"
@@ -280,7 +298,7 @@ class ProcDir(Descriptor):
         return NoUserMemory(what, why, remedy, **about)
 
     def gone(self) -> ProcessGone | AccessDenied:
-        """The error for a process whose memory went away while it was read, or is hidden."""
+        """The error for a process that ended, ran another program or is hidden by hidepid."""
         stat = self.stat()
         if stat is None and self.path != "/proc/self" and proc_mount.is_hidden(self.pid):
             return self._hidden()
@@ -295,21 +313,23 @@ class ProcDir(Descriptor):
         )
 
     def _hidden(self) -> AccessDenied:
-        """The error for a process that is there and that /proc does not show."""
+        """The error for a process that exists, but is hidden by hidepid."""
         return AccessDenied(
             f"cannot look into process {self.pid}",
-            "it is another user's, and /proc is mounted with hidepid, which hides those",
+            "it is another user's, and /proc is mounted with hidepid, which hides it",
             "run as root",
             pid=self.pid,
             path=self.path,
         )
 
     def comm(self) -> str:
-        """The process's name. Raises as `open()` does."""
+        """Read the name of the process. Raises as `open()` does."""
         return os.fsdecode(proctext.value(self.read("comm")))
 
     def nr_resident(self) -> int:
-        """Pages in memory, about: the kernel's own count at this moment. Raises as `open()` does.
+        """Read the approximate number of resident pages, from the kernel's own count.
+
+        Raises as `open()` does.
 
         Source: statm in Documentation/filesystems/proc.rst, table 1-3.
         """
@@ -320,15 +340,17 @@ class ProcDir(Descriptor):
         return map(self.parse_maps_line, self.iter_lines("maps"))
 
     def parse_maps_line(self, line: bytes) -> Vma:
-        """Read one line of the process's maps, with the path as it really is."""
+        """Parse one line of the process's maps, with the exact path if the kernel shows it."""
         vma = parse_maps_line(line)
         return self._exact(vma) if "\n" in vma.path else vma
 
     def _exact(self, vma: Vma) -> Vma:
-        """Tell "\\n" in a path from the four bytes that the kernel writes in its place.
+        """Replace an ambiguous path by the exact path: "\\012" may stand for "\\n" or for itself.
 
-        Source: map_files in Documentation/filesystems/proc.rst; it takes CAP_CHECKPOINT_RESTORE,
-        and without it the path stays the likelier one.
+        map_files has the exact path, but requires CAP_CHECKPOINT_RESTORE. Without this capability
+        the path stays, in which "\\012" is taken for "\\n", the more likely case.
+
+        Source: map_files in Documentation/filesystems/proc.rst
         """
         try:
             name = f"map_files/{vma.start:x}-{vma.end:x}"
@@ -339,7 +361,11 @@ class ProcDir(Descriptor):
 
 @functools.cache
 def _kernels_mappings_are_pfnmap() -> bool:
-    """Whether this kernel's [vvar] is VM_PFNMAP, by our own, whose smaps is soon read."""
+    """Whether [vvar] is VM_PFNMAP on this kernel.
+
+    [vvar] has the same flags in every process. So this function reads the smaps of this process,
+    which is quick.
+    """
     proc = ProcDir()
     try:
         memory = MemoryMap(proc)
@@ -351,10 +377,10 @@ def _kernels_mappings_are_pfnmap() -> bool:
 
 
 def _in_order(vmas: Iterable[Vma]) -> Iterator[Vma]:
-    """Cut off what a mapping has in common with the one before.
+    """Remove overlaps between successive mappings of /proc/PID/maps.
 
-    The kernel hands maps out in pieces. A mapping that grows downwards or is merged between two of
-    them is told of again, and lies over what was told before.
+    Several read() calls are needed to read maps. If a mapping grows downwards or is merged between
+    two of these calls, the kernel reports it again, and it overlaps the mappings before it.
     """
     end = 0
     for vma in vmas:
@@ -366,11 +392,11 @@ def _in_order(vmas: Iterable[Vma]) -> Iterator[Vma]:
 
 
 class MemoryMap:
-    """The mappings of a process at one moment, to look addresses up in.
+    """The mappings of a process at one moment, with look-ups by address.
 
     Args:
         proc: The process.
-        before: Its mappings at an earlier moment: what has not changed is not parsed again.
+        before: The mappings at an earlier moment; lines that have not changed are not parsed again.
 
     Raises:
         PhysviewError: /proc/PID/maps cannot be read.
@@ -383,14 +409,14 @@ class MemoryMap:
             line: known.get(line) or proc.parse_maps_line(line) for line in proc.iter_lines("maps")
         }
         self.vmas = list(_in_order(self._by_line.values()))
-        if not self.vmas:  # no living process is without a mapping
+        if not self.vmas:  # every living process has a mapping
             raise proc.error(ProcessLookupError(errno.ESRCH, ""), "maps")
         self._ends = [vma.end for vma in self.vmas]
         self._flags: dict[int, frozenset[str]] | None = None
         self._sizes: dict[int, dict[str, int]] | None = None
 
     def areas(self, end: int) -> list[tuple[int, int]]:
-        """The mapped address space below `end`: mappings that touch are one (start, end)."""
+        """The mapped ranges below `end`, as (start, end); adjacent mappings are merged."""
         areas: list[tuple[int, int]] = []
         for vma in self.vmas:
             if vma.start >= end:
@@ -402,7 +428,7 @@ class MemoryMap:
         return areas
 
     def find(self, vaddr: int) -> Vma | None:
-        """The mapping that `vaddr` lies in, or None."""
+        """The mapping that contains `vaddr`, or None."""
         at = self.index_after(vaddr)
         return self.vmas[at] if at < len(self.vmas) and vaddr in self.vmas[at] else None
 
@@ -411,7 +437,7 @@ class MemoryMap:
         return bisect.bisect_right(self._ends, vaddr)
 
     def is_pfnmap(self, vma: Vma) -> bool:
-        """Whether a mapping is VM_PFNMAP: it has no pages that pagemap could show."""
+        """Whether a mapping is VM_PFNMAP: pagemap shows nothing for such a mapping."""
         if not vma.path.startswith(DEVICE_PATHS) or vma.path.startswith(SHARED_MEMORY_PATHS):
             return False
         if vma.path.startswith(KERNELS_PATH):
@@ -419,7 +445,11 @@ class MemoryMap:
         return self.has_flag(vma, "pf")
 
     def has_flag(self, vma: Vma, flag: str) -> bool:
-        """Whether a mapping has one of the kernel's VmFlags. The first call reads smaps.
+        """Whether a mapping has a flag of VmFlags. The first call reads smaps.
+
+        Args:
+            vma: The mapping.
+            flag: The two letters in smaps, such as "pf".
 
         Source: show_smap_vma_flags() in fs/proc/task_mmu.c
         """
@@ -428,13 +458,21 @@ class MemoryMap:
         return flag in self._flags.get(vma.start, ())
 
     def sizes(self, vma: Vma) -> dict[str, int]:
-        """What smaps says of a mapping: SMAPS_SIZES, in bytes. The first call reads smaps."""
+        """The SMAPS_SIZES of a mapping, in bytes, without zeros. The first call reads smaps."""
         if self._sizes is None:
             self._sizes = parse_smaps_sizes(self._proc.iter_lines("smaps"), SMAPS_SIZES)
         return self._sizes.get(vma.start, {})
 
     def cause(self, vaddr: int, entry: PagemapEntry) -> Cause | None:
-        """Why the page has no frame number, as far as its entry and its mapping tell."""
+        """Find why a page has no frame number, from its pagemap entry and its mapping.
+
+        Args:
+            vaddr: An address in the page.
+            entry: The pagemap entry of the page.
+
+        Returns:
+            The cause; None if the page has a frame number.
+        """
         cause = entry.cause
         if cause is not Cause.ABSENT:
             return cause

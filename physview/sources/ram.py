@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the kernel says of the machine's memory: where RAM is, its zones, and what is free.
+"""Reads where the machine's RAM is, its zones, and its free blocks.
 
 The parsers take bytes. Source: /proc/iomem, /proc/zoneinfo, /proc/buddyinfo.
 """
@@ -13,7 +13,7 @@ from physview.errors import AccessDenied, Unsupported
 from physview.model import PAGE_SHIFT, PAGE_SIZE
 from physview.text import proctext
 
-# Kernels call what was plugged in later "System RAM (virtio_mem)" and the like.
+# A prefix: hot-plugged memory has a name such as "System RAM (virtio_mem)".
 RAM = "System RAM"
 
 
@@ -21,10 +21,10 @@ class Resource(NamedTuple):
     """One line of /proc/iomem.
 
     Args:
-        start: First physical address.
-        end: First physical address after it.
-        name: What it is, such as "System RAM".
-        depth: How many others it lies within.
+        start: First physical address, in bytes.
+        end: First physical address after the resource.
+        name: Name of the resource, such as "System RAM".
+        depth: Number of the resources that contain this one.
     """
 
     start: int
@@ -38,11 +38,11 @@ class Zone(NamedTuple):
 
     Args:
         node: Number of the NUMA node.
-        name: As "DMA32" or "Normal".
-        start_pfn: Its first frame.
-        nr_spanned: Frames from its first to its last, holes included.
-        nr_present: Frames that are there.
-        nr_managed: Frames that the page allocator was given.
+        name: Such as "DMA32" or "Normal".
+        start_pfn: The first frame.
+        nr_spanned: Frames from the first to the last, including holes.
+        nr_present: Frames that exist, without holes.
+        nr_managed: Frames that the page allocator manages.
         nr_free: Frames that are free.
     """
 
@@ -56,12 +56,12 @@ class Zone(NamedTuple):
 
     @property
     def end_pfn(self) -> int:
-        """The first frame after it."""
+        """The first frame after the zone."""
         return self.start_pfn + self.nr_spanned
 
 
 def parse_iomem(data: bytes) -> list[Resource]:
-    r"""Read /proc/iomem. Source: kernel/resource.c.
+    r"""Parse /proc/iomem. Source: kernel/resource.c.
 
     >>> parse_iomem(b"00001000-00001fff : System RAM\n  00001800-00001fff : Kernel code\n")[1]
     Resource(start=6144, end=8192, name='Kernel code', depth=1)
@@ -77,7 +77,7 @@ def parse_iomem(data: bytes) -> list[Resource]:
 
 
 def parse_zoneinfo(data: bytes) -> list[Zone]:
-    r"""Read /proc/zoneinfo; zones that span nothing are left out. Source: mm/vmstat.c.
+    r"""Parse /proc/zoneinfo; zones without frames are left out. Source: mm/vmstat.c.
 
     >>> text = (
     ...     b"Node 0, zone   DMA32\n  pages free     7\n        spanned  9\n        present  8\n"
@@ -89,7 +89,8 @@ def parse_zoneinfo(data: bytes) -> list[Zone]:
     zones = []
     for part in re.split(rb"^Node +", data, flags=re.MULTILINE)[1:]:
         head = re.match(rb"(\d+), zone +([^ \n]+)", part)
-        # "present" alone also begins other words; in old kernels "free" stood behind "pages".
+        # Match whole lines: other names begin with "present", too. The first line of a zone is
+        # "pages free N".
         numbers = dict(
             re.findall(
                 rb"^ +(?:pages )?(free|spanned|present|managed|start_pfn):? +(\d+)$",
@@ -105,7 +106,7 @@ def parse_zoneinfo(data: bytes) -> list[Zone]:
 
 
 def parse_buddyinfo(data: bytes) -> dict[tuple[int, str], list[int]]:
-    r"""Read /proc/buddyinfo: free blocks of 2**0, 2**1, … pages by (node, zone).
+    r"""Parse /proc/buddyinfo: the numbers of free blocks of 2**0, 2**1, … pages, by (node, zone).
 
     >>> parse_buddyinfo(b"Node 0, zone   Normal      4      2      1 \n")
     {(0, 'Normal'): [4, 2, 1]}
@@ -120,10 +121,10 @@ def parse_buddyinfo(data: bytes) -> dict[tuple[int, str], list[int]]:
 
 
 def read_resources() -> list[Resource]:
-    """What lies at which physical address.
+    """Read what is at which physical address.
 
     Raises:
-        AccessDenied: All addresses read as 0: they are root's.
+        AccessDenied: The kernel hides the addresses from this user: all of them are 0.
 
     Source: /proc/iomem
     """
@@ -141,7 +142,7 @@ def read_resources() -> list[Resource]:
 
 
 def boot_id() -> str:
-    """Which boot this is.
+    """Read the random id of this boot of the machine.
 
     Source: /proc/sys/kernel/random/boot_id
     """
@@ -150,16 +151,16 @@ def boot_id() -> str:
 
 
 def ram_ranges(resources: list[Resource]) -> list[tuple[int, int]]:
-    """Where RAM is, as whole frames.
+    """Find the ranges of whole frames that are RAM.
 
     Args:
-        resources: Those of /proc/iomem.
+        resources: The resources of /proc/iomem.
 
     Returns:
-        (first frame, first frame after it), in order; ranges that touch are one.
+        Ranges as (first frame, first frame after the range), in order; adjacent ranges are merged.
 
     Raises:
-        Unsupported: There is no RAM among them.
+        Unsupported: No resource is RAM.
     """
     ranges: list[tuple[int, int]] = []
     for resource in sorted(resources):
@@ -178,6 +179,11 @@ def ram_ranges(resources: list[Resource]) -> list[tuple[int, int]]:
 
 
 def resource_at(resources: list[Resource], paddr: int) -> Resource | None:
-    """The innermost resource at a physical address, or None."""
+    """The innermost resource that contains a physical address; None if there is none.
+
+    Args:
+        resources: The resources of /proc/iomem.
+        paddr: Physical address, in bytes.
+    """
     found = [resource for resource in resources if resource.start <= paddr < resource.end]
     return max(found, key=lambda resource: resource.depth, default=None)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Witness 1 once more, in ctypes and plain reads: no compiler, no dependency, no cleverness.
+"""The source reference: pagemap read in the simplest way, by ctypes, without a compiler.
 
-The compiled core is tested against it, and it serves where the core is not built. It reads one
-entry a call, and knows of each entry only what Documentation/admin-guide/mm/pagemap.rst says.
+The compiled core is tested against it. It is also the fallback if the core is not built. It reads
+one entry per call, and decodes only what Documentation/admin-guide/mm/pagemap.rst documents.
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ _libc.free.argtypes = [ctypes.c_void_p]
 
 
 class ReferencePagemap(Descriptor):
-    """Reads a process's pagemap with pread() through ctypes; see `pagemap.Pagemap`."""
+    """Reads the pagemap of a process with pread() through ctypes; see `pagemap.Pagemap`.
+
+    Args:
+        proc: The process.
+
+    Raises:
+        PhysviewError: The pagemap cannot be opened.
+    """
 
     name = "reference"
     sees_pfnmaps = False
@@ -42,10 +49,10 @@ class ReferencePagemap(Descriptor):
         self._fd = proc.open_pagemap()
 
     def read_entry(self, vaddr: int) -> int | None:
-        """The pagemap entry of one virtual address, or None past the end of the pagemap.
+        """Read the pagemap entry of one virtual address; None past the end of the pagemap.
 
         Raises:
-            OSError: The kernel's.
+            OSError: The kernel reports an error.
         """
         entry = ctypes.c_uint64()
         offset = vaddr // PAGE_SIZE * ENTRY_SIZE
@@ -56,7 +63,11 @@ class ReferencePagemap(Descriptor):
         return entry.value if got == ENTRY_SIZE else None
 
     def fill(self, vaddrs: Any, entries: Any, paddrs: Any) -> int:
-        """Look up virtual addresses one by one. Arguments and result as in `Pagemap.fill()`."""
+        """Look up virtual addresses one by one; arguments and result are those of `Pagemap.fill()`.
+
+        Raises:
+            OSError: The kernel reports an error.
+        """
         without = 0
         for i, vaddr in enumerate(map(int, vaddrs)):
             entry = self.read_entry(vaddr)
@@ -71,22 +82,25 @@ class ReferencePagemap(Descriptor):
         return without
 
     def next_populated(self, start: int, end: int) -> int:
-        """Answer `start`, which says nothing: the reference asks the kernel only for entries."""
+        """Return `start`: the reference cannot search, because it only reads single entries."""
         return start
 
 
 def visit_stand_ins(visit: Callable[[list[Probe]], T]) -> T:
-    """Do as `probes.visit_probes()` without the compiled core, with what stands in for it.
+    """Do the same as `probes.visit_probes()` without the compiled core, with other variables.
 
-    argv and envp are the process's own arrays. The rest are Python's and libc's: lmsg a string of
-    ctypes, gmsg the C library's tzname[0], main a function of the C library, and buf an array of
-    ctypes that holds thirty results of malloc().
+    argv and envp are the real arrays of the process. Objects of Python and of the C library stand
+    in for the others: lmsg is a string of ctypes, gmsg is tzname[0] of the C library, main is a
+    function of the C library, and buf is an array of ctypes with thirty results of malloc().
 
     Args:
         visit: Called once, with the 40 probes in memview2's order.
 
     Returns:
         What `visit` returns.
+
+    Raises:
+        PhysviewError: /proc/self/stat cannot be read.
     """
     argv = _start_of_stack() + WORD
     argc = ctypes.c_long.from_address(argv - WORD).value
@@ -97,7 +111,7 @@ def visit_stand_ins(visit: Callable[[list[Probe]], T]) -> T:
     gmsg = ctypes.c_void_p.in_dll(_libc, "tzname")
     allocated: list[int] = [_libc.malloc(4096) for _ in range(30)]
     for address in allocated:
-        ctypes.memset(address, 0, 1)  # a page that nothing has touched has no frame
+        ctypes.memset(address, 0, 1)  # a page gets a frame only when it is touched
     buf = (ctypes.c_void_p * 30)(*allocated)
 
     addresses: dict[str, int | None] = {
@@ -123,7 +137,7 @@ def visit_stand_ins(visit: Callable[[list[Probe]], T]) -> T:
 
 
 def _start_of_stack() -> int:
-    """Where the kernel put argc, with argv and envp behind it."""
+    """The address of argc on the stack; argv and envp follow it."""
     proc = ProcDir()
     stat = proc.stat()
     proc.close()
