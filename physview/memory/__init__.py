@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The memory of a process as extents and arrays, read in constant memory."""
+"""Reads the memory of a process as extents in NumPy arrays, in batches of bounded size."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A process's memory as extents: pages in a row in both address spaces, found by the core.
+"""Reads a process's memory as extents: pages that are contiguous in both address spaces.
 
 Source: fs/proc/task_mmu.c, Documentation/admin-guide/mm/pagemap.rst
 """
@@ -32,14 +32,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EXTENT_DTYPE = [("vaddr", "u8"), ("entry", "u8"), ("nr_pages", "u8")]
-"""vaddr: of the first page. entry: pagemap's of the first page. nr_pages: pages in a row."""
+"""vaddr: address of the first page. entry: its pagemap entry. nr_pages: number of pages."""
 
 ITEM_BYTES = 24
 
-# Above is the kernel; of its half only [vsyscall] is in a process's maps, which pagemap has not.
+# End of user space. pagemap does not cover [vsyscall], the only mapping above it.
 USER_END = 1 << 63
 BATCH = 1 << 14
-# A thread costs more than it brings below a few milliseconds of reading.
+# Address space that a thread reads at a time. For less than a few milliseconds of reading, the
+# overhead of a thread exceeds its gain.
 SLICE_BYTES = 1 << 29
 MAX_SLICES = 512
 MAX_BATCHES_AHEAD = 8
@@ -47,11 +48,11 @@ MIN_PAGES_FOR_THREADS = 1 << 17
 
 
 class Batch(NamedTuple):
-    """Extents as the core gave them.
+    """A batch of extents in the memory of the core.
 
     Args:
         extents: `struct pv_extent *`, csrc/cdef.h.
-        nr: How many there are.
+        nr: The number of extents.
     """
 
     extents: Any
@@ -61,19 +62,22 @@ class Batch(NamedTuple):
 class ExtentReader(Descriptor):
     """Reads the extents of a process.
 
-    Every page and every swap entry is in one, in address order; no extent lies in two mappings.
-    Frames follow each other in an extent, and so do swap slots; zero pages, pages whose frames are
-    hidden, guards and markers are alike instead. The process runs on meanwhile: what is read of
-    one page was true at one moment, of two at two.
+    Every page and every swap entry belongs to exactly one extent. Extents come in address order,
+    and no extent crosses the border of a mapping. The frames in an extent are contiguous, and so
+    are the swap slots. In an extent of zero pages, hidden frames, guard pages or markers, all
+    entries are equal instead.
+
+    The process runs while it is read. So the extents are not an atomic snapshot: two pages may have
+    been read at different moments.
 
     Args:
         proc: The process.
-        use_scan: Whether to find the pages with PAGEMAP_SCAN (Linux 6.7); None does where there
-            is one. Without it the cost grows with what is mapped, not with what is there.
-        batch: How many extents the core gives at a time.
+        use_scan: Whether to find pages with PAGEMAP_SCAN (Linux 6.7); None uses it if the kernel
+            has it. Without it the cost grows with the mapped memory, not with the resident memory.
+        batch: The maximum number of extents per call of the core.
 
     Raises:
-        PhysviewError: The process is gone or not ours.
+        PhysviewError: The process is gone, or this user may not examine it.
         CoreUnavailable: The core is not built.
     """
 
@@ -93,14 +97,15 @@ class ExtentReader(Descriptor):
 
     def _take(self, memory: MemoryMap) -> None:
         self.memory = memory
-        # At their ends, too: what was mapped behind one meanwhile is not in it.
+        # The ends are cuts, too: a mapping that appears after the end must not join the extent.
         borders = {border for vma in memory.vmas for border in vma[:2]}
         self._cuts = array("Q", sorted(borders))
 
     def refresh(self) -> bool:
-        """Read the mappings again; return whether they are others than before.
+        """Read the mappings again, and return whether they have changed.
 
-        The pagemap stays that of the address space that there was: after exec it is gone.
+        The open pagemap belongs to the old address space. After exec, reading it raises
+        ProcessGone.
         """
         memory = MemoryMap(self._proc, self.memory)
         changed = memory.vmas != self.memory.vmas
@@ -122,18 +127,20 @@ class ExtentReader(Descriptor):
     def iter_extents(
         self, start: int = 0, end: int | None = None, *, nr_threads: int | None = None
     ) -> Iterator[Extents]:
-        """Read what is mapped in a range.
+        """Read the extents of a range.
 
         Args:
             start: First address, page-aligned.
-            end: First address after the range, page-aligned; None is the end of user memory.
-            nr_threads: How many read at once; None chooses by how much is resident.
+            end: First address after the range, page-aligned; None is the end of user space.
+            nr_threads: The number of threads that read at once; None chooses it by the number of
+                resident pages.
 
         Yields:
-            Structured arrays of EXTENT_DTYPE, of up to BATCH and some extents, in address order.
+            Structured arrays of EXTENT_DTYPE, each of about BATCH extents at most, in address
+            order.
 
         Raises:
-            ProcessGone: The process ended or ran another program meanwhile.
+            ProcessGone: The process ended, or ran another program, while it was read.
         """
         import numpy as np
 
@@ -147,9 +154,9 @@ class ExtentReader(Descriptor):
     def iter_batches(
         self, start: int = 0, end: int | None = None, *, nr_threads: int | None = None
     ) -> Iterator[Batch]:
-        """As `iter_extents()`, without NumPy.
+        """Read the extents of a range as `iter_extents()` does, but without NumPy.
 
-        An extent may end with one batch and go on with the next.
+        An extent may be split between two batches.
         """
         return self.map_batches(lambda batch: batch, start, end, nr_threads=nr_threads)
 
@@ -161,13 +168,20 @@ class ExtentReader(Descriptor):
         *,
         nr_threads: int | None = None,
     ) -> Iterator[T]:
-        """What `function` makes of each batch, in address order; the threads that read run it."""
+        """Call `function` for each batch, and yield the results in address order.
+
+        Args:
+            function: Called in the threads that read.
+            start: First address, page-aligned.
+            end: First address after the range, page-aligned; None is the end of user space.
+            nr_threads: As in `iter_extents()`.
+        """
         ranges = self._areas(start, USER_END if end is None else min(end, USER_END))
         if nr_threads is None:
             nr_threads = self._choose_nr_threads()
         if nr_threads > 1:
             return self._read_at_once(function, ranges, nr_threads)
-        if self.use_scan and ranges:  # it jumps over what is not mapped; plain reading must not
+        if self.use_scan and ranges:  # PAGEMAP_SCAN skips gaps; without it, gaps must not be read
             ranges = [(ranges[0][0], ranges[-1][1])]
         return (function(batch) for low, high in ranges for batch in self._read(low, high))
 
@@ -211,7 +225,7 @@ class ExtentReader(Descriptor):
     def _read_at_once(
         self, function: Callable[[Batch], T], areas: list[tuple[int, int]], nr_threads: int
     ) -> Iterator[T]:
-        """Threads read slices ahead of who asks for them; the core lets go of the GIL."""
+        """Read slices in several threads, ahead of the consumer; the core releases the GIL."""
         from concurrent.futures import ThreadPoolExecutor
 
         step = sum(high - low for low, high in areas) // MAX_SLICES
@@ -221,7 +235,7 @@ class ExtentReader(Descriptor):
         )
 
         def read(low: int, high: int) -> tuple[list[T], int]:
-            """What fits, and where to go on."""
+            """Read up to MAX_BATCHES_AHEAD batches; return them and where to continue."""
             results = []
             for batch in self._read(low, high):
                 results.append(function(batch))
@@ -253,7 +267,7 @@ class ExtentReader(Descriptor):
 def _join(
     batches: Iterable[Extents], cuts: npt.NDArray[np.uint64], zero_pfn: int
 ) -> Iterator[Extents]:
-    """Make one of what ends one batch and goes on in the next."""
+    """Merge an extent that was split between two batches."""
     held: Extents | None = None
     for batch in batches:
         if held is not None:
@@ -270,7 +284,7 @@ def _join(
 
 
 def _goes_on(one: Any, other: Any, cuts: npt.NDArray[np.uint64], zero_pfn: int) -> bool:
-    """Whether two extents are one."""
+    """Whether `other` continues `one`, so that both are one extent."""
     import numpy as np
 
     vaddr, entry, nr_pages = (int(field) for field in one.item())
@@ -285,7 +299,10 @@ def _goes_on(one: Any, other: Any, cuts: npt.NDArray[np.uint64], zero_pfn: int) 
 
 @functools.cache
 def find_zero_pfn() -> int:
-    """The zero page's frame number: a page that was read but never written. 0 if it is hidden."""
+    """Find the frame number of the zero page; 0 if frame numbers are hidden.
+
+    A private page that is read before it is written is mapped to the zero page.
+    """
     import mmap
 
     ffi, lib = _ffi.load()
@@ -293,7 +310,7 @@ def find_zero_pfn() -> int:
     fd = proc.open_pagemap()
     try:
         with mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
-            page[0]  # maps it
+            page[0]  # reading it maps the zero page
             entry = ffi.new("uint64_t *")
             with ffi.from_buffer(page) as anchor:
                 vaddr = int(ffi.cast("uintptr_t", anchor))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Extents as rows of a structured NumPy array: advanced, cut, joined and expanded to pages.
+"""Works on extents as rows of a structured NumPy array: advances, cuts, joins and expands them.
 
-Nothing here reads a process: rows may come of one that lives, or of a file.
+This module reads no process. The rows may come from a living process or from a file.
 """
 
 from __future__ import annotations
@@ -26,34 +26,39 @@ BASE_DTYPE = [
     ("swap", "u8"),
     ("vma", "u4"),
 ]
-"""What every row has.
+"""The columns that every row has.
 
-vaddr: of the first page. nr_pages: base pages in the row. entry: pagemap's of the first page.
-pfn: the first page's frame; NO_ENTRY where there is none or it is hidden. swap: type in bits 0 to
-4, offset above; NO_ENTRY where it is no swap entry. vma: index in the mappings.
+vaddr: address of the first page. nr_pages: base pages in the row. entry: pagemap entry of the first
+page. pfn: frame number of the first page; NO_ENTRY if there is no frame or it is hidden. swap: swap
+entry of the first page, with the type in bits 0 to 4 and the offset above; NO_ENTRY if it is not a
+swap entry. vma: index of the mapping.
 """
 
 COLUMNS = {"flags": "u8", "mapcount": "u8", "cgroup": "u8", "node": "i4"}
-"""What can be asked for besides, the same for all pages of a row; NO_ENTRY, and node -1, where
-there is no frame. cgroup is an inode number, see `topology.cgroup_paths()`."""
+"""The optional columns. All pages of a row have the same value. A row without a frame has NO_ENTRY,
+and -1 in the column node. cgroup is an inode number, see `cgroups.cgroup_paths()`."""
 
-# How many pages are looked up at once: what this takes of memory is the most that a batch takes.
+# The maximum number of pages per batch. It limits the memory that a batch needs.
 CHUNK_PAGES = 1 << 16
 
 
 def from_extents(extents: Any, spans: Any, dtype: list[tuple[str, str]]) -> Rows:
-    """Rows of what the core found; other columns than those of BASE_DTYPE are left unset.
+    """Make rows from extents of the core. Only the columns of BASE_DTYPE are set.
 
     Args:
         extents: Structured array of `extents.EXTENT_DTYPE`.
-        spans: uint64 array, shape (n, 2): where mappings begin and end, in address order.
-        dtype: BASE_DTYPE, and what else the rows are to have.
+        spans: uint64 array, shape (n, 2): start and end of each mapping, in address order.
+        dtype: BASE_DTYPE, and the optional columns of the rows.
+
+    Returns:
+        The rows. An extent outside of all mappings is left out: it was mapped after the mappings
+        were read.
     """
     import numpy as np
 
     vma = np.searchsorted(spans[:, 0], extents["vaddr"], side="right") - 1
     inside = (vma >= 0) & (extents["vaddr"] < spans[vma, 1])
-    if not inside.all():  # mapped since the mappings were read
+    if not inside.all():  # some were mapped after the mappings were read
         extents, vma = extents[inside], vma[inside]
     rows = np.empty(len(extents), dtype=dtype)
     for name in ("vaddr", "nr_pages", "entry"):
@@ -66,7 +71,14 @@ def from_extents(extents: Any, spans: Any, dtype: list[tuple[str, str]]) -> Rows
 def places(
     entries: npt.NDArray[np.uint64],
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Frames and swap slots that entries name, as in BASE_DTYPE."""
+    """The frame numbers and swap entries in pagemap entries: pfn and swap of BASE_DTYPE.
+
+    Args:
+        entries: uint64 array, shape (n,): pagemap entries.
+
+    Returns:
+        Two uint64 arrays, shape (n,): pfn and swap.
+    """
     import numpy as np
 
     value, none = entries & np.uint64(PM_PFRAME_MASK), np.uint64(NO_ENTRY)
@@ -75,7 +87,7 @@ def places(
 
 
 def ends(rows: Rows) -> npt.NDArray[np.uint64]:
-    """The first address after each row."""
+    """The first address after each row: uint64 array, shape of `rows`."""
     import numpy as np
 
     after: npt.NDArray[np.uint64] = rows["vaddr"] + rows["nr_pages"] * np.uint64(PAGE_SIZE)
@@ -83,11 +95,14 @@ def ends(rows: Rows) -> npt.NDArray[np.uint64]:
 
 
 def steps(rows: Rows, zero_pfn: int) -> npt.NDArray[np.uint64]:
-    """How the entry changes from one page of each row to the next: `entry_rules.step_of()`.
+    """The difference between the entries of two successive pages: `entry_rules.step_of()`.
 
     Args:
         rows: Rows.
-        zero_pfn: The zero page's frame number where the rows were read.
+        zero_pfn: Frame number of the zero page on the machine where the rows were read.
+
+    Returns:
+        uint64 array, shape of `rows`.
     """
     import numpy as np
 
@@ -96,11 +111,12 @@ def steps(rows: Rows, zero_pfn: int) -> npt.NDArray[np.uint64]:
 
 
 def advance(rows: Rows, nr_pages: npt.NDArray[np.uint64], zero_pfn: int) -> None:
-    """Take pages away from the front of each row, in place.
+    """Remove pages from the front of each row, in place.
 
     Args:
         rows: Rows.
-        nr_pages: uint64 array, shape of rows: how many, fewer than the row has.
+        nr_pages: uint64 array, shape of `rows`: the number of pages to remove, less than the
+            nr_pages of the row.
         zero_pfn: As in `steps()`.
     """
     import numpy as np
@@ -115,12 +131,15 @@ def advance(rows: Rows, nr_pages: npt.NDArray[np.uint64], zero_pfn: int) -> None
 
 
 def cut(rows: Rows, vaddr: int, zero_pfn: int) -> tuple[Rows, Rows]:
-    """What of rows lies below an address, and the rest; a row across it is in both, in part.
+    """Split rows into those below an address and the rest. A row that crosses it is split.
 
     Args:
         rows: Rows in address order.
-        vaddr: Where to cut, page-aligned.
+        vaddr: The address, page-aligned.
         zero_pfn: As in `steps()`.
+
+    Returns:
+        The rows below the address, and the rows at or above it.
     """
     import numpy as np
 
@@ -135,7 +154,12 @@ def cut(rows: Rows, vaddr: int, zero_pfn: int) -> tuple[Rows, Rows]:
 
 
 def join(rows: Rows, zero_pfn: int) -> Rows:
-    """Make one of rows that go on in each other."""
+    """Merge successive rows that form one extent and have the same values in all columns.
+
+    Args:
+        rows: Rows in address order.
+        zero_pfn: As in `steps()`.
+    """
     import numpy as np
 
     if len(rows) < 2:
@@ -155,15 +179,15 @@ def join(rows: Rows, zero_pfn: int) -> Rows:
 def split_at(
     first: npt.NDArray[Any], nr: npt.NDArray[Any], step: int
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Cut runs of numbers at the multiples of `step`.
+    """Cut runs of contiguous numbers at the multiples of `step`.
 
     Args:
-        first: Shape (n,): the first number of each.
-        nr: Shape (n,): how many, at least 1.
+        first: Integer array, shape (n,): the first number of each run.
+        nr: Integer array, shape (n,): the length of each run, at least 1.
         step: At least 1.
 
     Returns:
-        Of each piece, in order, the index of its run, its first number, and how many it has.
+        Three arrays with one item per piece, in order: index of the run, first number, length.
 
     >>> import numpy as np
     >>> [column.tolist() for column in split_at(np.array([3, 9]), np.array([6, 1]), 4)]
@@ -181,7 +205,12 @@ def split_at(
 
 
 def iter_chunks(batches: Iterable[Rows], zero_pfn: int) -> Iterator[Any]:
-    """Split batches of rows so that none has more pages than CHUNK_PAGES."""
+    """Split batches of rows, so that no batch has more than CHUNK_PAGES pages.
+
+    Args:
+        batches: Arrays of rows.
+        zero_pfn: As in `steps()`.
+    """
     import numpy as np
 
     for batch in batches:
@@ -200,14 +229,14 @@ def iter_chunks(batches: Iterable[Rows], zero_pfn: int) -> Iterator[Any]:
 
 
 def iter_each(rows: Rows, zero_pfn: int | None = None) -> Iterator[Rows]:
-    """Expand extents to pages.
+    """Expand rows, so that each page is a row of its own.
 
     Args:
-        rows: What `Snapshot.iter_extents()` yields.
-        zero_pfn: As in `steps()`; by default this machine's.
+        rows: An array that `Snapshot.iter_extents()` yields.
+        zero_pfn: As in `steps()`; by default that of this machine.
 
     Yields:
-        Arrays of the same type with nr_pages 1, of up to CHUNK_PAGES.
+        Arrays of the same type, of up to CHUNK_PAGES rows. nr_pages is 1 in each row.
     """
     import numpy as np
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A process's memory as columns of NumPy, in batches of constant size, however large it is.
+"""Reads a process's memory as columns of NumPy, in batches of bounded size.
 
 Source: /proc/PID/pagemap, PAGEMAP_SCAN, /proc/kpageflags, /proc/kpagecount, /proc/kpagecgroup
 """
@@ -26,18 +26,19 @@ KPAGE_FILES = {"flags": "kpageflags", "mapcount": "kpagecount", "cgroup": "kpage
 
 
 class Snapshot(Closable):
-    """A process whose memory is read as columns. A context manager.
+    """A process whose memory can be read as columns. A context manager.
 
-    The process runs on: what is said of one page was true at one moment, of two at two.
+    The process runs while it is read. So the result is not atomic: two pages may have been read at
+    different moments.
 
     Args:
-        pid: Process id, or "self".
-        use_scan: Whether to use PAGEMAP_SCAN (Linux 6.7); None does where there is one.
+        pid: Process id, or "self" for this process.
+        use_scan: Whether to use PAGEMAP_SCAN (Linux 6.7); None uses it if the kernel has it.
 
     Raises:
         ProcessGone: There is no such process.
-        AccessDenied: It is another user's.
-        NoUserMemory: It is a kernel thread or a zombie.
+        AccessDenied: The process belongs to another user.
+        NoUserMemory: The process is a kernel thread or a zombie.
         Unsupported: The kernel has no pagemap.
         CoreUnavailable: The core is not built.
 
@@ -62,17 +63,17 @@ class Snapshot(Closable):
 
     @property
     def vmas(self) -> Sequence[Vma]:
-        """The mappings, in address order, as they were when this was made."""
+        """The mappings in address order, as they were when the Snapshot was made."""
         return self.reader.memory.vmas
 
     @property
     def knows_frames(self) -> bool:
-        """Whether frame numbers are shown to us: that takes CAP_SYS_ADMIN."""
+        """Whether the kernel shows frame numbers to this user, which requires CAP_SYS_ADMIN."""
         return self.reader.zero_pfn != 0
 
     @property
     def nr_resident(self) -> int:
-        """Pages in memory, about: the kernel's own count at this moment."""
+        """The approximate number of resident pages: the kernel's own count at this moment."""
         return self.proc.nr_resident()
 
     def close(self) -> None:
@@ -90,28 +91,29 @@ class Snapshot(Closable):
         raw: bool = False,
         nr_threads: int | None = None,
     ) -> Iterator[Rows]:
-        """Read the pages and swap entries of a range as extents: pages alike, in a row.
+        """Read the pages and swap entries of a range as extents.
 
-        Frames follow each other in an extent, and so do swap slots, but for zero pages, of which
-        each has the same frame. No extent lies in two mappings, and all its pages have the same in
-        the columns that are asked for.
+        The frames in an extent are contiguous, and so are the swap slots; only zero pages all have
+        the same frame. No extent crosses the border of a mapping. All pages of an extent have the
+        same values in the requested columns.
 
         Args:
             start: First address, page-aligned.
-            end: First address after the range, page-aligned; None is the end of user memory.
-            columns: Names of COLUMNS; each costs a reading of every frame.
-            where: Only frames with these flags.
-            raw: Give all flags; without it those that page-types hides are 0, and idle.
-            nr_threads: How many threads read pagemap; None chooses by how much is resident.
+            end: First address after the range, page-aligned; None is the end of user space.
+            columns: Names of COLUMNS. Each costs one more read for every frame.
+            where: Yield only frames with these flags.
+            raw: Keep all flags. Without it, idle and the flags that page-types hides are cleared.
+            nr_threads: The number of threads that read pagemap; None chooses it by the number of
+                resident pages.
 
         Yields:
             Structured arrays, shape (n,), of BASE_DTYPE and the columns, in address order.
 
         Raises:
             UsageError: There is no such column.
-            AccessDenied: flags, mapcount and cgroup are root's to see.
-            Unsupported: The kernel has no such file.
-            ProcessGone: The process ended or ran another program meanwhile.
+            AccessDenied: Only root may read flags, mapcount and cgroup.
+            Unsupported: The kernel lacks the file that a column needs.
+            ProcessGone: The process ended, or ran another program, while it was read.
         """
         wanted = list(dict.fromkeys(columns))
         for name in wanted:
@@ -119,12 +121,12 @@ class Snapshot(Closable):
                 raise UsageError(f"no column '{name}'", "", f"choose of {', '.join(COLUMNS)}")
         if where is not None and "flags" not in wanted:
             wanted.append("flags")
-        looker = _Looker(wanted, self.reader.zero_pfn, raw=raw)
+        columns_of_frames = _FrameColumns(wanted, self.reader.zero_pfn, raw=raw)
         extents = self.reader.iter_extents(start, end, nr_threads=nr_threads)
-        return self._iter_rows(extents, looker, where)
+        return self._iter_rows(extents, columns_of_frames, where)
 
     def _iter_rows(
-        self, extents: Iterator[Any], looker: _Looker, where: FlagFilter | None
+        self, extents: Iterator[Any], columns: _FrameColumns, where: FlagFilter | None
     ) -> Iterator[Rows]:
         import numpy as np
 
@@ -132,7 +134,7 @@ class Snapshot(Closable):
         held = None
         try:
             for chunk in iter_chunks(extents, self.reader.zero_pfn):
-                rows = looker.look_up(from_extents(chunk, spans, looker.dtype))
+                rows = columns.fill(from_extents(chunk, spans, columns.dtype))
                 if where is not None:
                     chosen = where.matches(rows["flags"]) & (rows["flags"] != np.uint64(NO_ENTRY))
                     rows = rows[chosen]
@@ -145,11 +147,11 @@ class Snapshot(Closable):
             if held is not None and len(held):
                 yield held
         finally:
-            looker.close()
+            columns.close()
 
 
-class _Looker(Closable):
-    """Adds columns to rows."""
+class _FrameColumns(Closable):
+    """Fills the optional columns of rows, and splits rows where a value changes."""
 
     def __init__(self, columns: list[str], zero_pfn: int, *, raw: bool) -> None:
         self.dtype = [*BASE_DTYPE, *((name, COLUMNS[name]) for name in columns)]
@@ -169,9 +171,9 @@ class _Looker(Closable):
         for file in self._files.values():
             file.close()
 
-    def look_up(self, rows: Rows) -> Rows:
+    def fill(self, rows: Rows) -> Rows:
         for name, file in self._files.items():
-            rows = self._split(rows, name, file)
+            rows = self._split_by_value(rows, name, file)
             if name == "flags" and not self._raw:
                 self._hide_internal(rows)
             rows = join(rows, self._zero_pfn)
@@ -183,12 +185,12 @@ class _Looker(Closable):
         import numpy as np
 
         known = rows["flags"] != np.uint64(NO_ENTRY)
-        # idle is old news unless page_idle/bitmap was read just before, and tears extents apart.
+        # idle is stale unless page_idle/bitmap was read just before. It would only split extents.
         idle = np.uint64(1 << FLAG_BITS["idle"])
         rows["flags"][known] = well_known_array(rows["flags"][known]) & ~idle
 
-    def _split(self, rows: Rows, name: str, file: KpageFile) -> Rows:
-        """Set a column of one of the kpage files, and split rows where its value changes."""
+    def _split_by_value(self, rows: Rows, name: str, file: KpageFile) -> Rows:
+        """Fill a column from one of the kpage files, and split rows where its value changes."""
         import numpy as np
 
         rows[name] = np.uint64(NO_ENTRY)
@@ -224,7 +226,7 @@ class _Looker(Closable):
         last = rows["pfn"] + np.where(known, rows["nr_pages"] - np.uint64(1), 0).astype(np.uint64)
         nr_blocks = ((last >> shift) - (rows["pfn"] >> shift) + np.uint64(1)).astype(np.int64)
         split = np.repeat(rows, nr_blocks)
-        # Of each piece, its number within its row.
+        # The number of each piece within its row.
         number = np.arange(len(split)) - np.repeat(np.cumsum(nr_blocks) - nr_blocks, nr_blocks)
         block = (split["pfn"] >> shift) + number.astype(np.uint64)
         begin = np.where(number > 0, (block << shift) - split["pfn"], 0).astype(np.uint64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Many translations as columns of NumPy."""
+"""Holds the translations of many addresses as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 
 class Translations:
-    """The translations of n virtual addresses; item i is the `Translation` of the i-th.
+    """The translations of n virtual addresses. Item i is the `Translation` of address i.
 
     Args:
         vaddrs: uint64 array, shape (n,): virtual addresses.
-        entries: uint64 array, shape (n,): pagemap entries; NO_ENTRY past the address space.
-        paddrs: uint64 array, shape (n,): physical addresses; NO_PADDR where there is none.
-        explain: Makes one `Translation` of a (vaddr, entry, paddr), with the cause.
+        entries: uint64 array, shape (n,): pagemap entries; NO_ENTRY past the end of user space.
+        paddrs: uint64 array, shape (n,): physical addresses in bytes; NO_PADDR if there is none or
+            it is hidden.
+        explain: Makes a `Translation` from vaddr, entry and paddr, with the cause.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Translations:
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
-        """Bool array, shape (n,): which addresses have a physical one."""
+        """Bool array, shape (n,): whether the physical address is known."""
         known: npt.NDArray[np.bool_] = self.paddrs != NO_PADDR
         return known
 
