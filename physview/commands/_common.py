@@ -17,7 +17,7 @@ from physview.runtime import invocation
 from physview.text.digits import bounded_int
 
 if TYPE_CHECKING:
-    from physview.parquet.snapshot_file import Written
+    from physview.parquet.snapshot_file import WrittenSnapshot
 
 NEEDS_ROOT = (Cause.HIDDEN, Cause.SWAP_HIDDEN)
 
@@ -85,7 +85,7 @@ def save_memory() -> None:
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 
-def print_written(written: Written) -> None:
+def print_written(written: WrittenSnapshot) -> None:
     """Say what was written."""
     print(
         f"{printable(written.path)}: {written.nr_pages} pages in {written.nr_extents} extents,"

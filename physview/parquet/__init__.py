@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Snapshots of a process in Parquet files, which anybody can make."""
+"""Writes snapshots of a process to Parquet files, and reads such files without trusting them."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Reads columns of numbers from an untrusted Parquet file, in bounded memory.
 
-Arrow trusts the sizes in a file's headers: a page of a kilobyte may claim that it unpacks to 2 GiB.
-So Arrow never gets the file. This module reads the headers and checks them against limits, far
-above the sizes in physview's own files. Then it copies a group's bytes into a small file in
-memory, with a footer of its own, and Arrow unpacks the small file.
+Arrow trusts the sizes in the headers of a file: a page of one kilobyte may claim that it unpacks to
+2 GiB. So Arrow never gets the file itself. This module reads the headers and checks them against
+limits, which are far above the sizes in physview's own files. Then it copies the bytes of one row
+group into a small file in memory, with a new footer, and Arrow unpacks the small file.
 
 Source: https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
 """
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# Limits, well above what `snapshot_file.write_rows()` makes of the largest processes.
+# Limits. They are well above the sizes that `snapshot_file.write_rows()` writes for the largest
+# processes.
 MAX_FOOTER_BYTES = 24 << 20
 MAX_GROUPS = 1 << 12
 MAX_ROWS_IN_GROUP = 1 << 16
 MAX_COLUMNS = 64
-# Eight bytes a row, and as much again for a dictionary and for what says which rows are null.
+# Eight bytes per row for the values, the same for a dictionary, and the bits that mark null rows.
 MAX_CHUNK_BYTES = 2 * 8 * MAX_ROWS_IN_GROUP + (1 << 16)
+# The maximum number of values in the header of a column or a page.
 _VALUES_IN_COLUMN = 120
 
 MAGIC = b"PAR1"
@@ -38,7 +40,7 @@ _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
 _PLAIN, _PLAIN_DICTIONARY, _RLE, _RLE_DICTIONARY = 0, 2, 3, 8
 _CODECS = (0, 1, 6)  # none, snappy, zstd
 _OPTIONAL = 1
-# Physical and converted type, and what NumPy calls it.
+# NumPy's name of a type, by Parquet's physical and converted type.
 _KINDS = {
     (_INT32, 11): "uint8",
     (_INT32, 13): "uint32",
@@ -52,9 +54,10 @@ class Column(NamedTuple):
     """A column of the file.
 
     Args:
-        at: Its index.
-        kind: Its type as NumPy calls it; empty for types that are not read here, such as text.
-        element: The file's description: type, repetition, name and converted type.
+        at: Index of the column.
+        kind: NumPy's name of its type; empty for types that this module does not read, such as
+            text.
+        element: The column's description in the file: type, repetition, name and converted type.
     """
 
     at: int
@@ -63,11 +66,11 @@ class Column(NamedTuple):
 
 
 class Values(NamedTuple):
-    """A column of a group.
+    """The values of one column in one row group.
 
     Args:
-        data: The values; the value of a null is meaningless.
-        is_known: Bool array: which are not null.
+        data: Array, shape (n,): the values; the value of a null is meaningless.
+        is_known: Bool array, shape (n,): False for a null.
     """
 
     data: npt.NDArray[Any]
@@ -75,25 +78,27 @@ class Values(NamedTuple):
 
 
 class ParquetInput(Descriptor):
-    """A Parquet file that is not trusted. A context manager.
+    """An untrusted Parquet file, open for reading.
 
     Args:
         path: The file.
-        key: Of the metadata that are kept.
+        key: Key of the metadata to keep.
 
     Attributes:
-        columns: By name.
-        metadata: What the file says of itself under `key`, if anything.
-        nr_rows: Of all groups.
-        nr_groups: How many parts its rows are in.
+        columns: The columns by name.
+        metadata: The metadata under `key`; empty if there are none.
+        nr_rows: Number of rows in the file.
+        nr_groups: Number of row groups.
 
     Raises:
-        OSError: It cannot be opened or read.
-        Damage: It is not a Parquet file, is damaged, or has features that physview never writes.
+        OSError: The file cannot be opened or read.
+        Damage: The file is not a Parquet file, is damaged, or uses features that physview never
+            writes.
     """
 
     def __init__(self, path: str, key: bytes) -> None:
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # a FIFO must not hold us
+        # O_NONBLOCK: opening a FIFO must not block.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         self._fd = os.open(path, flags)
         try:
             info = os.fstat(self._fd)
@@ -130,7 +135,7 @@ class ParquetInput(Descriptor):
         self.columns: dict[str, Column] = {}
         self._groups: list[bytes] = []
         self.nr_rows = 0
-        number, nr_told = 0, None
+        number, nr_declared = 0, None
         while True:
             number, kind = reader.next_field(number)
             reader.budget = 10_000
@@ -139,14 +144,14 @@ class ParquetInput(Descriptor):
             if number == 2:
                 self._read_columns(reader.value(kind))
             elif number == 3:
-                nr_told = reader.value(kind)
+                nr_declared = reader.value(kind)
             elif number == 4:
                 self._read_groups(reader, kind, footer)
             elif number == 5:
                 self._read_metadata(reader, kind, key)
             else:
                 reader.value(kind)
-        if not self.columns or self.nr_rows != nr_told:
+        if not self.columns or self.nr_rows != nr_declared:
             raise Damage("its footer contradicts itself")
 
     def _read_columns(self, elements: Any) -> None:
@@ -166,7 +171,10 @@ class ParquetInput(Descriptor):
             self.columns[text] = Column(index, kind, element)
 
     def _read_groups(self, reader: Reader, kind: int, footer: bytes) -> None:
-        """Keep where groups are described; they are taken apart when they are read."""
+        """Check the number of rows of each group, and keep the bytes that describe the group.
+
+        `read_group()` parses these bytes again, so that the parsed headers need no memory.
+        """
         item, nr = reader.begin_list() if kind == LIST else (0, 0)
         if nr > MAX_GROUPS or (nr and item != STRUCT):
             raise Damage(f"it has {nr} groups of rows, more than {MAX_GROUPS}")
@@ -190,15 +198,18 @@ class ParquetInput(Descriptor):
 
     @property
     def nr_groups(self) -> int:
-        """How many groups of rows there are."""
+        """The number of row groups."""
         return len(self._groups)
 
     def read_group(self, at: int, names: list[str]) -> dict[str, Values]:
-        """Read columns of a group.
+        """Read columns of a row group.
 
         Args:
-            at: Which group.
-            names: Columns, each with a kind.
+            at: Index of the group.
+            names: Names of the columns. Each column must have a kind.
+
+        Returns:
+            The values of the columns by name.
 
         Raises:
             OSError: The file cannot be read.
@@ -222,9 +233,9 @@ class ParquetInput(Descriptor):
         return _unpack(bytes(small + _footer(elements, described, nr_rows)), names, nr_rows)
 
     def _place(self, about: dict[int, Any]) -> tuple[int, int]:
-        """Where the bytes of a column are, and how many."""
+        """The offset and the size in bytes of a column in the file."""
         start, size = _number(about, 9), _number(about, 7)
-        if 0 < _number(about, 11) < start:  # the dictionary comes first
+        if 0 < _number(about, 11) < start:  # the dictionary is before the values
             start = _number(about, 11)
         if start < len(MAGIC) or not 0 < size <= min(MAX_CHUNK_BYTES, self._end - start):
             raise Damage("a column lies outside the file's data, or is too large")
@@ -245,10 +256,10 @@ def _are_structs(value: Any) -> TypeGuard[list[dict[int, Any]]]:
 
 
 def _check_pages(data: bytes, nr_rows: int, name: str) -> int:
-    """Check the headers of a column's pages.
+    """Check the page headers of a column.
 
     Returns:
-        The offset of the first page with data.
+        The offset in `data` of the first page with values.
     """
     at = nr_found = nr_bytes = 0
     first_data = -1
@@ -285,7 +296,7 @@ def _check_pages(data: bytes, nr_rows: int, name: str) -> int:
 def _chunk(
     about: dict[int, Any], name: str, nr_rows: int, start: int, size: int, first_data: int
 ) -> dict[int, Any]:
-    """How the small file's footer describes a column."""
+    """The description of a column for the footer of the small file."""
     encodings = [I32Value(each) for each in (_PLAIN, _RLE, _RLE_DICTIONARY)]
     described = {
         1: I32Value(_number(about, 1)),
@@ -316,17 +327,17 @@ def _footer(elements: list[dict[int, Any]], chunks: list[dict[int, Any]], nr_row
 
 
 def _unpack(data: bytes, names: list[str], nr_rows: int) -> dict[str, Values]:
-    """Have Arrow read a small file, as columns of NumPy."""
+    """Unpack a small file with Arrow into NumPy arrays."""
     what = "cannot read a snapshot"
     arrow, parquet = need("pyarrow", what), need("pyarrow.parquet", what)
     try:
         with parquet.ParquetFile(arrow.BufferReader(data), page_checksum_verification=True) as file:
             table = file.read_row_group(0, use_threads=False)
             found = {name: _to_numpy(table.column(name).chunks) for name in names}
-    except MemoryError:  # Arrow's own is one, too
+    except MemoryError:  # ArrowMemoryError is a MemoryError, too
         raise
     except (arrow.ArrowException, OSError, ValueError, KeyError) as error:
-        # Of contents Arrow complains by OSError, too, then without errno.
+        # For bad contents Arrow may raise OSError, too, but without errno.
         if isinstance(error, OSError) and error.errno:
             raise
         raise Damage(_first_line(error)) from None
@@ -336,7 +347,10 @@ def _unpack(data: bytes, names: list[str], nr_rows: int) -> dict[str, Values]:
 
 
 def _to_numpy(chunks: list[Any]) -> Values:
-    """Without Arrow's own way, which imports pandas wherever that is installed."""
+    """Convert chunks of Arrow to NumPy arrays.
+
+    Arrow's own conversion is not used, because it imports pandas if pandas is installed.
+    """
     import numpy as np
 
     data: list[npt.NDArray[Any]] = []
@@ -344,7 +358,7 @@ def _to_numpy(chunks: list[Any]) -> Values:
     for chunk in chunks:
         nr, start = len(chunk), chunk.offset
         valid, values = chunk.buffers()
-        if values is None:  # Arrow may leave it out where all is null
+        if values is None:  # Arrow may omit the buffer if all values are null
             values = bytes((start + nr) * np.dtype(str(chunk.type)).itemsize)
         data.append(np.frombuffer(values, str(chunk.type))[start : start + nr])
         if valid is None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Checks of a snapshot file's metadata and rows. Anybody can make such a file.
+"""Checks the metadata and the rows of a snapshot file, which anybody can make.
 
-After these checks the rest of the package trusts the file's contents as it trusts the kernel's.
+After these checks, the rest of the package trusts the contents like data from the kernel.
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ if TYPE_CHECKING:
 
 MAX_ABOUT_BYTES = 6 << 20
 MAX_MAPPINGS = 1 << 16
-"""A little more than the kernel gives a process, if vm.max_map_count is not raised: 65530."""
+"""Slightly above the kernel's default limit for a process: vm.max_map_count is 65530."""
 MAX_RESOURCES = 1 << 11
 MAX_PATH = 1 << 14  # a path of PATH_MAX with every byte escaped
 MAX_NODE = 1 << 10
-# What this CPU could address, or any that Linux runs on. Source: MAX_PHYSMEM_BITS
+# The largest physical address space of any CPU that Linux supports. Source: MAX_PHYSMEM_BITS
 PHYSICAL_BITS = 52
 MAX_PFN = 1 << PHYSICAL_BITS - PAGE_SHIFT
 USER_END = 1 << 63
 _U64 = 1 << 64
-# Values that the members have together: seven and a list a mapping, and a comma may be in a path.
+# The maximum number of JSON values. A mapping has eight: a list and its seven members. The rest
+# allows for commas and brackets in paths, which are counted, too.
 _MAX_VALUES = 10 * MAX_MAPPINGS + 8 * MAX_RESOURCES
 _YEARS = range(1970, 9999)
 
 
 class About(NamedTuple):
-    """The metadata, taken apart.
+    """The checked metadata of a snapshot.
 
     Args:
-        members: All but mappings and resources, by name.
+        members: All members except mappings and resources, by name.
         vmas: The mappings.
-        resources: What lay at which physical address; None if that was hidden or not kept.
-        time: When it was begun.
+        resources: What was at which physical address; None if it was hidden or not stored.
+        time: When the snapshot was begun.
     """
 
     members: dict[str, Any]
@@ -61,12 +62,12 @@ def load_json(data: bytes) -> dict[str, Any]:
     """
     if len(data) > MAX_ABOUT_BYTES:
         raise Damage(f"they have {len(data)} bytes, more than {MAX_ABOUT_BYTES}")
-    # Each value of a list or an object stands behind a comma or a bracket.
+    # A comma or a bracket comes before each value of a list or an object.
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > _MAX_VALUES:
         raise Damage("they have more members than a snapshot has")
     try:
         text = data.decode()
-        del data  # of the largest each copy counts
+        del data  # do not hold two copies of a large document
         document = json.loads(text, parse_int=_int, parse_float=_refuse, parse_constant=_refuse)
     except RecursionError:
         raise Damage("their lists are nested too deeply") from None
@@ -88,7 +89,10 @@ def _refuse(text: str) -> None:
 
 
 def check_about(document: dict[str, Any]) -> About:
-    """Check the types and ranges of the metadata's members; `document` is emptied.
+    """Check the types and ranges of the metadata's members.
+
+    Args:
+        document: The JSON document. The mappings and resources are removed from it.
 
     Raises:
         Damage: A member is wrong; the text names the member.
@@ -114,12 +118,12 @@ def _is_int(end: int, first: int = 0) -> Callable[[Any], bool]:
 
 
 def _is_text(most: int, pattern: str = r"[ -~]*") -> Callable[[Any], bool]:
-    """Printable ASCII by default."""
+    """A check for a text that matches a pattern; the default pattern is printable ASCII."""
     matches = re.compile(pattern, re.DOTALL).fullmatch
     return lambda value: type(value) is str and len(value) <= most and matches(value) is not None
 
 
-# Whatever bytes the kernel gave, as os.fsdecode() reads them.
+# Every text that os.fsdecode() can make from bytes without a NUL.
 _ANY_TEXT = "[^\x00\ud800-\udc7f\udd00-\udfff]*"
 _is_name = _is_text(256, _ANY_TEXT)
 
@@ -176,7 +180,7 @@ def _is_list_of(checks: Sequence[Callable[[Any], bool]], value: Any) -> bool:
 
 
 def _mappings(found: list[Any]) -> list[Vma]:
-    """Mappings in address order, with equal strings kept once; `found` is emptied."""
+    """Check the mappings. Equal strings are stored once; `found` is emptied to save memory."""
     vmas: list[Vma] = []
     last = 0
     found.reverse()
@@ -196,10 +200,13 @@ def _mappings(found: list[Any]) -> list[Vma]:
 
 
 def check_resources(found: Any) -> list[Resource] | None:
-    """Hold the member 'resources' against what it may be.
+    """Check the member 'resources'.
+
+    Args:
+        found: The value in the JSON document; None is valid.
 
     Raises:
-        Damage: It is not that.
+        Damage: The value is not a valid list of resources.
     """
     if found is None:
         return None
@@ -213,7 +220,7 @@ def check_resources(found: Any) -> list[Resource] | None:
         resource = Resource(*members)
         is_ram = resource.name.startswith(RAM)
         end = 1 << PHYSICAL_BITS if is_ram else _U64
-        # What lies within another follows it.
+        # A resource comes before the resources that it contains.
         if not last <= resource.start < resource.end <= end:
             raise Damage("'resources' are not in address order, or lie beyond the address space")
         last = resource.start
@@ -229,25 +236,28 @@ class RowCheck:
 
     Args:
         vmas: The mappings.
-        knows_frames: Whether frame numbers were shown.
-        zero_pfn: The zero page's frame.
+        knows_frames: Whether frame numbers were visible when the snapshot was taken.
+        zero_pfn: Frame number of the zero page at that time.
     """
 
     def __init__(self, vmas: Sequence[Vma], *, knows_frames: bool, zero_pfn: int) -> None:
         import numpy as np
 
         self._starts = np.array([vma.start for vma in vmas], dtype=np.uint64)
-        # Addresses end at USER_END; above it there is [vsyscall], which has no rows.
+        # Rows end at USER_END. The mapping above it, [vsyscall], has no rows.
         self._stops = np.array([min(vma.end, USER_END) for vma in vmas], dtype=np.uint64)
         self._knows_frames = knows_frames
         self._zero_pfn = zero_pfn
         self._end = 0
 
     def check(self, rows: Rows) -> None:
-        """Check at least one row; the rows follow those of the last call.
+        """Check the next batch, which must follow the rows of the previous call.
+
+        Args:
+            rows: At least one row.
 
         Raises:
-            Damage: A row is not possible in a snapshot.
+            Damage: A row is impossible in a snapshot.
         """
         import numpy as np
 
@@ -270,7 +280,10 @@ class RowCheck:
                 raise Damage("a row has an impossible node")
 
     def _check_places(self, rows: Rows) -> None:
-        """Frames and slots, which the entry names as well, from the first page to the last."""
+        """Check frames and swap slots from the first to the last page of each row.
+
+        They must also agree with the pagemap entry of the row.
+        """
         import numpy as np
 
         for name, expected in zip(("pfn", "swap"), places(rows["entry"]), strict=True):

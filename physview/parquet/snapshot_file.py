@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A process's memory kept in a Parquet file: a row an extent. docs/parquet.md has the columns.
+"""Writes and reads snapshot files: the memory of a process as a Parquet file, one row per extent.
 
-pandas, polars and DuckDB open it as it is; who took it, of what and when is in its metadata.
+docs/parquet.md describes the columns. pandas, polars and DuckDB can open the file directly. Its
+metadata say on which machine, of which process and when it was made.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from physview.parquet.snapshot_check import (
     check_resources,
     load_json,
 )
-from physview.parquet.snapshot_tables import Tables
+from physview.parquet.snapshot_tables import SnapshotTables
 from physview.parquet.thrift import Damage
 from physview.runtime import invocation, resource_limits
 from physview.runtime.extras import need
@@ -42,44 +43,55 @@ if TYPE_CHECKING:
 
 KEY = b"physview"
 FORMAT = 1
-# Rows in a group of the file: what is written or read at a time, and so what it takes of memory.
+# Rows in a row group. One group is written or read at a time, so this limits the memory needed.
 ROWS_IN_GROUP = 1 << 14
 
-# What is read back of a row.
+# The columns that are read back. The other columns can be derived from them.
 _READ = ("vaddr", "nr_pages", "entry", "mapping", "pfn", "swap_type", "swap_offset")
 
-# Name, type of Arrow, unit, meaning. docs/parquet.md says the same.
+# Name, Arrow type, unit, meaning. docs/parquet.md has the same list.
 FIELDS = (
     ("vaddr", "uint64", "bytes", "virtual address of the first page"),
-    ("nr_pages", "uint64", "pages", "base pages in a row"),
-    ("pfn", "uint64", "frames", "the first page's frame; the others follow, but zero pages"),
+    ("nr_pages", "uint64", "pages", "number of contiguous base pages"),
+    (
+        "pfn",
+        "uint64",
+        "frames",
+        "the first page's frame; the other pages have the frames after it, but all zero pages share"
+        " one frame",
+    ),
     ("cause", "dictionary", "", "why there is no frame"),
-    ("swap_type", "uint8", "", "of a swap entry: the swap area, or what is special"),
-    ("swap_offset", "uint64", "pages", "of a swap entry, of the first page; the others follow"),
+    ("swap_type", "uint8", "", "for a swap entry: the swap area, or the kind of special entry"),
+    (
+        "swap_offset",
+        "uint64",
+        "pages",
+        "the offset in the first page's swap entry; the other pages have the offsets after it",
+    ),
     ("entry", "uint64", "", "the first page's entry in /proc/PID/pagemap"),
     ("mapping", "uint32", "", "index in the metadata's mappings"),
-    ("perms", "dictionary", "", "of the mapping"),
-    ("path", "dictionary", "", "of the mapping"),
+    ("perms", "dictionary", "", "the permissions of the mapping"),
+    ("path", "dictionary", "", "the path of the mapping"),
 )
 MORE_FIELDS = {
     "flags": (
-        ("flags", "uint64", "", "of /proc/kpageflags, alike for all frames of the row"),
-        ("flag_names", "dictionary", "", "the same by name, with | between them"),
+        ("flags", "uint64", "", "the flags in /proc/kpageflags, equal for all frames of the row"),
+        ("flag_names", "dictionary", "", "the names of these flags, separated by a bar"),
     ),
-    "mapcount": (("mapcount", "uint64", "", "how often each frame is mapped"),),
+    "mapcount": (("mapcount", "uint64", "", "how often each of the frames is mapped"),),
     "cgroup": (("cgroup", "dictionary", "", "the memory cgroup that the frames are charged to"),),
     "node": (("node", "int32", "", "NUMA node"),),
 }
 
 
-class Written(NamedTuple):
-    """What was written.
+class WrittenSnapshot(NamedTuple):
+    """A snapshot file that was written.
 
     Args:
-        path: Where.
-        nr_extents: Rows.
-        nr_pages: Base pages and swap entries in them.
-        size_bytes: Of the file.
+        path: Path of the file.
+        nr_extents: Number of rows.
+        nr_pages: Number of base pages and swap entries in the rows.
+        size_bytes: Size of the file.
     """
 
     path: str
@@ -96,21 +108,24 @@ def write_snapshot(
     overwrite: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
-) -> Written:
-    """Keep a process's memory in a file, written whole or not at all, readable to its owner only.
+) -> WrittenSnapshot:
+    """Write the memory of a process to a snapshot file.
+
+    The file is written completely or not at all. Only its owner can read it.
 
     Args:
         snapshot: The process.
         path: The file.
-        columns: Names of COLUMNS; each costs a reading of every frame. None is read where frame
-            numbers are hidden.
-        overwrite: Whether to replace a file of this name.
-        progress: Called with how many pages are written, and about how many there are.
+        columns: Names of COLUMNS. Each costs one more read for every frame. If frame numbers are
+            hidden, no optional column is written.
+        overwrite: Whether to replace an existing file of this name.
+        progress: Called with the number of pages that are written, and the approximate number of
+            all pages.
         on_progress: The earlier name of `progress`.
 
     Raises:
-        PhysviewError: The file is there already, or cannot be written.
-        ProcessGone: The process ended or ran another program meanwhile.
+        PhysviewError: The file exists, or cannot be written.
+        ProcessGone: The process ended, or ran another program, while it was read.
         Unsupported: pyarrow is not installed.
     """
     columns = list(dict.fromkeys(columns)) if snapshot.knows_frames else []
@@ -135,17 +150,22 @@ def write_rows(
     overwrite: bool = False,
     complete: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
-) -> Written:
-    """As `write_snapshot()`, of rows that were read before.
+) -> WrittenSnapshot:
+    """Write given rows to a snapshot file, as `write_snapshot()` does.
 
     Args:
-        snapshot: The process they are of.
-        batches: What its `iter_extents()` yields, also filtered or expanded.
+        snapshot: The process that the rows belong to.
+        batches: The arrays that `snapshot.iter_extents()` yields; rows may be filtered or expanded.
         path: The file.
-        columns: What the rows have besides the base.
-        overwrite: Whether to replace a file of this name.
-        complete: Whether the rows are all there are: only then can the file be compared.
-        progress: As there.
+        columns: The optional columns of the rows.
+        overwrite: Whether to replace an existing file of this name.
+        complete: Whether the rows are all rows of the process. Only complete files can be compared.
+        progress: As in `write_snapshot()`.
+
+    Raises:
+        PhysviewError: The file exists, or cannot be written.
+        ProcessGone: The process ended, or ran another program, while it was read.
+        Unsupported: pyarrow is not installed.
     """
     what = f"cannot write {path}"
     arrow, parquet = need("pyarrow", what), need("pyarrow.parquet", what)
@@ -154,12 +174,12 @@ def write_rows(
     schema = arrow.schema([_field(arrow, *field) for field in fields], {KEY: about})
     nr_extents, nr_pages, nr_resident = 0, 0, snapshot.nr_resident
     with whole_file(path, overwrite=overwrite) as file:
-        tables = Tables(arrow, schema, snapshot.vmas)
+        tables = SnapshotTables(arrow, schema, snapshot.vmas)
         words = [name for name, kind, *_ in fields if kind == "dictionary"]
         with parquet.ParquetWriter(
             file, schema, compression="zstd", use_dictionary=words, write_page_checksum=True
         ) as writer:
-            for rows in _grouped(batches):
+            for rows in _regroup(batches):
                 writer.write_table(tables.table(rows))
                 nr_extents += len(rows)
                 nr_pages += int(rows["nr_pages"].sum())
@@ -167,7 +187,7 @@ def write_rows(
                     progress(nr_pages, nr_resident)
         file.flush()
         size = os.fstat(file.fileno()).st_size
-    return Written(path, nr_extents, nr_pages, size)
+    return WrittenSnapshot(path, nr_extents, nr_pages, size)
 
 
 def _field(arrow: Any, name: str, kind: str, unit: str, meaning: str) -> Any:
@@ -184,7 +204,7 @@ def _about(snapshot: Snapshot, columns: Sequence[str], *, complete: bool) -> byt
     """The metadata of the rows, as JSON.
 
     Raises:
-        PhysviewError: The metadata exceed the limits for reading them back.
+        PhysviewError: The metadata exceed the limits that the reader has.
     """
     about = json.dumps(_members(snapshot, columns, complete=complete), separators=(",", ":"))
     nr, most = len(snapshot.vmas), MAX_MAPPINGS
@@ -224,17 +244,17 @@ def _members(snapshot: Snapshot, columns: Sequence[str], *, complete: bool) -> d
 
 
 def _resources() -> list[Resource] | None:
-    """Where RAM is, and what lies between, to draw frames by; None where that is not told."""
+    """Where RAM is and what is between, for pictures of frames; None if the kernel hides it."""
     try:
         found = read_resources()
         kept = [each for each in found if each.depth == 0 or each.name.startswith(RAM)]
         return check_resources([list(each) for each in kept])
-    except (OSError, Damage):  # a container may have no iomem, or one without RAM
+    except (OSError, Damage):  # in a container /proc/iomem may be missing or without RAM
         return None
 
 
-def _grouped(batches: Iterable[Rows]) -> Iterator[Rows]:
-    """Rows in arrays of ROWS_IN_GROUP, but for the last."""
+def _regroup(batches: Iterable[Rows]) -> Iterator[Rows]:
+    """Yield the same rows in arrays of ROWS_IN_GROUP; only the last array may be shorter."""
     import numpy as np
 
     held: list[Rows] = []
@@ -252,9 +272,9 @@ def _grouped(batches: Iterable[Rows]) -> Iterator[Rows]:
 
 
 class SnapshotFile(Closable):
-    """A snapshot that was kept. A context manager.
+    """A snapshot file, open for reading. A context manager.
 
-    Anybody can make such a file: what is read has passed `snapshot_check`.
+    Anybody can make such a file. So all data in it are checked by `snapshot_check` first.
 
     Args:
         path: The file.
@@ -262,14 +282,15 @@ class SnapshotFile(Closable):
     Attributes:
         about: The metadata: host, boot_id, kernel, time, pid, start_time_ticks, comm and more.
         vmas: The mappings, in address order.
-        resources: What lay at which physical address, as `ram.read_resources()`, outermost and
-            RAM only; None if that was hidden, or if an earlier physview wrote the file.
-        columns: What rows have besides the base: of "flags", "mapcount" and "node".
-        time: When it was taken, with its time zone.
+        resources: What was at which physical address, as from `ram.read_resources()`, but only the
+            outermost resources and RAM. None if it was hidden, or if an earlier version of physview
+            wrote the file.
+        columns: The optional columns of the rows, out of "flags", "mapcount" and "node".
+        time: When the snapshot was taken, with its time zone.
 
     Raises:
-        PhysviewError: It cannot be opened, is not a snapshot, is damaged, has a later format, or is
-            from a machine with another page size.
+        PhysviewError: The file cannot be opened, is not a snapshot, is damaged, has a later format,
+            or is from a machine with another page size.
         Unsupported: pyarrow is not installed.
     """
 
@@ -278,11 +299,11 @@ class SnapshotFile(Closable):
         need("pyarrow", what)
         need("pyarrow.parquet", what)
         self.path = path
-        with self._told("it is not a Parquet file, or it is damaged"):
+        with self._explain_errors("it is not a Parquet file, or it is damaged"):
             self._file = ParquetInput(path, KEY)
         try:
             about = self._read_about(what)
-            with self._told("its columns are not those of a snapshot"):
+            with self._explain_errors("its columns are not those of a snapshot"):
                 self._check_columns()
         except BaseException:
             self.close()
@@ -293,8 +314,8 @@ class SnapshotFile(Closable):
         self.columns = [name for name in COLUMNS if name in stored and name != "cgroup"]
 
     @contextlib.contextmanager
-    def _told(self, why: str) -> Iterator[None]:
-        """Say why the file cannot be read."""
+    def _explain_errors(self, why: str) -> Iterator[None]:
+        """Translate errors inside a `with` block into a PhysviewError about the file."""
         what = f"cannot read {self.path}"
         try:
             yield
@@ -315,7 +336,7 @@ class SnapshotFile(Closable):
             why = "it is a Parquet file, but not a snapshot of physview's"
             remedy = f"{invocation.physview('snapshot PID -o FILE')} makes one"
             raise PhysviewError(what, why, remedy)
-        with self._told("its metadata are damaged"):
+        with self._explain_errors("its metadata are damaged"):
             document = load_json(self._file.metadata.pop(KEY))
             found, size = document.get("format"), document.get("page_size_bytes")
             if type(found) is int and found > FORMAT:
@@ -338,22 +359,26 @@ class SnapshotFile(Closable):
 
     @property
     def knows_frames(self) -> bool:
-        """Whether frame numbers were shown to who took it."""
+        """Whether frame numbers were visible when the snapshot was taken."""
         return bool(self.about["shows_frames"])
 
     @property
     def zero_pfn(self) -> int:
-        """The zero page's frame when it was taken; 0 where it was hidden."""
+        """Frame number of the zero page when the snapshot was taken; 0 if it was hidden."""
         return int(self.about["zero_pfn"])
 
     @property
     def process(self) -> tuple[int, int | None]:
-        """Which process: pids are used again, but not with the same start time, in clock ticks."""
+        """The identity of the process: its pid, and its start time in clock ticks after boot.
+
+        A pid alone is not enough, because the kernel reuses pids. The start time is None if the
+        process was already gone.
+        """
         return self.about["pid"], self.about["start_time_ticks"]
 
     @property
     def nr_extents(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return self._file.nr_rows
 
     def close(self) -> None:
@@ -361,24 +386,25 @@ class SnapshotFile(Closable):
         self._file.close()
 
     def iter_extents(self) -> Iterator[Rows]:
-        """As `Snapshot.iter_extents()`, of all that was kept.
+        """Read all rows of the file. The rows are those that `Snapshot.iter_extents()` yielded.
 
         Yields:
-            Structured arrays of BASE_DTYPE and the columns that there are, in address order.
+            Structured arrays of BASE_DTYPE and `columns`, in address order.
 
         Raises:
             PhysviewError: The file is damaged, or cannot be read.
         """
         check = RowCheck(self.vmas, knows_frames=self.knows_frames, zero_pfn=self.zero_pfn)
         for at in range(self._file.nr_groups):
-            with self._told("it is damaged"):
+            with self._explain_errors("it is damaged"):
                 rows = self._read_rows(at)
                 check.check(rows)
-            for first in range(0, len(rows), ROWS_IN_GROUP):  # other writers make larger groups
+            # Files of other writers may have larger groups.
+            for first in range(0, len(rows), ROWS_IN_GROUP):
                 yield rows[first : first + ROWS_IN_GROUP]
 
     def _read_rows(self, at: int) -> Rows:
-        """A group of rows, as the file has them."""
+        """Read one row group."""
         import numpy as np
 
         found = self._file.read_group(at, [*_READ, *self.columns])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rows of a snapshot as tables of Arrow, to be written to a file."""
+"""Converts rows of a snapshot to Arrow tables, which are then written to a file."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ if TYPE_CHECKING:
     from physview.memory.rows import Rows
 
 
-class Tables:
-    """Makes tables of Arrow of rows."""
+class SnapshotTables:
+    """Converts rows to Arrow tables.
+
+    Args:
+        arrow: The module pyarrow.
+        schema: The schema of the tables.
+        vmas: The mappings that the rows refer to.
+    """
 
     def __init__(self, arrow: Any, schema: Any, vmas: Sequence[Vma]) -> None:
         self._arrow = arrow
         self._schema = schema
-        self._perms = _Words(arrow, [vma.perms for vma in vmas])
-        self._paths = _Words(arrow, [escaped(vma.path) for vma in vmas])
+        self._perms = _DictionaryColumn(arrow, [vma.perms for vma in vmas])
+        self._paths = _DictionaryColumn(arrow, [escaped(vma.path) for vma in vmas])
         self._cgroups: dict[int, str] | None = None
 
     def table(self, rows: Rows) -> Any:
-        """All columns of the schema."""
+        """Make a table with all columns of the schema."""
         import numpy as np
 
         arrow, none = self._arrow, np.uint64(NO_ENTRY)
@@ -57,19 +63,22 @@ class Tables:
         return arrow.table(columns, schema=self._schema)
 
     def _words_of(self, values: Any, word: Any) -> Any:
-        """A column of words: `word` of each different value."""
+        """A dictionary column of texts: `word` is called once for each distinct value."""
         import numpy as np
 
         different, codes = np.unique(values, return_inverse=True)
         words = [word(int(value)) for value in different]
-        return _Words(self._arrow, words).of(codes)
+        return _DictionaryColumn(self._arrow, words).of(codes)
 
     def _causes(self, rows: Rows) -> Any:
-        """What is hidden or nowhere, by the bits of the entry that say so."""
+        """The column cause, derived from the bits of the pagemap entries.
+
+        Bits that do not affect the cause are removed first, so that few distinct values remain.
+        """
         import numpy as np
 
         entries = rows["entry"].copy()
-        # Of a swap entry the slot tells nothing, but for the special types'.
+        # The swap type affects the cause only if it is a special type.
         in_area = (rows["swap"] != np.uint64(NO_ENTRY)) & is_in_area(entries)
         keep = np.uint64(NO_ENTRY ^ PM_PFRAME_MASK)
         entries[in_area] &= keep
@@ -82,15 +91,15 @@ class Tables:
     def _cgroup(self, inode: int) -> str | None:
         from physview.sources.cgroups import cgroup_paths
 
-        if inode in (NO_ENTRY, 0):  # 0: charged to none
+        if inode in (NO_ENTRY, 0):  # 0: charged to no cgroup
             return None
         if self._cgroups is None:
             self._cgroups = cgroup_paths()
         return escaped(self._cgroups.get(inode, f"@{inode}"))
 
 
-class _Words:
-    """Words of which many rows have one, by an index; None is null."""
+class _DictionaryColumn:
+    """Texts for an Arrow dictionary column: rows refer to a text by its index. None is null."""
 
     def __init__(self, arrow: Any, words: Sequence[str | None]) -> None:
         import numpy as np
@@ -102,7 +111,7 @@ class _Words:
         self._values = arrow.array([word or "" for word in different], arrow.string())
 
     def of(self, rows: Any) -> Any:
-        """The column of rows that name these words by their index."""
+        """Make the column of rows that refer to these texts by index."""
         codes = self._codes[rows]
         return self._arrow.DictionaryArray.from_arrays(
             self._arrow.array(codes, mask=codes == self._null), self._values

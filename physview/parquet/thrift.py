@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The compact protocol of Thrift, which Parquet's headers are in: read within bounds, and written.
+"""Reads and writes Thrift's compact protocol, the format of Parquet's headers, within limits.
 
 Source: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 """
@@ -9,27 +9,31 @@ from __future__ import annotations
 from typing import Any
 
 MAX_DEPTH = 8
-"""How many structs and lists of Parquet's lie in each other: six do."""
+"""The maximum nesting of structs and lists. Parquet's own headers have six levels."""
 
-# Types of the compact protocol; a bool in a struct is its own type.
+# Types of the compact protocol. A bool field in a struct has its value in its type.
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 _NUMBERS = (I16, I32, I64)
 
 
 class Damage(ValueError):
-    """What is read is not what was expected; the text says what it is."""
+    """The data of a file are not as expected; the text says what is wrong."""
 
 
 class Reader:
-    """Reads from bytes, and refuses what would take more than it is worth.
+    """Reads values from bytes, and refuses data that would need too much memory or time.
 
     Args:
-        data: What is read.
-        at: Where to begin.
-        budget: How many values may be read in all.
+        data: The bytes.
+        at: Offset of the first value.
+        budget: The maximum number of values to read in all.
 
     Attributes:
-        at: Where the next value begins.
+        at: Offset of the next value.
+        budget: The number of values that may still be read.
+
+    Raises:
+        Damage: By every method, if the data are not valid or exceed a limit.
     """
 
     def __init__(self, data: bytes | memoryview, at: int = 0, budget: int = 10_000) -> None:
@@ -38,14 +42,14 @@ class Reader:
         self.budget = budget
 
     def byte(self) -> int:
-        """One byte."""
+        """Read one byte."""
         if self.at >= len(self._data):
             raise Damage("a header ends too early")
         self.at += 1
         return self._data[self.at - 1]
 
     def unsigned(self) -> int:
-        """A number without a sign, of up to 64 bits."""
+        """Read an unsigned number of up to 64 bits."""
         value = shift = 0
         while True:
             byte = self.byte()
@@ -58,12 +62,12 @@ class Reader:
         return value
 
     def number(self) -> int:
-        """A number with a sign, as zigzag."""
+        """Read a signed number in zigzag encoding."""
         value = self.unsigned()
         return (value >> 1) ^ -(value & 1)
 
     def binary(self) -> bytes:
-        """A string of bytes."""
+        """Read a byte string."""
         size = self.unsigned()
         if size > len(self._data) - self.at:
             raise Damage("a text in a header is longer than the file")
@@ -71,7 +75,7 @@ class Reader:
         return bytes(self._data[self.at - size : self.at])
 
     def begin_list(self) -> tuple[int, int]:
-        """Type and number of the items that follow."""
+        """Read the header of a list: the type and the number of its items."""
         byte = self.byte()
         nr = byte >> 4 if byte >> 4 < 15 else self.unsigned()
         if nr > len(self._data) - self.at:
@@ -79,21 +83,24 @@ class Reader:
         return byte & 0xF, nr
 
     def next_field(self, last: int) -> tuple[int, int]:
-        """Number and type of the next field of a struct; type 0 at its end.
+        """Read the header of the next field of a struct: its number and its type.
 
         Args:
-            last: The number of the field before; 0 at the beginning.
+            last: The number of the previous field; 0 for the first field.
+
+        Returns:
+            Number and type; (0, 0) at the end of the struct.
         """
         byte = self.byte()
         if byte == 0:
             return 0, 0
         number = last + (byte >> 4) if byte >> 4 else self.number()
-        if not last < number < 1 << 15:  # writers put them in order
+        if not last < number < 1 << 15:  # all writers write fields in order
             raise Damage("fields of a header are not in order")
         return number, byte & 0xF
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """A struct as its fields by number: ints, bytes, lists and structs."""
+        """Read a struct: its fields by number, as ints, bools, bytes, lists and dicts."""
         found: dict[int, Any] = {}
         last = 0
         while True:
@@ -103,7 +110,7 @@ class Reader:
             found[last] = kind == TRUE if kind in (TRUE, FALSE) else self.value(kind, depth + 1)
 
     def value(self, kind: int, depth: int = 0) -> Any:
-        """A value of a type."""
+        """Read a value of the type `kind`."""
         self.budget -= 1
         if self.budget < 0 or depth > MAX_DEPTH:
             raise Damage("a header has more values than any writer makes")
@@ -124,14 +131,16 @@ class Reader:
             if len(self._data) - self.at < 8:
                 raise Damage("a header ends too early")
             self.at += 8
-            return 0.0  # nothing here needs one
+            return 0.0  # skip it: physview needs no double
         raise Damage(f"a header has a value of the unknown type {kind}")
 
 
 def write_struct(fields: dict[int, Any]) -> bytes:
-    """A struct of ints, which become i64, bytes, lists of one kind of these, and structs.
+    """Encode a struct.
 
-    Parquet's i32 are told by `I32Value`.
+    Args:
+        fields: The fields by number. A value is an int (written as i64), an `I32Value` (written as
+            i32), bytes, a dict (a struct), or a list of values of one of these types.
 
     >>> Reader(write_struct({1: I32Value(-3), 4: b"a", 9: [{1: 2}]})).struct()
     {1: -3, 4: b'a', 9: [{1: 2}]}
@@ -152,7 +161,7 @@ def write_struct(fields: dict[int, Any]) -> bytes:
 
 
 class I32Value(int):
-    """A number that Thrift has 32 bits for."""
+    """An int that is written as Thrift's i32 instead of i64."""
 
 
 def _kind(value: Any) -> int:
