@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Page frames: their flags, and what all frames of the machine are used for."""
+"""Frames of the whole machine: what they are used for, and which processes map them."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The frames of the machine: how many have which flags, in which zone, and what they are used for.
+"""Counts all frames of the machine by their flags, zone and use.
 
 Source: /proc/kpageflags (fs/proc/page.c), /proc/iomem, /proc/zoneinfo, /proc/buddyinfo
 """
@@ -19,17 +19,18 @@ from physview.sources.kpage import KpageFile
 from physview.sources.page_flags import FLAG_BITS
 from physview.sources.ram import Zone, parse_buddyinfo, parse_zoneinfo, ram_ranges, read_resources
 
-# Frames that one thread counts at a time: 20 ms or so of the kernel's work.
+# Frames that one thread counts at a time: about 20 ms of work in the kernel.
 SLICE = 1 << 18
 
 MAPPED = 1 << FLAG_BITS["mmap"]
 
 
 class Use(Enum):
-    """What a frame is used for: `rule` says by which of its flags, `text` what that is.
+    """What a frame is used for. `rule` names the flags that decide, `text` describes the use.
 
-    The first rule that fits counts, in this order. A slab comes before anonymous memory: the
-    kernel shows flags of slabs that are none, as the same bits mean something else there.
+    The rules are tried in this order, and the first rule that matches counts. SLAB comes before
+    ANON: in a slab some bits have another meaning, so the kernel may report flags such as anon for
+    it.
     """
 
     NO_FRAME = ("no_frame", "no flags, or nopage", "no RAM that the kernel knows of")
@@ -38,14 +39,14 @@ class Use(Enum):
     FREE = ("free", "buddy", "free")
     SLAB = ("slab", "slab", "the kernel's own small objects")
     PAGE_TABLES = ("page_tables", "pgtable", "page tables of processes")
-    ZERO_PAGE = ("zero_page", "zero_page", "the zero page, which all share that read only")
+    ZERO_PAGE = ("zero_page", "zero_page", "the zero page, shared by all pages that were only read")
     HUGETLB = ("hugetlb", "huge", "huge pages that were set aside (hugetlb), in use or not")
     RESERVED = ("reserved", "reserved", "the kernel itself, and firmware")
-    KSM = ("ksm", "ksm", "anonymous memory that was found alike and is shared (KSM)")
+    KSM = ("ksm", "ksm", "equal anonymous pages that were merged (KSM)")
     ANON = ("anon", "anon", "anonymous memory: heaps, stacks, private copies")
     SHMEM = ("shmem", "swapbacked, not anon", "shared memory and tmpfs")
     PAGE_CACHE = ("page_cache", "lru, thp or uptodate", "files in the page cache")
-    OTHER = ("other", "none of these", "kernel memory without a flag, or held back from use")
+    OTHER = ("other", "none of these", "kernel memory without a flag, or frames held back from use")
 
     rule: str
     text: str
@@ -61,13 +62,13 @@ class Use(Enum):
 _USES_BY_FLAG = [(1 << FLAG_BITS[use.rule], use) for use in Use if use.rule in FLAG_BITS]
 _NOPAGE = 1 << FLAG_BITS["nopage"]
 _SWAPBACKED = 1 << FLAG_BITS["swapbacked"]
-# Kernels before 6.9 show of the tails of a large folio in the page cache no more than thp.
-# A page that is just being moved to another list is in no lru: uptodate it remains.
+# thp: kernels before 6.9 report only thp for the tails of a large folio in the page cache.
+# uptodate: while the kernel moves a page to another LRU list, lru is clear and uptodate stays set.
 _CACHED = 1 << FLAG_BITS["lru"] | 1 << FLAG_BITS["thp"] | 1 << FLAG_BITS["uptodate"]
 
 
 def use_of(flags: int) -> Use:
-    """What a frame with these flags is used for.
+    """Find what a frame is used for by its value in kpageflags.
 
     >>> use_of(1 << 10), use_of(1 << 5 | 1 << 11), use_of(1 << 7 | 1 << 12)
     (<Use.FREE: 'free'>, <Use.PAGE_CACHE: 'page_cache'>, <Use.SLAB: 'slab'>)
@@ -86,9 +87,9 @@ class ZoneFrames(NamedTuple):
     """The frames of one zone.
 
     Args:
-        zone: The zone; None stands for RAM that lies in none.
-        counts: How many frames have each value of kpageflags.
-        free_blocks: How many free blocks of 2**i frames there are, by i.
+        zone: The zone; None stands for RAM outside of all zones.
+        counts: Number of frames by their value in kpageflags.
+        free_blocks: Item i is the number of free blocks of 2**i frames.
     """
 
     zone: Zone | None
@@ -96,12 +97,12 @@ class ZoneFrames(NamedTuple):
     free_blocks: list[int]
 
 
-class Machine(NamedTuple):
-    """The frames of the machine, each counted once, while it runs on.
+class MachineFrames(NamedTuple):
+    """The frames of the machine. Each frame is counted once, while the machine runs.
 
     Args:
-        ram: Where RAM is: (first frame, first frame after it), in order.
-        zones: What is in each zone, by node and address.
+        ram: The ranges of RAM as (first frame, first frame after the range), in order.
+        zones: The frames of each zone, sorted by node and address.
     """
 
     ram: list[tuple[int, int]]
@@ -109,18 +110,18 @@ class Machine(NamedTuple):
 
     @property
     def nr_frames(self) -> int:
-        """How many frames of RAM there are."""
+        """The number of frames of RAM."""
         return sum(end - first for first, end in self.ram)
 
     @property
     def nr_unmanaged(self) -> int:
-        """How many frames the page allocator was never given: present, but not managed."""
+        """The number of frames that are present, but not managed by the page allocator."""
         zones = [found.zone for found in self.zones if found.zone]
         return sum(zone.nr_present - zone.nr_managed for zone in zones)
 
     @property
     def counts(self) -> Counter[int]:
-        """How many frames have each value of kpageflags, NO_ENTRY being that of none."""
+        """Number of frames by their value in kpageflags. Frames that do not exist: NO_ENTRY."""
         total: Counter[int] = Counter()
         for zone in self.zones:
             total.update(zone.counts)
@@ -128,13 +129,13 @@ class Machine(NamedTuple):
 
 
 def by_use(counts: dict[int, int]) -> dict[Use, tuple[int, int]]:
-    """What frames are used for.
+    """Add up frames by their use.
 
     Args:
-        counts: How many frames have each value of kpageflags.
+        counts: Number of frames by their value in kpageflags.
 
     Returns:
-        For each use how many frames it has, and how many of these processes map.
+        For each use: the number of frames, and the number of those that a process maps.
     """
     found: dict[Use, tuple[int, int]] = {}
     for flags, nr in counts.items():
@@ -147,15 +148,16 @@ def by_use(counts: dict[int, int]) -> dict[Use, tuple[int, int]]:
 
 def read_machine(
     *, nr_threads: int | None = None, progress: Callable[[int, int], None] | None = None
-) -> Machine:
+) -> MachineFrames:
     """Count all frames of RAM by their flags.
 
     Args:
-        nr_threads: How many read at once; None is one for each processor, up to four.
-        progress: Called with how many frames were counted, and how many there are.
+        nr_threads: The number of threads that read at once; None is one for each processor, up to
+            four.
+        progress: Called with the number of frames that were counted, and the number of all frames.
 
     Raises:
-        AccessDenied: Flags and addresses are root's.
+        AccessDenied: Only root may read flags and physical addresses.
         Unsupported: The kernel was built without kpageflags.
         CoreUnavailable: The core is not built.
     """
@@ -176,13 +178,13 @@ def read_machine(
             continue
         free_blocks = blocks.get((zone.node, zone.name), []) if zone else []
         found.append(ZoneFrames(zone, dict(counts.get(zone, {})), free_blocks))
-    return Machine(ram, found)
+    return MachineFrames(ram, found)
 
 
 def _split(
     ram: list[tuple[int, int]], zones: list[Zone]
 ) -> list[tuple[Zone | None, tuple[int, int]]]:
-    """RAM by zones. Where the spans of two overlap, the one that begins last has the frames."""
+    """Split RAM by zones. If two zones overlap, the frames belong to the one that begins later."""
     cuts = sorted({cut for zone in zones for cut in (zone.start_pfn, zone.end_pfn)})
     parts: list[tuple[Zone | None, tuple[int, int]]] = []
     for first, end in ram:

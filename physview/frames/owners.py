@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which processes map a frame, and what the frame is.
+"""Finds which processes map given frames, and what these frames are used for.
 
-The kernel has no way from a frame to who maps it, so the pagemaps of all processes are read, once
-for all frames that are asked about. Processes run on meanwhile: what is told of one was true at one
-moment, of two at two, and one that was started meanwhile is not among them.
+The kernel cannot tell which processes map a frame. So this module reads the pagemaps of all
+processes, once for all frames in question. The processes run meanwhile, so the result is not
+atomic: two processes may have been read at different moments. A process that starts meanwhile is
+missing.
 
 Source: /proc/PID/pagemap, /proc/kpageflags
 """
@@ -30,24 +31,29 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 OWNED_DTYPE = [("pfn", "u8"), ("nr", "u8"), ("vaddr", "u8"), ("nr_pages", "u8")]
-"""Frames in a row that pages in a row show: first frame number, how many, first address, pages."""
+"""Contiguous frames that contiguous pages map.
 
-# One that runs another program while it is read is read again, as what it then is.
+pfn: the first frame number. nr: the number of frames. vaddr: address of the first page. nr_pages:
+the number of pages.
+"""
+
+# How often a process is read if it runs another program (exec) while it is read.
 TRIES = 3
 
 
-class Owner(NamedTuple):
-    """Frames in a row that one mapping of a process shows.
+class FrameOwner(NamedTuple):
+    """A process that maps a run of contiguous frames in one mapping.
 
     Args:
         pid: The process.
-        comm: Its name, as the kernel has it.
+        comm: Name of the process in the kernel.
         sharers: Pids of other processes with the same address space (vfork, CLONE_VM).
         vma: The mapping.
         vaddr: Virtual address of the first frame.
         pfn: The first frame.
-        nr_frames: How many.
-        nr_pages: How many pages show them: as many, or any number for the zero page.
+        nr_frames: The number of frames.
+        nr_pages: The number of pages that map these frames: equal to nr_frames, except for the zero
+            page, which any number of pages may map.
     """
 
     pid: int
@@ -59,8 +65,8 @@ class Owner(NamedTuple):
     nr_frames: int
     nr_pages: int
 
-    def clipped(self, first: int, end: int) -> Owner:
-        """The part of it that shows frames from `first` to before `end`."""
+    def clipped(self, first: int, end: int) -> FrameOwner:
+        """Keep only the part for the frames from `first` up to, but not including, `end`."""
         low, high = max(first, self.pfn), min(end, self.pfn + self.nr_frames)
         if (low, high) == (self.pfn, self.pfn + self.nr_frames):
             return self
@@ -68,13 +74,13 @@ class Owner(NamedTuple):
         return self._replace(vaddr=vaddr, pfn=low, nr_frames=high - low, nr_pages=high - low)
 
 
-class FramesKind(NamedTuple):
-    """Frames in a row with the same flags.
+class FlagRun(NamedTuple):
+    """A run of contiguous frames with the same flags.
 
     Args:
         pfn: The first frame.
-        nr_frames: How many.
-        flags: Their value in kpageflags; NO_ENTRY where there is no frame.
+        nr_frames: The number of frames.
+        flags: Their value in kpageflags; NO_ENTRY if these frames do not exist.
     """
 
     pfn: int
@@ -83,27 +89,27 @@ class FramesKind(NamedTuple):
 
 
 class FrameGroup(NamedTuple):
-    """Frames in a row that are used for the same.
+    """A run of contiguous frames with the same use.
 
     Args:
         pfn: The first frame.
-        nr_frames: How many.
-        use: What they are used for.
-        flags: Bits of kpageflags that all of them have; NO_ENTRY where there is no frame.
-        owners: Who maps them, clipped to these frames.
+        nr_frames: The number of frames.
+        use: What the frames are used for.
+        flags: Flags of kpageflags that all of these frames have; NO_ENTRY if they do not exist.
+        owners: Who maps these frames; each owner is clipped to the group.
     """
 
     pfn: int
     nr_frames: int
     use: Use
     flags: int
-    owners: list[Owner]
+    owners: list[FrameOwner]
 
     @property
     def nr_owned(self) -> int:
-        """How many of them somebody maps."""
+        """The number of frames that at least one process maps."""
         nr, at = 0, self.pfn
-        for owner in self.owners:  # by frame number
+        for owner in self.owners:  # sorted by frame number
             end = owner.pfn + owner.nr_frames
             nr += max(0, end - max(at, owner.pfn))
             at = max(at, end)
@@ -111,42 +117,46 @@ class FrameGroup(NamedTuple):
 
 
 class Ownership(NamedTuple):
-    """Who maps the frames that were asked about.
+    """Who maps the frames in question.
 
     Args:
-        kinds: What they are, by frame number.
-        owners: Who maps them, by frame number, pid and address.
-        nr_processes: How many processes were looked at.
-        nr_gone: How many ended, or ran one program after the other, while they were.
-        nr_denied: How many were not this user's to look into.
+        flag_runs: The frames with their flags, sorted by frame number.
+        owners: Who maps the frames, sorted by frame number, pid and address.
+        nr_processes: The number of processes that were read.
+        nr_gone: The number of processes that ended while they were read, or ran another program
+            each time (see TRIES).
+        nr_denied: The number of processes that this user may not examine.
     """
 
-    kinds: list[FramesKind]
-    owners: list[Owner]
+    flag_runs: list[FlagRun]
+    owners: list[FrameOwner]
     nr_processes: int
     nr_gone: int
     nr_denied: int
 
     def groups(self, first: int, end: int) -> list[FrameGroup]:
-        """What was asked about as few groups.
+        """Group frames by their use.
 
         Args:
-            first: First frame number, of those that were asked about.
-            end: First frame number after them.
+            first: The first frame number. The frames must be among those in question.
+            end: The first frame number after the frames.
+
+        Returns:
+            The groups, sorted by frame number.
         """
         groups: list[tuple[int, int, Use, int]] = []
-        at = max(0, bisect.bisect(self.kinds, (first, end, NO_ENTRY)) - 1)
-        for kind in self.kinds[at:]:
-            low, high = max(first, kind.pfn), min(end, kind.pfn + kind.nr_frames)
-            if kind.pfn >= end:
+        at = max(0, bisect.bisect(self.flag_runs, (first, end, NO_ENTRY)) - 1)
+        for run in self.flag_runs[at:]:
+            low, high = max(first, run.pfn), min(end, run.pfn + run.nr_frames)
+            if run.pfn >= end:
                 break
             if low >= high:
                 continue
-            use = use_of(kind.flags)
+            use = use_of(run.flags)
             if groups and groups[-1][1:3] == (low, use):
-                groups[-1] = (groups[-1][0], high, use, groups[-1][3] & kind.flags)
+                groups[-1] = (groups[-1][0], high, use, groups[-1][3] & run.flags)
             else:
-                groups.append((low, high, use, kind.flags))
+                groups.append((low, high, use, run.flags))
         largest = max((owner.nr_frames for owner in self.owners), default=0)
         starts = [owner.pfn for owner in self.owners]
         return [
@@ -167,7 +177,9 @@ class Ownership(NamedTuple):
         ]
 
 
-class _Found(NamedTuple):
+class _ProcessFrames(NamedTuple):
+    """The frames in question that one process maps."""
+
     pid: int
     comm: str
     owned: list[tuple[Vma, int, int, int, int]]  # mapping, pfn, nr, vaddr, nr_pages
@@ -179,49 +191,57 @@ def find_owners(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ownership:
-    """Tell who maps frames, and what they are.
+    """Find who maps frames, and what these frames are used for.
 
     Args:
-        ranges: Frames as (first, first after them); each is looked up once.
-        pids: Processes to look at; None looks at all that can be seen.
-        progress: Called with how many processes were looked at, and how many there are.
+        ranges: Ranges of frames as (first frame, first frame after the range). Ranges may overlap;
+            each frame is looked up once.
+        pids: The processes to read; None means all processes that are visible in /proc.
+        progress: Called with the number of processes that were read, and the number of all.
 
     Raises:
-        AccessDenied: Frames are root's to see.
+        AccessDenied: Only root may see frame numbers.
         ProcessGone: One of `pids` is gone.
-        NoUserMemory: One of `pids` has no memory: a kernel thread, a zombie.
+        NoUserMemory: One of `pids` has no user memory: it is a kernel thread or a zombie.
         CoreUnavailable: The core is not built.
     """
     ram = ram_ranges(read_resources())
     runs, is_ram = _runs(ranges, ram)
     if not len(runs):
         return Ownership([], [], 0, 0, 0)
-    flags = KpageFile("kpageflags")  # first, for who may not read it is told so
+    flags = KpageFile("kpageflags")  # open it first: an unprivileged user gets the error at once
     try:
-        index = _Index(runs, _pids() if pids is None else list(pids), strict=pids is not None)
-        found = index.search(progress)
-        # Afterwards, so that a frame is not called free that was mapped a moment ago only.
-        kinds = [
-            # Holes have a value, too, where the kernel keeps books of the whole range.
-            FramesKind(pfn, nr, value if value or is_ram[run] else NO_ENTRY)
+        search = _FrameSearch(
+            runs, _pids() if pids is None else list(pids), strict=pids is not None
+        )
+        found = search.run(progress)
+        # Read the flags after the processes. Otherwise a frame that was free first, and was mapped
+        # meanwhile, would be reported as free although it has an owner.
+        flag_runs = [
+            # A hole may have a value, too, because the kernel may have page structures for it.
+            FlagRun(pfn, nr, value if value or is_ram[run] else NO_ENTRY)
             for pieces in flags.iter_pieces(runs)
             for run, pfn, nr, value in pieces.tolist()
         ]
     finally:
         flags.close()
     owners = [
-        Owner(one.pid, one.comm, sharers, vma, vaddr, pfn, nr, nr_pages)
+        FrameOwner(one.pid, one.comm, sharers, vma, vaddr, pfn, nr, nr_pages)
         for one, sharers in _without_sharers(found)
         for vma, pfn, nr, vaddr, nr_pages in one.owned
     ]
     owners.sort(key=lambda owner: (owner.pfn, owner.pid, owner.vaddr))
-    return Ownership(kinds, owners, index.nr_processes, index.nr_gone, index.nr_denied)
+    return Ownership(flag_runs, owners, search.nr_processes, search.nr_gone, search.nr_denied)
 
 
 def _runs(
     ranges: Iterable[tuple[int, int]], ram: list[tuple[int, int]]
 ) -> tuple[npt.NDArray[Any], list[bool]]:
-    """Ranges in order, joined where they overlap, cut where RAM ends; and which of them are RAM."""
+    """Sort ranges, merge those that overlap, and cut them at the borders of RAM.
+
+    Returns:
+        Structured array of FRAMES_DTYPE, and for each run whether it is RAM.
+    """
     import numpy as np
 
     joined: list[tuple[int, int]] = []
@@ -245,8 +265,14 @@ def _pids() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
-class _Index:
-    """Looks for runs of frames in processes, some at once: the core lets go of the GIL."""
+class _FrameSearch:
+    """Searches processes for runs of frames, in several threads: the core releases the GIL.
+
+    Args:
+        runs: Structured array of FRAMES_DTYPE, sorted by pfn.
+        pids: The processes.
+        strict: Whether an error of one process ends the search. Otherwise it is only counted.
+    """
 
     def __init__(self, runs: npt.NDArray[Any], pids: list[int], *, strict: bool) -> None:
         self._firsts = runs["pfn"].copy()
@@ -256,12 +282,12 @@ class _Index:
         self._sees_frames = self._sees_hidden = False
         self.nr_processes = self.nr_gone = self.nr_denied = 0
 
-    def search(self, progress: Callable[[int, int], None] | None) -> list[_Found]:
+    def run(self, progress: Callable[[int, int], None] | None) -> list[_ProcessFrames]:
         found = []
         with ThreadPoolExecutor(_ffi.nr_threads()) as pool:
             try:
                 for nr, one in enumerate(pool.map(self._try, self._pids), 1):
-                    if isinstance(one, _Found):
+                    if isinstance(one, _ProcessFrames):
                         self.nr_processes += 1
                         if one.owned:
                             found.append(one)
@@ -278,7 +304,7 @@ class _Index:
             )
         return found
 
-    def _count_error(self, one: _Found | Exception) -> None:
+    def _count_error(self, one: _ProcessFrames | Exception) -> None:
         if isinstance(one, Exception) and self._strict:
             raise one
         if isinstance(one, ProcessGone):
@@ -288,7 +314,7 @@ class _Index:
         elif isinstance(one, Exception) and not isinstance(one, NoUserMemory):
             raise one
 
-    def _try(self, pid: int) -> _Found | Exception:
+    def _try(self, pid: int) -> _ProcessFrames | Exception:
         for left in reversed(range(TRIES)):
             try:
                 return self._search_process(pid)
@@ -299,7 +325,7 @@ class _Index:
                 return error
         raise AssertionError
 
-    def _search_process(self, pid: int) -> _Found:
+    def _search_process(self, pid: int) -> _ProcessFrames:
         proc = ProcDir(pid)
         try:
             reader = ExtentReader(proc)
@@ -314,34 +340,34 @@ class _Index:
             comm = proc.comm() if owned else ""
         finally:
             proc.close()
-        return _Found(pid, comm, owned)
+        return _ProcessFrames(pid, comm, owned)
 
     def _owned(
         self, reader: ExtentReader, extents: npt.NDArray[Any]
     ) -> Iterator[tuple[Vma, tuple[int, int, int, int]]]:
         for pfn, nr, vaddr, nr_pages in self._cut(extents, reader.zero_pfn).tolist():
             vma = reader.memory.find(vaddr)
-            if vma is None:  # mapped after /proc/PID/maps was read: told nevertheless
+            if vma is None:  # it was mapped after /proc/PID/maps was read: report it nevertheless
                 vma = Vma(vaddr, vaddr + nr_pages * PAGE_SIZE, "????", 0, "", 0, "[new]")
             yield vma, (pfn, nr, vaddr, nr_pages)
 
     def _cut(self, extents: npt.NDArray[Any], zero_pfn: int) -> npt.NDArray[Any]:
-        """The parts of extents that are in the runs."""
+        """The parts of extents that are in the runs, as array of OWNED_DTYPE."""
         import numpy as np
 
         pfns = extents["entry"] & np.uint64(PM_PFRAME_MASK)
         is_present = extents["entry"] >= np.uint64(PM_PRESENT)  # the highest bit
-        if not self._sees_frames:  # only ever set, as several threads do
+        if not self._sees_frames:  # several threads may set it, but none clears it
             self._sees_frames = bool((is_present & (pfns != 0)).any())
             self._sees_hidden |= bool((is_present & (pfns == 0)).any())
-        # An extent of the zero page is one frame, however many pages it has.
+        # An extent of zero pages has one frame, however many pages it has.
         is_zero = pfns == np.uint64(zero_pfn)
         ends = pfns + np.where(is_zero, np.uint64(1), extents["nr_pages"])
-        # Most extents are far from what is asked about, and looked at no further.
+        # Most extents have no frame near those in question. Drop them early.
         is_near = is_present & (pfns < self._ends[-1]) & (ends > self._firsts[0])
         near = np.flatnonzero(is_near & (pfns != 0))
         pfns, ends, is_zero, extents = pfns[near], ends[near], is_zero[near], extents[near]
-        # The runs that each extent meets: from `first` on, `nr_met` of them.
+        # Each extent overlaps `nr_met` runs, from run `first` on.
         first = np.searchsorted(self._ends, pfns, side="right")
         nr_met = np.maximum(np.searchsorted(self._firsts, ends, side="left") - first, 0)
         of_extent = np.repeat(np.arange(len(near)), nr_met)
@@ -357,14 +383,16 @@ class _Index:
         return owned
 
 
-def _without_sharers(found: list[_Found]) -> Iterator[tuple[_Found, tuple[int, ...]]]:
-    """One of the processes that share an address space, with the pids of the others."""
+def _without_sharers(
+    found: list[_ProcessFrames],
+) -> Iterator[tuple[_ProcessFrames, tuple[int, ...]]]:
+    """Yield one process for each address space, with the pids of the others that share it."""
     _, lib = _ffi.load()
     left = list(found)
     while left:
         one = left.pop(0)
-        # Only those that show the same frames at the same addresses: cheap to tell, and few. Where
-        # the kernel has no kcmp() they are told one by one.
+        # Compare only processes that map the same frames at the same addresses: they are few, and
+        # easy to find. If the kernel has no kcmp(), each process is reported separately.
         sharers = [
             other
             for other in left

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from physview.frames.machine import Machine, Use, ZoneFrames, by_use
+from physview.frames.machine import MachineFrames, Use, ZoneFrames, by_use
 from physview.model import NO_ENTRY, PAGE_SHIFT, PAGE_SIZE
 from physview.sources.page_flags import flag_names, well_known
 from physview.units import cut, share, size, size_words, terminal_width
@@ -43,7 +43,7 @@ def write_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: Iter
         sys.stdout.write((text if edge is None else cut(text, edge)) + "\n")
 
 
-def print_machine(machine: Machine, *, all_flags: bool, raw: bool) -> None:
+def print_machine(machine: MachineFrames, *, all_flags: bool, raw: bool) -> None:
     """frames' tables."""
     counts = machine.counts
     uses = by_use(counts)
@@ -140,7 +140,7 @@ def folded(counts: dict[int, int]) -> Counter[int]:
     return found
 
 
-def machine_document(machine: Machine) -> dict[str, Any]:
+def machine_document(machine: MachineFrames) -> dict[str, Any]:
     """The document of frames; docs/json.md describes it."""
     counts = machine.counts
     return {

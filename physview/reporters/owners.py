@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from physview.frames.machine import MAPPED, Use
-from physview.frames.owners import FrameGroup, Owner, Ownership
+from physview.frames.owners import FrameGroup, FrameOwner, Ownership
 from physview.model import PAGE_SHIFT, printable
 from physview.reporters.documents import mapping
 from physview.sources.page_flags import flag_names, well_known
@@ -69,7 +69,7 @@ def _what(group: FrameGroup) -> str:
     return f"{group.use.value.replace('_', ' ')}  {names}"
 
 
-def _owner(owner: Owner, group: FrameGroup, offset: int) -> str:
+def _owner(owner: FrameOwner, group: FrameGroup, offset: int) -> str:
     parts = [
         f"{owner.pid} {printable(owner.comm)}",
         f"{owner.vaddr + offset:#018x}",
