@@ -81,7 +81,10 @@ def test_a_root_of_its_own_user_namespace_only_sees_nothing():
     command = ["unshare", "-Ur", sys.executable, "-m", "physview", "doctor"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "in a user namespace, where capabilities open no frame numbers" in result.stdout
+    assert (
+        "in a user namespace, where capabilities do not give access to frame numbers"
+        in result.stdout
+    )
     assert "frame numbers are hidden" in result.stdout
 
 

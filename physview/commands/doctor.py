@@ -15,7 +15,7 @@ from physview.reporters import documents
 from physview.runtime.version import __version__
 
 if TYPE_CHECKING:
-    from physview.system.checks import Finding
+    from physview.system.checks import CheckResult
 
 NAME = "doctor"
 HELP = "what this machine can do, what is missing, and the command that gets it"
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     return int(not can_show_frames())
 
 
-def _with_remedy(finding: Finding) -> Finding:
+def _with_remedy(finding: CheckResult) -> CheckResult:
     if not finding.needs_root or finding.remedy:
         return finding
     return finding._replace(remedy=_common.root_remedy())

@@ -50,7 +50,7 @@ _KINDS = {
 }
 
 
-class Column(NamedTuple):
+class StoredColumn(NamedTuple):
     """A column of the file.
 
     Args:
@@ -132,7 +132,7 @@ class ParquetInput(Descriptor):
         footer = self._read(self._end, length)
         reader = Reader(footer)
         self.metadata: dict[bytes, bytes] = {}
-        self.columns: dict[str, Column] = {}
+        self.columns: dict[str, StoredColumn] = {}
         self._groups: list[bytes] = []
         self.nr_rows = 0
         number, nr_declared = 0, None
@@ -168,7 +168,7 @@ class ParquetInput(Descriptor):
             text = name.decode("utf-8", "replace")
             if text in self.columns:
                 raise Damage("two columns have the same name")
-            self.columns[text] = Column(index, kind, element)
+            self.columns[text] = StoredColumn(index, kind, element)
 
     def _read_groups(self, reader: Reader, kind: int, footer: bytes) -> None:
         """Check the number of rows of each group, and keep the bytes that describe the group.

@@ -9,13 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from physview.reporters.drawing import draw
-from physview.system.checks import NO, PART, YES, Finding
+from physview.system.checks import NO, PART, YES, CheckResult
 from physview.text.quoting import printable
 
 STATE_STYLES = {YES: "green", PART: "yellow", NO: "red"}
 
 
-def print_findings(findings: Iterable[Finding]) -> None:
+def print_findings(findings: Iterable[CheckResult]) -> None:
     """doctor's list: what, how it stands, and under it what gets the rest."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)

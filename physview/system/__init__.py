@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""This system: what physview can do on it, and the kernel module's state."""
+"""Checks of the system for `physview doctor`, and management of the kernel module."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What this machine and this user can do, found by trying, and what would get the rest.
+"""Checks what physview can do on this machine for this user, and how to get what is missing.
 
-Nothing here needs a privilege or the compiled core: it is for when things don't work.
+Each check tries a feature instead of comparing versions. No check needs privileges or the compiled
+core, because the checks are for the case that something does not work.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 YES, PART, NO = "yes", "part", "no"
 
-# The capabilities that count, by bit. Source: include/uapi/linux/capability.h
+# The capabilities that physview uses, by bit. Source: include/uapi/linux/capability.h
 CAPABILITIES = {
     21: ("CAP_SYS_ADMIN", "frame numbers"),
     19: ("CAP_SYS_PTRACE", "other users' processes"),
@@ -36,16 +37,16 @@ CAPABILITIES = {
 }
 
 
-class Finding(NamedTuple):
-    """One thing that was looked at.
+class CheckResult(NamedTuple):
+    """The result of one check.
 
     Args:
-        name: What was looked at.
+        name: What was checked.
         state: "yes", "part" or "no".
         value: What was found, and what is missing.
-        remedy: The one command, or the step, that gets what is missing; may be empty.
+        remedy: The command or the step that gets what is missing; may be empty.
         needs_root: Whether the remedy is to run physview as root.
-        details: What was found, for programs.
+        details: What was found, in a form for programs (JSON).
     """
 
     name: str
@@ -56,52 +57,57 @@ class Finding(NamedTuple):
     details: dict[str, Any] | None = None
 
 
-def examine() -> Iterator[Finding]:
-    """Look at everything, in the order in which to read it."""
-    for look in LOOKS:
-        yield look()
+def examine() -> Iterator[CheckResult]:
+    """Run all checks, in the order in which the report shows them."""
+    for check in CHECKS:
+        yield check()
 
 
 def can_show_frames() -> bool:
-    """Whether the main job, physical addresses, can be done by this user here."""
+    """Whether this user can get physical addresses on this machine: physview's main purpose."""
     return look_at_pagemap().state == YES
 
 
-def look_at_core() -> Finding:
-    """The compiled core."""
+def look_at_core() -> CheckResult:
+    """Check whether the compiled core is built."""
     why = _ffi.why_unavailable()
     if why:
-        return Finding(
-            "compiled core", NO, f"{why}; the slow reference serves", invocation.build_core()
+        return CheckResult(
+            "compiled core",
+            NO,
+            f"{why}; physview uses the slower source reference",
+            invocation.build_core(),
         )
-    return Finding("compiled core", YES, "built")
+    return CheckResult("compiled core", YES, "built")
 
 
-def look_at_kernel() -> Finding:
-    """Name and release."""
+def look_at_kernel() -> CheckResult:
+    """Report the name, release and architecture of the kernel."""
     name = os.uname()
     details = {"release": name.release, "machine": name.machine}
-    return Finding("kernel", YES, f"{name.sysname} {name.release} {name.machine}", details=details)
+    return CheckResult(
+        "kernel", YES, f"{name.sysname} {name.release} {name.machine}", details=details
+    )
 
 
-def look_at_page_size() -> Finding:
-    """Size of a base page."""
+def look_at_page_size() -> CheckResult:
+    """Report the size of a base page."""
     size = f"{PAGE_SIZE // 1024} KiB"
-    return Finding("page size", YES, size, details={"size_bytes": PAGE_SIZE})
+    return CheckResult("page size", YES, size, details={"size_bytes": PAGE_SIZE})
 
 
-def look_at_paging_levels() -> Finding:
-    """How many levels the page tables have: whether a mapping above 47 bits can be had."""
+def look_at_paging_levels() -> CheckResult:
+    """Find the number of page table levels: with five, addresses above 47 bits can be mapped."""
     if os.uname().machine != "x86_64":
-        return Finding("paging levels", PART, "can be told only on x86-64")
+        return CheckResult("paging levels", PART, "physview finds them only on x86-64")
     levels = 5 if _maps_above_47_bits() else 4
     why = "" if levels == 5 else " (no la57 in /proc/cpuinfo: the CPU has none, or this kernel)"
     cpuinfo = _read("/proc/cpuinfo").partition(b"\n\n")[0]
     if not cpuinfo:
         why = ""
     elif levels == 4 and b" la57" in cpuinfo:
-        why = " (the CPU has a fifth, which this kernel does not use)"
-    return Finding("paging levels", YES, f"{levels}{why}", details={"levels": levels})
+        why = " (the CPU has a fifth level, but this kernel does not use it)"
+    return CheckResult("paging levels", YES, f"{levels}{why}", details={"levels": levels})
 
 
 def _maps_above_47_bits() -> bool:
@@ -112,7 +118,7 @@ def _maps_above_47_bits() -> bool:
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    # Without a hint the kernel stays below 47 bits, whatever it could do.
+    # Without a hint above 47 bits, the kernel always chooses an address below.
     where = libc.mmap(1 << 48, PAGE_SIZE, 0, flags, -1, 0)
     if where == ctypes.c_void_p(-1).value:
         return False
@@ -120,29 +126,31 @@ def _maps_above_47_bits() -> bool:
     return bool(where >= 1 << 47)
 
 
-def look_at_user() -> Finding:
-    """Who runs this, with which of the capabilities that count."""
+def look_at_user() -> CheckResult:
+    """Report the user, and which of the CAPABILITIES this process has."""
     has = _effective_capabilities()
     uid = os.geteuid()
     if has is None:
         missing = proc_mount.why_no_file("/proc/self/status")
         why = missing.why if missing else "/proc/self/status cannot be read"
-        value = f"uid {uid}; which capabilities it has is not known: {why}"
-        return Finding("user", PART, value, missing.remedy if missing else "")
+        value = f"uid {uid}; its capabilities are unknown: {why}"
+        return CheckResult("user", PART, value, missing.remedy if missing else "")
     held = [name for bit, (name, _) in CAPABILITIES.items() if has >> bit & 1]
     lacking = [f"{n} ({use})" for b, (n, use) in CAPABILITIES.items() if not has >> b & 1]
     details = {"uid": uid, "capabilities": held, "first_user_namespace": _in_first_user_namespace()}
     who = f"uid {uid}" + (" (root)" if uid == 0 else "")
     if not _in_first_user_namespace():
-        who += ", in a user namespace, where capabilities open no frame numbers"
+        who += ", in a user namespace, where capabilities do not give access to frame numbers"
     if lacking:
         value = f"{who}; without {', '.join(lacking)}"
-        return Finding("user", PART if held else NO, value, needs_root=uid != 0, details=details)
-    return Finding("user", YES, f"{who}; {', '.join(held)}", details=details)
+        return CheckResult(
+            "user", PART if held else NO, value, needs_root=uid != 0, details=details
+        )
+    return CheckResult("user", YES, f"{who}; {', '.join(held)}", details=details)
 
 
 def _effective_capabilities() -> int | None:
-    """A bit for each; None where the kernel's file cannot be read."""
+    """The effective capabilities as a bit mask; None if /proc/self/status cannot be read."""
     fields = proctext.fields_by_name(_read("/proc/self/status"))
     return int(fields[b"CapEff"], 16) if b"CapEff" in fields else None
 
@@ -151,37 +159,37 @@ def _in_first_user_namespace() -> bool:
     return proctext.numbers(_read("/proc/self/uid_map")) in ([0, 0, 4294967295], [])
 
 
-def look_at_pagemap() -> Finding:
-    """Whether /proc/PID/pagemap is there and shows frame numbers to this user."""
+def look_at_pagemap() -> CheckResult:
+    """Check whether /proc/PID/pagemap exists and shows frame numbers to this user."""
     name = "pagemap"
     try:
         entry = _own_entry()
     except FileNotFoundError:
         missing = proc_mount.why_no_file("/proc/self/pagemap")
         if missing:
-            return Finding(name, NO, *missing)
+            return CheckResult(name, NO, *missing)
         remedy = "a kernel with CONFIG_PROC_PAGE_MONITOR=y"
-        return Finding(name, NO, "this kernel was built without it", remedy)
+        return CheckResult(name, NO, "this kernel was built without it", remedy)
     except OSError as error:
-        return Finding(name, NO, f"cannot be opened: {error.strerror}", needs_root=True)
+        return CheckResult(name, NO, f"cannot be opened: {error.strerror}", needs_root=True)
     soft_dirty = bool(entry.raw & PM_SOFT_DIRTY)
     details = {"frames": entry.pfn is not None, "soft_dirty": soft_dirty}
     dirty = "" if soft_dirty else "; no soft-dirty bits in this kernel"
     if entry.pfn is None:
         value = f"readable, but frame numbers are hidden from this user{dirty}"
-        return Finding(name, PART, value, needs_root=True, details=details)
-    return Finding(name, YES, f"frame numbers are shown{dirty}", details=details)
+        return CheckResult(name, PART, value, needs_root=True, details=details)
+    return CheckResult(name, YES, f"frame numbers are shown{dirty}", details=details)
 
 
 def _own_entry() -> PagemapEntry:
-    """The pagemap entry of a page of ours that was just written to."""
+    """Read the pagemap entry of a page of this process that was just written."""
     with mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
         page[0] = 1
         vaddr = _address_of(page)
         with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
             entry = int.from_bytes(os.pread(pagemap.fileno(), 8, vaddr // PAGE_SIZE * 8), "little")
     if not entry & PM_PRESENT:
-        raise PhysviewError("cannot look at pagemap", "a page just written to is not in it")
+        raise PhysviewError("cannot check pagemap", "a page that was just written is not in it")
     return PagemapEntry(entry)
 
 
@@ -191,8 +199,8 @@ def _address_of(page: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(page))
 
 
-def look_at_scan() -> Finding:
-    """PAGEMAP_SCAN, and each of its categories by trying it."""
+def look_at_scan() -> CheckResult:
+    """Check whether the kernel has PAGEMAP_SCAN, and try each category."""
     from physview.sources.pagemap import PAGE_IS, scan
 
     known = []
@@ -201,7 +209,7 @@ def look_at_scan() -> Finding:
     except OSError as error:
         no_proc = proc_mount.why_no_file("/proc/self/pagemap")
         why = no_proc.why if no_proc else error.strerror
-        return Finding("PAGEMAP_SCAN", NO, f"pagemap cannot be opened: {why}")
+        return CheckResult("PAGEMAP_SCAN", NO, f"pagemap cannot be opened: {why}")
     try:
         for category, bit in PAGE_IS.items():
             try:
@@ -209,8 +217,8 @@ def look_at_scan() -> Finding:
                 known.append(category)
             except OSError as error:
                 if error.errno == errno.ENOTTY:
-                    value = "not in this kernel: empty address space is read through"
-                    return Finding("PAGEMAP_SCAN", NO, value, "Linux 6.7 or later")
+                    value = "not in this kernel: empty address ranges are read, too"
+                    return CheckResult("PAGEMAP_SCAN", NO, value, "Linux 6.7 or later")
                 if error.errno != errno.EINVAL:
                     raise
     finally:
@@ -219,30 +227,30 @@ def look_at_scan() -> Finding:
     details = {"categories": known}
     if missing:
         value = f"{', '.join(known)}; without {', '.join(missing)}"
-        return Finding("PAGEMAP_SCAN", PART, value, "a later kernel", details=details)
-    return Finding("PAGEMAP_SCAN", YES, f"all {len(known)} categories", details=details)
+        return CheckResult("PAGEMAP_SCAN", PART, value, "a later kernel", details=details)
+    return CheckResult("PAGEMAP_SCAN", YES, f"all {len(known)} categories", details=details)
 
 
-def look_at_kpage_files() -> Finding:
-    """/proc/kpageflags, /proc/kpagecount, /proc/kpagecgroup."""
+def look_at_kpage_files() -> CheckResult:
+    """Check whether /proc/kpageflags, /proc/kpagecount and /proc/kpagecgroup can be read."""
     names = ["kpageflags", "kpagecount", "kpagecgroup"]
     states = {name: _try_to_read(f"/proc/{name}") for name in names}
     readable = [name for name in names if states[name] == ""]
     details = {"readable": readable}
     if len(readable) == len(names):
-        return Finding("kpage files", YES, ", ".join(names), details=details)
+        return CheckResult("kpage files", YES, ", ".join(names), details=details)
     bad = ", ".join(f"{name}: {why}" for name, why in states.items() if why)
     denied = any(why == os.strerror(errno.EACCES) for why in states.values())
     remedy = "" if denied else "a kernel with CONFIG_PROC_PAGE_MONITOR=y and CONFIG_MEMCG=y"
     missing = proc_mount.why_no_file("/proc/kpageflags") if not readable else None
     if missing:
-        return Finding("kpage files", NO, *missing)
+        return CheckResult("kpage files", NO, *missing)
     state = PART if readable else NO
-    return Finding("kpage files", state, bad, remedy, needs_root=denied, details=details)
+    return CheckResult("kpage files", state, bad, remedy, needs_root=denied, details=details)
 
 
 def _try_to_read(path: str) -> str:
-    """Read eight bytes of a file; return why that failed, or nothing."""
+    """Read eight bytes of a file. Return why the read failed; an empty text if it succeeded."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -255,11 +263,11 @@ def _try_to_read(path: str) -> str:
         os.close(fd)
 
 
-def look_at_thp() -> Finding:
-    """Transparent huge pages: whether, when, and of which sizes."""
+def look_at_thp() -> CheckResult:
+    """Check whether transparent huge pages are on, and report their sizes."""
     if not os.path.isdir(THP):
         remedy = "a kernel with CONFIG_TRANSPARENT_HUGEPAGE=y"
-        return Finding("transparent huge pages", NO, "not in this kernel", remedy)
+        return CheckResult("transparent huge pages", NO, "not in this kernel", remedy)
     mode = _selected(f"{THP}/enabled")
     size_kib = int(_read(f"{THP}/hpage_pmd_size") or 0) // 1024
     mthp = {
@@ -273,81 +281,81 @@ def look_at_thp() -> Finding:
         value += "; smaller sizes " + (", ".join(f"{s} KiB" for s in smaller) or "are off")
     if mode == "never":
         remedy = invocation.write_as_root("madvise", f"{THP}/enabled")
-        return Finding("transparent huge pages", NO, value, remedy, details=details)
-    return Finding("transparent huge pages", YES, value, details=details)
+        return CheckResult("transparent huge pages", NO, value, remedy, details=details)
+    return CheckResult("transparent huge pages", YES, value, details=details)
 
 
 def _selected(path: str) -> str:
-    """The word in brackets: "always [madvise] never"."""
+    """Read the selected word of a file such as "always [madvise] never": the one in brackets."""
     return _read(path).decode().partition("[")[2].partition("]")[0] or "unknown"
 
 
-def look_at_hugetlb() -> Finding:
-    """The pools of huge pages that are set aside."""
+def look_at_hugetlb() -> CheckResult:
+    """Check the pools of hugetlb pages, which are reserved in advance."""
     pools = {}
     for path in sorted(glob.glob("/sys/kernel/mm/hugepages/hugepages-*kB")):
         size_kib = int(path.split("hugepages-")[1].removesuffix("kB"))
         free, total = (int(_read(f"{path}/{n}_hugepages") or 0) for n in ("free", "nr"))
         pools[size_kib] = (free, total)
     if not pools:
-        return Finding("hugetlb", NO, "not in this kernel", "a kernel with CONFIG_HUGETLBFS=y")
+        return CheckResult("hugetlb", NO, "not in this kernel", "a kernel with CONFIG_HUGETLBFS=y")
     value = ", ".join(f"{size} KiB: {free} of {nr} free" for size, (free, nr) in pools.items())
     details = {"pools": [{"size_kib": s, "free": f, "total": n} for s, (f, n) in pools.items()]}
     if any(total for _, total in pools.values()):
-        return Finding("hugetlb", YES, value, details=details)
+        return CheckResult("hugetlb", YES, value, details=details)
     remedy = invocation.write_as_root("16", "/proc/sys/vm/nr_hugepages")
-    return Finding("hugetlb", PART, f"no pages set aside ({value})", remedy, details=details)
+    return CheckResult("hugetlb", PART, f"no pages set aside ({value})", remedy, details=details)
 
 
-def look_at_module() -> Finding:
-    """The kernel module that walks page tables: the second witness."""
+def look_at_module() -> CheckResult:
+    """Check whether the kernel module is loaded; it is the source kmod, which walks page tables."""
     loaded = os.path.isdir(f"/sys/module/{MODULE}")
     device = os.path.exists(DEVICE)
     details = {"loaded": loaded, "device": device, "loadable": os.path.exists("/proc/modules")}
     # Only physview's own has a version.
     if device and not os.path.exists(f"/sys/module/{MODULE}/version"):
-        value = f"{DEVICE} is there, but not of physview's module: own addresses only"
-        return Finding("module", PART, value, invocation.load_own_module(), details=details)
+        value = f"{DEVICE} belongs to another module, which translates only own addresses"
+        return CheckResult("module", PART, value, invocation.load_own_module(), details=details)
     if device:
-        return Finding("module", YES, f"{DEVICE} is there", details=details)
+        return CheckResult("module", YES, f"{DEVICE} is there", details=details)
     if loaded:
         value = f"{MODULE} is loaded, but there is no {DEVICE}"
-        return Finding("module", PART, value, details=details)
+        return CheckResult("module", PART, value, details=details)
     no_proc = proc_mount.why_no_file("/proc/modules")
     if not details["loadable"] and no_proc:
-        return Finding("module", NO, *no_proc, details=details)
+        return CheckResult("module", NO, *no_proc, details=details)
     if not details["loadable"]:
-        value = "this kernel cannot load modules; pagemap serves without"
-        return Finding("module", NO, value, "a kernel with CONFIG_MODULES=y", details=details)
-    value = f"{MODULE} is not loaded; pagemap serves without"
+        value = "this kernel cannot load modules; pagemap does not need the module"
+        return CheckResult("module", NO, value, "a kernel with CONFIG_MODULES=y", details=details)
+    value = f"{MODULE} is not loaded; pagemap does not need it"
     if not _has_kmod():
-        value += "; lsmod and insmod are missing: the module's `make insert` takes them"
-        return Finding("module", NO, value, packages.install_line("kmod"), details=details)
-    return Finding("module", NO, value, details=details)
+        value += "; lsmod and insmod are missing: the module's `make insert` needs them"
+        return CheckResult("module", NO, value, packages.install_line("kmod"), details=details)
+    return CheckResult("module", NO, value, details=details)
 
 
 def _has_kmod() -> bool:
-    """Whether the tools for modules are installed, which a minimal system lacks."""
+    """Whether lsmod and insmod are installed. Minimal systems lack them."""
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     return all(shutil.which(name, path=path) for name in ("lsmod", "insmod"))
 
 
-def look_at_headers() -> Finding:
-    """What it takes to build a module for this kernel."""
+def look_at_headers() -> CheckResult:
+    """Check whether the kernel headers are installed, which are needed to build the module."""
     release = os.uname().release
     build = f"/lib/modules/{release}/build"
     if os.path.exists(f"{build}/Makefile"):
-        return Finding("kernel headers", YES, build)
+        return CheckResult("kernel headers", YES, build)
     if not os.path.exists("/proc/modules") and not proc_mount.why_no_file("/proc/modules"):
-        value = "none; nor could this kernel load what is built with them"
-        return Finding("kernel headers", NO, value)
+        value = "none; this kernel could not load a module anyway"
+        return CheckResult("kernel headers", NO, value)
     vm = f"{invocation.physview('vm')}, which brings a kernel with headers"
     _, remedy = packages.why_no_headers(release, vm)
-    return Finding("kernel headers", NO, f"none for {release}", remedy)
+    return CheckResult("kernel headers", NO, f"none for {release}", remedy)
 
 
-def look_at_tracefs() -> Finding:
-    """Where the kernel's tracing is reached, and whether it has kprobes."""
+def look_at_tracefs() -> CheckResult:
+    """Check whether tracefs is mounted and readable, and whether the kernel has kprobes."""
     from physview.tracing import tracefs
 
     try:
@@ -355,59 +363,59 @@ def look_at_tracefs() -> Finding:
         mounted = next(tracefs.iter_tracefs(), None)
     except OSError as error:
         no_proc = proc_mount.why_no_file("/proc/self/mountinfo")
-        why = no_proc or (f"cannot be looked for: {error.strerror}", "")
-        return Finding("tracefs", NO, *why)
+        why = no_proc or (f"cannot be found: {error.strerror}", "")
+        return CheckResult("tracefs", NO, *why)
     if mounted is None:
         if names and os.geteuid() != 0:
-            value, details = f"{names[0]}, which is root's", {"path": names[0]}
-            return Finding("tracefs", PART, value, needs_root=True, details=details)
+            value, details = f"{names[0]}, which only root may read", {"path": names[0]}
+            return CheckResult("tracefs", PART, value, needs_root=True, details=details)
         if not tracefs.is_supported():
-            return Finding("tracefs", NO, "not in this kernel", "a kernel with CONFIG_FTRACE=y")
-        return Finding("tracefs", NO, "not mounted", invocation.as_root(tracefs.MOUNT))
+            return CheckResult("tracefs", NO, "not in this kernel", "a kernel with CONFIG_FTRACE=y")
+        return CheckResult("tracefs", NO, "not mounted", invocation.as_root(tracefs.MOUNT))
     try:
         return _look_into_tracefs(mounted)
     finally:
         mounted.close()
 
 
-def _look_into_tracefs(tracefs: Tracefs) -> Finding:
+def _look_into_tracefs(tracefs: Tracefs) -> CheckResult:
     where = tracefs.path
     details: dict[str, Any] = {"path": where}
     if not tracefs.allows(".", os.R_OK | os.X_OK):
-        value = f"{where}, which is root's"
-        return Finding("tracefs", PART, value, needs_root=True, details=details)
+        value = f"{where}, which only root may read"
+        return CheckResult("tracefs", PART, value, needs_root=True, details=details)
     details["kprobes"] = tracefs.has("kprobe_events")
     if not details["kprobes"]:
         value = f"{where}; events, but no kprobes in this kernel"
         remedy = "a kernel with CONFIG_KPROBE_EVENTS=y"
-        return Finding("tracefs", PART, value, remedy, details=details)
-    return Finding("tracefs", YES, f"{where}; events and kprobes", details=details)
+        return CheckResult("tracefs", PART, value, remedy, details=details)
+    return CheckResult("tracefs", YES, f"{where}; events and kprobes", details=details)
 
 
-def look_at_qemu() -> Finding:
-    """What a throwaway VM would run in."""
+def look_at_qemu() -> CheckResult:
+    """Check for QEMU and KVM, which run throwaway VMs."""
     name = f"qemu-system-{os.uname().machine}"
     path = shutil.which(name)
     if path is None:
-        return Finding("QEMU", NO, f"no {name}", packages.install_line("qemu"))
+        return CheckResult("QEMU", NO, f"no {name}", packages.install_line("qemu"))
     kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
     speed = "/dev/kvm can be opened" if kvm else "no /dev/kvm for this user: slow, but it works"
-    return Finding("QEMU", YES, f"{path}; {speed}", details={"path": path, "kvm": kvm})
+    return CheckResult("QEMU", YES, f"{path}; {speed}", details={"path": path, "kvm": kvm})
 
 
-def look_at_extras() -> Finding:
-    """What only some commands need of Python packages."""
+def look_at_extras() -> CheckResult:
+    """Check for the Python packages that only some commands need."""
     missing = extras.missing()
     details = {"missing": [extra.package for extra in missing]}
     if not missing:
         value = ", ".join(extra.package for extra in extras.EXTRAS)
-        return Finding("packages", YES, value, details=details)
+        return CheckResult("packages", YES, value, details=details)
     value = "; ".join(f"no {extra.package}, for {extra.commands}" for extra in missing)
-    return Finding("packages", PART, value, extras.install_line(*missing), details=details)
+    return CheckResult("packages", PART, value, extras.install_line(*missing), details=details)
 
 
 def _read(path: str) -> bytes:
-    """A small file's contents, or nothing where it cannot be read."""
+    """Read a small file; empty if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -415,7 +423,7 @@ def _read(path: str) -> bytes:
         return b""
 
 
-LOOKS: tuple[Callable[[], Finding], ...] = (
+CHECKS: tuple[Callable[[], CheckResult], ...] = (
     look_at_kernel,
     look_at_page_size,
     look_at_paging_levels,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel module on this machine: its source, whether it is loaded, and how it gets there."""
+"""Finds the source of the kernel module, reads the module's state, loads and unloads it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from physview.sources.kmod import DEVICE, NAME
 from physview.text import proctext
 
 
-class Status(NamedTuple):
-    """How things stand with the module.
+class ModuleStatus(NamedTuple):
+    """The state of the kernel module.
 
     Args:
-        loaded: Whether the kernel has it.
-        device: Whether its device is there.
-        version: Of physview's own module; empty for another of that name, such as the course's.
-        users: How many open descriptors and the like keep it from being unloaded.
-        insecure: Whether every user may look at memory of their own.
+        loaded: Whether the module is loaded.
+        device: Whether its device exists.
+        version: Version of physview's own module; empty for another module of this name, such as
+            the course's.
+        users: The reference count: the number of open descriptors and other users that prevent
+            unloading.
+        insecure: Whether every user may use the module for memory of their own.
     """
 
     loaded: bool
@@ -34,25 +36,31 @@ class Status(NamedTuple):
 
 
 def source_dir() -> Path:
-    """The folder of the module's source: beside the package in a checkout, in it in a wheel."""
+    """Find the folder of the module's source.
+
+    In a checkout it is csrc/kmod beside the package. In a wheel it is inside the package.
+
+    Raises:
+        ModuleUnavailable: physview was installed without the source.
+    """
     package = Path(__file__).parents[1]
     for folder in (package.parent / "csrc" / "kmod", package / "kmod_source"):
         if (folder / "Kbuild").exists():
             return folder
     raise ModuleUnavailable(
-        "the module's source is not there",
+        "the module's source is missing",
         "this physview was installed without it",
         "install the wheel, or use a checkout",
     )
 
 
-def status() -> Status:
-    """How things stand. Source: /sys/module"""
+def status() -> ModuleStatus:
+    """Read the state of the module. Source: /sys/module"""
     folder = Path("/sys/module") / NAME
     version = _read(folder / "version")
-    # What is not ours has no such parameter: its device's mode tells.
+    # Another module has no such parameter. Then the mode of the device is decisive.
     insecure = _read(folder / "parameters" / "insecure") == "Y" if version else _is_open_to_all()
-    return Status(
+    return ModuleStatus(
         folder.is_dir(),
         os.path.exists(DEVICE),
         version,
@@ -66,11 +74,13 @@ def load(module: Path, *, insecure: bool = False) -> None:
 
     Args:
         module: The .ko file.
-        insecure: Let every user look at memory of their own, as the course's module does.
+        insecure: Let every user use the module for memory of their own, as the course's module
+            does.
 
     Raises:
-        AccessDenied: The user may not.
-        Unsupported: The kernel cannot load modules, or not this one.
+        AccessDenied: This user may not load modules.
+        Unsupported: The kernel cannot load modules, or refuses this one.
+        OSError: The file cannot be opened.
     """
     if not os.path.exists("/proc/modules"):
         missing = proc_mount.why_no_file("/proc/modules")
@@ -89,19 +99,20 @@ def load(module: Path, *, insecure: bool = False) -> None:
 
 
 def unload() -> None:
-    """Take the module out of the running kernel.
+    """Unload the module from the running kernel.
 
     Raises:
-        AccessDenied: The user may not.
-        ModuleUnavailable: It is not loaded.
-        Unsupported: It is in use.
+        AccessDenied: This user may not unload modules.
+        ModuleUnavailable: The module is not loaded.
+        Unsupported: The module is in use, or the kernel refuses for another reason.
     """
     if not status().loaded:
         raise ModuleUnavailable("cannot unload the module", "it is not loaded")
     _call("delete_module", "unload", NAME.encode(), os.O_NONBLOCK)
 
 
-# The system calls themselves: insmod and rmmod are in a package that small systems lack.
+# Numbers of system calls. insmod and rmmod are not used, because minimal systems lack the package
+# kmod.
 # Source: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h
 _SYSCALLS = {
     "x86_64": {"finit_module": 313, "delete_module": 176},
@@ -114,33 +125,35 @@ def _call(name: str, verb: str, *args: int | bytes) -> None:
 
     number = _SYSCALLS.get(os.uname().machine, {}).get(name)
     if number is None:
-        raise Unsupported(f"cannot {verb} the module", f"not known how on {os.uname().machine}")
+        raise Unsupported(
+            f"cannot {verb} the module", f"physview does not support this on {os.uname().machine}"
+        )
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(number, *args) == 0:
         return
     code = ctypes.get_errno()
     if code == errno.EPERM and os.geteuid() != 0:
-        raise AccessDenied(f"cannot {verb} the module", "it takes CAP_SYS_MODULE", "run as root")
+        raise AccessDenied(f"cannot {verb} the module", "it requires CAP_SYS_MODULE", "run as root")
     why, remedy = _reasons().get(code, (os.strerror(code), f"see {invocation.as_root('dmesg')}"))
     raise Unsupported(f"cannot {verb} the module", why, remedy)
 
 
 def _reasons() -> dict[int, tuple[str, str]]:
-    """Why the kernel refuses, by errno, and what to do."""
+    """The reason and the remedy for each errno of the kernel."""
     vm = f"use a throwaway VM: {invocation.in_vm('…')}"
-    in_use = ("it is in use", f"end what holds {DEVICE} open: {_who_holds()}")
+    in_use = ("it is in use", f"end the programs that have {DEVICE} open: {_who_holds()}")
     return {
         errno.EPERM: (
             "the kernel is locked down, or this is a container",
             f"see /sys/kernel/security/lockdown; {vm}",
         ),
         errno.EKEYREJECTED: (
-            "Secure Boot wants it signed with a key that the kernel knows",
-            f"sign it with a key of yours (mokutil), or {vm}",
+            "Secure Boot wants it signed with a key that the kernel trusts",
+            f"sign it with a key of your own (mokutil), or {vm}",
         ),
         errno.ENOKEY: (
-            "the kernel loads only modules that are signed",
-            f"sign it with a key that it knows, or {vm}",
+            "the kernel loads only signed modules",
+            f"sign it with a key that the kernel trusts, or {vm}",
         ),
         errno.ENOEXEC: (
             "it was built for another kernel",
@@ -153,7 +166,7 @@ def _reasons() -> dict[int, tuple[str, str]]:
 
 
 def _who_holds() -> str:
-    """How to find who has the device open: fuser is in a package that small systems lack."""
+    """The command that finds who has the device open. The fallback is for systems without fuser."""
     import shutil
 
     if shutil.which("fuser"):
