@@ -15,7 +15,7 @@ from collections.abc import Collection
 
 
 def is_private(fd: int, gid: int, uids: Collection[int]) -> bool:
-    """Whether the group permissions of a file give permissions to nobody but the given users.
+    """Whether the group permissions of a file apply to nobody but the given users.
 
     An access control list may give the same permissions to further users. So the answer is False
     for a file that has an access control list.

@@ -37,7 +37,8 @@ pfn: the first frame number. nr: the number of frames. vaddr: address of the fir
 the number of pages.
 """
 
-# How often a process is read if it runs another program (exec) while it is read.
+# The maximum number of tries to read a process. A try fails if the process runs another program
+# (exec) while it is read; then the new program is read.
 TRIES = 3
 
 

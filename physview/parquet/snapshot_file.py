@@ -244,7 +244,10 @@ def _members(snapshot: Snapshot, columns: Sequence[str], *, complete: bool) -> d
 
 
 def _resources() -> list[Resource] | None:
-    """Where RAM is and what is between, for pictures of frames; None if the kernel hides it."""
+    """Read the ranges of RAM and what is between them; None if the kernel hides them.
+
+    Pictures of frames need them.
+    """
     try:
         found = read_resources()
         kept = [each for each in found if each.depth == 0 or each.name.startswith(RAM)]

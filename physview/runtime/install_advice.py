@@ -37,14 +37,14 @@ def install_line(packages: Sequence[str], extras: Sequence[str]) -> str:
     python = sys.executable
     if find_spec("pip") is not None:
         return _pip(packages)
-    if _is_uvs(prefix):
+    if _is_made_by_uv(prefix):
         return f"uv pip install --python {shlex.join([python, *packages])}"
     # The environment was made with --without-pip. ensurepip belongs to the standard library, but
     # Debian moves it to a package of its own.
     return f"{shlex.join([python, '-I', '-m', 'ensurepip'])} && {_pip(packages)}"
 
 
-def _is_uvs(prefix: str) -> bool:
+def _is_made_by_uv(prefix: str) -> bool:
     """Whether uv made a virtual environment. Source: uv writes the key "uv" to pyvenv.cfg."""
     try:
         with open(f"{prefix}/pyvenv.cfg", encoding="utf-8", errors="replace") as file:

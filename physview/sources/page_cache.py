@@ -177,7 +177,7 @@ class PageCache(Closable):
 
 
 class OpenFile(Descriptor):
-    """A file that is looked up; made by `PageCache.open()`."""
+    """An open file whose pages are looked up in the page cache; made by `PageCache.open()`."""
 
     def __init__(self, cache: PageCache, path: str) -> None:
         self._cache = cache

@@ -74,7 +74,10 @@ def flag_names(value: int) -> list[str]:
 
 
 def well_known(value: int) -> int:
-    """Hide the flags that page-types does not show by default.
+    """Clear the flags that page-types does not show by default.
+
+    Args:
+        value: A value of kpageflags.
 
     >>> well_known(1 << 22 | 1 << 16 | 1 << 33) == 1 << 22
     True

@@ -458,7 +458,11 @@ class MemoryMap:
         return flag in self._flags.get(vma.start, ())
 
     def sizes(self, vma: Vma) -> dict[str, int]:
-        """The SMAPS_SIZES of a mapping, in bytes, without zeros. The first call reads smaps."""
+        """The sizes of a mapping in smaps. The first call reads smaps.
+
+        Returns:
+            Bytes by name, for the names in SMAPS_SIZES; sizes of 0 are left out.
+        """
         if self._sizes is None:
             self._sizes = parse_smaps_sizes(self._proc.iter_lines("smaps"), SMAPS_SIZES)
         return self._sizes.get(vma.start, {})

@@ -89,8 +89,8 @@ def parse_zoneinfo(data: bytes) -> list[Zone]:
     zones = []
     for part in re.split(rb"^Node +", data, flags=re.MULTILINE)[1:]:
         head = re.match(rb"(\d+), zone +([^ \n]+)", part)
-        # Match whole lines: other names begin with "present", too. The first line of a zone is
-        # "pages free N".
+        # Match whole lines, because other names begin with "present", too. "free" comes after the
+        # word "pages" in old kernels.
         numbers = dict(
             re.findall(
                 rb"^ +(?:pages )?(free|spanned|present|managed|start_pfn):? +(\d+)$",
@@ -121,7 +121,7 @@ def parse_buddyinfo(data: bytes) -> dict[tuple[int, str], list[int]]:
 
 
 def read_resources() -> list[Resource]:
-    """Read what is at which physical address.
+    """Read /proc/iomem, which says what is at which physical address.
 
     Raises:
         AccessDenied: The kernel hides the addresses from this user: all of them are 0.

@@ -202,7 +202,7 @@ def _write_unchecked(stream: TextIO, text: str) -> None:
 
 
 class StyledStream:
-    """A stream for code that styles a terminal and quotes names itself, such as rich's Console."""
+    """A stream that bypasses the check. It is for code that quotes names itself, such as rich."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 _LETTER_OF_SHORT = {form: letter for letter, form in _SHORT.items()}
-# os.fsdecode() maps a byte that is not valid UTF-8 to the lone surrogate at this offset.
+# os.fsdecode() maps a byte B that is not valid UTF-8 to the lone surrogate 0xDC00 + B.
 _SURROGATE_BASE = 0xDC00
 _QUOTED = r"\\(?:[nrt\\]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
 
