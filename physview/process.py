@@ -127,7 +127,9 @@ class Process(Closable):
 
     def __init__(self, pid: int | str = "self", *, source: str = "auto") -> None:
         if source not in WITNESSES:
-            raise UsageError(f"unknown source '{source}'", "", f"choose of {', '.join(WITNESSES)}")
+            raise UsageError(
+                f"unknown source '{source}'", "", f"choose one of {', '.join(WITNESSES)}"
+            )
         self._proc = ProcDir(pid)
         try:
             self._witness = WITNESSES[source](self._proc)

@@ -129,7 +129,7 @@ def test_nothing_happened(physview, stopped, tmp_path):
     assert re.search(r"[0-9]+ +[0-9.]+M  stayed +in the same frame\n", result.stdout)
     assert "where" not in result.stdout
     backwards = physview("diff", *reversed(paths))
-    assert "is the later of both" in one_line(backwards, 0)
+    assert ": the changes go back in time" in one_line(backwards, 0)
 
 
 def test_said_for_people_and_in_json(physview, actor):
@@ -159,9 +159,9 @@ def test_said_for_people_and_in_json(physview, actor):
     }
     assert pages == {vaddr: change.value for vaddr, change in found.items()}
     assert json.loads(physview("diff", *actor.paths, "--json").stdout)["runs"] is None
-    assert "add that" in one_line(physview("diff", *actor.paths, "--only", "moved"), 2)
+    assert "add --extents" in one_line(physview("diff", *actor.paths, "--only", "moved"), 2)
     wrong = physview("diff", *actor.paths, "--extents", "--only", "vanished")
-    assert "no change 'vanished'; choose of stayed, moved, " in one_line(wrong, 2)
+    assert "no change 'vanished'; choose one of stayed, moved, " in one_line(wrong, 2)
 
 
 def test_hidden_frames_are_not_taken_for_moved(physview, actor, tmp_path):

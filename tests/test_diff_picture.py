@@ -352,10 +352,10 @@ def test_what_is_refused(physview, two, tmp_path):
     cases = [
         (["--picture", "p.gif"], 2, "'.gif' is no kind of picture; end it in .svg, .png, .html"),
         (["--picture", str(there)], 1, "it is there already; choose another name, or add --force"),
-        (["--picture", new, "--extents"], 2, "a picture has all that changed"),
-        (["--picture", new, "--only", "moved"], 2, "a picture has all that changed"),
-        (["--theme", "dark"], 2, "name one with --picture"),
-        (["--force"], 2, "name one with --picture"),
+        (["--picture", new, "--extents"], 2, "a picture shows all changes"),
+        (["--picture", new, "--only", "moved"], 2, "a picture shows all changes"),
+        (["--theme", "dark"], 2, "name its file with --picture"),
+        (["--force"], 2, "name its file with --picture"),
     ]
     for options, code, message in cases:
         assert message in one_line(physview("diff", *two, *options), code), options
@@ -425,7 +425,7 @@ def test_where_frames_are_hidden_the_virtual_half_is_drawn(physview, open_folder
     result = physview("diff", *paths, "--picture", picture, prefix=AS_NOBODY)
     assert result.returncode == 1  # two processes, each of its own
     assert "physical memory is not drawn: frame numbers were hidden from who took" in result.stderr
-    assert "; take both as root\n" in result.stderr
+    assert "; take both snapshots as root\n" in result.stderr
     words = words_of(picture)
     assert "Physical memory is not drawn" in words
     assert any("it is not known what moved" in word for word in words)

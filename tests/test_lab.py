@@ -76,7 +76,7 @@ def test_the_quiz_asks_first_and_judges_by_the_evidence(physview):
     assert result.returncode == 0, result
     text = paragraphs(result)
     assert text.index("Question 2") < text.index("four pages from 0x")
-    assert "'7' is none of them." in text
+    assert "'7' is not one of the answers." in text
     assert "you said 1: right; the evidence says 1) one: they share it" in text
     assert "you said 3: wrong; the evidence says 2) the child" in text
 
@@ -95,7 +95,7 @@ def test_a_quiz_without_answers(physview):
         ([""], "there is no lab ''"),
         (["heap", "--machine"], "the lab heap has no --machine"),
         (["--quiz"], "which lab?"),
-        (["heap", "--quiz", "--json"], "--quiz and --json do not go together"),
+        (["heap", "--quiz", "--json"], "--quiz and --json exclude each other"),
     ],
 )
 def test_wrong_use(physview, args, words):

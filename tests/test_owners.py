@@ -17,8 +17,8 @@ from memory import PAGE, Region, raw_entry
 from users import AS_NOBODY
 
 from physview import NoUserMemory, ProcessGone, _ffi
-from physview.frames import machine as frames
 from physview.frames.machine import Use
+from physview.frames.machine import machine as frames
 from physview.frames.owners import find_owners
 from physview.sources import ram
 from physview.sources.kpage import FRAMES_DTYPE, KpageFile
@@ -214,7 +214,7 @@ def test_only_the_processes_that_are_asked_for(physview, sleeper):
     pfn = pfn_of(region.start)
     result = physview("owners", str(pfn), "--pid", str(sleeper.pid))
     assert result.returncode == 1
-    assert "not mapped by these, but by others" in result.stdout
+    assert "mapped by other processes, but not by these" in result.stdout
     both = ["--pid", str(sleeper.pid), "--pid", str(os.getpid())]
     document = json.loads(physview("owners", str(pfn), *both, "--json").stdout)
     assert document["nr_processes"] == 2
@@ -252,7 +252,7 @@ def test_a_range_in_few_lines_with_frames_that_do_not_follow_each_other(physview
     ("word", "why"),
     [
         ("hello", "'hello' is no frame"),
-        ("7ffd3a", "hexadecimal needs 0x, and is an address; write 0x7ffd3a"),
+        ("7ffd3a", "a hexadecimal address needs 0x; write 0x7ffd3a"),
         ("-5", "is no frame"),
         ("", "is no frame"),
         ("0x", "is no frame"),

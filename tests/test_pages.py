@@ -183,9 +183,12 @@ def test_filters(physview, stopped):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--flags", "colour"], "no flag 'colour'; choose of locked, error, "),
+        (["--flags", "colour"], "no flag 'colour'; choose one of locked, error, "),
         (["--flags", "anon,~anon"], "asked for and forbidden"),
-        (["--columns", "colour"], "no column 'colour'; choose of flags, mapcount, cgroup, node"),
+        (
+            ["--columns", "colour"],
+            "no column 'colour'; choose one of flags, mapcount, cgroup, node",
+        ),
         (["hello"], "'hello' is no range"),
         (["0x2000-0x1000"], "ends before it starts"),
         (["--summary", "--each"], "exclude each other"),

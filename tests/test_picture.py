@@ -139,7 +139,7 @@ def test_what_it_is_not_to_write(physview, tmp_path):
     assert there.read_text() == "mine"
     assert sorted(os.listdir(tmp_path)) == ["folder.svg", "there.svg"]
     one_line(physview("picture", "self"), 2)
-    assert "name one with --picture" in one_line(physview("frames", "--theme", "dark"), 2)
+    assert "name its file with --picture" in one_line(physview("frames", "--theme", "dark"), 2)
 
 
 def test_force_writes_over_and_modes_are_those_of_files(physview, tmp_path):

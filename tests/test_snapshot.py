@@ -112,7 +112,7 @@ def test_a_batch_has_a_constant_size():
 
 
 def test_an_unknown_column():
-    with Snapshot() as snapshot, pytest.raises(UsageError, match="choose of flags, mapcount"):
+    with Snapshot() as snapshot, pytest.raises(UsageError, match="choose one of flags, mapcount"):
         list(snapshot.iter_extents(columns=["colour"]))
     with pytest.raises(UsageError, match="is no process"):
         Snapshot("selfie")

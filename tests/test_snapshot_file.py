@@ -243,7 +243,7 @@ def test_a_file_that_cannot_be(physview, tmp_path):
     assert physview("snapshot", "self", "-o", str(tmp_path / "link"), "--force").returncode == 0
     assert (tmp_path / "link").is_symlink()
     assert there.read_bytes()[:4] == b"PAR1"
-    assert "choose of flags, mapcount" in one_line(
+    assert "choose one of flags, mapcount" in one_line(
         physview("snapshot", "self", "-o", "x", "--columns", "colour"), 2
     )
 

@@ -363,7 +363,7 @@ def test_the_library_yields_events_as_they_happen():
         (["kmalloc", "1", "--pid", "2"], "trace takes one PID, --pid or command"),
         (["kmalloc", "1", "--", "true"], "trace takes one PID, --pid or command"),
         (["kmalloc", "--"], "nothing to run"),
-        (["kmalloc", "--follow"], "--follow goes with a process"),
+        (["kmalloc", "--follow"], "--follow needs a process"),
         (["kmalloc", "-n", "0"], "is not a number"),
         (["kmalloc", "--seconds", "0"], "is not a number of seconds"),
     ],

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line: which commands there are, and the one place that turns errors into exit codes.
+"""The command line: the list of commands, and the one place that turns errors into exit codes.
 
-0 is fine, 1 a failure or a difference found, 2 a wrong use.
+Exit code 0 means success, 1 a failure or a difference that was found, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -42,14 +42,20 @@ COMMANDS = (
     "doctor",
     "completion",
 )
-"""Modules here, each with NAME, which is its own, HELP, `prepare_parser(parser)` and `run(args)`,
-which returns the exit code. With STARTS_PROGRAM the words after the first -- are a program and its
-arguments: `parse()` puts them into `args.command`."""
+"""Names of the commands, each a module of this package.
+
+Such a module has NAME (equal to its name here), HELP, `prepare_parser(parser)`, and `run(args)`,
+which returns the exit code. If it has STARTS_PROGRAM, the words after the first "--" are a program
+and its arguments: `parse()` puts them into `args.command`.
+"""
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Finds the terminal's width itself: argparse makes a formatter for every argument that is
-    added, and imports shutil for the width."""
+    """A help formatter that finds the terminal's width without shutil.
+
+    argparse makes a formatter for every argument that is added. Its own formatter would import
+    shutil for the width, which makes every start slower.
+    """
 
     def __init__(self, prog: str) -> None:
         try:
@@ -62,20 +68,20 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # "-0x10" is a wrong address, not an unknown option; argparse knows so from 3.14 on.
+        # "-0x10" is a wrong address, not an unknown option. argparse knows this from 3.14 on.
         self._negative_number_matcher = re.compile("^-(?:0[xX])?[0-9]")
-        self.color = False  # from 3.14 on it would be, and our streams quote what colours
+        self.color = False  # argparse colours from 3.14 on; our streams would quote the escapes
 
     def error(self, message: str) -> NoReturn:
-        """Say it in one line."""
+        """Print the message in one line and exit with 2."""
         self.exit(2, f"{self.prog}: {printable(message)}; see '{self.prog} --help'\n")
 
 
 def make_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
-    """The whole command line; also for those who make documentation of it.
+    """Make the parser of the command line. scripts/generate.py makes documentation from it, too.
 
     Args:
-        commands: Which commands it has. Each costs time at the start, used or not.
+        commands: Names of the commands to include. Each one makes the start slower, used or not.
     """
     parser = _Parser(
         prog="physview",
@@ -84,7 +90,7 @@ def make_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"physview {__version__}")
-    # Without prog argparse formats a usage line to find it, and imports shutil for that.
+    # Without prog, argparse formats a usage line to find the name, and imports shutil for it.
     subparsers = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, prog="physview", parser_class=_Parser
     )
@@ -152,7 +158,7 @@ def _run(argv: list[str] | None) -> int:
         _common.die_of("SIGINT")
     except Exception as error:
         meaning = _describe(error)
-        if meaning is None:  # a bug, which its traceback tells of best
+        if meaning is None:  # a bug: the traceback describes it best
             raise
         _common.discard_stdout()
         return _fail(meaning, meaning.exit_code)
@@ -160,19 +166,21 @@ def _run(argv: list[str] | None) -> int:
 
 
 def _keep_numpy_small(words: list[str]) -> None:
-    """Have NumPy's OpenBLAS, which nothing here uses, start no threads and set no memory aside.
+    """Keep NumPy's OpenBLAS from starting threads and from reserving memory.
 
-    Where these cannot be had it ends the process by SIGINT. Not where a person's own program
-    inherits our environment.
+    physview does not use OpenBLAS. Where OpenBLAS cannot get its threads or its memory, it ends
+    the process by SIGINT. trace and vm are exempt: with them, the user's own program inherits our
+    environment.
     """
     if words not in (["trace"], ["vm"]):
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _keep_whole_paths() -> None:
-    """Take out of PATH what is looked for in the working directory, as scripts/setup.sh does.
+    """Remove relative folders from PATH, as scripts/setup.sh does.
 
-    Whoever fills that folder would be run as root in the place of apt-get, make or QEMU.
+    A relative folder is looked up in the working directory. Whoever can write there could put a
+    program of their own there, and root would run it instead of apt-get, make or QEMU.
     """
     folders = os.environ.get("PATH", os.defpath).split(":")
     whole = [folder for folder in folders if folder.startswith("/")]
@@ -181,7 +189,7 @@ def _keep_whole_paths() -> None:
 
 
 def _describe(error: Exception) -> PhysviewError | None:
-    """What an error means that no command foresaw; None where that is not known."""
+    """Explain an error that no command handles; None where there is no explanation."""
     limit = resource_limits.reached(error)
     if limit:
         return PhysviewError("the command was given up", *limit)

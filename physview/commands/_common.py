@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What several commands share: options, addresses, and the words for what could not be told."""
+"""What several commands share: options, parsing of addresses, and messages on stderr."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def add_source_option(parser: argparse.ArgumentParser) -> None:
         "--source",
         choices=tuple(WITNESSES),
         default="auto",
-        help="who answers: pagemap (the compiled core), kmod (the kernel module's walk), reference"
-        " (ctypes, needs no compiler), or auto: pagemap, or reference where that is not built",
+        help="who answers: pagemap (read by the compiled core), kmod (the kernel module walks the"
+        " page tables), reference (pagemap read through ctypes, without the core), or auto:"
+        " pagemap; reference if the core is not built; kmod if only the module shows frames",
     )
 
 
@@ -48,7 +49,7 @@ def add_columns_option(parser: argparse.ArgumentParser) -> None:
         "--columns",
         metavar="NAMES",
         default="flags,node",
-        help=f"what to look up of frames: of {','.join(COLUMNS)} (flags,node)",
+        help=f"what to look up for each frame, any of {','.join(COLUMNS)} (default: flags,node)",
     )
 
 
@@ -63,13 +64,13 @@ def parse_columns(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in COLUMNS:
-            raise UsageError(f"no column '{name}'", "", f"choose of {', '.join(COLUMNS)}")
+            raise UsageError(f"no column '{name}'", "", f"choose one of {', '.join(COLUMNS)}")
     return names
 
 
 def add_force_option(parser: argparse.ArgumentParser) -> None:
     """Add --force."""
-    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
 
 
 def say_if_shared(path: str) -> None:
@@ -81,12 +82,12 @@ def say_if_shared(path: str) -> None:
 
 
 def save_memory() -> None:
-    """Have Arrow use malloc(): its own allocator keeps more of what was given back to it."""
+    """Make Arrow use malloc(). Arrow's own allocator keeps more of the memory that is freed."""
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 
 def print_written(written: WrittenSnapshot) -> None:
-    """Say what was written."""
+    """Print the size of the file that was written."""
     print(
         f"{printable(written.path)}: {written.nr_pages} pages in {written.nr_extents} extents,"
         f" {written.size_bytes} bytes"
@@ -94,7 +95,7 @@ def print_written(written: WrittenSnapshot) -> None:
 
 
 def count(most: int = 1_000_000) -> Callable[[str], int]:
-    """What argparse reads a number from 1 to `most` with."""
+    """Return a function with which argparse reads a whole number from 1 to `most`."""
 
     def parse(text: str) -> int:
         number = bounded_int(text, most) if text.isascii() and text.isdigit() else 0
@@ -106,7 +107,7 @@ def count(most: int = 1_000_000) -> Callable[[str], int]:
 
 
 def seconds(least: float = 0, most: float = 1_000_000) -> Callable[[str], float]:
-    """What argparse reads a time from `least` to `most` with, in seconds."""
+    """Return a function with which argparse reads a number of seconds, `least` to `most`."""
 
     def parse(text: str) -> float:
         try:
@@ -125,7 +126,7 @@ def parse_address(text: str) -> int:
     """Read one address, decimal or 0x….
 
     Raises:
-        UsageError: It is no address.
+        UsageError: The text is no address.
 
     >>> parse_address("0x1000"), parse_address("4096")
     (4096, 4096)
@@ -144,10 +145,13 @@ def parse_address(text: str) -> int:
 
 
 def parse_range(text: str) -> tuple[int, int] | None:
-    """Read START-END, END being the first address after the range; None if it isn't one.
+    """Read START-END, where END is the first address after the range.
+
+    Returns:
+        (START, END); None if the text has no such form.
 
     Raises:
-        UsageError: It is a range, but a wrong one.
+        UsageError: The text has this form, but is no valid range.
     """
     first, dash, last = text.partition("-")
     if not first or not dash:
@@ -162,34 +166,35 @@ def parse_range(text: str) -> tuple[int, int] | None:
 
 
 def say(message: str | PhysviewError) -> None:
-    """Tell the person something that is not part of the report: a line, whatever names are in it.
+    """Print a message on stderr that is not part of the report.
 
     Args:
-        message: The line; an error may have several, and has quoted them itself.
+        message: A text is printed as one line, with control characters quoted. An error may have
+            several lines, and has quoted them itself.
     """
-    if sys.stderr is not None:  # it is when it was closed, and print() would take stdout then
+    if sys.stderr is not None:  # None if it was closed; print() would then write to stdout
         text = printable(message) if isinstance(message, str) else str(message)
         print(f"physview: {text}", file=sys.stderr, flush=True)
 
 
 def say_lines(message: str) -> None:
-    """Tell several lines."""
+    """Print each line of a message on stderr, as `say()` does."""
     for line in message.split("\n"):
         say(line)
 
 
 def discard_stdout() -> None:
-    """Keep the interpreter from trying once more, at its exit, to write what can't be written."""
+    """Point stdout at /dev/null, so that Python's last flush at exit does not fail again."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
-    except OSError:  # no descriptor is left: stdin's is not needed any more
+    except OSError:  # no descriptor is free: give up stdin, which is not needed any more
         os.close(0)
         null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
 
 
 def die_of(name: str) -> NoReturn:
-    """End as a program does that never heard of Python: killed by the signal, saying nothing."""
+    """Be killed by a signal, silently, as a C program is. `name`: as "SIGINT"."""
     import signal
 
     signum = signal.Signals[name]
@@ -200,7 +205,7 @@ def die_of(name: str) -> NoReturn:
 
 
 def say_if_core_is_missing(source: str) -> None:
-    """Where auto fell back on the reference, say so."""
+    """Say on stderr that "auto" uses the reference, where the core is not built."""
     if source == "auto" and _ffi.why_unavailable():
         say(
             f"the compiled core is not there: {_ffi.why_unavailable()}; reading through ctypes,"
@@ -209,10 +214,10 @@ def say_if_core_is_missing(source: str) -> None:
 
 
 def say_causes(translations: Iterable[Translation]) -> bool:
-    """Say once of each cause how many addresses it left UNKNOWN, and the remedy.
+    """Say for each cause how many addresses are UNKNOWN because of it, and its remedy.
 
     Returns:
-        Whether there was any.
+        Whether any address is UNKNOWN.
     """
     counts: dict[Cause, int] = {}
     for translation in translations:
@@ -222,7 +227,7 @@ def say_causes(translations: Iterable[Translation]) -> bool:
 
 
 def say_cause_counts(counts: dict[Cause, int]) -> bool:
-    """As `say_causes()`, of what was counted before."""
+    """Do as `say_causes()`, with the number of addresses by cause."""
     for cause, count in counts.items():
         addresses = "address is" if count == 1 else "addresses are"
         say(f"{count} {addresses} UNKNOWN: {cause.text}; {remedy(cause)}")
@@ -230,17 +235,17 @@ def say_cause_counts(counts: dict[Cause, int]) -> bool:
 
 
 def remedy(cause: Cause) -> str:
-    """What to do about a cause; where root is needed, with the line that works here."""
+    """Return what to do about a cause. If root is needed, this is the command line to type."""
     if cause is Cause.UNTOLD:
         return invocation.load_own_module()
     return root_remedy() if cause in NEEDS_ROOT else cause.remedy
 
 
 def root_remedy() -> str:
-    """How to get CAP_SYS_ADMIN in the first user namespace: that is what shows frame numbers."""
+    """Return how to get CAP_SYS_ADMIN in the first user namespace, which shows frame numbers."""
     if os.geteuid() == 0:
         return (
-            "root lacks CAP_SYS_ADMIN here, as in a container: give it that (docker run --cap-add"
-            " SYS_ADMIN), or run outside"
+            "root lacks CAP_SYS_ADMIN here, as in a container: give root that capability (docker"
+            " run --cap-add SYS_ADMIN), or run physview outside of the container"
         )
     return invocation.again_as_root()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the commands that draw have in common."""
+"""What commands that draw a picture share."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def refuse_options(args: argparse.Namespace) -> None:
-    """Refuse what is about a picture where none is asked for.
+    """Refuse the options of a picture where no picture is drawn.
 
     Raises:
-        UsageError: There is such an option.
+        UsageError: Such an option is given.
     """
     if args.theme or args.force:
-        raise UsageError("--theme and --force are about a picture", "", "name one with --picture")
+        raise UsageError("--theme and --force need a picture", "", "name its file with --picture")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--theme",
         choices=("light", "dark"),
-        help="colours on light paper or on dark; by default an SVG and a page follow their viewer,"
-        " and a PNG is light",
+        help="colours for a light or a dark background; by default SVG and HTML follow the"
+        " viewer's setting, and PNG is light",
     )
     _common.add_force_option(parser)
 
@@ -40,13 +40,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def draw(
     args: argparse.Namespace, path: str, read: Callable[[], Picture], *, remedy: str | None = None
 ) -> None:
-    """Read what is drawn, draw it, and say what came of it; nothing is written if that fails.
+    """Read the data, write the picture, and print a summary. If reading fails, nothing is written.
 
     Args:
-        args: With what `add_options()` added, and json.
+        args: The command's arguments, with --json and those of `add_options()`.
         path: The picture's file.
-        read: Makes the picture.
-        remedy: What gets frames where they are missing; by default to be root.
+        read: Reads the data and makes the picture.
+        remedy: How to get frame numbers if they are hidden; by default: run as root.
     """
     from physview.pictures import check_path, write_picture
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How far long work is, on a terminal."""
+"""Progress bars for long work, on a terminal."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Work that is done sooner is not announced, and does not wait for rich to be imported.
+# Work that is done sooner shows no bar, and does not wait for the import of rich.
 SECONDS_BEFORE = 0.5
 
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int | None], None] | None]:
-    """Show on stderr, when that is a terminal, how much is done; yields what to tell it to.
+    """Show on stderr how much of some work is done, if stderr is a terminal.
 
     Args:
         what: What is being done.
 
     Yields:
-        A function of (how much is done, how much there is to do or None), or None.
+        A function to call with (amount done, total amount or None if unknown) as the work goes
+        on; None if stderr is no terminal.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         yield None
@@ -53,7 +54,7 @@ class _Bar:
                 self._progress = Progress(
                     console=open_console(sys.stderr),
                     transient=True,
-                    redirect_stdout=False,  # the report is nobody else's to print
+                    redirect_stdout=False,  # rich must not print the report
                     redirect_stderr=False,
                 )
                 self._progress.start()

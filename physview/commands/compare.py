@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hold pagemap against the kernel module's walk of the page tables, page by page.
+"""Compare pagemap with the kernel module's walk of the page tables, page by page.
 
-Every page that either knows something of gets a verdict, and every difference a name. Needs the
-kernel module. Exits with 1 if a difference stays unexplained.
+Every page that one of the two sources knows gets a verdict. A verdict names the cause of a
+difference. Needs the kernel module. Exits with 1 if a difference stays unexplained.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from physview.runtime.resolve_pid import find_pid
 from physview.sources.procfs import ProcDir
 
 NAME = "compare"
-HELP = "pagemap against the module's walk, page by page; needs the kernel module"
+HELP = "pagemap compared with the module's walk, page by page; needs the kernel module"
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Print what makes a shell complete physview's commands, options and process names.
+"""Print the code with which a shell completes physview's commands, options and process names.
 
-In bash, and in zsh after compinit, eval "$(physview completion bash)", or zsh, makes the running
-shell do it; in fish physview completion fish | source does. A wheel also puts the files below share
-in its environment, where shells look if that is /usr or /usr/local.
+To load it into the running shell, type eval "$(physview completion bash)" in bash,
+eval "$(physview completion zsh)" in zsh (after compinit), or physview completion fish | source in
+fish. A wheel also installs this code below share in its environment. Shells find it there if the
+environment is /usr or /usr/local.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ import sys
 from physview.errors import PhysviewError
 
 NAME = "completion"
-HELP = "what makes bash, zsh or fish complete commands, options and process names"
+HELP = "code for bash, zsh or fish that completes commands, options and process names"
 
 FILES = {"bash": "physview", "zsh": "_physview", "fish": "physview.fish"}
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("shell", choices=tuple(FILES), help="for which shell")
+    parser.add_argument("shell", choices=tuple(FILES), help="the shell")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the file."""
+    """Print the completion file."""
     package = os.path.dirname(os.path.dirname(__file__))
     path = os.path.join(package, "completions", FILES[args.shell])
     try:

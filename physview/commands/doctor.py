@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Say what this machine and this user can do, what is missing, and what gets it.
+"""Show what this machine and this user can do, what is missing, and the command that gets it.
 
-Everything is found by trying it, and nothing needs root. Exits with 1 if physical addresses, the
-main job, can't be had.
+doctor tries everything that it reports on, and needs no root. Exits with 1 if physical addresses,
+the main job, are not available.
 """
 
 from __future__ import annotations

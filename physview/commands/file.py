@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Say how much of files is in the page cache, in what state, and in which frames.
+"""Show how much of each file is in the page cache, in what state, and in which frames.
 
-Folders are gone through. Nothing is read into the cache for it. As root with everything; else
-counts only, of files that are yours or that you may write to. Mapped is what some process has in
-its page tables, active what the kernel finds to be used often; runs are runs of frames.
+For a folder, all files below it are examined. Examining a file reads nothing into the cache. Root
+sees everything. Other users see only counts, and only for files that they own or may write to.
+Mapped pages are in the page tables of some process. Active pages are those that the kernel
+considers often used. Runs are runs of contiguous frames.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("paths", metavar="PATH", nargs="+", help="a file or a folder")
     parser.add_argument(
-        "--each", action="store_true", help="a line for each file below a folder, not one for all"
+        "--each",
+        action="store_true",
+        help="print a line for each file below a folder, not one line for all",
     )
     parser.add_argument(
-        "--frames", action="store_true", help="the frames of each file, run by run; needs root"
+        "--frames", action="store_true", help="list the frames of each file, run by run; needs root"
     )
     _common.add_json_option(parser)
 
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             report.write_document()
         else:
             report.write_table()
-        report.say_what_else()
+        report.say_notes()
     return int(report.nr_failed > 0)
 
 
@@ -61,13 +64,13 @@ class _Report:
         self._nr_read = 0
 
     def _fail(self, error: PhysviewError) -> None:
-        """Say what is wrong with one file; the others are looked at."""
+        """Say what is wrong with one file, and go on with the others."""
         sys.stdout.flush()
         _common.say(error)
         self.nr_failed += 1
 
     def _iter_open(self, path: str) -> Iterator[OpenFile]:
-        """The files at a path. One with several names is looked at once."""
+        """Yield the files at a path. A file with several names is yielded once."""
         from physview.sources.page_cache import iter_files
 
         for name in iter_files(path, self._fail):
@@ -81,7 +84,7 @@ class _Report:
                     self._seen.add(file.identity)
                     yield file
 
-    def _look_at(
+    def _summarize(
         self, file: OpenFile, visit: Callable[[Any], None] | None = None
     ) -> CachedFile | None:
         try:
@@ -93,7 +96,7 @@ class _Report:
         return found
 
     def write_table(self) -> None:
-        """A line for each path, or for each file, as they come."""
+        """Print a line for each path, or for each file, as soon as it is known."""
         from physview.commands._progress import progress_bar
         from physview.reporters import file as reporter
 
@@ -103,12 +106,12 @@ class _Report:
         total = reporter.Total("")
         for path in self._args.paths:
             of_path = reporter.Total(path)
-            with nullcontext() if is_each else progress_bar("files looked at") as progress:
+            with nullcontext() if is_each else progress_bar("files examined") as progress:
                 for file in self._iter_open(path):
                     if self._args.frames:
                         write(f"{printable(file.path)}\n")
                     visit = reporter.write_runs if self._args.frames else None
-                    found = self._look_at(file, visit)
+                    found = self._summarize(file, visit)
                     if found:
                         of_path.add(found)
                         total.add(found)
@@ -119,28 +122,28 @@ class _Report:
             if of_path.nr_files and not is_each:
                 write(reporter.line(of_path.file, of_path.name) + "\n")
             elif not of_path.nr_files and os.path.isdir(path):
-                _common.say(f"{path}: no file below it could be looked at, or there is none")
+                _common.say(f"{path}: there is no file below it, or none could be examined")
         if total.nr_files > 1 and (is_each or len(self._args.paths) > 1):
             write(reporter.line(total.file, f"({total.nr_files} files)") + "\n")
 
     def write_document(self) -> None:
-        """The same as a document, as it comes: frames can be millions."""
+        """Print the same as a JSON document, piece by piece: there can be millions of frames."""
         from physview.reporters import file as reporter
 
         document = reporter.Document(with_runs=self._args.frames)
         for path in self._args.paths:
             for file in self._iter_open(path):
                 document.begin()
-                found = self._look_at(file, document.visit)
+                found = self._summarize(file, document.visit)
                 document.end(found)
         document.close()
 
-    def say_what_else(self) -> None:
-        """What a reader of the report has to know."""
+    def say_notes(self) -> None:
+        """Say on stderr what a reader of the report has to know."""
         if self._cache.why_no_frames:
             _common.say(f"counts only: {self._cache.why_no_frames}")
         if self._nr_read:
             _common.say(
-                f"{self._nr_read} pages were evicted while they were looked at, and were read back"
-                " in by that"
+                f"{self._nr_read} pages were evicted while they were examined, and examining them"
+                " read them back in"
             )

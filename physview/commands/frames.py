@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Show what the frames of the machine are used for.
+"""Show what the machine's frames are used for.
 
-What they are used for, told by their flags; zones and nodes; free blocks by size; and how many
-frames have which flags. Mapped is what processes have in their page tables. Needs root.
+Counts frames by their use (which their flags tell), by zone, by node and by flags, and free blocks
+by size. Mapped frames are in the page tables of processes. Needs root.
 """
 
 from __future__ import annotations
@@ -12,27 +12,29 @@ import argparse
 from physview.commands import _common, _pictures
 
 NAME = "frames"
-HELP = "the machine: frames by use, zone, node and flags, and free blocks by size"
+HELP = "the machine's frames by use, zone, node and flags, and free blocks by size"
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument(
-        "--flags", action="store_true", help="every combination of flags, not the first few"
+        "--flags", action="store_true", help="show every combination of flags, not only the first"
     )
     parser.add_argument(
         "--raw",
         action="store_true",
-        help="keep apart what differs only in flags that are the kernel's own (bit 32 and up), or"
-        " in being the head or the tail of a compound page",
+        help="count frames separately that differ only in kernel-internal flags (bit 32 and up),"
+        " or in being the head or the tail of a compound page",
     )
-    parser.add_argument("--picture", metavar="FILE", help="draw them instead: .svg, .png or .html")
+    parser.add_argument(
+        "--picture", metavar="FILE", help="draw the frames instead: .svg, .png or .html"
+    )
     _pictures.add_options(parser)
     _common.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the tables, or draw."""
+    """Print the tables, or draw the frames."""
     if args.picture is not None:
         _draw(args)
         return 0

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Do the course's experiments on this machine, and explain them from what was measured.
+"""Run the course's experiments (labs) on this machine, and explain them from the measurements.
 
-Without a name it lists them. Each says what it will do, does it with real processes, shows what it
-found, and draws its conclusions from that: where the machine behaves otherwise than most do, it
-says so, and exits with 1. What it changes it puts back.
+Without a name, all labs are listed. A lab says what it will do, does it with real processes, shows
+what it found, and draws its conclusions from these findings. If this machine behaves differently
+from most machines, the lab says so, and exits with 1. A lab undoes its changes to the machine.
 """
 
 from __future__ import annotations
@@ -21,27 +21,30 @@ if TYPE_CHECKING:
     from physview.labs.model import Lab
 
 NAME = "lab"
-HELP = "the course's experiments, done for real, and explained from the evidence"
+HELP = "the course's experiments, run on this machine and explained from the measurements"
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("name", metavar="NAME", nargs="?", help="which; without it, all are listed")
+    parser.add_argument(
+        "name", metavar="NAME", nargs="?", help="which lab; without a name, all are listed"
+    )
     parser.add_argument(
         "--quiz",
         action="store_true",
-        help="ask first, on the terminal or from stdin, and say afterwards what was right",
+        help="ask questions first, on the terminal or from stdin, and say afterwards which answers"
+        " were right",
     )
     parser.add_argument(
         "--machine",
         action="store_true",
-        help="with cache: drop all of the machine's caches, as the course does, not one file's",
+        help="with cache: drop all caches of the machine, as the course does, not only one file's",
     )
     _common.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """List them, or do one."""
+    """List the labs, or run one."""
     from physview import labs
     from physview.labs.model import document
 
@@ -49,13 +52,13 @@ def run(args: argparse.Namespace) -> int:
         return _list(args)
     lab = labs.find(args.name)
     if args.machine and "machine" not in lab.options:
-        raise UsageError(f"the lab {lab.name} has no --machine", "", "cache has it")
+        raise UsageError(f"the lab {lab.name} has no --machine", "", "only cache has it")
     if args.machine:
         from physview.labs import evict
 
         evict.check_may_drop_caches()
     if args.quiz and args.json:
-        raise UsageError("--quiz and --json do not go together", "the one is for people")
+        raise UsageError("--quiz and --json exclude each other", "", "leave out one")
     why = lab.why_not()
     if why:
         raise why
@@ -94,7 +97,7 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     from physview.reporters import lab as reporter
 
-    # The error says which lab cannot be done: here that is the line's own.
+    # The error begins with the lab that cannot run, which the line names already.
     short = [why.partition(": ")[2].partition(";")[0] for why in why_not]
     reporter.print_labs(zip(found, short, strict=True))
     return 0
@@ -114,7 +117,7 @@ def _do(lab: Lab, options: dict[str, bool], *, quiz: bool) -> int:
 
 
 def _ask(lab: Lab, number: int) -> int | None:
-    """Ask until there is an answer; None where stdin ends."""
+    """Ask until there is a valid answer; None if stdin ends."""
     from physview.reporters import lab as reporter
 
     question = lab.questions[number]
@@ -130,4 +133,4 @@ def _ask(lab: Lab, number: int) -> int | None:
             return None
         if answer.isdecimal() and 1 <= int(answer) <= len(question.choices):
             return int(answer) - 1
-        sys.stdout.write(f"'{printable(answer)}' is none of them.\n")
+        sys.stdout.write(f"'{printable(answer)}' is not one of the answers.\n")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Show what each mapping of a process has of physical memory, and how far it is in a row.
+"""Show the physical memory of each mapping of a process, and how contiguous this memory is.
 
-A line a mapping: resident, swapped, shared, in large folios, in how many extents; and totals, with
-how much is in blocks that are contiguous and aligned. A wide terminal shows more columns.
+Prints a line per mapping: how much is resident, swapped, shared, in large folios, and in how many
+extents. The totals also show how much is in blocks that are contiguous and aligned. A wide
+terminal shows more columns.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     Report = MapsTable | MapsDocument
 
 NAME = "maps"
-HELP = "a process's mappings: resident, shared, swapped, how far in a row, in huge pages"
+HELP = "a process's mappings: resident, shared, swapped, how contiguous, in huge pages"
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +32,13 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "processes", metavar="PID", nargs="*", help="a pid, self, or the name of one process"
     )
-    parser.add_argument("--cgroup", metavar="PATH", help="the processes of a cgroup, and below it")
+    parser.add_argument(
+        "--cgroup", metavar="PATH", help="the processes of a cgroup and of all cgroups below it"
+    )
     parser.add_argument("--all", action="store_true", help="all processes that you may look into")
-    parser.add_argument("--rollup", action="store_true", help="a line a process, not a mapping")
+    parser.add_argument(
+        "--rollup", action="store_true", help="print a line per process, not per mapping"
+    )
     _common.add_json_option(parser)
 
 
@@ -86,7 +91,7 @@ def _report_process(
         except ProcessGone:
             if given:
                 raise
-            report.end_process(None)  # one of many: the others stay
+            report.end_process(None)  # one of many processes: go on with the others
             return False
         report.end_process(own)
         total.add(own)
@@ -96,7 +101,7 @@ def _report_process(
 def _pids(args: argparse.Namespace) -> list[int | str]:
     chosen = sum([bool(args.processes), args.cgroup is not None, args.all])
     if chosen != 1:
-        why = "say one of PID…, --cgroup PATH and --all"
+        why = "give one of PID…, --cgroup PATH and --all"
         raise UsageError("which processes?", why)
     if args.processes:
         return list(dict.fromkeys(find_pid(word) for word in args.processes))
@@ -108,8 +113,8 @@ def _pids(args: argparse.Namespace) -> list[int | str]:
         return [*cgroup_pids(args.cgroup)]
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
-            what = f"cannot tell the processes of '{args.cgroup}'"
-            why, remedy = "it is a threaded cgroup", "give the cgroup above it that is none"
+            what = f"cannot list the processes of '{args.cgroup}'"
+            why, remedy = "it is a threaded cgroup", "give the cgroup above it that is not threaded"
             raise UsageError(what, why, remedy) from None
         why, remedy = error.strerror or "", "give a folder under /sys/fs/cgroup"
         raise UsageError(f"'{args.cgroup}' is no cgroup", why, remedy) from None
@@ -134,4 +139,4 @@ def _say_what_is_missing(hidden: bool, nr_refused: int, why_no_flags: AccessDeni
     if nr_refused:
         remedy = "" if os.geteuid() == 0 else f"; {_common.root_remedy()}"
         processes = "1 process is" if nr_refused == 1 else f"{nr_refused} processes are"
-        _common.say(f"{processes} not yours to look into and left out{remedy}")
+        _common.say(f"{processes} left out: not yours to look into{remedy}")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Report where a program's own memory is: the course program memview2, on this machine.
+"""Report where a program's own memory is, as the course program memview2 does.
 
 Takes the addresses of the argument vector, the environment, a local and a global string, a
-function and thirty buffers from malloc(), all in a process of its own, and prints the physical
-address of each. Exits with 1 if any has none; the cause is on stderr.
+function and thirty buffers from malloc(), all in its own process, and prints the physical address
+of each. Exits with 1 if any of them has no physical address; the cause is on stderr.
 """
 
 from __future__ import annotations
@@ -35,19 +35,21 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     _common.add_source_option(parser)
     _common.add_json_option(parser)
     parser.add_argument(
-        "--virtual", action="store_true", help="virtual addresses only, as memview; needs no root"
+        "--virtual",
+        action="store_true",
+        help="virtual addresses only, as the course program memview does; needs no root",
     )
     parser.add_argument(
         "--repeat",
         type=_common.count(10_000),
         metavar="N",
-        help="run N new processes and say which addresses stayed",
+        help="run N new processes and show which addresses stayed the same",
     )
     parser.add_argument(
         "--sleep",
         type=_common.seconds(),
         metavar="S",
-        help="say the pid on stderr and sleep S seconds first, so that a tracer can be attached",
+        help="print the pid on stderr and sleep S seconds first, so that a tracer can be attached",
     )
 
 
@@ -111,8 +113,8 @@ def _run_once(words: list[str], *, first: bool) -> dict[str, Any]:
     import json
     import subprocess
 
-    # What the first run has to say on stderr, the others would only say again; but with --sleep
-    # each has a pid of its own to tell.
+    # Only the first repetition prints on stderr: the others would print the same. With --sleep
+    # each one prints its own pid.
     quiet = not first and "--sleep" not in words
     with child_python.start(
         "physview.commands",

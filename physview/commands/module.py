@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Build, load and unload the kernel module on this machine, and say how things stand.
+"""Build, load and unload the kernel module on this machine, and show its status.
 
-build needs the headers of the running kernel and a compiler; load and unload need root, and load
-builds first.
+build needs a compiler and the headers of the running kernel. load and unload need root. load
+builds the module first.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--insecure",
         action="store_true",
-        help="load: let every user look at memory of their own, as the course's module does",
+        help="with load: let every user look at their own memory, as the course's module does",
     )
     _common.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what is asked."""
+    """Do the action."""
     from physview.system import module
 
     if args.action == "build":

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Say which processes map frames, where, and what a frame is when none does.
+"""Show which processes map a frame and where, and what the frame is if no process maps it.
 
-A decimal number is a frame number; one with 0x is a physical address, which may point anywhere
-into its page, as translate prints them. The pagemaps of all processes are read for it, once.
-Needs root. Exits with 1 if no process maps one of them.
+A decimal number is a frame number. A number with 0x is a physical address, as translate prints it;
+it may point anywhere into its page. The pagemaps of all processes are read once. Needs root. Exits
+with 1 if any of the frames is mapped by no process.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from physview.runtime.resolve_pid import find_pid
 from physview.text.digits import bounded_int
 
 if TYPE_CHECKING:
-    from physview.reporters.owners import Asked
+    from physview.reporters.owners import FrameRange
 
 NAME = "owners"
-HELP = "which processes map a frame, and what it is when none does"
+HELP = "which processes map a frame, and what the frame is if none does"
 
-# All that is found is kept until it is printed.
+# A limit, because all findings are kept in memory until they are printed.
 MAX_FRAMES = 1 << 20
 MAX_PFN = 1 << (64 - PAGE_SHIFT)
 
@@ -43,15 +43,15 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "--pid",
         action="append",
         metavar="PID",
-        help="look at this process only: a pid, self, or the name of one; may be repeated",
+        help="examine only this process: a pid, self, or the name of one; may be repeated",
     )
     _common.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print who maps what was asked for."""
-    asked = [_parse(word) for word in args.frames]
-    if sum(one.end - one.first for one in asked) > MAX_FRAMES:
+    """Print who maps the frames."""
+    ranges = [_parse(word) for word in args.frames]
+    if sum(frames.end - frames.first for frames in ranges) > MAX_FRAMES:
         raise UsageError("too many frames", f"more than {MAX_FRAMES}", "ask about parts of them")
     pids = _find_pids(args.pid) if args.pid else None
 
@@ -61,18 +61,19 @@ def run(args: argparse.Namespace) -> int:
     from physview.reporters import owners as reporter
     from physview.sources.ram import read_resources
 
-    with _progress.progress_bar("looking at processes") as progress:
-        ownership = find_owners([(one.first, one.end) for one in asked], pids, progress=progress)
+    with _progress.progress_bar("examining processes") as progress:
+        bounds = [(frames.first, frames.end) for frames in ranges]
+        ownership = find_owners(bounds, pids, progress=progress)
     resources = read_resources()
     if args.json:
-        documents.write(reporter.document(asked, ownership, resources))
+        documents.write(reporter.document(ranges, ownership, resources))
     else:
-        for one in asked:
-            groups = ownership.groups(one.first, one.end)
-            for line in reporter.iter_lines(one, groups, resources, only_some=bool(pids)):
+        for frames in ranges:
+            groups = ownership.groups(frames.first, frames.end)
+            for line in reporter.iter_lines(frames, groups, resources, only_some=bool(pids)):
                 sys.stdout.write(line + "\n")
     _say_who_was_missed(ownership.nr_gone, ownership.nr_denied)
-    found = (group for one in asked for group in ownership.groups(one.first, one.end))
+    found = (group for frames in ranges for group in ownership.groups(frames.first, frames.end))
     return int(any(group.nr_owned < group.nr_frames for group in found))
 
 
@@ -85,11 +86,11 @@ def _find_pids(words: list[str]) -> list[int]:
 
 def _say_who_was_missed(nr_gone: int, nr_denied: int) -> None:
     if nr_gone:
-        _common.say(f"{nr_gone} {_processes(nr_gone)} ended meanwhile and could not be looked at")
+        _common.say(f"{nr_gone} {_processes(nr_gone)} ended before they could be examined")
     if nr_denied:
         _common.say(
-            f"{nr_denied} {_processes(nr_denied)} could not be looked at: not this user's to look"
-            " into, even as root"
+            f"{nr_denied} {_processes(nr_denied)} could not be examined: this user may not look"
+            " into them, even as root"
         )
 
 
@@ -97,13 +98,13 @@ def _processes(nr: int) -> str:
     return "process" if nr == 1 else "processes"
 
 
-def _parse(word: str) -> Asked:
+def _parse(word: str) -> FrameRange:
     """Read PFN, 0xPADDR or a range of either.
 
     Raises:
-        UsageError: It is none of these.
+        UsageError: The word is none of these.
     """
-    from physview.reporters.owners import Asked
+    from physview.reporters.owners import FrameRange
 
     start, dash, stop = word.partition("-")
     if not start or (dash and not stop):
@@ -112,7 +113,7 @@ def _parse(word: str) -> Asked:
     if not dash:
         if first == MAX_PFN:
             raise _no_frame(word, "its address would have more than 64 bits")
-        return Asked(first, first + 1, offset)
+        return FrameRange(first, first + 1, offset)
     if start[:2].lower() != stop[:2].lower() and "0x" in (start[:2].lower(), stop[:2].lower()):
         raise _no_frame(word, "one end is a frame number, the other an address")
     end, end_offset = _parse_one(stop, word)
@@ -120,17 +121,17 @@ def _parse(word: str) -> Asked:
         end += 1
     if (first, offset) >= (end, 0):
         raise _no_frame(word, "it ends before it starts, or is empty")
-    return Asked(first, end, 0)
+    return FrameRange(first, end, 0)
 
 
 def _parse_one(text: str, word: str) -> tuple[int, int]:
-    """The frame number, and the offset in its page."""
+    """Read a frame number or an address: (frame number, offset in the frame)."""
     if re.fullmatch("0[xX][0-9a-fA-F]+", text):
         pfn, offset = divmod(bounded_int(text[2:], 1 << 65, 16), PAGE_SIZE)
     elif re.fullmatch("[0-9]+", text):
         pfn, offset = bounded_int(text, 1 << 65), 0
     elif re.fullmatch("[0-9a-fA-F]+", text):
-        raise _no_frame(word, "hexadecimal needs 0x, and is an address", f"write 0x{text}")
+        raise _no_frame(word, "a hexadecimal address needs 0x", f"write 0x{text}")
     else:
         raise _no_frame(word)
     if pfn > MAX_PFN:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Show the pages of a process: where they are, and what the kernel says of their frames.
+"""Show the pages of a process: where they are, and what the kernel says about their frames.
 
-A line an extent: pages alike, in a row in both spaces. With --each a line a page, with --summary
-only how many pages have which flags.
+Prints a line per extent. An extent is a number of pages with the same properties that are
+contiguous in both address spaces, virtual and physical. --each prints a line per page. --summary
+only counts the pages by their flags.
 """
 
 from __future__ import annotations
@@ -28,17 +29,21 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("process", metavar="PID", help="a pid, self, or the name of one process")
     parser.add_argument("range", metavar="START-END", nargs="?", help="only these addresses")
-    parser.add_argument("--each", action="store_true", help="a line a page, not an extent")
+    parser.add_argument("--each", action="store_true", help="print a line per page, not per extent")
     parser.add_argument(
         "--summary", action="store_true", help="count the pages by their flags, as page-types does"
     )
     parser.add_argument(
-        "--flags", metavar="FLAGS", help="only frames with these flags, as in anon,!thp"
+        "--flags", metavar="FLAGS", help="only frames with these flags, such as anon,!thp"
     )
-    parser.add_argument("--raw", action="store_true", help="all flags, also the kernel's own")
+    parser.add_argument(
+        "--raw", action="store_true", help="show all flags, also kernel-internal ones"
+    )
     _common.add_columns_option(parser)
-    parser.add_argument("--format", choices=("csv", "jsonl", "parquet"), help="a record an extent")
-    parser.add_argument("-o", "--output", metavar="FILE", help="where to write Parquet")
+    parser.add_argument(
+        "--format", choices=("csv", "jsonl", "parquet"), help="write a record per extent"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="the file for Parquet")
     _common.add_force_option(parser)
     _common.add_json_option(parser)
 
@@ -63,11 +68,12 @@ def run(args: argparse.Namespace) -> int:
         if not snapshot.knows_frames:
             if where is not None:
                 raise AccessDenied(
-                    "cannot choose by flags", "frame numbers are hidden", _common.root_remedy()
+                    "cannot select by flags", "frame numbers are hidden", _common.root_remedy()
                 )
             columns = []
             _common.say(
-                f"frame numbers are hidden, and all that hangs on them; {_common.root_remedy()}"
+                "frame numbers are hidden, so nothing is known about frames;"
+                f" {_common.root_remedy()}"
             )
         batches = snapshot.iter_extents(start, end, columns=columns, where=where, raw=args.raw)
         if args.each:
@@ -96,7 +102,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("Parquet is written to a file", "", "name it with -o FILE")
     if args.format != "parquet" and (args.output is not None or args.force):
         option = "--force" if args.output is None else "--output"
-        raise UsageError(f"{option} is for --format parquet", "", "add that, or leave it out")
+        raise UsageError(f"{option} needs --format parquet", "", f"add that, or leave out {option}")
 
 
 def _range(text: str | None) -> tuple[int, int | None]:
@@ -131,7 +137,7 @@ def _summarize(
 
 
 def _iter_each(batches: Iterator[Any]) -> Iterator[Any]:
-    """A row for each page, in batches of constant size."""
+    """Yield a row for each page, in batches of constant size."""
     from physview.memory.rows import iter_each
 
     for batch in batches:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Keep a process's memory in a Parquet file: which page is in which frame, and what of it is known.
+"""Save in a Parquet file which page of a process is in which frame, and what is known about it.
 
-pandas, polars and DuckDB open it; physview diff says what became of the pages between two of them.
+pandas, polars and DuckDB can open the file. physview diff shows what happened to the pages between
+two snapshots.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from physview.commands import _common
 from physview.runtime.resolve_pid import find_pid
 
 NAME = "snapshot"
-HELP = "keep a process's pages in a Parquet file"
+HELP = "save a process's pages in a Parquet file"
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("process", metavar="PID", help="a pid, self, or the name of one process")
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="where to")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the file to write")
     _common.add_columns_option(parser)
     _common.add_force_option(parser)
     _common.add_json_option(parser)
@@ -39,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
     with Snapshot(pid) as snapshot:
         if not snapshot.knows_frames:
             _common.say(
-                "frame numbers are hidden, and all that hangs on them; the file tells only which"
-                f" pages are there; {_common.root_remedy()}"
+                "frame numbers are hidden, so the file says only which pages are there, and"
+                f" nothing about frames; {_common.root_remedy()}"
             )
         with progress_bar("reading pages") as show:
             written = write_snapshot(

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Trace the kernel: each time something happens, what it was and which functions led to it.
+"""Trace events in the kernel, and show for each event which functions led to it.
 
 EVENT is copy_to_user, copy_from_user, put_user, kmalloc, mm_page_alloc, any tracepoint as
-SUBSYSTEM:EVENT, or any function of the kernel. PID is the process to trace, a command after -- is
-started and traced from its first instruction; without either the whole machine is. It ends after
-so many events, or with the process, or with Ctrl-C. Exits with 1 if nothing happened. Needs root.
+SUBSYSTEM:EVENT, or any function of the kernel. PID is the process to trace. A command after -- is
+started, and traced from its first instruction. Without PID and command, the whole machine is
+traced. Tracing ends after N events, when the process ends, or with Ctrl-C. Exits with 1 if there
+was no event. Needs root.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ STARTS_PROGRAM = True
 
 MAX_EVENTS = 1_000_000
 MAX_BUFFER_KIB = 1 << 20
-# What frames are now is looked up of so many events; of more it would take long.
+# The frames of at most this many events are looked up afterwards; more would take long.
 MAX_LOOKED_UP = 5000
-# How often the mappings of the process are looked at, in seconds.
+# Seconds between two readings of the process's mappings.
 MEMORY_EVERY = 0.5
 
 
@@ -62,28 +63,28 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=_common.seconds(0.001),
         metavar="S",
-        help="end after S seconds, whatever happened",
+        help="end after S seconds, even if nothing happened",
     )
     parser.add_argument(
         "--follow",
         action="store_true",
-        help="with a process: also what it starts, threads and processes",
+        help="with a process: also trace the threads and processes that it starts",
     )
     parser.add_argument(
-        "--summary", action="store_true", help="count the events by their stacks, the most first"
+        "--summary", action="store_true", help="count the events by stack, most frequent first"
     )
-    parser.add_argument("--no-stacks", action="store_true", help="events without stacks")
+    parser.add_argument("--no-stacks", action="store_true", help="show events without stacks")
     parser.add_argument(
         "--buffer",
         type=_common.count(MAX_BUFFER_KIB),
         metavar="KIB",
-        help="how large the kernel's buffers are, where events were lost",
+        help="size of the kernel's buffers; make them larger if events were lost",
     )
     _common.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trace, and print what happened."""
+    """Trace, and print the events."""
     pid = _find_pid(args)
     from physview.analysis.trace import read_kernel_map
 
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find_pid(args: argparse.Namespace) -> int | None:
-    """The pid that is asked for; None if none is."""
+    """Return the pid to trace; None for a command or for the whole machine."""
     given = [word for word in (args.process, args.pid) if word is not None]
     if args.command is not None:
         if not args.command:
@@ -112,7 +113,7 @@ def _find_pid(args: argparse.Namespace) -> int | None:
     if len(given) > 1:
         raise UsageError("too many processes", "trace takes one PID, --pid or command")
     if args.follow and not given:
-        raise UsageError("nothing to follow", "--follow goes with a process")
+        raise UsageError("nothing to follow", "--follow needs a process")
     if not given or args.command is not None:
         return None
     found = find_pid(given[0])
@@ -155,7 +156,7 @@ def _trace(
 
 
 def _wait(launched: TracedCommand) -> int:
-    """Wait for the command. With Ctrl-C it ends; with another it is left alone, and so are we."""
+    """Wait for the command. Ctrl-C ends it; after a second Ctrl-C we no longer wait."""
     try:
         return launched.wait()
     except KeyboardInterrupt:
@@ -177,7 +178,7 @@ def _gather(args: argparse.Namespace, tracer: Tracer, pid: int | None, caught: l
             now = time.monotonic()
             if args.seconds is not None and now - start >= args.seconds:
                 break
-            # What it had is of interest when it has ended, too; of this process itself, no news.
+            # Keep the last mappings: they are of interest after the process has ended, too.
             if pid is not None and now >= look_at:
                 memory = read_memory(pid) or memory
                 look_at = now + MEMORY_EVERY
@@ -202,20 +203,20 @@ def _gather(args: argparse.Namespace, tracer: Tracer, pid: int | None, caught: l
 
 
 def _find_frames(trace: Trace, kernel: KernelMap) -> Ownership | None:
-    """What the frames are now; where that can't be told, why."""
+    """Look up what the frames are now; if this fails, say why and return None."""
     from physview.analysis.trace import frames_now, frames_of, object_frames
 
     if len(trace.events) > MAX_LOOKED_UP:
         if any(frames_of(event) or object_frames(event, kernel) for event in trace.events):
             _common.say(
-                f"what the frames are now is not looked up of more than {MAX_LOOKED_UP} events;"
-                f" -n {MAX_LOOKED_UP} ends sooner"
+                "what the frames are now is not looked up for more than"
+                f" {MAX_LOOKED_UP} events; use -n {MAX_LOOKED_UP} or less"
             )
         return None
     try:
         return frames_now(trace.events, kernel)
     except PhysviewError as error:
-        _common.say(f"what the frames are now is not told: {error}")
+        _common.say(f"what the frames are now is not known: {error}")
         return None
 
 
@@ -248,14 +249,18 @@ def _say_what_is_missing(trace: Trace) -> None:
         )
     if nr_throttled:
         _common.say(
-            f"events lost: they came so fast that the kernel held tracing up, {nr_throttled} times;"
-            " sysctl kernel.perf_event_max_sample_rate raises the limit"
+            "events lost: they came so fast that the kernel paused tracing"
+            f" {nr_throttled} times; sysctl kernel.perf_event_max_sample_rate raises the limit"
         )
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Catch what would end us, so that nothing is left in the kernel; yields what was caught."""
+    """Catch signals that would end us, so that no probe stays in the kernel.
+
+    Yields:
+        The numbers of the signals caught so far.
+    """
     caught: list[int] = []
     signums = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Say where virtual addresses of a process are in physical memory.
+"""Show where virtual addresses of a process are in physical memory.
 
-One line an address: the physical address, what is mapped there, and where there is none the
-cause. A range gives a line for each page that is somewhere, and one for pages in a row that are
-not. Exits with 1 if any address has none.
+Prints a line per address: the physical address, and what is mapped there. If there is no physical
+address, the line shows the cause. For a range, each page with a physical address has its own line;
+contiguous pages without one share a line. Exits with 1 if any address has no physical address.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from physview.reporters import translate as reporter
 from physview.runtime.resolve_pid import find_pid
 
 NAME = "translate"
-HELP = "physical addresses of a process's virtual ones, and the cause where there is none"
+HELP = "physical addresses of a process's virtual ones, or the cause if there is none"
 
 Target = int | tuple[int, int]
 
@@ -35,8 +35,8 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "addresses",
         metavar="ADDR",
         nargs="+",
-        help="decimal or 0x…; START-END for all pages of a range, END excluded; - reads them from"
-        " stdin, one a line",
+        help="an address, decimal or 0x…; START-END for all pages of a range, END excluded; - reads"
+        " addresses from stdin, one per line",
     )
     _common.add_source_option(parser)
     _common.add_json_option(parser)

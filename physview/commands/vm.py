@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run a command in a throwaway VM over this machine's own root, with the kernel module loaded.
+"""Run a command in a throwaway VM with the kernel module loaded.
 
-The VM sees all files that you may read here; what it writes is gone with it. The command runs as
-root in it. Its output, including control characters, and its exit code are passed on
-unchanged. physview's own exit codes are 123: the VM's kernel crashed, 124: the command took too
-long, 125: there was no VM, or it was lost.
+The VM uses this machine's root file system: it sees all files that you may read. The VM's changes
+to files are lost when it ends. The command runs as root in the VM. Its output, including control
+characters, and its exit code are passed on unchanged. physview's own exit codes are 123 (the VM's
+kernel crashed), 124 (the command took too long) and 125 (the VM did not start, or was lost).
 
-PHYSVIEW_VM_ACCEL=kvm or tcg chooses how the CPU is had; by default KVM where that works.
+The environment variable PHYSVIEW_VM_ACCEL=kvm or tcg chooses KVM or emulation. The default is KVM
+where it works.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from physview.kernels import Kernel
 
 NAME = "vm"
-HELP = "a command in a throwaway VM, on a kernel of choice, with the kernel module loaded"
+HELP = "a command in a throwaway VM, with any kernel, and with the kernel module loaded"
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
@@ -35,66 +36,69 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "--kernel",
         metavar="X",
         help="a version of Debian's kernel, such as 6.1, or of Ubuntu's, such as 6.8, which is"
-        " fetched but not installed; or the path of an image of your own with virtio, 9p and"
-        " overlayfs built in (default: the running kernel; if that cannot be had, Debian's 6.1"
-        " or the first version of Ubuntu's mirror)",
+        " downloaded but not installed; or the path of your own image with virtio, 9p and"
+        " overlayfs built in (default: the running kernel; if it is not available, Debian's 6.1"
+        " or the first version in Ubuntu's mirror)",
     )
     parser.add_argument(
-        "--la57", choices=("on", "off"), default="off", help="page tables of 5 levels, not 4"
+        "--la57",
+        choices=("on", "off"),
+        default="off",
+        help="page tables with 5 levels, not 4 (default: off)",
     )
     parser.add_argument(
         "--memory",
         type=_common.count(),
         metavar="MIB",
         default=1024,
-        help="its RAM (default: %(default)s)",
+        help="the VM's RAM (default: %(default)s)",
     )
     parser.add_argument(
-        "--cpus", type=_common.count(), metavar="N", default=2, help="its CPUs (default: 2)"
+        "--cpus", type=_common.count(), metavar="N", default=2, help="number of CPUs (default: 2)"
     )
     parser.add_argument(
         "--nodes",
         type=_common.count(),
         metavar="N",
         default=1,
-        help="its NUMA nodes, among which memory and CPUs are dealt out (default: 1)",
+        help="number of NUMA nodes, which share the memory and the CPUs (default: 1)",
     )
     parser.add_argument(
         "--module",
         metavar="FILE",
-        help="load this .ko; none: load nothing (default: build physview's own and load that)",
+        help="load this .ko; none: load nothing (default: build and load physview's own)",
     )
     parser.add_argument(
         "--append",
         metavar="WORDS",
         default="",
-        help="more of the kernel's command line, as 'hugepages=8'; NAME.PARAMETER=VALUE is"
-        " also given to a module that is loaded",
+        help="add words to the kernel's command line, such as 'hugepages=8';"
+        " NAME.PARAMETER=VALUE is also given to a module that is loaded",
     )
     parser.add_argument(
         "--swap",
         type=_common.count(),
         metavar="MIB",
-        help="swap, so much of it, into compressed memory of the VM's own (zram)",
+        help="give the VM swap of this size, in its own compressed memory (zram)",
     )
     parser.add_argument(
         "--timeout",
         type=_common.seconds(0.001),
         metavar="S",
-        help="end the command after so many seconds",
+        help="end the command after S seconds",
     )
     parser.add_argument("--console", action="store_true", help="show the kernel's log on stderr")
     parser.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="what to run")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it."""
+    """Run the command in a VM."""
     import sys
 
     from physview import vm
     from physview.text import output
 
-    # REMAINDER leaves the first of them in; others are the command's own.
+    # argparse.REMAINDER keeps the first "--". A later "--" belongs to the command.
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise UsageError("nothing to run", "", invocation.physview("vm [OPTIONS] -- CMD…"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Walk the page tables for one address, as the processor does, and show every level's entry.
+"""Walk the page tables for one address, as the processor does, and show the entry of each level.
 
 Needs the kernel module. Exits with 1 if the address has no page.
 """
@@ -18,7 +18,7 @@ from physview.sources.kmod import Kmod
 from physview.sources.procfs import ProcDir
 
 NAME = "walk"
-HELP = "every level's page-table entry for one address; needs the kernel module"
+HELP = "the page-table entry of each level for one address; needs the kernel module"
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Show a process's memory live: what it has, what became of its pages, and where in RAM they are.
+"""Show a process's memory live: its pages, how they change, and where in RAM they are.
 
-A terminal shows it again and again, and takes keys; q ends it. What has changed is known from two
-readings: a page that came and went between them is not seen. --ticks and --json print instead.
+On a terminal, the screen is updated again and again and takes keys; q quits. Changes are found by
+comparing two readings: a page that came and went between the two is not seen. --ticks and --json
+print readings instead.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
     from physview.reporters.watch_screen import State
 
 NAME = "watch"
-HELP = "a process's memory live: what comes, goes, moves and is swapped, and where in RAM it is"
+HELP = "a process's memory live: which pages come, go, move or are swapped, and where in RAM"
 
 STEPS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 MIN_PAUSES = 4
-"""At least so many times as long as a reading takes there is none."""
+"""Pause at least this many times the duration of a reading."""
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
@@ -44,15 +45,15 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "--ticks",
         type=_common.count(),
         metavar="N",
-        help="print N readings as text, and end; for pipes",
+        help="print N readings as text, then end; for pipes",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print a JSON document a reading, each a line"
+        "--json", action="store_true", help="print a JSON document per reading, each on one line"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show it, or print it."""
+    """Show readings on the terminal, or print them."""
     pid = find_pid(args.process)
     prints = args.ticks is not None or args.json
     if not prints:
@@ -69,11 +70,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_terminal() -> None:
     maps = invocation.physview("maps PID")
-    remedy = f"--ticks N prints readings, and {maps} prints what there is now"
+    remedy = f"--ticks N prints readings, and {maps} prints the present state"
     if not (sys.stdin and sys.stdin.isatty() and os.isatty(1)):
         raise UsageError("cannot draw", "stdin and stdout are not both a terminal", remedy)
     if os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
-        raise UsageError("cannot draw", "by TERM this terminal has no cursor to move", remedy)
+        raise UsageError("cannot draw", "TERM names a terminal without a movable cursor", remedy)
 
 
 def _print(watcher: Watcher, args: argparse.Namespace) -> None:
@@ -95,13 +96,13 @@ def _print(watcher: Watcher, args: argparse.Namespace) -> None:
         time.sleep(_pause(args.interval, began))
     if not reading.knows_frames:
         _common.say(
-            "frame numbers are hidden, so what moved, and where in RAM it is, is not known;"
+            "frame numbers are hidden, so moved pages and places in RAM are not known;"
             f" {_common.root_remedy()}"
         )
 
 
 def _pause(interval: float, began: float) -> float:
-    """How long to wait after a reading that began then."""
+    """Return the seconds to wait after a reading that began at the time `began`."""
     took = time.monotonic() - began
     return max(interval - took, MIN_PAUSES * took)
 
@@ -111,7 +112,7 @@ def _show(watcher: Watcher, interval: float) -> None:
     from physview.runtime.terminal import Terminal
 
     state = State(interval)
-    reading = watcher.read()  # what fails at once, fails before anything is drawn
+    reading = watcher.read()  # first, so that an error comes before anything is drawn
     if not reading.knows_frames:
         state.remedy = _common.root_remedy()
     screen = Screen()
@@ -127,12 +128,12 @@ def _show(watcher: Watcher, interval: float) -> None:
                 for key in keys:
                     if key == "q":
                         return
-                    _obey(key, state, reading)
+                    _handle_key(key, state, reading)
                 if {" ", "p"} & set(keys):
                     due = time.monotonic()
                 elif {"+", "-"} & set(keys):
                     due, state.lengthened = time.monotonic() + state.interval, None
-                if ended:  # the reading tells how
+                if ended:  # the next reading raises the error that says how it ended
                     os.close(gone.pop())
                 if not ended and (state.paused or time.monotonic() < due):
                     continue
@@ -149,7 +150,7 @@ def _show(watcher: Watcher, interval: float) -> None:
             os.close(fd)
 
 
-def _obey(key: str, state: State, reading: Reading) -> None:
+def _handle_key(key: str, state: State, reading: Reading) -> None:
     from physview.reporters.watch_screen import SORTS
 
     if key in (" ", "p"):
@@ -166,7 +167,7 @@ def _obey(key: str, state: State, reading: Reading) -> None:
 
 
 def _open_pidfd(pid: int) -> list[int]:
-    """What can be waited for to learn at once that the process ends; Linux 5.3 has it."""
+    """Open a pidfd, which tells at once when the process ends; none before Linux 5.3."""
     try:
         return [os.pidfd_open(pid)]
     except OSError:

@@ -118,7 +118,7 @@ class Snapshot(Closable):
         wanted = list(dict.fromkeys(columns))
         for name in wanted:
             if name not in COLUMNS:
-                raise UsageError(f"no column '{name}'", "", f"choose of {', '.join(COLUMNS)}")
+                raise UsageError(f"no column '{name}'", "", f"choose one of {', '.join(COLUMNS)}")
         if where is not None and "flags" not in wanted:
             wanted.append("flags")
         columns_of_frames = _FrameColumns(wanted, self.reader.zero_pfn, raw=raw)

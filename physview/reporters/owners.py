@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What owners is about, as lines for people and as a document."""
+"""Who maps frames, as lines of text and as a JSON document (docs/json.md)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from physview.sources.page_flags import flag_names, well_known
 from physview.sources.ram import Resource, resource_at
 
 
-class Asked(NamedTuple):
-    """Frames as they were asked for.
+class FrameRange(NamedTuple):
+    """Frames that the user asks about, with contiguous frame numbers.
 
     Args:
         first: The first frame number.
-        end: The first frame number after them.
-        offset: Where in its page an address lies; 0 of a frame number.
+        end: The first frame number after the range.
+        offset: Offset in the page, in bytes, if the user gave an address; else 0.
     """
 
     first: int
@@ -29,15 +29,15 @@ class Asked(NamedTuple):
 
 
 def iter_lines(
-    asked: Asked, groups: Iterable[FrameGroup], resources: list[Resource], *, only_some: bool
+    asked: FrameRange, groups: Iterable[FrameGroup], resources: list[Resource], *, only_some: bool
 ) -> Iterator[str]:
-    """The lines about frames that were asked for.
+    """Yield the lines of text about a range of frames.
 
     Args:
-        asked: What was asked.
-        groups: What was found.
-        resources: What lies at which physical address.
-        only_some: Not all processes were looked at.
+        asked: The range.
+        groups: What was found about the frames of the range.
+        resources: The machine's resources by physical address, as of /proc/iomem.
+        only_some: Whether only some processes were examined.
     """
     said = set()
     for group in groups:
@@ -54,7 +54,7 @@ def iter_lines(
         yield f"  {why}"
 
 
-def _where(asked: Asked, group: FrameGroup) -> str:
+def _where(asked: FrameRange, group: FrameGroup) -> str:
     paddr = (group.pfn << PAGE_SHIFT) + asked.offset
     if group.nr_frames == 1:
         return f"{paddr:#018x}  pfn {group.pfn}"
@@ -78,7 +78,7 @@ def _owner(owner: FrameOwner, group: FrameGroup, offset: int) -> str:
     if owner.nr_frames < group.nr_frames:
         parts.append(f"pfn {owner.pfn}-{owner.pfn + owner.nr_frames}")
     if owner.nr_pages != owner.nr_frames:
-        parts.append(f"in a row: {owner.nr_pages} pages")
+        parts.append(f"in {owner.nr_pages} contiguous pages")
     if owner.sharers:
         others = ", ".join(map(str, owner.sharers))
         parts.append(f"(and {others}, with the same address space)")
@@ -89,29 +89,33 @@ def _why_none(group: FrameGroup, resources: list[Resource], only_some: bool) -> 
     if group.use is Use.NO_FRAME:
         resource = resource_at(resources, group.pfn << PAGE_SHIFT)
         name = resource.name if resource else "nothing"
-        return f"no RAM: {name}; who maps devices' memory, pagemap does not show"
+        return f"no RAM: {name}; pagemap does not show who maps memory of devices"
     if group.flags & MAPPED and group.use is not Use.SLAB:
         if only_some:
-            return "not mapped by these, but by others"
+            return "mapped by other processes, but not by these"
         return "a process maps it, but none was found: it began, ended or moved meanwhile"
     return f"no process maps it: {group.use.text}"
 
 
-def document(asked: list[Asked], ownership: Ownership, resources: list[Resource]) -> dict[str, Any]:
-    """The document of owners; docs/json.md describes it."""
+def document(
+    ranges: list[FrameRange], ownership: Ownership, resources: list[Resource]
+) -> dict[str, Any]:
+    """Make the JSON document of owners (docs/json.md)."""
     return {
         "nr_processes": ownership.nr_processes,
         "nr_gone": ownership.nr_gone,
         "nr_denied": ownership.nr_denied,
         "frames": [
-            _group_document(one, group, resources)
-            for one in asked
-            for group in ownership.groups(one.first, one.end)
+            _group_document(frames, group, resources)
+            for frames in ranges
+            for group in ownership.groups(frames.first, frames.end)
         ],
     }
 
 
-def _group_document(asked: Asked, group: FrameGroup, resources: list[Resource]) -> dict[str, Any]:
+def _group_document(
+    asked: FrameRange, group: FrameGroup, resources: list[Resource]
+) -> dict[str, Any]:
     has_frame = group.use is not Use.NO_FRAME
     resource = resource_at(resources, group.pfn << PAGE_SHIFT)
     return {

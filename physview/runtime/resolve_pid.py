@@ -46,7 +46,9 @@ def find_pid(text: str) -> int | str:
     if len(pids) > 1:
         listed = ", ".join(map(str, pids[:MAX_LISTED])) + (", …" if len(pids) > MAX_LISTED else "")
         raise UsageError(
-            f"'{text}' is ambiguous", f"{len(pids)} processes have that name", f"choose of {listed}"
+            f"'{text}' is ambiguous",
+            f"{len(pids)} processes have that name",
+            f"choose one of {listed}",
         )
     return pids[0]
 

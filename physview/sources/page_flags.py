@@ -158,4 +158,4 @@ def _bit(name: str) -> int:
     if match and int(match[1]) < 64:
         return int(match[1])
     known = ", ".join(FLAG_NAMES.values())
-    raise UsageError(f"no flag '{name}'", "", f"choose of {known}, bit_N")
+    raise UsageError(f"no flag '{name}'", "", f"choose one of {known}, bit_N")
