@@ -17,13 +17,7 @@ from physview import AccessDenied
 from physview.frames import machine as frames
 from physview.frames.machine import Use, by_use, use_of
 from physview.sources.page_flags import FLAG_BITS, well_known
-from physview.sources.ram import (
-    Resource,
-    Zone,
-    parse_iomem,
-    ram_ranges,
-    resource_at,
-)
+from physview.sources.ram import Resource, Zone, parse_iomem, ram_ranges, resource_at
 
 IOMEM = b"""\
 00000000-00000fff : Reserved
@@ -202,7 +196,7 @@ def test_the_report_and_its_document(physview):
     assert (result.returncode, result.stderr) == (0, "")
     for word in ("used for", "page_cache", "Normal" if PAGE == 4096 else "zone", "free blocks"):
         assert word in result.stdout
-    assert "combinations more: --flags shows all" in result.stdout
+    assert "more combinations: --flags shows all" in result.stdout
     everything = physview("frames", "--flags").stdout
     raw = physview("frames", "--flags", "--raw").stdout
     assert len(result.stdout.splitlines()) < len(everything.splitlines()) < len(raw.splitlines())

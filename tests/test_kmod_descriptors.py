@@ -202,7 +202,7 @@ sys.exit(main(["walk", "self", hex(id(sys.argv)), *sys.argv[1:]]))
     levels = [line.split()[1:] for line in result.stdout.splitlines() if "└─" in line]
     assert levels[0] == ["pgd", "hidden"]
     assert {words[1] for words in levels} == {"hidden"}
-    assert "hidden: where page tables lie, and their entries; run as root" in result.stdout
+    assert "hidden: addresses and entries of the page tables; run as root" in result.stdout
     document = json.loads(walk("--json").stdout)
     assert document["paddr"]
     assert {(v["address"], v["entry"], *v["bits"]) for v in document["levels"]} == {(None, None)}

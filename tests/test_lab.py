@@ -147,7 +147,7 @@ def test_where_proc_sys_is_read_only_as_in_a_container(physview):
 def unusual(result):
     """What a lab found to be otherwise than on most machines; it said so and exited with 1."""
     assert result.returncode == 1, result
-    assert "! is not as on most machines." in result.stdout
+    assert "! marks a result that differs from most machines." in result.stdout
     return [text for text in paragraphs(result).splitlines() if text.startswith("! ")][:-1]
 
 
@@ -242,4 +242,4 @@ def test_the_page_shows_real_runs_of_every_lab():
         assert f"\n{name}: {lab.title}" in printed
         assert " ".join(lab.plan.split()) in " ".join(printed.split())
         assert "\n- " in printed
-        assert "! is not as on most machines" not in printed
+        assert "! marks a result that differs from most machines" not in printed

@@ -73,7 +73,7 @@ def test_repeated_runs_are_new_processes_and_file_pages_stay(physview):
 @pytest.mark.needs("pfn")
 def test_the_repeat_table_has_a_line_for_each_label(physview):
     lines = physview("memview", "--repeat", "2").stdout.splitlines()
-    assert lines[0].strip() == "2 runs, a new process each"
+    assert lines[0].strip() == "2 repetitions, each in a new process"
     assert len(lines) == 42
     assert lines[2].split()[0] == "argv"
 

@@ -17,8 +17,8 @@ from memory import PAGE, Region, raw_entry
 from users import AS_NOBODY
 
 from physview import NoUserMemory, ProcessGone, _ffi
+from physview.frames import machine as frames
 from physview.frames.machine import Use
-from physview.frames.machine import machine as frames
 from physview.frames.owners import find_owners
 from physview.sources import ram
 from physview.sources.kpage import FRAMES_DTYPE, KpageFile

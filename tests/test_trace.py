@@ -168,7 +168,7 @@ def test_lines_for_people_have_fields_stacks_and_what_frames_are_now(physview):
     assert lines[2].startswith("    now ")
     assert lines[3].startswith("        ")
     assert "3 events of kmem:mm_page_alloc (tracepoint)" in lines
-    assert any(line.startswith("  now, each frame once: ") for line in lines)
+    assert any(line.startswith("  now, counting each frame once: ") for line in lines)
     assert result.stderr == "physview: 3 events are traced; waiting for echo to end\n"
 
 
@@ -185,7 +185,7 @@ def test_the_summary_counts_all_events_by_their_stacks(physview):
     assert total == document["sizes"]["bytes_req"]
     text = physview("trace", "kmalloc", "-n", "9999", "--summary", *command).stdout
     assert text.splitlines()[0].split()[1:3] == ["kmalloc", text.split()[2]]
-    assert "bytes asked for" in text.splitlines()[0]
+    assert "bytes requested" in text.splitlines()[0]
 
 
 def test_without_stacks(physview):

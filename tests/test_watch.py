@@ -413,7 +413,7 @@ def test_ticks_print_as_many_readings(physview, sleeper):
     assert result.returncode == 0, result
     assert len(re.findall(rf"^\S+ \({sleeper.pid}\)  mem", result.stdout, re.MULTILINE)) == 3
     assert result.stdout.count("[stack]") == 3
-    assert "the first reading" in result.stdout
+    assert "pages   first reading" in result.stdout
 
 
 def test_json_is_a_document_a_line(physview, obedient):

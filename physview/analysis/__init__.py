@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Answers made of what the witnesses say."""
+"""Analyses: they compare, count and summarize what the sources say."""

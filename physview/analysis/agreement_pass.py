@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The first look of a comparison: all of a process, once from each witness, counted by the core."""
+"""The first pass of a comparison: reads all pages once from both sources.
+
+The core counts the pages on which the sources agree. Only the other pages need a closer reading.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ if TYPE_CHECKING:
 CHUNK_PAGES = 1 << 13
 
 
-class Sieve:
-    """Counts the pages on which the witnesses agree and lets the others through.
+class AgreementPass:
+    """Counts the pages on which two sources agree, and yields the other pages.
 
     Args:
         proc: The process.
-        pagemap: One witness.
-        kmod: The other.
+        pagemap: One source.
+        kmod: The other source.
     """
 
     def __init__(self, proc: ProcDir, pagemap: Pagemap, kmod: Kmod) -> None:
@@ -46,26 +49,27 @@ class Sieve:
 
     @property
     def nr_agreed(self) -> int:
-        """How many pages agreed so far."""
+        """Number of pages on which the sources agreed so far."""
         return sum(agreed.nr for agreed in self._agreed)
 
     def agreed(self) -> list[tuple[int, list[int]]]:
-        """What agreed: how many pages, and the addresses of the first few.
+        """Return the pages on which the sources agreed.
 
         Returns:
-            The same for frames, for the zero page and for swap entries.
+            Three pairs, for frames, for the zero page and for swap entries: the number of pages,
+            and the addresses of the first few.
         """
         return [(agreed.nr, list(agreed.first)[: agreed.nr]) for agreed in self._agreed]
 
     def iter_left(self, start: int, end: int) -> Iterator[npt.NDArray[np.uint64]]:
-        """Compare pages in a row, chunk by chunk.
+        """Compare the pages of a range, chunk by chunk.
 
         Args:
             start: First address, page-aligned.
             end: First address after the range, page-aligned, a user address.
 
         Yields:
-            Addresses of the pages that are left over, uint64, shape (n,).
+            Addresses of the pages on which the sources differ: uint64 array, shape (n,).
 
         Raises:
             ProcessGone: The process has ended, or runs another program.
@@ -89,7 +93,7 @@ class Sieve:
             )
             yield self._left[:nr_left].copy()
             if not nr_extents and not nr_left:
-                # Nothing in either: go on where one of them has the next page.
+                # Neither source has a page here: continue at the next page that one of them has.
                 stop = min(
                     self._pagemap.next_populated(stop, end),
                     self._kmod.next_populated(stop, end),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What became of a process's pages between two snapshots of it, in constant memory."""
+"""The changes of a process's pages between two snapshots, found in constant memory."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 
 class Change(Enum):
-    """What became of a page; `text` says it, `same` is whether that is nothing at all."""
+    """What happened to a page. `text` describes it. `same` is true if the page did not change."""
 
     STAYED = "stayed", "in the same frame", True
     MOVED = "moved", "in another frame: migrated, brought back, or copied after fork", False
-    COPIED = "copied", "now its own: was a file's or the zero page", False
+    COPIED = "copied", "now a private copy: was a file's or the zero page", False
     SPLIT = "split", "in the same frame, whose large folio was split", False
-    COLLAPSED = "collapsed", "in a large folio now, which it was not in", False
+    COLLAPSED = "collapsed", "now in a large folio, and was not before", False
     REPLACED = "replaced", "in another frame: something else is mapped there", False
     SWAPPED_OUT = "swapped_out", "was in memory, and is now a swap entry", False
     SWAPPED_IN = "swapped_in", "was a swap entry, and is now in memory", False
     STILL_SWAPPED = "still_swapped", "in the same slot of swap", True
     RESWAPPED = "reswapped", "in another slot of swap", False
-    APPEARED = "appeared", "touched since, in a mapping that there was", False
-    MAPPED = "mapped", "in a mapping that is new", False
-    WENT = "went", "given back or evicted; its mapping is there", False
-    UNMAPPED = "unmapped", "its mapping is no longer there", False
-    STILL_SPECIAL = "still_special", "a guard or marker, or hidden, as before", True
+    APPEARED = "appeared", "touched since, in a mapping that existed before", False
+    MAPPED = "mapped", "in a new mapping", False
+    WENT = "went", "given back or evicted; its mapping still exists", False
+    UNMAPPED = "unmapped", "its mapping no longer exists", False
+    STILL_SPECIAL = "still_special", "still a guard, a marker, or hidden", True
     SPECIAL = "special", "a guard, marker or migration came or went", False
     UNTOLD = "untold", "in memory both times; frame numbers are hidden", True
 
@@ -67,22 +67,22 @@ CHANGE_DTYPE = [
     ("vma_after", "i4"),
     ("frames", "u1"),
 ]
-"""A run of pages of which the same became.
+"""Contiguous pages with the same change.
 
-vaddr, nr_pages: the first page, and how many. change: index in CHANGES. before, after: the first
-page's frame, or the slot of its swap entry as in `rows.BASE_DTYPE`; NO_ENTRY without either.
-vma_before, vma_after: index of the mapping; -1 where nothing is mapped. frames: WAS_FRAME if before
-is a frame, and IS_FRAME if after is one.
+vaddr, nr_pages: address of the first page, and number of pages. change: index in CHANGES. before,
+after: frame of the first page, or the slot of its swap entry as in `rows.BASE_DTYPE`; NO_ENTRY if
+it has neither. vma_before, vma_after: index of the mapping; -1 if nothing is mapped. frames:
+WAS_FRAME if `before` is a frame, plus IS_FRAME if `after` is a frame.
 """
 WAS_FRAME, IS_FRAME = 1, 2
 
 _INDEX = {change: at for at, change in enumerate(CHANGES)}
-# What is at an address. A frame whose number is hidden is one, too.
+# What is at an address. _FRAME includes frames whose number is hidden.
 _ABSENT, _FRAME, _SWAP, _SPECIAL = range(4)
 
 
-class Pages(Protocol):
-    """All pages of a process at one time: a snapshot in a file, or what was read just now."""
+class ComparablePages(Protocol):
+    """All pages of a process at one time: a snapshot in a file, or a reading in memory."""
 
     @property
     def vmas(self) -> Sequence[Vma]:
@@ -90,21 +90,24 @@ class Pages(Protocol):
 
     @property
     def zero_pfn(self) -> int:
-        """The zero page's frame; 0 where frame numbers were hidden."""
+        """The zero page's frame; 0 if frame numbers were hidden."""
 
     def iter_extents(self) -> Iterator[Rows]:
-        """Yield rows in address order, as `Snapshot.iter_extents()`."""
+        """Yield rows in address order, as `Snapshot.iter_extents()` does."""
 
 
 class Diff(NamedTuple):
-    """Two snapshots, one against the other.
+    """The difference between two snapshots.
 
     Args:
-        counts: How many pages each change became of.
-        by_vma: The same for each mapping in which anything changed: of the later snapshot, or of
-            the earlier where it is no longer there, with whether that is so.
-        nr_vmas_new: Mappings of the later snapshot at whose addresses nothing was mapped.
-        nr_vmas_gone: The other way round.
+        counts: ComparablePages per change.
+        by_vma: (mapping, whether it is gone, pages per change) for each mapping in which anything
+            changed. A mapping that is gone is one of the earlier snapshot; the others are mappings
+            of the later one.
+        nr_vmas_new: Number of mappings of the later snapshot at whose addresses nothing was mapped
+            in the earlier one.
+        nr_vmas_gone: Number of mappings of the earlier snapshot at whose addresses nothing is
+            mapped in the later one.
     """
 
     counts: dict[Change, int]
@@ -114,26 +117,26 @@ class Diff(NamedTuple):
 
     @property
     def nr_changed(self) -> int:
-        """Pages that are not as they were."""
+        """Number of pages that changed."""
         return sum(nr for change, nr in self.counts.items() if not change.same)
 
 
 def check_comparable(before: SnapshotFile, after: SnapshotFile) -> None:
-    """Refuse two snapshots whose frames have nothing to do with each other.
+    """Refuse two snapshots that cannot be compared.
 
     Raises:
-        PhysviewError: They are of two boots, or not whole.
+        PhysviewError: The snapshots are of two different boots, or one of them is incomplete.
     """
     what = f"cannot compare {before.path} and {after.path}"
     for file in (before, after):
         if not file.about["complete"]:
             why = f"{file.path} has only some of the pages"
-            remedy = f"{invocation.physview('snapshot PID -o FILE')} takes all"
+            remedy = f"{invocation.physview('snapshot PID -o FILE')} saves all pages"
             raise PhysviewError(what, why, remedy)
     if before.about["boot_id"] != after.about["boot_id"]:
         hosts = [f"{file.about['host']}, boot {file.about['boot_id']}" for file in (before, after)]
         why = f"they are of two boots, which have no frames in common ({hosts[0]}; {hosts[1]})"
-        raise PhysviewError(what, why, "take both in one")
+        raise PhysviewError(what, why, "take both during the same boot")
 
 
 def diff(
@@ -143,23 +146,25 @@ def diff(
     progress: Callable[[int, int | None], None] | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> Diff:
-    """Count what became of the pages.
+    """Count the pages by what happened to them between two snapshots.
 
     Args:
         before: The earlier snapshot.
         after: The later one.
-        progress: Called with how many extents of the earlier are done, and how many it has.
+        progress: Called with the number of extents of the earlier snapshot that are done, and with
+            the number of all its extents.
         on_progress: The earlier name of `progress`.
 
     Raises:
-        PhysviewError: They cannot be compared, or a file is damaged.
+        PhysviewError: The snapshots cannot be compared, or a file is damaged.
     """
     import numpy as np
 
     progress = progress or on_progress
     counts = np.zeros(len(CHANGES), dtype=np.int64)
     nr_before, nr_after = len(before.vmas), len(after.vmas)
-    # Mappings of the later, then those of the earlier where the later has none.
+    # First the later snapshot's mappings, then the earlier one's, for addresses that are no longer
+    # mapped.
     by_vma = np.zeros((nr_after + nr_before, len(CHANGES)), dtype=np.int64)
     nr_done = 0
     for changes in iter_changes(before, after):
@@ -173,7 +178,7 @@ def diff(
             nr_done += int((changes["before"] != np.uint64(NO_ENTRY)).sum())
             progress(min(nr_done, before.nr_extents), before.nr_extents)
     has_changed = np.zeros(len(by_vma), dtype=bool)
-    for at, change in enumerate(CHANGES):  # one by one: a copy of them all would be large
+    for at, change in enumerate(CHANGES):  # column by column: a copy of the table would be large
         has_changed |= (by_vma[:, at] != 0) & (not change.same)
     rows = []
     for at in np.flatnonzero(has_changed).tolist():
@@ -194,7 +199,7 @@ def _counted(counts: Any) -> dict[Change, int]:
 
 
 def _nr_elsewhere(vmas: Sequence[Vma], others: Sequence[Vma]) -> int:
-    """How many mappings lie where the others have none."""
+    """Count the mappings at whose addresses the others have no mapping."""
     import numpy as np
 
     mine, (starts, stops) = _spans(vmas), _spans(others)
@@ -211,30 +216,35 @@ def _spans(vmas: Sequence[Vma]) -> tuple[Any, Any]:
 
 
 def iter_changes(before: SnapshotFile, after: SnapshotFile) -> Iterator[Changes]:
-    """Yield what became of the pages that either snapshot knows of.
+    """Yield the changes of all pages that at least one of two snapshots has.
 
     Args:
         before: The earlier snapshot.
         after: The later one.
 
     Yields:
-        Structured arrays of CHANGE_DTYPE, in address order. A run may end with one array and go
-        on in the next.
+        Structured arrays of CHANGE_DTYPE, in address order. Contiguous pages with the same change
+        may be split between one array and the next.
 
     Raises:
-        PhysviewError: They cannot be compared, or a file is damaged.
+        PhysviewError: The snapshots cannot be compared, or a file is damaged.
     """
     check_comparable(before, after)
     return iter_page_changes(before, after)
 
 
-def iter_page_changes(before: Pages, after: Pages) -> Iterator[Changes]:
-    """As `iter_changes()`, of any two that are known to be comparable, in memory or not."""
+def iter_page_changes(before: ComparablePages, after: ComparablePages) -> Iterator[Changes]:
+    """Do as `iter_changes()`, without checking that the two can be compared.
+
+    Args:
+        before: The earlier pages, in a file or in memory.
+        after: The later pages.
+    """
     one, other = _Side(before), _Side(after)
-    judge = _Judge(one, other)
+    classifier = _Classifier(one, other)
     while one.fill() and other.fill():
         limit = min(one.known_to, other.known_to)
-        changes = judge.changes(one.take(limit), other.take(limit))
+        changes = classifier.changes(one.take(limit), other.take(limit))
         if len(changes):
             yield changes
     for side in (one, other):
@@ -242,13 +252,13 @@ def iter_page_changes(before: Pages, after: Pages) -> Iterator[Changes]:
             rows = side.take(side.known_to)
             none = rows[:0]
             pair = (rows, none) if side is one else (none, rows)
-            yield judge.changes(*pair)
+            yield classifier.changes(*pair)
 
 
 class _Side:
-    """One of both snapshots, read as far as is needed."""
+    """One of the two snapshots. Its rows are read as they are needed."""
 
-    def __init__(self, pages: Pages) -> None:
+    def __init__(self, pages: ComparablePages) -> None:
         self.vmas = pages.vmas
         self.zero_pfn = pages.zero_pfn
         self.starts, self.stops = _spans(pages.vmas)
@@ -256,7 +266,7 @@ class _Side:
         self._rows: Any = None
 
     def fill(self) -> bool:
-        """See to it that there are rows; False if there are no more."""
+        """Read rows unless there are some left. Returns False if there are no more."""
         while self._rows is None or not len(self._rows):
             self._rows = next(self._batches, None)
             if self._rows is None:
@@ -265,23 +275,33 @@ class _Side:
 
     @property
     def known_to(self) -> int:
-        """Up to where nothing is left to be read."""
+        """First address that is not read yet."""
         return int(ends(self._rows[-1:])[0])
 
     def take(self, limit: int) -> Rows:
-        """What lies below `limit`; it is not given again."""
+        """Remove and return the rows below the address `limit`. A row that crosses it is split."""
         below, self._rows = cut(self._rows, limit, self.zero_pfn)
         return below
 
     def vma_at(self, vaddrs: Any) -> Any:
-        """Index of the mapping that each address lies in; -1 for none."""
+        """Return the index of each address's mapping; -1 if nothing is mapped there."""
         import numpy as np
 
         at = np.searchsorted(self.starts, vaddrs, side="right") - 1
         return np.where((at >= 0) & (vaddrs < self.stops[at]), at, -1)
 
     def rows_at(self, rows: Rows, vaddrs: Any, nr_pages: Any) -> tuple[Rows, Any]:
-        """Pieces of rows, and what is there; what is ABSENT has no meaning."""
+        """Split rows at addresses.
+
+        Args:
+            rows: Rows in address order.
+            vaddrs: uint64 array, shape (n,): first address of each piece.
+            nr_pages: uint64 array, shape (n,): pages of each piece.
+
+        Returns:
+            The pieces, and what each is: _FRAME, _SWAP, _SPECIAL or _ABSENT. If it is _ABSENT, the
+            content of the piece has no meaning.
+        """
         import numpy as np
 
         if not len(rows):
@@ -302,8 +322,8 @@ def _what(rows: Rows) -> Any:
     return np.where(present, _FRAME, np.where(is_swapped(rows["entry"]), _SWAP, _SPECIAL))
 
 
-class _Judge:
-    """Says what became of pages."""
+class _Classifier:
+    """Finds out what happened to pages."""
 
     def __init__(self, before: _Side, after: _Side) -> None:
         self._before = before
@@ -311,7 +331,7 @@ class _Judge:
         self._names = [_names(side.vmas) for side in (before, after)]
 
     def changes(self, one: Rows, other: Rows) -> Changes:
-        """Judge rows of both, which end at one address."""
+        """Return the changes between rows of the two snapshots that end at the same address."""
         import numpy as np
 
         borders = [one["vaddr"], ends(one), other["vaddr"], ends(other)]
@@ -339,13 +359,13 @@ class _Judge:
             found[name] = np.where(what == _ABSENT, np.uint64(NO_ENTRY), value)
         found["frames"] = np.where(was == _FRAME, WAS_FRAME, 0)
         found["frames"] |= np.where(is_now == _FRAME, IS_FRAME, 0).astype(np.uint8)
-        found["change"] = self._judge(rows[0], was, rows[1], is_now, found)
+        found["change"] = self._classify(rows[0], was, rows[1], is_now, found)
         return self._join(found, rows, (was, is_now))
 
-    def _judge(self, one: Rows, was: Any, other: Rows, is_now: Any, found: Changes) -> Any:
+    def _classify(self, one: Rows, was: Any, other: Rows, is_now: Any, found: Changes) -> Any:
         import numpy as np
 
-        # The first that fits counts.
+        # The first rule that applies to a page decides.
         gone = found["vma_after"] < 0
         new = found["vma_before"] < 0
         special = (was == _SPECIAL) | (is_now == _SPECIAL)
@@ -374,7 +394,7 @@ class _Judge:
     def _frame_rules(
         self, one: Rows, other: Rows, found: Changes, same_place: Any
     ) -> list[tuple[Any, Change]]:
-        """Of pages that were and are in memory: what the mapping and the flags tell."""
+        """Make the rules for pages that were and are resident, from mappings and flags."""
         import numpy as np
 
         names = [
@@ -383,7 +403,7 @@ class _Judge:
         ]
         rules = [(~same_place & (names[0] != names[1]), Change.REPLACED)]
         if "flags" not in (one.dtype.names or ()) or "flags" not in (other.dtype.names or ()):
-            # The zero page and files' pages are known without: own ones are neither.
+            # Without flags, the zero page and pages of files are known. All others are private.
             file_then, file_now = (row["entry"] & np.uint64(PM_FILE) != 0 for row in (one, other))
             zero_then = one["pfn"] == np.uint64(self._before.zero_pfn)
             zero_now = other["pfn"] == np.uint64(self._after.zero_pfn)
@@ -405,12 +425,12 @@ class _Judge:
         ]
 
     def _join(self, found: Changes, rows: Sequence[Rows], whats: Sequence[Any]) -> Changes:
-        """Make one of runs that continue each other.
+        """Merge neighbours that have the same change and contiguous frames or swap slots.
 
         Args:
-            found: The runs.
-            rows: What was there before and after, a row for each run.
-            whats: What these rows are before and after; what is _ABSENT has no meaning.
+            found: The changes, in address order.
+            rows: The pages before and after, a row for each change.
+            whats: What these rows are before and after. A row that is _ABSENT has no meaning.
         """
         import numpy as np
 
@@ -433,7 +453,7 @@ class _Judge:
 
 
 def _names(vmas: Sequence[Vma]) -> Any:
-    """What is mapped, as a number that is the same for the same."""
+    """Give each mapping a number. Mappings of the same file, or name, have the same number."""
     import numpy as np
 
     names = (hash((vma.device, vma.inode, vma.path)) for vma in vmas)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One witness against the other: pagemap and the module's walk, page by page.
+"""Compares two sources, pagemap and the module's walk, page by page.
 
-First everything is read once from each, and the pages on which they agree are counted by the core.
-The process runs on meanwhile, so that of the few that are left most have only moved between the two
-readings. Of these pagemap is read, then the page tables, then pagemap again, several times and with
-growing pauses: what moves looks different from time to time, and only a difference that stands
-still is one.
+First, all pages are read once from each source, and the core counts those on which they agree. The
+process runs on during this time. So most of the few remaining pages have only moved between the
+two readings. These pages are read again, several times and with growing pauses: pagemap, then the
+page tables, then pagemap. A page that moves looks different from one reading to the next. Only a
+difference that stays the same is a real one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from physview.analysis.agreement_pass import Sieve
+from physview.analysis.agreement_pass import AgreementPass
 from physview.files.descriptor import Closable
 from physview.model import PM_GUARD_REGION, PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PageKind, Vma
 from physview.sources.kmod import Kmod, as_pagemap
@@ -29,18 +29,19 @@ if TYPE_CHECKING:
     Addresses = npt.NDArray[np.uint64]
     Mask = npt.NDArray[np.bool_]
 
-# So many pages are kept to be looked at again together.
+# Pages that are read again are collected up to this number.
 MAX_LEFT = 1 << 15
 MAX_TRIES = 8
 FIRST_PAUSE_SECONDS = 0.0005
 MAX_EXAMPLES = 4
 
-# What both witnesses know of a page. The rest of a pagemap entry is its own business.
+# The bits of a pagemap entry that both sources know. pagemap alone knows the others.
 _COMMON = PM_PRESENT | PM_SWAP | PM_PFRAME_MASK
 
 
 class Verdict(Enum):
-    """What the witnesses say of a page together, in words, and whether that is explained."""
+    """The result of comparing a page: `text` describes it, `explained` is false for a real
+    difference."""
 
     SAME_FRAME = ("same_frame", "both name the same frame", True)
     ZERO_PAGE = ("zero_page", "both name the zero page, which all untouched pages share", True)
@@ -53,10 +54,10 @@ class Verdict(Enum):
     SWAP_HIDDEN = ("swap_hidden", "pagemap hides the swap entry from this user", True)
     DEVICE = ("device", "a device mapping (VM_PFNMAP), which pagemap never shows", True)
     HUGETLB = ("hugetlb", "a hugetlb entry without a page, which pagemap never shows", True)
-    MOVED = ("moved", "it changed from look to look, so nothing can be said", True)
-    CHANGED = ("changed", "its mapping went while it was looked at", True)
-    SWAP_OF_ONE = ("swap_of_one", "a swap entry that only one of them knows", False)
-    UNEXPLAINED = ("unexplained", "they differ, and it is not known why", False)
+    MOVED = ("moved", "it changed from reading to reading, so it cannot be compared", True)
+    CHANGED = ("changed", "its mapping went away during the comparison", True)
+    SWAP_OF_ONE = ("swap_of_one", "only one source sees a swap entry", False)
+    UNEXPLAINED = ("unexplained", "the sources differ, and the cause is not known", False)
 
     text: str
     explained: bool
@@ -70,7 +71,12 @@ class Verdict(Enum):
 
 
 class Comparison:
-    """What came of it: how many pages have each verdict, the first few of each, and how long."""
+    """The result of a comparison.
+
+    `counts` has the number of pages with each verdict, and `examples` the addresses of the first
+    few. `nr_retried` is the number of pages that were read again, each time counted. `seconds` is
+    the duration.
+    """
 
     def __init__(self) -> None:
         self.counts: dict[Verdict, int] = {}
@@ -80,12 +86,12 @@ class Comparison:
 
     @property
     def nr_pages(self) -> int:
-        """Pages that at least one witness knows something of."""
+        """Number of pages that at least one source knows."""
         return sum(self.counts.values())
 
     @property
     def nr_unexplained(self) -> int:
-        """Pages on which the witnesses differ for no known reason."""
+        """Number of pages on which the sources differ for no known reason."""
         return sum(count for verdict, count in self.counts.items() if not verdict.explained)
 
     def add(self, verdict: Verdict, nr_pages: int, first: list[int]) -> None:
@@ -96,14 +102,14 @@ class Comparison:
             examples += first[: MAX_EXAMPLES - len(examples)]
 
 
-class Look(NamedTuple):
-    """What both witnesses said of pages, in pagemap's form: columns of one length.
+class TripleReading(NamedTuple):
+    """Pages read from pagemap, by a walk, and from pagemap again. All arrays have shape (n,).
 
     Args:
-        before: pagemap, before the walk.
-        walked: The walk.
-        kinds: What the walk found, PageKind.
-        after: pagemap, after it.
+        before: Entries of pagemap before the walk.
+        walked: What the walk found, in the form of pagemap entries.
+        kinds: What the walk found, as PageKind.
+        after: Entries of pagemap after the walk.
     """
 
     before: Addresses
@@ -111,19 +117,21 @@ class Look(NamedTuple):
     kinds: npt.NDArray[np.uint32]
     after: Addresses
 
-    def where(self, which: Mask) -> Look:
-        """The same of some of the pages only."""
-        return Look(self.before[which], self.walked[which], self.kinds[which], self.after[which])
+    def where(self, which: Mask) -> TripleReading:
+        """Return the reading of the selected pages only."""
+        return TripleReading(
+            self.before[which], self.walked[which], self.kinds[which], self.after[which]
+        )
 
 
 class Comparer(Closable):
-    """Compares all of a process, in constant memory.
+    """Compares all pages of a process, in constant memory.
 
     Args:
         proc: The process.
 
     Raises:
-        PhysviewError: One of the witnesses is not to be had.
+        PhysviewError: One of the sources is not available.
     """
 
     def __init__(self, proc: ProcDir) -> None:
@@ -136,16 +144,16 @@ class Comparer(Closable):
             raise
 
     def close(self) -> None:
-        """Close both witnesses."""
+        """Close both sources."""
         self._pagemap.close()
         self._kmod.close()
 
     def compare(self, progress: Callable[[int, int], None] | None = None) -> Comparison:
-        """Compare every page that either witness knows something of.
+        """Compare every page that at least one source knows.
 
         Args:
-            progress: Called with how many pages are compared, and about how many there are:
-                those that are resident, without those in swap.
+            progress: Called with the number of pages that are done, and with about the number of
+                all pages: the resident ones, without those in swap.
 
         Raises:
             AbiMismatch: The module is the course's, which cannot walk a range.
@@ -154,58 +162,58 @@ class Comparer(Closable):
         if self._kmod.info is None:
             raise self._kmod.only_the_course("all of a process")
         memory = MemoryMap(self._proc)
-        sieve = Sieve(self._proc, self._pagemap, self._kmod)
+        first_pass = AgreementPass(self._proc, self._pagemap, self._kmod)
         result = Comparison()
-        start_time = time.monotonic()  # with NumPy there, which the first use loads
+        start_time = time.monotonic()  # NumPy is loaded by now
         nr_resident = self._proc.nr_resident() if progress else 0
         nr_done, nr_left = 0, 0
         left = []
         for start, end in memory.areas(self._kmod.info.user_end):
-            for vaddrs in sieve.iter_left(start, end):
+            for vaddrs in first_pass.iter_left(start, end):
                 left.append(vaddrs)
                 nr_left += len(vaddrs)
                 if nr_left >= MAX_LEFT:
                     self._settle(memory, left, result)
                     nr_done, nr_left = nr_done + nr_left, 0
                 if progress:
-                    progress(sieve.nr_agreed + nr_done, nr_resident)
+                    progress(first_pass.nr_agreed + nr_done, nr_resident)
         self._settle(memory, left, result)
-        for verdict, (nr_pages, first) in zip(_AGREED, sieve.agreed(), strict=True):
+        for verdict, (nr_pages, first) in zip(_AGREED, first_pass.agreed(), strict=True):
             result.add(verdict, nr_pages, first)
         result.seconds = time.monotonic() - start_time
         return result
 
     def _settle(self, memory: MemoryMap, left: list[Addresses], result: Comparison) -> None:
-        """Give a verdict to every page that the sieve left open, and empty the list."""
+        """Give a verdict to every page on which the first pass differs, and empty the list."""
         import numpy as np
 
         vaddrs: Addresses = np.concatenate([np.empty(0, dtype=np.uint64), *left])
         left.clear()
         if not len(vaddrs):
             return
-        restless: Mask = np.zeros(len(vaddrs), dtype=bool)
+        unstable: Mask = np.zeros(len(vaddrs), dtype=bool)
         last = None
         for attempt in range(MAX_TRIES):
             if attempt > 1:
                 time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
-            look = self._look(vaddrs)
-            restless |= _differ(look.before, look.after)
+            reading = self._read(vaddrs)
+            unstable |= _differ(reading.before, reading.after)
             if last is not None:
-                restless |= _differ(look.after, last.after) | (look.walked != last.walked)
-            is_open = _judge(memory, vaddrs, look, result)
-            vaddrs, restless = vaddrs[is_open], restless[is_open]
-            last = look.where(is_open)
+                unstable |= _differ(reading.after, last.after) | (reading.walked != last.walked)
+            is_open = _classify(memory, vaddrs, reading, result)
+            vaddrs, unstable = vaddrs[is_open], unstable[is_open]
+            last = reading.where(is_open)
             if not len(vaddrs):
                 return
             result.nr_retried += len(vaddrs)
         assert last is not None
-        self._judge_the_rest(vaddrs, restless, last, result)
+        self._classify_rest(vaddrs, unstable, last, result)
 
-    def _look(self, vaddrs: Addresses) -> Look:
+    def _read(self, vaddrs: Addresses) -> TripleReading:
         before = self._read_pagemap(vaddrs)
         pages = self._kmod.pages(vaddrs)
         after = self._read_pagemap(vaddrs)
-        return Look(before, as_pagemap(vaddrs, pages)[0], pages["kind"], after)
+        return TripleReading(before, as_pagemap(vaddrs, pages)[0], pages["kind"], after)
 
     def _read_pagemap(self, vaddrs: Addresses) -> Addresses:
         import numpy as np
@@ -215,12 +223,12 @@ class Comparer(Closable):
             raise self._proc.gone()
         return entries
 
-    def _judge_the_rest(
-        self, vaddrs: Addresses, restless: Mask, look: Look, result: Comparison
+    def _classify_rest(
+        self, vaddrs: Addresses, unstable: Mask, reading: TripleReading, result: Comparison
     ) -> None:
-        """Name the differences that no look has cleared up."""
+        """Give a verdict to the pages that still differ after all readings."""
         memory = MemoryMap(self._proc)
-        columns = (vaddrs, restless, look.after, look.walked)
+        columns = (vaddrs, unstable, reading.after, reading.walked)
         for vaddr, moves, entry, walked in zip(*(c.tolist() for c in columns), strict=True):
             vma = memory.find(vaddr)
             if vma is None:
@@ -236,11 +244,15 @@ class Comparer(Closable):
             result.add(verdict, 1, [vaddr])
 
 
-def _judge(memory: MemoryMap, vaddrs: Addresses, look: Look, result: Comparison) -> Mask:
-    """Give a verdict to pages whose case is clear; return which are not."""
+def _classify(
+    memory: MemoryMap, vaddrs: Addresses, reading: TripleReading, result: Comparison
+) -> Mask:
+    """Give a verdict to pages that are clear, and return a mask of those that are not."""
     import numpy as np
 
-    steady = ~_differ(look.before, look.after)  # of the others nothing can be said
+    steady = ~_differ(
+        reading.before, reading.after
+    )  # a page that changed meanwhile gets no verdict yet
     settled = np.zeros(len(vaddrs), dtype=bool)
 
     def settle(verdict: Verdict, which: Mask) -> None:
@@ -248,14 +260,14 @@ def _judge(memory: MemoryMap, vaddrs: Addresses, look: Look, result: Comparison)
         settled[which] = True
         result.add(verdict, int(which.sum()), vaddrs[which][:MAX_EXAMPLES].tolist())
 
-    entries, walked, kinds = look.after, look.walked, look.kinds
+    entries, walked, kinds = reading.after, reading.walked, reading.kinds
     present, swap = (entries & np.uint64(bit) != 0 for bit in (PM_PRESENT, PM_SWAP))
     here, there = (walked & np.uint64(bit) != 0 for bit in (PM_PRESENT, PM_SWAP))
     nothing = ~present & ~swap
     hidden = entries & np.uint64(PM_PFRAME_MASK) == 0
     guard = entries & np.uint64(PM_GUARD_REGION) != 0
     same = ~_differ(entries, walked)
-    settled |= steady & nothing & (kinds == PageKind.NONE)  # it is gone, and no page any more
+    settled |= steady & nothing & (kinds == PageKind.NONE)  # the page is gone: do not count it
     settle(Verdict.SAME_FRAME, same & present)
     settle(Verdict.SAME_MARKER, (same | guard) & swap & (kinds == PageKind.MARKER))
     for kind, verdict in _SAME_KINDS.items():
@@ -266,7 +278,7 @@ def _judge(memory: MemoryMap, vaddrs: Addresses, look: Look, result: Comparison)
     return ~settled
 
 
-# In the order of the sieve.
+# In the order of `AgreementPass.agreed()`.
 _AGREED = (Verdict.SAME_FRAME, Verdict.ZERO_PAGE, Verdict.SAME_SWAP)
 _SAME_KINDS = {
     PageKind.SWAP: Verdict.SAME_SWAP,
@@ -277,7 +289,7 @@ _SAME_KINDS = {
 
 
 def _differ(one: Addresses, other: Addresses) -> Mask:
-    """Where entries differ in what both witnesses know."""
+    """Return a mask: where entries differ in bits that both sources know."""
     import numpy as np
 
     differ: Mask = (one ^ other) & np.uint64(_COMMON) != 0
@@ -285,7 +297,10 @@ def _differ(one: Addresses, other: Addresses) -> Mask:
 
 
 def _in_device(memory: MemoryMap, vaddrs: Addresses, which: Mask) -> Mask:
-    """Which of some pages lie in device mappings. Every mapping is asked about once."""
+    """Return a mask: which of the pages selected by `which` lie in device mappings.
+
+    Each mapping is looked up once.
+    """
     import numpy as np
 
     result = np.zeros(len(vaddrs), dtype=bool)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The bits of x86-64 page-table entries, by the names that the manuals give them.
+"""The bits of x86-64 page-table entries, with their names from the manuals.
 
 Source: arch/x86/include/asm/pgtable_types.h; Intel SDM volume 3A, 4.5
 """
@@ -11,7 +11,7 @@ from physview.model import Level
 P, RW, US, PWT, PCD, A, D, PS, G = range(9)
 
 _COMMON = {P: "P", RW: "RW", US: "US", PWT: "PWT", PCD: "PCD", A: "A", 63: "NX"}
-# What only an entry that maps a page has. Bit 7 is PAT in a pte, and PS above.
+# Bits with a meaning only in an entry that maps a page. Bit 7 is PAT in a pte, and PS above it.
 _LEAF = {D: "D", G: "G"}
 # Bits that the hardware leaves to Linux.
 _SOFTWARE = {9: "special", 10: "uffd_wp", 11: "soft_dirty", 58: "saved_dirty"}
@@ -19,11 +19,11 @@ _PKEY_SHIFT, _PKEY_MASK = 59, 0xF
 
 
 def bit_names(level: Level) -> list[str]:
-    """The set bits of an entry by name, lowest first.
+    """Name the set bits of an entry, lowest first.
 
-    Empty where the entry is no page and no table, or hidden.
+    The list is empty if the entry is hidden, or leads neither to a page nor to a table.
 
-    An entry without P that Linux still calls present has bit 8 set: PROT_NONE, or a NUMA hint.
+    An entry without P can still map a page. Linux then sets bit 8: PROT_NONE, or a NUMA hint.
 
     >>> bit_names(Level("pte", 0x1000, 0x8000000115AB0867, 4096, False, True))
     ['P', 'RW', 'US', 'A', 'D', 'soft_dirty', 'NX']

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How many pages of a process have which flags: what tools/mm/page-types -p counts."""
+"""Counts the pages of a process by their flags, as tools/mm/page-types -p does."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class FlagCounts(NamedTuple):
     """Pages of a process by their flags.
 
     Args:
-        by_flags: How many base pages have each combination of flags; NO_ENTRY for pages whose
-            frame the kernel has no flags of.
-        nr_swapped: Swap entries.
-        nr_special: Guards, markers, pages in migration.
+        by_flags: Number of base pages with each combination of flags. Pages for whose frame the
+            kernel has no flags count under NO_ENTRY.
+        nr_swapped: Number of swap entries.
+        nr_special: Number of guards, markers and pages in migration.
     """
 
     by_flags: dict[int, int]
@@ -38,18 +38,18 @@ def count_flags(
     raw: bool = False,
     nr_threads: int | None = None,
 ) -> FlagCounts:
-    """Count the pages of a range by flags, at the speed of /proc/kpageflags and without NumPy.
+    """Count the pages of a range by flags. Needs no NumPy; /proc/kpageflags limits the speed.
 
     Args:
         snapshot: The process.
         start: First address, page-aligned.
         end: First address after the range, page-aligned; None is the end of user memory.
         where: Only frames with these flags.
-        raw: Tell all flags apart; without it only those that page-types shows without --raw.
-        nr_threads: How many read at once; None chooses by how much is resident.
+        raw: Whether to distinguish all flags, or only those that page-types shows without --raw.
+        nr_threads: Number of threads that read; None chooses it by the resident memory.
 
     Raises:
-        AccessDenied: Flags are root's to see.
+        AccessDenied: The kernel shows flags only to root.
         ProcessGone: The process ended or ran another program meanwhile.
     """
     ffi, lib = _ffi.load()
@@ -93,7 +93,12 @@ def count_flags(
 
 
 def new_account(*, flags_fd: int, zero_pfn: int) -> Any:
-    """An empty `struct pv_account`, csrc/cdef.h."""
+    """Make an empty `struct pv_account` (csrc/cdef.h).
+
+    Args:
+        flags_fd: Descriptor of /proc/kpageflags; -1 without flags.
+        zero_pfn: The zero page's frame; 0 if frame numbers are hidden.
+    """
     ffi, _ = _ffi.load()
     account = ffi.new("struct pv_account *")
     account.page_shift = PAGE_SHIFT

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How much mappings have, and where in RAM that is, of extents that come and go."""
+"""Counts the pages of mappings and their places in RAM, from extents that come and go."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ if TYPE_CHECKING:
 
     Extents = npt.NDArray[np.void]
 
-HAS = ("resident", "swapped", "exclusive", "file")
-"""What a mapping has, in pages, by name."""
+COUNTED = ("resident", "swapped", "exclusive", "file")
+"""Names of the properties by which the pages of a mapping are counted."""
 
 MAX_CELLS = 8192
-"""Into how many cells RAM is divided; who draws fewer joins them."""
+"""Maximum number of cells into which RAM is divided. A smaller drawing merges cells."""
 
-# Extents that are tallied at once. Columns of more than 128 KiB malloc() would give back to the
-# kernel, and fault in again, each time: that took three times as long.
+# Number of extents that are counted at once. malloc() returns arrays of more than 128 KiB to the
+# kernel and faults them in again each time, which took three times as long.
 PIECE = 1 << 13
 
 
 class RamMap(NamedTuple):
-    """How much of each part of RAM is this process's.
+    """A process's frames in each part of RAM.
 
     Args:
-        frames: int64 array, shape (n,): its frames in each cell, in the order of their addresses.
-        cell_frames: How many frames a cell has; the last may have fewer.
-        nr_frames: How many RAM has; holes between its ranges are left out.
-        nr_elsewhere: Its frames that are not in RAM: memory of devices.
+        frames: int64 array, shape (n,): number of the process's frames in each cell, in the order
+            of physical addresses.
+        cell_frames: Number of frames in a cell; the last cell may have fewer.
+        nr_frames: Number of frames in RAM. Holes between ranges of RAM are left out.
+        nr_elsewhere: Number of the process's frames that are not in RAM but in devices.
     """
 
     frames: npt.NDArray[np.int64]
@@ -44,8 +45,14 @@ class RamMap(NamedTuple):
     nr_elsewhere: int
 
 
-class Ram:
-    """Where RAM is, without its holes: a frame's place is how many frames of RAM lie below it."""
+class RamRanges:
+    """The ranges of RAM, and their division into cells. Holes between the ranges are left out.
+
+    The place of a frame is the number of RAM's frames below it.
+
+    Args:
+        ranges: (first frame, first frame after it) of each range, in ascending order.
+    """
 
     def __init__(self, ranges: list[tuple[int, int]]) -> None:
         import numpy as np
@@ -58,28 +65,28 @@ class Ram:
         self.cell_frames = -(-self.nr_frames // MAX_CELLS)
 
     @classmethod
-    def find(cls) -> Ram | None:
-        """None where it is hidden."""
+    def find(cls) -> RamRanges | None:
+        """Read the ranges from /proc/iomem; None if the kernel hides them."""
         try:
             return cls(ram_ranges(read_resources()))
         except (PhysviewError, OSError):
             return None
 
 
-class Tally:
-    """What mappings have, and where in RAM it is, of extents that were added and taken away.
+class PageCounts:
+    """Page counts of mappings, and places in RAM. Extents can be added and subtracted.
 
     Args:
-        spans: uint64 array, shape (n, 2): where mappings begin and end, in address order.
-        zero_pfn: The zero page's frame; 0 where frames are hidden.
-        ram: Where RAM is, or None.
+        spans: uint64 array, shape (n, 2): start and end of the mappings, in address order.
+        zero_pfn: The zero page's frame; 0 if frame numbers are hidden.
+        ram: The ranges of RAM, or None if they are hidden.
     """
 
-    def __init__(self, spans: npt.NDArray[np.uint64], zero_pfn: int, ram: Ram | None) -> None:
+    def __init__(self, spans: npt.NDArray[np.uint64], zero_pfn: int, ram: RamRanges | None) -> None:
         import numpy as np
 
         self.pages: dict[str, npt.NDArray[np.int64]] = {
-            name: np.zeros(len(spans), dtype=np.int64) for name in HAS
+            name: np.zeros(len(spans), dtype=np.int64) for name in COUNTED
         }
         self._spans = spans
         self._zero_pfn = zero_pfn
@@ -88,9 +95,9 @@ class Tally:
             self._frames = np.zeros(-(-ram.nr_frames // ram.cell_frames), dtype=np.int64)
         self._nr_elsewhere = 0
 
-    def copy(self) -> Tally:
-        """One to go on with; this one stays as it is."""
-        copied = Tally(self._spans, self._zero_pfn, self._ram)
+    def copy(self) -> PageCounts:
+        """Return an independent copy."""
+        copied = PageCounts(self._spans, self._zero_pfn, self._ram)
         copied.pages = {name: nr.copy() for name, nr in self.pages.items()}
         if self._ram:
             copied._frames = self._frames.copy()
@@ -98,14 +105,19 @@ class Tally:
         return copied
 
     def ram_map(self) -> RamMap | None:
-        """Where in RAM it is; None where that is hidden."""
+        """Return the places in RAM; None if the ranges of RAM are hidden."""
         ram = self._ram
         if ram is None:
             return None
         return RamMap(self._frames, ram.cell_frames, ram.nr_frames, self._nr_elsewhere)
 
     def add(self, extents: Extents, *, sign: int = 1) -> None:
-        """Add extents, or take them away."""
+        """Add extents.
+
+        Args:
+            extents: Structured array of `extents.EXTENT_DTYPE`.
+            sign: 1 adds the extents, -1 subtracts them.
+        """
         for at in range(0, len(extents), PIECE):
             piece = extents[at : at + PIECE]
             self._add_pages(piece, sign)
@@ -113,13 +125,16 @@ class Tally:
                 self._add_frames(piece, sign, self._ram)
 
     def _add_pages(self, batch: Extents, sign: int) -> None:
-        """No extent lies in two mappings, so that sums up to each border do."""
+        """Count the pages of each mapping, as differences of running sums.
+
+        This works because no extent lies in two mappings.
+        """
         import numpy as np
 
         lows = np.searchsorted(batch["vaddr"], self._spans[:, 0])
         highs = np.searchsorted(batch["vaddr"], self._spans[:, 1])
         at = np.flatnonzero(highs > lows)
-        # Copies, for the columns of a batch lie apart, and they are gone through often.
+        # Copies: a column of a structured array is not contiguous, and it is read several times.
         entry, nr = batch["entry"].copy(), batch["nr_pages"].astype(np.int64)
         value = entry & np.uint64(PM_PFRAME_MASK)
         present = entry & np.uint64(PM_PRESENT) != 0
@@ -137,7 +152,7 @@ class Tally:
             sums = np.concatenate([[0], np.cumsum(np.where(chosen, nr, 0))])
             self.pages[name][at] += sign * (sums[highs[at]] - sums[lows[at]])
 
-    def _add_frames(self, batch: Extents, sign: int, ram: Ram) -> None:
+    def _add_frames(self, batch: Extents, sign: int, ram: RamRanges) -> None:
         import numpy as np
 
         entry = batch["entry"].copy()
@@ -159,6 +174,6 @@ class Tally:
             _, place, nr = split_at(place, nr, ram.cell_frames)
             cell = place // ram.cell_frames
         room = len(self._frames)
-        # A run that goes on behind a range of RAM, which none should, stays within the map.
+        # No extent should cross the end of a range of RAM. If one does, stay within the map.
         cell = np.minimum(cell, room - 1)
         self._frames += sign * np.bincount(cell, weights=nr, minlength=room).astype(np.int64)

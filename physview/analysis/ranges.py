@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A range of addresses as few items: a page that is somewhere, pages in a row that are not."""
+"""Translates a range of addresses into few items: single pages, and gaps of contiguous pages."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from physview.process import Process
 def iter_items(process: Process, start: int, end: int) -> Iterator[Translation | Gap]:
     """Yield a range's pages in address order and in constant memory.
 
-    A page with a physical address, or with a swap entry of its own to tell, is a `Translation`.
-    Pages in a row that lack one for the same cause, in the same mapping, are one `Gap`.
+    A page that has a physical address or a swap entry is a `Translation`. Other pages are gaps.
+    Contiguous pages of the same mapping that have no physical address for the same cause are one
+    `Gap`.
 
     Args:
         process: The process.

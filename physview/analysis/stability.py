@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which addresses stay from run to run of a program, and which change."""
+"""Compares repetitions of a program: which addresses stay the same, and which change."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 
 class Stability(NamedTuple):
-    """What became of one label over several runs.
+    """Whether the addresses of one label changed over several repetitions.
 
     Args:
         label: The probe's label.
         virtual: "stayed" or "changed".
-        physical: "stayed", "changed", or "unknown" if a run had no physical address.
-        nr_virtual: How many different virtual addresses there were.
-        nr_physical: How many different physical addresses there were.
+        physical: "stayed", "changed", or "unknown" if a repetition had no physical address.
+        nr_virtual: Number of different virtual addresses.
+        nr_physical: Number of different physical addresses.
     """
 
     label: str
@@ -29,7 +29,7 @@ def compare_runs(runs: list[list[dict[str, Any]]]) -> list[Stability]:
     """Compare the entries of memview's JSON documents, label by label.
 
     Args:
-        runs: The entries of each run, with the same labels in the same order.
+        runs: The entries of each repetition, with the same labels in the same order.
 
     >>> entry = {"label": "main", "vaddr": "0x1000", "paddr": "0x9000"}
     >>> compare_runs([[entry], [entry | {"vaddr": "0x2000"}]])[0][:3]

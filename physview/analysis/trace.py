@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a trace shows: ways through the kernel, addresses of both kinds, what frames are now."""
+"""Summarizes a trace: call paths in the kernel, ranges of addresses, present use of frames."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ KERNEL_START = 1 << 63
 # The kernel's own image and its modules are in the last 2 GiB: Documentation/arch/x86/x86_64/mm.rst
 IMAGE_START = 0xFFFFFFFF80000000
 
-# What adds up over events.
+# Fields whose values can be added up over events.
 SIZES = ("bytes_req", "bytes_alloc", "n")
 
 
 class Trace(NamedTuple):
-    """What was traced.
+    """A finished trace.
 
     Args:
-        event: What was asked for.
-        probes: What was traced for it: tracepoints, or functions.
-        means: "tracepoint", "kprobe" or "breakpoint".
+        event: The name of the event, as the user gave it.
+        probes: The tracepoints or functions that were traced for it.
+        means: How they were traced: "tracepoint", "kprobe" or "breakpoint".
         pid: The process; None for the whole machine.
-        seconds: How long.
-        events: What happened, by time.
-        losses: What is missing.
-        memory: Mappings of the process when they were last seen.
+        seconds: Duration.
+        events: The events, in order of time.
+        losses: Number of events that are missing.
+        memory: The process's mappings when they were last read.
     """
 
     event: str
@@ -48,16 +48,16 @@ class Trace(NamedTuple):
     memory: list[Vma]
 
 
-class Path(NamedTuple):
-    """A way through the kernel that several events came.
+class CallPath(NamedTuple):
+    """Events with the same name and the same stack.
 
     Args:
-        name: The event's.
-        stack: The functions, the innermost first.
-        nr_events: How many events.
-        comms: Whose, the most first.
-        sizes: Sums of what adds up, by field.
-        nr_frames: How many page frames were allocated; 0 for other events.
+        name: The events' name.
+        stack: The functions, innermost first.
+        nr_events: Number of events.
+        comms: Names of the events' processes, most frequent first.
+        sizes: Sums of the fields in SIZES.
+        nr_frames: Number of page frames that the events allocated; 0 for events of other kinds.
     """
 
     name: str
@@ -68,14 +68,14 @@ class Path(NamedTuple):
     nr_frames: int
 
 
-def fold(events: Iterable[Event]) -> list[Path]:
-    """Count events by the functions that led to them, the most first."""
+def fold(events: Iterable[Event]) -> list[CallPath]:
+    """Count events by name and stack, most frequent first."""
     groups: dict[tuple[str, tuple[str, ...]], list[Event]] = {}
     for event in events:
         key = (event.name, tuple(str(frame) for frame in event.stack))
         groups.setdefault(key, []).append(event)
     paths = [
-        Path(
+        CallPath(
             name,
             found[0].stack,
             len(found),
@@ -89,7 +89,7 @@ def fold(events: Iterable[Event]) -> list[Path]:
 
 
 def sum_sizes(events: Iterable[Event]) -> dict[str, int]:
-    """Sums of what adds up, by field."""
+    """Add up each field in SIZES over all events."""
     sums: Counter[str] = Counter()
     for event in events:
         for name in SIZES:
@@ -100,40 +100,40 @@ def sum_sizes(events: Iterable[Event]) -> dict[str, int]:
 
 
 def frames_of(event: Event) -> tuple[int, int] | None:
-    """The page frames that an event allocated, as (first, first after them)."""
+    """Return the page frames that an event allocated, as (first, first after them), or None."""
     pfn, order = event.fields.get("pfn"), event.fields.get("order")
-    # An allocation that failed has a frame number of all ones.
+    # In the event of a failed allocation, all bits of the frame number are set.
     if not isinstance(pfn, int) or not isinstance(order, int) or pfn >= 1 << 52:
         return None
     return pfn, pfn + (1 << order)
 
 
 def nr_frames(event: Event) -> int:
-    """How many page frames an event allocated."""
+    """Return the number of page frames that an event allocated."""
     frames = frames_of(event)
     return frames[1] - frames[0] if frames else 0
 
 
 class KernelMap(NamedTuple):
-    """Where the kernel sees what.
+    """The areas of the kernel's address space.
 
     Args:
-        direct: The direct map, which shows all RAM in a row: (start, end, physical address).
-        others: Other areas, such as that of vmalloc(): (start, end).
+        direct: Parts of the direct map, which maps all RAM: (start, end, physical address).
+        others: Other areas, such as vmalloc()'s: (start, end).
     """
 
     direct: list[tuple[int, int, int]]
     others: list[tuple[int, int]]
 
     def paddr(self, vaddr: int) -> int | None:
-        """Physical address of one in the direct map."""
+        """Return the physical address of an address in the direct map; None for others."""
         for start, end, paddr in self.direct:
             if start <= vaddr < end:
                 return vaddr - start + paddr
         return None
 
     def area(self, vaddr: int) -> str:
-        """What an address lies in: user, direct map, kernel image, vmalloc, or kernel."""
+        """Name the area of an address: user, direct map, kernel image, vmalloc, or kernel."""
         if vaddr < KERNEL_START:
             return "user"
         if vaddr >= IMAGE_START:
@@ -144,10 +144,12 @@ class KernelMap(NamedTuple):
 
 
 def parse_kcore(data: bytes) -> KernelMap:
-    """Read the program headers of /proc/kcore. Source: fs/proc/kcore.c, elf(5)
+    """Parse the program headers of /proc/kcore.
 
     Args:
-        data: Its beginning.
+        data: The beginning of the file.
+
+    Source: fs/proc/kcore.c, elf(5)
     """
     (start,) = struct.unpack_from("<Q", data, 32)
     size, number = struct.unpack_from("<HH", data, 54)
@@ -163,7 +165,8 @@ def parse_kcore(data: bytes) -> KernelMap:
             direct.append((vaddr, vaddr + length, paddr))
         else:
             others.append((vaddr, vaddr + length))
-    # RAM that begins at 0 looks like an area without RAM, but lies where the others say.
+    # RAM that begins at physical address 0 looks like an area without RAM. The offset of the other
+    # parts tells that it belongs to the direct map.
     for area in list(others):
         if any(start - paddr == area[0] for start, _, paddr in direct):
             others.remove(area)
@@ -172,10 +175,10 @@ def parse_kcore(data: bytes) -> KernelMap:
 
 
 def read_kernel_map() -> KernelMap:
-    """Read it of the running kernel; empty where it is not told."""
+    """Read the areas of the running kernel from /proc/kcore; empty if it cannot be read."""
     try:
         with open(KCORE, "rb", buffering=0) as file:
-            # No more than the headers: behind them the kernel's memory begins.
+            # Read only the headers. The kernel's memory follows them.
             head = file.read(64)
             size, number = struct.unpack_from("<HH", head, 54)
             return parse_kcore(head + file.read(size * number))
@@ -184,14 +187,14 @@ def read_kernel_map() -> KernelMap:
 
 
 class AddressRange(NamedTuple):
-    """Addresses of one field that lie in one area.
+    """The addresses of one field that lie in one area.
 
     Args:
-        name: The field.
-        area: As `KernelMap.area()` names it.
-        lowest: The lowest of them.
-        highest: The highest.
-        nr: How many different ones.
+        name: Name of the field.
+        area: Name of the area, as of `KernelMap.area()`.
+        lowest: The lowest address.
+        highest: The highest address.
+        nr: Number of different addresses.
     """
 
     name: str
@@ -202,7 +205,7 @@ class AddressRange(NamedTuple):
 
 
 def address_ranges(events: Iterable[Event], kernel: KernelMap) -> list[AddressRange]:
-    """Where the addresses lie that events tell, by field and area; code is left out."""
+    """Summarize the addresses in the events' fields, by field and area, without those of code."""
     found: dict[tuple[str, str], set[int]] = {}
     for event in events:
         for name in event.addresses:
@@ -216,7 +219,7 @@ def address_ranges(events: Iterable[Event], kernel: KernelMap) -> list[AddressRa
 
 
 def read_memory(pid: int) -> list[Vma]:
-    """The mappings of a process; none if it has ended or is not to be looked into."""
+    """Read the mappings of a process; [] if it has ended, or if we may not look into it."""
     try:
         proc = ProcDir(pid)
     except ProcessGone:
@@ -230,13 +233,15 @@ def read_memory(pid: int) -> list[Vma]:
 
 
 def frames_now(events: Sequence[Event], kernel: KernelMap) -> Ownership | None:
-    """What the frames are now that events tell of: allocated pages, and pages of objects.
+    """Find out what the frames in the events are used for now.
+
+    These are the frames of allocated pages, and the frames that hold allocated objects.
 
     Returns:
-        What `find_owners()` finds; None if events tell of no frame.
+        The result of `find_owners()`; None if there are no frames in the events.
 
     Raises:
-        PhysviewError: It cannot be told.
+        PhysviewError: The present use cannot be found out.
     """
     ranges = [
         found for event in events if (found := frames_of(event) or object_frames(event, kernel))
@@ -245,7 +250,10 @@ def frames_now(events: Sequence[Event], kernel: KernelMap) -> Ownership | None:
 
 
 def object_frames(event: Event, kernel: KernelMap) -> tuple[int, int] | None:
-    """The frames that a kernel object lies in, if it lies in the direct map."""
+    """Return the frames of an allocated kernel object as (first, first after them).
+
+    None if the event has no object, or if the object is not in the direct map.
+    """
     ptr, size = event.fields.get("ptr"), event.fields.get("bytes_alloc")
     if not isinstance(ptr, int) or not isinstance(size, int) or not size:
         return None
@@ -258,7 +266,7 @@ def object_frames(event: Event, kernel: KernelMap) -> tuple[int, int] | None:
 def uses_now(
     events: Iterable[Event], ownership: Ownership, kernel: KernelMap
 ) -> list[tuple[str, int]]:
-    """How many of the frames are used for what now, the most first; each counts once."""
+    """Count the frames by their present use, largest number first. Each frame counts once."""
     uses: Counter[str] = Counter()
     seen: set[int] = set()
     for event in events:
@@ -271,5 +279,5 @@ def uses_now(
 
 
 def groups_of(frames: tuple[int, int] | None, ownership: Ownership) -> list[FrameGroup]:
-    """What some of the frames are now."""
+    """Return the present use of a range of frames; [] without frames."""
     return ownership.groups(*frames) if frames else []

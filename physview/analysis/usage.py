@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What each mapping of a process has of physical memory, and how far that is in a row.
+"""The physical memory of each mapping of a process, and how contiguous it is.
 
 Large folios are counted as tools/mm/thpmaps counts them.
 """
@@ -27,15 +27,16 @@ Sizes = dict[int, int]
 
 
 class Folios:
-    """Pages of one kind in large folios, in bytes by the folio's size; as thpmaps has it.
+    """Memory of one kind, anon or file, in large folios. The categories are those of thpmaps.
 
     Args:
-        pmd: Mapped by one entry of a PMD.
-        aligned: Mapped whole, in a row, at a virtual address that the folio's size divides.
-        unaligned: The same, at another address.
-        partial_bytes: In folios of which not all is mapped here, or not in a row.
-        contiguous: By size of a block: in aligned blocks, in a row and within one folio each,
-            without what is mapped by PMD.
+        pmd_bytes: In folios that a single PMD entry maps.
+        aligned: Bytes by size of the folio: in folios that are mapped entirely and contiguously,
+            at a virtual address that is a multiple of the folio's size.
+        unaligned: Bytes by size of the folio: likewise, at other virtual addresses.
+        partial_bytes: In folios that are not mapped entirely here, or not contiguously.
+        contiguous: Bytes by size of a block: in aligned contiguous blocks, each within one folio,
+            without memory that is mapped by PMD.
     """
 
     def __init__(
@@ -54,12 +55,12 @@ class Folios:
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """All bytes in large folios."""
         pte = sum(self.aligned.values()) + sum(self.unaligned.values()) + self.partial_bytes
         return self.pmd_bytes + pte
 
     def add(self, other: Folios) -> None:
-        """Add what another mapping has."""
+        """Add the memory of another mapping."""
         self.pmd_bytes += other.pmd_bytes
         self.partial_bytes += other.partial_bytes
         for name in ("aligned", "unaligned", "contiguous"):
@@ -67,34 +68,35 @@ class Folios:
 
 
 class Usage:
-    """What a mapping, or several together, have of physical memory.
+    """The physical memory of a mapping, or of several mappings together.
 
-    Sizes are in bytes. What needs frame numbers or flags is None where these are hidden.
+    Sizes are in bytes. A value that needs frame numbers or flags is None if these are hidden.
 
     Args:
-        vma: The mapping; None of a total.
-        nr_vmas: How many mappings.
+        vma: The mapping; None for a total.
+        nr_vmas: Number of mappings.
         size_bytes: Virtual size.
-        resident_bytes: Present in memory, without zero pages and hugetlb: Rss of smaps.
-        swapped_bytes: In swap entries. Shared memory that is swapped out has none.
-        special_bytes: Guards, markers, pages in migration.
-        exclusive_bytes: Resident, and certainly mapped here only.
-        zero_bytes: The zero page, mapped however often.
+        resident_bytes: Resident memory without zero pages and hugetlb: Rss of smaps.
+        swapped_bytes: Memory in swap entries. Shared memory that is swapped out has no such entry.
+        special_bytes: Guards, markers, and pages in migration.
+        exclusive_bytes: Resident memory that is certainly mapped only here.
+        zero_bytes: Pages that map the zero page. Each mapped page counts.
         hugetlb_bytes: Pages of hugetlbfs.
-        huge_bytes: Mapped by PMD, as huge pages.
-        anon_huge_bytes: Of these anonymous memory: AnonHugePages of smaps.
-        nr_extents: Frames in a row, whatever their flags.
-        largest_bytes: The largest of them.
-        largest_vaddr: Where that begins.
-        alignment_bytes: The largest power of two by which its virtual and physical addresses are
-            apart, but at most the size of a huge page.
-        contiguous: By size of a block: bytes in blocks in a row in both spaces, aligned to their
-            size in both.
-        folios: By kind, "anon" and "file": bytes in large folios.
-        nodes: By NUMA node.
+        huge_bytes: Memory that is mapped by PMD, as huge pages.
+        anon_huge_bytes: The anonymous part of huge_bytes: AnonHugePages of smaps.
+        nr_extents: Number of extents: pages that are contiguous in both spaces, whatever their
+            flags.
+        largest_bytes: Size of the largest extent.
+        largest_vaddr: Virtual address of the largest extent.
+        alignment_bytes: Alignment of the largest extent: the largest power of two that divides the
+            difference of its virtual and physical address, but at most the size of a huge page.
+        contiguous: Bytes by size of a block: in blocks that are contiguous, and aligned to their
+            size, in both spaces.
+        folios: Memory in large folios by kind, "anon" and "file".
+        nodes: Bytes by NUMA node.
     """
 
-    # A dataclass would do, but to import that takes longer than to read a small process.
+    # No dataclass: importing dataclasses takes longer than reading a small process.
     nr_vmas: int = 0
     size_bytes: int = 0
     resident_bytes: int = 0
@@ -121,25 +123,25 @@ class Usage:
 
     @property
     def shared_bytes(self) -> int:
-        """Resident, and perhaps mapped elsewhere, too."""
+        """Resident memory that may be mapped elsewhere, too."""
         return max(0, self.resident_bytes + self.hugetlb_bytes - self.exclusive_bytes)
 
     @property
     def mean_bytes(self) -> int | None:
-        """The mean extent."""
+        """Mean size of an extent; None if there is no extent, or if frame numbers are hidden."""
         if not self.nr_extents:
             return None
         return (self.resident_bytes + self.hugetlb_bytes) // self.nr_extents
 
     @property
     def thp_bytes(self) -> int | None:
-        """In large folios."""
+        """Memory in large folios; None if flags are hidden."""
         if self.folios is None:
             return None
         return sum(folios.total_bytes for folios in self.folios.values())
 
     def add(self, other: Usage) -> None:
-        """Add what another mapping has; what one of both does not know is None."""
+        """Add the memory of another mapping. A value that one of the two lacks becomes None."""
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         first = self.nr_vmas == other.nr_vmas
@@ -187,11 +189,12 @@ def _add_sizes(to: Sizes, more: Sizes) -> Sizes:
 
 
 class UsageReader(Closable):
-    """Reads what mappings use; what is opened once serves several processes. A context manager.
+    """Reads the memory use of mappings, of one process or several. A context manager.
 
     Args:
-        with_flags: Whether to read /proc/kpageflags, if we may: without it there are no folios.
-        every_flag: Read it of each page, also where one page tells of many.
+        with_flags: Whether to read /proc/kpageflags, if we may. Without it, folios are not known.
+        every_flag: Whether to read the flags of every page, even if one page's flags are enough to
+            know those of its neighbours.
     """
 
     def __init__(self, *, with_flags: bool = True, every_flag: bool = False) -> None:
@@ -214,11 +217,11 @@ class UsageReader(Closable):
             self._flags.close()
 
     def iter_usage(self, snapshot: Snapshot, *, nr_threads: int | None = None) -> Iterator[Usage]:
-        """Read what each mapping uses, in address order and in constant memory.
+        """Yield the memory use of each mapping, in address order and in constant memory.
 
         Args:
             snapshot: The process.
-            nr_threads: How many read at once; None chooses by how much is resident.
+            nr_threads: Number of threads that read; None chooses it by the resident memory.
 
         Raises:
             ProcessGone: The process ended or ran another program meanwhile.
@@ -229,7 +232,7 @@ class UsageReader(Closable):
         starts = [vma.start for vma in vmas]
 
         def parts_of(batch: Batch) -> list[tuple[int, Any]]:
-            """The accounts of those mappings that the batch has extents of, by index."""
+            """Make (index, account) of each mapping that has extents in the batch."""
             parts = []
             extents, done = batch.extents, 0
             while done < batch.nr:
@@ -279,7 +282,7 @@ class UsageReader(Closable):
         usage.exclusive_bytes = pages["nr_exclusive"]
         usage.zero_bytes = pages["nr_zero"]
         usage.hugetlb_bytes = pages["nr_hugetlb"]
-        usage.resident_bytes = pages["nr_present"]  # with what is taken away below
+        usage.resident_bytes = pages["nr_present"]  # zero pages and hugetlb are subtracted below
         contiguous = _by_size(sums.contiguous)
         if sums.nr_hidden or (sums.nr_present and contiguous.get(self._huge)) or not has_flags:
             self._find_huge(snapshot, vma, usage, hidden=bool(sums.nr_hidden) or not has_flags)
@@ -317,7 +320,7 @@ class UsageReader(Closable):
                 int(sums.partial[at]) * PAGE_SIZE,
                 _by_size(sums.in_folio[at]),
             )
-            # What is mapped by PMD was counted with the rest.
+            # Memory that is mapped by PMD was counted as aligned and contiguous, too: subtract it.
             _take(found.aligned, self._huge, pmd)
             for size in list(found.contiguous):
                 if size <= self._huge:
@@ -326,7 +329,7 @@ class UsageReader(Closable):
         return folios
 
     def _find_huge(self, snapshot: Snapshot, vma: Vma, usage: Usage, *, hidden: bool) -> None:
-        """What is mapped by PMD; where flags are hidden also zero pages and hugetlb."""
+        """Find memory that is mapped by PMD; if flags are hidden, also zero pages and hugetlb."""
         if not snapshot.reader.use_scan:
             self._find_huge_in_smaps(snapshot, vma, usage)
             return
@@ -337,7 +340,7 @@ class UsageReader(Closable):
             at, regions = scan(snapshot.reader.fd, at, vma.end, anyof, returned=returned)
             for start, end, categories in regions:
                 if not categories & PAGE_IS["present"]:
-                    continue  # a huge page of hugetlbfs that was never touched is huge, too
+                    continue  # "huge" includes pages of hugetlbfs that were never touched
                 if categories & PAGE_IS["pfnzero"]:
                     zero += end - start
                 elif categories & PAGE_IS["file"]:
@@ -347,7 +350,7 @@ class UsageReader(Closable):
         usage.huge_bytes = usage.anon_huge_bytes + file_huge
         if hidden:
             usage.zero_bytes = zero
-            # hugetlb always has a file. To ask for a flag may take a reading of smaps.
+            # hugetlb always has a file. Check this first: has_flag() may have to read smaps.
             named = usage.huge_bytes and vma.path.startswith("/")
             if named and snapshot.reader.memory.has_flag(vma, "ht"):
                 usage.hugetlb_bytes = usage.huge_bytes
@@ -361,7 +364,7 @@ class UsageReader(Closable):
         hugetlb = fields.get("Shared_Hugetlb", 0) + fields.get("Private_Hugetlb", 0)
         usage.hugetlb_bytes = usage.hugetlb_bytes or hugetlb
         usage.huge_bytes = usage.anon_huge_bytes + other + hugetlb
-        if not snapshot.knows_frames:  # then pagemap does not tell zero pages, which Rss is without
+        if not snapshot.knows_frames:  # pagemap does not show zero pages then; Rss excludes them
             present = usage.resident_bytes - usage.hugetlb_bytes
             usage.zero_bytes = max(0, present - fields.get("Rss", 0))
 
@@ -383,7 +386,10 @@ def _by_size(orders: Any) -> Sizes:
 
 
 def _take(sizes: Sizes, size: int, nr_bytes: int) -> None:
-    """The two were read one after the other, and the process ran on: never below none."""
+    """Subtract bytes from a size's entry, but not below 0.
+
+    The two numbers were read one after the other while the process ran, so they may not match.
+    """
     left = max(0, sizes.pop(size, 0) - nr_bytes)
     if left:
         sizes[size] = left

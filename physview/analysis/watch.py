@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A process's memory read again and again: what it has, and what became of it since the last time.
+"""Reads a process's memory again and again, and finds the changes since the previous reading.
 
-Nothing here draws. What is kept from one reading to the next is bounded: see MAX_KEPT.
+Nothing here draws. Memory that is kept from one reading to the next is bounded by MAX_KEPT.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview.analysis.changes import CHANGES, Change, iter_page_changes
-from physview.analysis.page_counts import Ram, RamMap, Tally
+from physview.analysis.page_counts import PageCounts, RamMap, RamRanges
 from physview.files.descriptor import Closable
 from physview.memory.extents import EXTENT_DTYPE, USER_END, ExtentReader
 from physview.memory.rows import BASE_DTYPE, from_extents
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     Extents = npt.NDArray[np.void]
 
 MAX_KEPT = 1 << 21
-"""How many extents are kept for comparison: 48 MiB. Each may be gigabytes, or one page: of 8 GiB in
-which no two pages are in a row that is all."""
+"""Number of extents that are kept for comparison; they take 48 MiB.
+
+An extent may be gigabytes, or a single page. If no two pages are contiguous, this is enough for
+8 GiB.
+"""
 
 CHUNK = 1 << 16
 
@@ -39,30 +42,37 @@ GROUPS = {
     "out": (Change.SWAPPED_OUT,),
     "in": (Change.SWAPPED_IN,),
 }
-"""The changes that a mapping is told of. Without flags of frames none is a split or a collapse."""
+"""The changes that are counted for each mapping, by group.
+
+Splits and collapses are missing, because a reading has no flags of frames.
+"""
 
 
 class Reading(NamedTuple):
-    """A process at one moment; what belongs to a mapping is an int64 array in the order of `vmas`.
+    """A process's memory at one moment.
+
+    Values of mappings are int64 arrays of shape (n,), in the order of `vmas`. "Previous" means the
+    reading before this one.
 
     Args:
         pid: Process id.
-        name: Its comm.
-        time: When, in seconds since 1970.
-        seconds: Since the reading before; None for the first.
+        name: The process's comm.
+        time: Time of the reading, in seconds since 1970.
+        seconds: Seconds since the previous reading; None for the first reading.
         vmas: The mappings, in address order.
-        pages: What each mapping has, in pages: HAS. Zero pages are left out where they are known.
-        changes: What became of each mapping's pages since the reading before, by GROUPS; None for
-            the first reading, and "moved" is missing where frame numbers are hidden.
-        counts: The same of the whole process, also of mappings that are gone, by Change; None for
-            the first.
-        nr_minor_faults: Page faults that the kernel counted since the process began.
-        nr_major_faults: Those of them that read from a disk.
-        new_faults: Both, since the reading before; None for the first.
+        pages: Pages of each mapping by `page_counts.COUNTED`. Zero pages are left out if frame
+            numbers are shown.
+        changes: Changed pages of each mapping since the previous reading, by GROUPS. None for the
+            first reading. "moved" is missing if frame numbers are hidden.
+        counts: Pages of the whole process per Change since the previous reading, including
+            mappings that are gone. None for the first reading.
+        nr_minor_faults: Minor page faults of the process since its start, as the kernel counts.
+        nr_major_faults: Major page faults, which read from a disk, since its start.
+        new_faults: Minor and major faults since the previous reading; None for the first reading.
         knows_frames: Whether frame numbers are shown.
-        ram: Where in RAM it is; None where that is hidden.
-        compared_to: First address beyond which nothing was kept to be compared; None: all was.
-        cost_seconds: Processor time that the reading took of us.
+        ram: Places of the process's frames in RAM; None if they are hidden.
+        compared_to: Address up to which pages were kept and compared; None if all were.
+        cost_seconds: Processor time that physview needed for the reading.
     """
 
     pid: int
@@ -87,10 +97,10 @@ class Watcher(Closable):
 
     Args:
         pid: Process id, or "self".
-        max_kept: How many extents are kept to be compared.
+        max_kept: Maximum number of extents that are kept for comparison.
 
     Raises:
-        PhysviewError: As `Snapshot`.
+        PhysviewError: The process cannot be opened, as with `Snapshot`.
     """
 
     def __init__(self, pid: int | str, *, max_kept: int = MAX_KEPT) -> None:
@@ -101,10 +111,10 @@ class Watcher(Closable):
             self.proc.close()
             raise
         self._max_kept = max_kept
-        self._ram = Ram.find() if self._reader.zero_pfn else None
+        self._ram = RamRanges.find() if self._reader.zero_pfn else None
         self._spans = _spans(self._vmas())
-        self._before: _Kept | None = None
-        self._tally = Tally(self._spans, self._reader.zero_pfn, self._ram)
+        self._before: _KeptExtents | None = None
+        self._page_counts = PageCounts(self._spans, self._reader.zero_pfn, self._ram)
         self._last: Reading | None = None
         self._last_clock = 0.0
 
@@ -117,11 +127,11 @@ class Watcher(Closable):
         return [vma for vma in self._reader.memory.vmas if vma.start < USER_END]
 
     def read(self) -> Reading:
-        """Read it once, and compare that with the time before.
+        """Read the process once, and compare it with the previous reading.
 
         Raises:
             ProcessGone: The process ended or ran another program.
-            PhysviewError: Its memory is no longer there, or ours to look into.
+            PhysviewError: The process has no memory any more, or we may no longer look into it.
         """
         clock, began = time.monotonic(), time.process_time()
         if self._reader.refresh():
@@ -132,14 +142,14 @@ class Watcher(Closable):
         vmas = self._before.vmas if self._before else []
         if not self._before or self._before.spans is not self._spans:
             vmas = self._vmas()
-        kept, tally = self._read_pages(vmas)
+        kept, page_counts = self._read_pages(vmas)
         changes, counts = None, None
         if self._before:
             pair = different(self._before, kept)
-            tally = self._follow(self._before, kept, pair, tally)
+            page_counts = self._follow(self._before, kept, pair, page_counts)
             changes, counts = self._compare(vmas, pair)
         else:
-            tally.add(kept.extents)
+            page_counts.add(kept.extents)
         limits = [side.limit for side in (self._before, kept) if side and side.limit is not None]
         faults = (stat.nr_minor_faults, stat.nr_major_faults)
         last = self._last
@@ -149,7 +159,7 @@ class Watcher(Closable):
             time=time.time(),
             seconds=clock - self._last_clock if last else None,
             vmas=vmas,
-            pages=tally.pages,
+            pages=page_counts.pages,
             changes=changes,
             counts=counts,
             nr_minor_faults=faults[0],
@@ -158,22 +168,22 @@ class Watcher(Closable):
             if last
             else None,
             knows_frames=self._reader.zero_pfn != 0,
-            ram=tally.ram_map(),
+            ram=page_counts.ram_map(),
             compared_to=min(limits) if limits else None,
             cost_seconds=time.process_time() - began,
         )
-        self._before, self._tally = kept, tally
+        self._before, self._page_counts = kept, page_counts
         self._last, self._last_clock = reading, clock
         return reading
 
-    def _read_pages(self, vmas: list[Vma]) -> tuple[_Kept, Tally]:
-        """What there is now, as far as it is kept, and the tally of the rest."""
+    def _read_pages(self, vmas: list[Vma]) -> tuple[_KeptExtents, PageCounts]:
+        """Read all extents. Returns those to keep, and the counts of the rest."""
         import numpy as np
 
-        tally = Tally(self._spans, self._reader.zero_pfn, self._ram)
+        page_counts = PageCounts(self._spans, self._reader.zero_pfn, self._ram)
         batches: list[Extents] = []
         nr_kept, limit = 0, None
-        # One thread: it has to cost little, not to be done soon.
+        # One thread: a low cost matters here, not the speed.
         for batch in self._reader.iter_extents(nr_threads=1):
             room = self._max_kept - nr_kept
             if limit is None and len(batch) > room:
@@ -182,24 +192,43 @@ class Watcher(Closable):
                 batches.append(batch[:room])
                 nr_kept += len(batches[-1])
             if len(batch) > room:
-                tally.add(batch[room:])
+                page_counts.add(batch[room:])
         extents = np.concatenate(batches) if batches else np.empty(0, dtype=EXTENT_DTYPE)
-        return _Kept(vmas, self._spans, extents, self._reader.zero_pfn, limit), tally
+        return _KeptExtents(vmas, self._spans, extents, self._reader.zero_pfn, limit), page_counts
 
-    def _follow(self, before: _Kept, after: _Kept, pair: tuple[_Kept, _Kept], rest: Tally) -> Tally:
-        """The tally of all: where it can be, of the one before and what differs."""
+    def _follow(
+        self,
+        before: _KeptExtents,
+        after: _KeptExtents,
+        pair: tuple[_KeptExtents, _KeptExtents],
+        rest: PageCounts,
+    ) -> PageCounts:
+        """Return the counts of all pages.
+
+        If possible, they are the previous counts plus the differences. Otherwise all extents that
+        were kept are counted again.
+
+        Args:
+            before: What was kept of the previous reading.
+            after: What is kept of this reading.
+            pair: Both without the extents that are equal.
+            rest: Counts of this reading's extents that are not kept.
+        """
         if before.spans is after.spans and before.limit is None and after.limit is None:
-            tally = self._tally.copy()
-            tally.add(pair[0].extents, sign=-1)
-            tally.add(pair[1].extents)
-            return tally
+            page_counts = self._page_counts.copy()
+            page_counts.add(pair[0].extents, sign=-1)
+            page_counts.add(pair[1].extents)
+            return page_counts
         rest.add(after.extents)
         return rest
 
     def _compare(
-        self, vmas: list[Vma], pair: tuple[_Kept, _Kept]
+        self, vmas: list[Vma], pair: tuple[_KeptExtents, _KeptExtents]
     ) -> tuple[dict[str, npt.NDArray[np.int64]], dict[Change, int]]:
-        """What became of pages, of what is not alike: most extents of most processes are."""
+        """Find the changes, by mapping and for the whole process.
+
+        `pair` has only the extents that differ. Most extents of most processes are equal.
+        """
         import numpy as np
 
         by_vma: dict[str, npt.NDArray[np.int64]] = {
@@ -219,8 +248,16 @@ class Watcher(Closable):
         return by_vma, {change: nr for change, nr in nrs if nr and not change.same}
 
 
-class _Kept:
-    """The extents of one reading, up to a limit, as `changes.Pages`."""
+class _KeptExtents:
+    """The extents of one reading, up to a limit, in the form of `changes.ComparablePages`.
+
+    Args:
+        vmas: The mappings.
+        spans: uint64 array, shape (n, 2): start and end of the mappings.
+        extents: Structured array of EXTENT_DTYPE.
+        zero_pfn: The zero page's frame; 0 if frame numbers are hidden.
+        limit: First address that is not kept; None if all is kept.
+    """
 
     def __init__(
         self, vmas: list[Vma], spans: Any, extents: Extents, zero_pfn: int, limit: int | None
@@ -231,22 +268,22 @@ class _Kept:
         self.zero_pfn = zero_pfn
         self.limit = limit
 
-    def of(self, extents: Extents) -> _Kept:
-        """The same with these extents instead."""
-        return _Kept(self.vmas, self.spans, extents, self.zero_pfn, self.limit)
+    def of(self, extents: Extents) -> _KeptExtents:
+        """Return a copy with other extents."""
+        return _KeptExtents(self.vmas, self.spans, extents, self.zero_pfn, self.limit)
 
     def iter_extents(self) -> Iterator[Rows]:
-        """Yield rows; in pieces, for comparing takes many times their size."""
+        """Yield rows in pieces, because comparing them takes many times their size in memory."""
         for at in range(0, len(self.extents), CHUNK):
             rows = from_extents(self.extents[at : at + CHUNK], self.spans, BASE_DTYPE)
             if len(rows):
                 yield rows
 
 
-def different(before: _Kept, after: _Kept) -> tuple[_Kept, _Kept]:
-    """Both without the extents that are the same in both, and without what only one of them kept.
+def different(before: _KeptExtents, after: _KeptExtents) -> tuple[_KeptExtents, _KeptExtents]:
+    """Remove equal extents from two readings, and addresses that only one of them kept.
 
-    An extent that is partly the same stays in both, whole.
+    Two extents that are only partly equal both stay, as a whole.
     """
     import numpy as np
 
@@ -269,11 +306,11 @@ def different(before: _Kept, after: _Kept) -> tuple[_Kept, _Kept]:
 
 
 def _below(extents: Extents, limit: int) -> Extents:
-    """What of the extents lies below an address."""
+    """Return the extents below an address, as a copy. An extent that crosses it is cut."""
     import numpy as np
 
     below: Extents = extents[: int(np.searchsorted(extents["vaddr"], np.uint64(limit)))].copy()
-    if len(below):  # only the last can lie across it
+    if len(below):  # only the last extent can cross the limit
         room = (limit - int(below["vaddr"][-1])) // PAGE_SIZE
         below["nr_pages"][-1] = min(int(below["nr_pages"][-1]), room)
     return below

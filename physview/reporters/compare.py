@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What compare found, as a table and as a document (docs/json.md)."""
+"""A comparison of pagemap with the module, as a table and as a JSON document (docs/json.md)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from physview.analysis.compare import Comparison
 
 
 def print_table(pid: int, comparison: Comparison) -> None:
-    """compare's table: how many pages have each verdict, and the first few of each."""
+    """Print the number of pages and the first few addresses for each verdict."""
     from rich.table import Table
     from rich.text import Text
 
     from physview.reporters.drawing import draw
 
     done = f"{comparison.nr_pages} pages in {comparison.seconds:.2f} s"
-    title = f"process {pid}: {done}, {comparison.nr_retried} looked at again"
+    title = f"process {pid}: {done}, {comparison.nr_retried} of them read again"
     table = Table(title=title, box=None, title_justify="left")
     table.add_column("pages", justify="right", no_wrap=True)
     table.add_column("verdict")
-    table.add_column("the first of them")
+    table.add_column("first addresses")
     for verdict, count in sorted(comparison.counts.items(), key=lambda item: -item[1]):
         style = "" if verdict.explained else "bold red"
         first = " ".join(hex(vaddr) for vaddr in comparison.examples[verdict])
@@ -32,7 +32,7 @@ def print_table(pid: int, comparison: Comparison) -> None:
 
 
 def document(pid: int, compared: Comparison) -> dict[str, Any]:
-    """The document of a comparison."""
+    """Make the JSON document of a comparison."""
     return {
         "pid": pid,
         "nr_pages": compared.nr_pages,

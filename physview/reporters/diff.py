@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What became of pages between two snapshots, as a table and as a document (docs/json.md)."""
+"""The changes between two snapshots, as a table and as a JSON document (docs/json.md)."""
 
 from __future__ import annotations
 
@@ -29,14 +29,22 @@ def print_table(
     runs: Iterable[Any] | None,
     only: frozenset[Change],
 ) -> None:
-    """Counts by what became of the pages; then where that was, or every run of pages."""
+    """Print the number of pages by change, then the changes of each mapping or of each extent.
+
+    Args:
+        before: The earlier snapshot.
+        after: The later one.
+        found: Their difference.
+        runs: Arrays of `changes.CHANGE_DTYPE` to list extent by extent; None lists mappings.
+        only: The changes to list extent by extent.
+    """
     times = [file.time.astimezone() for file in (before, after)]
     seconds = (times[1] - times[0]).total_seconds()
     clock = " -> ".join(f"{time:%Y-%m-%d %H:%M:%S}" for time in times)
     sys.stdout.write(
         f"{printable(after.about['comm'])} ({after.about['pid']}), {seconds:.1f} s later: {clock}\n"
     )
-    sys.stdout.write(f"\n{'pages':>10} {'size':>5}  became of them\n")
+    sys.stdout.write(f"\n{'pages':>10} {'size':>5}  change\n")
     for change, nr in sorted(found.counts.items(), key=lambda item: -item[1]):
         _line(f"{nr:>10} {short_size(nr * PAGE_SIZE):>5}  {change.value:<13} {change.text}")
     for nr, what in ((found.nr_vmas_new, "new"), (found.nr_vmas_gone, "gone")):
@@ -47,7 +55,7 @@ def print_table(
     if runs is not None:
         _print_runs(before.vmas, after.vmas, runs, only)
     elif found.by_vma:
-        sys.stdout.write("\nwhere\n")
+        sys.stdout.write("\nchanges of each mapping\n")
         for vma, is_gone, counts in found.by_vma:
             order = sorted(counts.items(), key=lambda item: (item[0].same, -item[1]))
             words = ", ".join(f"{nr} {change.value}" for change, nr in order)
@@ -92,7 +100,11 @@ def print_document(
     runs: Iterable[Any] | None,
     only: frozenset[Change],
 ) -> None:
-    """{"before", "after", "counts", "nr_mappings_new", "nr_mappings_gone", "mappings", "runs"}."""
+    """Print the JSON document of diff. The arguments are those of `print_table()`.
+
+    Its members are "before", "after", "counts", "nr_mappings_new", "nr_mappings_gone", "mappings"
+    and "runs", which is null if `runs` is None.
+    """
     document = {
         "before": {name: before.about[name] for name in ABOUT},
         "after": {name: after.about[name] for name in ABOUT},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""doctor's list for people."""
+"""The findings of doctor, as a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATE_STYLES = {YES: "green", PART: "yellow", NO: "red"}
 
 
 def print_findings(findings: Iterable[CheckResult]) -> None:
-    """doctor's list: what, how it stands, and under it what gets the rest."""
+    """Print a line for each finding, and its remedy on the next line."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)

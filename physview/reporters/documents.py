@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""JSON documents, as docs/json.md describes them: addresses are strings, counts are integers."""
+"""Parts of JSON documents that several commands share (docs/json.md).
+
+Addresses are hexadecimal strings. Counts are integers.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from physview.model import Gap, Translation, Vma
 
 
 def write(document: Any) -> None:
-    """Print one document."""
+    """Print one JSON document."""
     import json
 
     json.dump(document, sys.stdout, indent=1)
@@ -19,9 +22,14 @@ def write(document: Any) -> None:
 
 
 def write_stream(source: str, pid: int, entries: Iterable[dict[str, Any]]) -> None:
-    """Print the document of `translations()`, its entries as they come and one a line.
+    """Print the same document as `translations()`, entry by entry, each on its own line.
 
-    What fails before there is a first entry fails before anything is printed.
+    An error before the first entry is raised before anything is printed.
+
+    Args:
+        source: The source that answered.
+        pid: Process id.
+        entries: Entries of the document. Each is printed as soon as the iterator yields it.
     """
     import json
     from itertools import chain, islice
@@ -40,7 +48,13 @@ def write_stream(source: str, pid: int, entries: Iterable[dict[str, Any]]) -> No
 def translations(
     source: str, pid: int, labelled: Iterable[tuple[str, Translation]]
 ) -> dict[str, Any]:
-    """The document of a report."""
+    """Make the JSON document of memview.
+
+    Args:
+        source: The source that answered.
+        pid: Process id.
+        labelled: A label and a translation for each entry.
+    """
     return {
         "source": source,
         "pid": pid,
@@ -49,7 +63,7 @@ def translations(
 
 
 def entry(translation: Translation) -> dict[str, Any]:
-    """One address. A member that does not apply is null."""
+    """Make the entry of one address. A member that does not apply is null."""
     raw = translation.entry
     swap = raw.swap if raw else None
     return {
@@ -64,7 +78,10 @@ def entry(translation: Translation) -> dict[str, Any]:
 
 
 def gap(item: Gap) -> dict[str, Any]:
-    """Pages in a row without an address: as an entry, with `end` and `nr_pages` besides."""
+    """Make the entry of contiguous pages without a physical address.
+
+    It has the members of `entry()`, and `end` and `nr_pages`.
+    """
     return {
         "vaddr": hex(item.start),
         "end": hex(item.end),
@@ -79,12 +96,12 @@ def gap(item: Gap) -> dict[str, Any]:
 
 
 def mapping(vma: Vma | None) -> dict[str, Any] | None:
-    """What lies at an address."""
+    """Make the member that describes a mapping; None (null) if there is none."""
     if vma is None:
         return None
     return {"start": hex(vma.start), "end": hex(vma.end), "perms": vma.perms, "path": vma.path}
 
 
 def iter_entries(items: Iterable[Translation | Gap]) -> Iterator[dict[str, Any]]:
-    """The entries of what a range gave."""
+    """Yield the entry of each translation and of each gap."""
     return (gap(item) if isinstance(item, Gap) else entry(item) for item in items)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""rich's Console for our streams: what it draws has its own escape sequences only."""
+"""rich's Console for our streams. Only escape sequences made by rich reach the terminal."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ PIPE_WIDTH = 240
 
 
 class _Console(Console):
-    """Quotes what is not printable in the texts that it draws. rich takes out BEL, BS and the like
-    only, and lets ESC pass."""
+    """A Console that quotes control characters in the texts that it draws.
+
+    rich itself removes only BEL, BS and a few others. It lets ESC pass.
+    """
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -31,28 +33,28 @@ class _Console(Console):
 
 
 def open_console(stream: TextIO, **options: Any) -> Console:
-    """A console that draws on one of our streams, in its encoding.
+    """Make a console that draws on one of our streams, in the stream's encoding.
 
     Args:
         stream: sys.stdout or sys.stderr.
-        options: More for rich's Console.
+        options: Further arguments of rich's Console.
     """
     file: Any = StyledStream(stream)
     return _Console(file=file, highlight=False, **options)
 
 
 def draw(what: RenderableType, pipe_width: int = PIPE_WIDTH) -> None:
-    """Print a table or a text.
+    """Print a table or a text on stdout.
 
     Args:
-        what: What rich can draw.
-        pipe_width: Columns where stdout is no terminal.
+        what: Anything that rich can draw.
+        pipe_width: Width in characters if stdout is no terminal.
     """
     console = open_console(sys.stdout)
     if not console.is_terminal:
         console.width = pipe_width  # a pipe has no edge to wrap at
     with console.capture() as drawn:
         console.print(what)
-    # rich fills every line up with blanks, which only a terminal's copy and paste would show.
+    # rich pads every line with blanks. They would be in the text that a user copies from there.
     lines = drawn.get().removesuffix("\n").split("\n")
     write_styled(sys.stdout, "".join(f"{line.rstrip()}\n" for line in lines))

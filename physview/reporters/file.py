@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What file is about: a line a file as it comes, and the same as a document."""
+"""Cached pages of files: a line of text per file, and a JSON document (docs/json.md)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from physview.units import share, size
 COLUMNS = ("cached", "of", "share", "dirty", "mapped", "active", "holes", "runs")
 WIDTHS = (6, 6, 6, 6, 6, 6, 6, 6)
 
-# Of what is counted, what adds up.
+# The counts of `CachedFile` that can be added up over several files.
 COUNTS = (
     "size_bytes",
     "nr_pages",
@@ -33,17 +33,17 @@ COUNTS = (
 
 
 def header() -> str:
-    """The names of the columns."""
+    """Make the line with the names of the columns."""
     cells = [name.rjust(width) for name, width in zip(COLUMNS, WIDTHS, strict=True)]
     return " ".join([*cells, " path"])
 
 
 def line(file: CachedFile, what: str = "") -> str:
-    """What of a file, or of several together, is cached.
+    """Make the line of a file, or of the total of several files.
 
     Args:
         file: The counts.
-        what: What stands for its path.
+        what: Text to show instead of the path.
     """
     cells = [
         _short(file.nr_cached),
@@ -60,7 +60,7 @@ def line(file: CachedFile, what: str = "") -> str:
 
 
 def _short(nr_pages: int) -> str:
-    """A size that leaves room for paths.
+    """Format a size in few characters, so that the line has room for the path.
 
     >>> _short(0), _short(3 << 20)
     ('0', '12.0G')
@@ -69,10 +69,10 @@ def _short(nr_pages: int) -> str:
 
 
 class Total:
-    """Counts of several files together; what is not known of one is not known of all.
+    """Sums of the counts of several files. A sum is unknown if it is unknown for one of them.
 
     Args:
-        path: What stands for them.
+        path: The path under which the files are shown.
     """
 
     def __init__(self, path: str) -> None:
@@ -81,7 +81,7 @@ class Total:
         self.nr_files = 0
 
     def add(self, file: CachedFile) -> None:
-        """Add one."""
+        """Add the counts of one file."""
         self.nr_files += 1
         for name in COUNTS:
             sum_, nr = self._sums[name], getattr(file, name)
@@ -89,21 +89,21 @@ class Total:
 
     @property
     def file(self) -> CachedFile:
-        """All as one."""
+        """The sums, in the form of one file."""
         return CachedFile(self._path, **self._sums)  # type: ignore[arg-type]
 
     @property
     def name(self) -> str:
-        """The path, and how many files that is."""
+        """The path, and the number of files if there are several."""
         path = printable(self._path)
         return path if self.nr_files == 1 else f"{path} ({self.nr_files} files)"
 
 
 def iter_run_lines(found: Any) -> Iterator[str]:
-    """Lines of frames.
+    """Yield a line of text for each run of frames.
 
     Args:
-        found: Structured array of filecache.CACHED_DTYPE.
+        found: Structured array of page_cache.CACHED_DTYPE.
     """
     for page, pfn, nr, flags in _joined(found.tolist()):
         where = f"  page {page}" if nr == 1 else f"  page {page}-{page + nr}"
@@ -116,7 +116,10 @@ def iter_run_lines(found: Any) -> Iterator[str]:
 
 
 def _joined(runs: list[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, int, int]]:
-    """Runs with the flags that are shown; what then differs no more is one."""
+    """Yield (page, pfn, number of pages, flags) for runs, with only the flags that are shown.
+
+    Contiguous runs that differ only in other flags are merged.
+    """
     held: tuple[int, int, int, int] | None = None
     for page, pfn, nr, raw in runs:
         flags = raw if raw == NO_ENTRY else well_known(raw)
@@ -133,16 +136,16 @@ def _joined(runs: list[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, i
 
 
 def write_runs(found: Any) -> None:
-    """Print them."""
+    """Print a line for each run of frames. `found`: structured array of page_cache.CACHED_DTYPE."""
     for run_line in iter_run_lines(found):
         sys.stdout.write(run_line + "\n")
 
 
 class Document:
-    """The document of file, written as it comes, for frames can be millions.
+    """Prints the JSON document of file, piece by piece: there can be millions of frames.
 
     Args:
-        with_runs: Whether each file has its frames.
+        with_runs: Whether to list the frames of each file.
     """
 
     def __init__(self, *, with_runs: bool) -> None:
@@ -152,7 +155,7 @@ class Document:
         sys.stdout.write('{"files": [')
 
     def begin(self) -> None:
-        """Another file comes."""
+        """Begin the next file."""
         self._nr_runs = 0
         self._is_open = False
 
@@ -163,7 +166,7 @@ class Document:
             self._is_open = True
 
     def visit(self, found: Any) -> None:
-        """Write runs of the file. `found`: structured array of filecache.CACHED_DTYPE."""
+        """Print runs of the file's frames. `found`: structured array of page_cache.CACHED_DTYPE."""
         if not self._with_runs:
             return
         self._open()
@@ -179,7 +182,7 @@ class Document:
             self._nr_runs += 1
 
     def end(self, file: CachedFile | None) -> None:
-        """Write the rest of the file; None where looking at it failed."""
+        """Print the counts of the file. `file` is None if examining it failed."""
         if file is None and not self._is_open:
             return
         counts = json.dumps(file._asdict() if file else {"path": None})
@@ -191,5 +194,5 @@ class Document:
             self._nr_files += 1
 
     def close(self) -> None:
-        """That was all."""
+        """Print the end of the document."""
         sys.stdout.write("\n]}\n")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What frames is about, as tables for people and as a document.
+"""The machine's frames, as tables and as a JSON document (docs/json.md).
 
-Drawn without rich, whose import would take a tenth of the time that it takes to read the machine.
+The tables are made without rich: its import takes a tenth of the time that reading all frames
+takes.
 """
 
 from __future__ import annotations
@@ -21,14 +22,20 @@ WIDE = 120
 
 
 def table_width() -> int | None:
-    """How wide a table may be: as the terminal; None in a pipe or a file, also with COLUMNS set."""
+    """Return the maximum width of a table: the terminal's width; None if stdout is no terminal.
+
+    In a pipe or a file it is None even if COLUMNS is set.
+    """
     return terminal_width() if sys.stdout.isatty() else None
 
 
 def write_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: Iterable[int]) -> None:
-    """Print columns: those whose index is in `left` flush left, the others flush right.
+    """Print a table. On a terminal, a line that is too long is cut off, with an ellipsis.
 
-    On a terminal a line that is too long is cut off, with an ellipsis.
+    Args:
+        header: Titles of the columns.
+        rows: Cells of each row.
+        left: Indices of the columns that are flush left. The others are flush right.
     """
     lines = [header, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
@@ -44,7 +51,13 @@ def write_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: Iter
 
 
 def print_machine(machine: MachineFrames, *, all_flags: bool, raw: bool) -> None:
-    """frames' tables."""
+    """Print the tables of frames.
+
+    Args:
+        machine: All frames.
+        all_flags: Whether to show every combination of flags, with its value.
+        raw: Whether to keep combinations apart that differ only in flags that are not shown.
+    """
     counts = machine.counts
     uses = by_use(counts)
     nr_all = machine.nr_frames
@@ -61,7 +74,7 @@ def print_machine(machine: MachineFrames, *, all_flags: bool, raw: bool) -> None
         )
     sys.stdout.write("\n")
     _write_zones(machine.zones)
-    sys.stdout.write("\nfree blocks, by size\n")
+    sys.stdout.write("\nnumber of free blocks of each size\n")
     _write_blocks(machine.zones)
     sys.stdout.write("\n")
     _write_flags(counts, nr_all, all_flags=all_flags, raw=raw)
@@ -75,7 +88,7 @@ def _write_uses(uses: dict[Use, tuple[int, int]], nr_all: int) -> None:
     for use, (nr, mapped) in sorted(uses.items(), key=lambda item: -item[1][0]):
         row = [use.value, str(nr), size(nr), share(nr, nr_all), share(mapped, nr), use.rule]
         rows.append([*row, use.text] if is_wide else row)
-    write_table([*header, "what that is"] if is_wide else header, rows, (0, 5, 6))
+    write_table([*header, "meaning"] if is_wide else header, rows, (0, 5, 6))
 
 
 def _write_zones(zones: Sequence[ZoneFrames]) -> None:
@@ -103,7 +116,7 @@ def _write_zones(zones: Sequence[ZoneFrames]) -> None:
 
 
 def _write_blocks(zones: Sequence[ZoneFrames]) -> None:
-    """Free blocks of each size, so that one sees how far free memory is in pieces."""
+    """Print the number of free blocks of each size, which shows how fragmented free memory is."""
     with_blocks = [found for found in zones if found.zone and found.free_blocks]
     nr_orders = max((len(found.free_blocks) for found in with_blocks), default=0)
     sizes = [
@@ -125,15 +138,15 @@ def _write_flags(counts: Counter[int], nr_all: int, *, all_flags: bool, raw: boo
     ]
     nr_left = 0 if all_flags else max(0, len(rows) - NR_FLAGS_SHOWN)
     header = ["frames", "size", "share", "value", "flags"]
-    if not all_flags:  # so that the names fit
+    if not all_flags:  # leave out the values, so that the names fit
         header, *rows = ([*row[:3], row[4]] for row in [header, *rows])
     write_table(header, rows[: len(rows) - nr_left], (len(header) - 1,))
     if nr_left:
-        sys.stdout.write(f"… and {nr_left} combinations more: --flags shows all\n")
+        sys.stdout.write(f"… and {nr_left} more combinations: --flags shows all\n")
 
 
 def folded(counts: dict[int, int]) -> Counter[int]:
-    """Counts by the flags that page-types shows."""
+    """Merge counts whose flags differ only in flags that page-types does not show."""
     found: Counter[int] = Counter()
     for flags, nr in counts.items():
         found[flags if flags == NO_ENTRY else well_known(flags)] += nr
@@ -141,7 +154,7 @@ def folded(counts: dict[int, int]) -> Counter[int]:
 
 
 def machine_document(machine: MachineFrames) -> dict[str, Any]:
-    """The document of frames; docs/json.md describes it."""
+    """Make the JSON document of frames (docs/json.md)."""
     counts = machine.counts
     return {
         "page_size_bytes": PAGE_SIZE,

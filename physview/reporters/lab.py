@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Labs for people: what there is, what is asked, what was measured, and what follows."""
+"""Labs as text: the list of labs, the quiz, the measurements and the conclusions."""
 
 from __future__ import annotations
 
@@ -16,29 +16,33 @@ from physview.reporters.drawing import draw
 from physview.runtime import invocation
 
 PIPE_WIDTH = 80
-"""Where there is no terminal: sentences are to be read there, too."""
+"""Width of sentences where stdout is no terminal: people read them there, too."""
 PIPE_TABLE_WIDTH = 240
 MARK = " *"
 NUMERIC = (model.NUMBER, model.SIZE, model.VADDR, model.PADDR)
 
 
 def print_labs(labs: Iterable[tuple[Lab, str]]) -> None:
-    """The list: each lab, the course's experiments it stands for, and what it lacks here."""
+    """Print the list of labs.
+
+    Args:
+        labs: Each lab, and why it cannot run on this machine; "" if it can.
+    """
     table = Table(box=None, pad_edge=False)
     table.add_column("lab", no_wrap=True)
     table.add_column("course", no_wrap=True)
-    table.add_column("what it is about")
+    table.add_column("topic")
     table.add_column("here")
     for lab, why_not in labs:
         rows = ", ".join(map(str, lab.rows)) or "-"
         here = Text(why_not or "ready", style="yellow" if why_not else "green")
         table.add_row(lab.name, rows, lab.title, here)
     _print(table, PIPE_TABLE_WIDTH)
-    _print(Text(f"{invocation.physview('lab NAME')} does one; with --quiz it asks first."))
+    _print(Text(f"{invocation.physview('lab NAME')} runs one; --quiz asks questions first."))
 
 
 def print_plan(lab: Lab) -> None:
-    """What a lab will do."""
+    """Print what a lab will do."""
     rows = ", ".join(map(str, lab.rows))
     course = f"  (the course's experiment{'s' * (len(lab.rows) > 1)} {rows})" if rows else ""
     _print(Text(f"{lab.name}: {lab.title}{course}", style="bold"))
@@ -47,7 +51,7 @@ def print_plan(lab: Lab) -> None:
 
 
 def print_evidence(evidence: Evidence) -> None:
-    """What was measured, and what follows."""
+    """Print the measurements and the conclusions."""
     for table in evidence.tables:
         _print(Text(""))
         _print(Text(table.title, style="bold"))
@@ -60,11 +64,11 @@ def print_evidence(evidence: Evidence) -> None:
     for note in evidence.notes:
         _print_item("?", Text(note, style="yellow"))
     if not evidence.is_usual:
-        _print(Text("! is not as on most machines."))
+        _print(Text("! marks a result that differs from most machines."))
 
 
 def print_question(number: int, question: Question) -> None:
-    """A question, and the answers to choose from."""
+    """Print a question, and the answers to choose from."""
     _print(Text(""))
     _print(Text(f"Question {number}: {question.text}", style="bold"))
     for index, choice in enumerate(question.choices, 1):
@@ -74,13 +78,19 @@ def print_question(number: int, question: Question) -> None:
 def print_answers(
     questions: Sequence[Question], chosen: Sequence[int | None], right: Sequence[int | None]
 ) -> None:
-    """What was chosen, and what the evidence says."""
+    """Print the user's answers, and the right ones according to the evidence.
+
+    Args:
+        questions: The questions.
+        chosen: Index of the user's answer to each question; None if there is none.
+        right: Index of the right answer; None if the measurements do not tell.
+    """
     _print(Text(""))
     items = zip(questions, chosen, right, strict=True)
     for number, (question, mine, answer) in enumerate(items, 1):
         words = "no answer" if mine is None else f"you said {mine + 1}"
         if answer is None:
-            verdict = "this run measured nothing that tells"
+            verdict = "nothing: this run did not measure it"
         else:
             judged = "" if mine is None else " right" if mine == answer else " wrong"
             words += f":{judged}" if judged else ""
@@ -103,7 +113,7 @@ def _table(measured: model.EvidenceTable) -> Table:
         cells = []
         for column, cell in zip(measured.columns, row.cells, strict=True):
             has_changed = column.name in row.changed
-            # A column that has marks keeps room for them, so that numbers stay below each other.
+            # Cells without a mark are padded if the column has marks, so that numbers align.
             room = any(column.name in other.changed for other in measured.rows)
             mark = MARK if has_changed else " " * len(MARK) * room
             cells.append(Text(_words(column, cell) + mark, style="bold" if has_changed else ""))

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""maps as a table and as a document (docs/json.md), each written line by line as it comes."""
+"""A process's mappings, as a table and as a JSON document (docs/json.md).
+
+Each line is printed as soon as it is known.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,15 @@ from physview.units import cut, short_size, terminal_width
 MIN_NAME = 12
 
 
-class Column(NamedTuple):
-    """A column of numbers: the wider the terminal, the more of them; `rank` says which first."""
+class MapsColumn(NamedTuple):
+    """A column of numbers in the table of `maps`.
+
+    Args:
+        title: The column's title.
+        width: Width in characters.
+        rank: The columns with the highest rank are left out first if the terminal is narrow.
+        value: Makes the cell's text.
+    """
 
     title: str
     width: int
@@ -38,7 +48,7 @@ def _alignment(usage: Usage) -> str:
 
 
 def _coverage(usage: Usage) -> str:
-    """How much of what is resident lies in blocks of 64 KiB, contiguous and aligned."""
+    """Format the share of resident memory in contiguous and aligned blocks of 64 KiB or more."""
     present = usage.resident_bytes + usage.hugetlb_bytes
     if usage.contiguous is None:
         return "?"
@@ -54,29 +64,29 @@ def _nodes(usage: Usage) -> str:
 
 
 COLUMNS = (
-    Column("size", 5, 0, lambda usage: short_size(usage.size_bytes)),
-    Column("rss", 5, 0, lambda usage: short_size(usage.resident_bytes)),
-    Column("swap", 5, 0, lambda usage: short_size(usage.swapped_bytes)),
-    Column("shared", 6, 0, lambda usage: short_size(usage.shared_bytes)),
-    Column("excl", 5, 3, lambda usage: short_size(usage.exclusive_bytes)),
-    Column("zero", 5, 4, lambda usage: short_size(usage.zero_bytes)),
-    Column("huge", 5, 1, lambda usage: short_size(usage.huge_bytes)),
-    Column("folios", 6, 0, lambda usage: short_size(usage.thp_bytes)),
-    Column("extents", 7, 0, lambda usage: _count(usage.nr_extents)),
-    Column("mean", 5, 1, _mean),
-    Column("largest", 7, 0, lambda usage: short_size(usage.largest_bytes)),
-    Column("align", 5, 3, _alignment),
-    Column("64K", 4, 2, _coverage),
-    Column("nodes", 5, 4, _nodes),
+    MapsColumn("size", 5, 0, lambda usage: short_size(usage.size_bytes)),
+    MapsColumn("rss", 5, 0, lambda usage: short_size(usage.resident_bytes)),
+    MapsColumn("swap", 5, 0, lambda usage: short_size(usage.swapped_bytes)),
+    MapsColumn("shared", 6, 0, lambda usage: short_size(usage.shared_bytes)),
+    MapsColumn("excl", 5, 3, lambda usage: short_size(usage.exclusive_bytes)),
+    MapsColumn("zero", 5, 4, lambda usage: short_size(usage.zero_bytes)),
+    MapsColumn("huge", 5, 1, lambda usage: short_size(usage.huge_bytes)),
+    MapsColumn("folios", 6, 0, lambda usage: short_size(usage.thp_bytes)),
+    MapsColumn("extents", 7, 0, lambda usage: _count(usage.nr_extents)),
+    MapsColumn("mean", 5, 1, _mean),
+    MapsColumn("largest", 7, 0, lambda usage: short_size(usage.largest_bytes)),
+    MapsColumn("align", 5, 3, _alignment),
+    MapsColumn("64K", 4, 2, _coverage),
+    MapsColumn("nodes", 5, 4, _nodes),
 )
 
 
 class MapsTable:
-    """The table of `maps`.
+    """Prints the table of `maps`.
 
     Args:
-        rollup: A line a process, not a mapping.
-        several: There may be more than one process.
+        rollup: Print a line per process, not per mapping.
+        several: Whether there may be more than one process.
     """
 
     def __init__(self, *, rollup: bool, several: bool) -> None:
@@ -86,7 +96,7 @@ class MapsTable:
         self._title = ("", "")
         head = 12 if not rollup else 7
         head += 0 if rollup else 5
-        # As many ranks as fit beside a name of some length.
+        # Show as many ranks as leave enough room for the mapping's name.
         for rank in range(max(column.rank for column in COLUMNS), -1, -1):
             self._columns = [column for column in COLUMNS if column.rank <= rank]
             used = head + sum(column.width + 1 for column in self._columns)
@@ -96,6 +106,7 @@ class MapsTable:
         self._nr_processes = 0
 
     def begin_process(self, pid: int, name: str) -> None:
+        """Print the heading of a process."""
         name = printable(name)
         self._title = f"{pid:>7}", name
         self._nr_processes += 1
@@ -106,13 +117,14 @@ class MapsTable:
             self._line("    pid" if self._rollup else f"{'start':<12} perm", None, "")
 
     def add_mapping(self, usage: Usage) -> None:
+        """Print the line of a mapping."""
         vma = usage.vma
         if self._rollup or vma is None:
             return
         self._line(f"{vma.start:012x} {vma.perms}", usage, self._name(vma))
 
     def end_process(self, total: Usage | None) -> None:
-        """`total` is None of a process that ended meanwhile."""
+        """Print the line of a process. `total` is None if the process ended while it was read."""
         if total is None:
             words = f"{self._title[0]} {self._title[1]}: it ended while it was read"
             sys.stdout.write(f"{words if self._rollup else words.strip()}\n")
@@ -122,6 +134,7 @@ class MapsTable:
             self._line(f"{'total':<17}", total, _mappings(total.nr_vmas))
 
     def end(self, total: Usage) -> None:
+        """Print the totals of all processes."""
         if self._nr_processes > 1:
             head = "  total" if self._rollup else f"\n{'all':<17}"
             self._line(head, total, f"{self._nr_processes} processes")
@@ -147,12 +160,15 @@ def _mappings(nr: int) -> str:
 
 
 def coverage_lines(total: Usage) -> list[str]:
-    """How much is in a row, by size of the block, and in large folios, by how these are mapped."""
+    """Make the lines that say how much is contiguous and how much is in large folios.
+
+    Contiguous memory is listed by the size of the block, large folios by how they are mapped.
+    """
     present = total.resident_bytes + total.hugetlb_bytes
     lines = []
     if total.contiguous:
         lines.append("")
-        lines.append("in contiguous blocks, aligned to their size in both spaces, of at least")
+        lines.append("in contiguous blocks of at least this size, aligned to it in both spaces")
         lines += _wrapped(_shares(total.contiguous, present))
     folios = total.folios or {}
     for kind in KINDS:
@@ -216,7 +232,7 @@ SIZES = (
 
 
 def usage(item: Usage) -> dict[str, Any]:
-    """What a mapping, or several together, use."""
+    """Make the members of the JSON document for a mapping or for a total."""
     document = {name: getattr(item, name) for name in SIZES}
     document["largest_vaddr"] = None if item.largest_vaddr is None else hex(item.largest_vaddr)
     document["alignment_bytes"] = item.alignment_bytes
@@ -243,10 +259,12 @@ def _folios(found: Folios) -> dict[str, Any]:
 
 
 class MapsDocument:
-    """The document of `maps`: {"processes": [{"pid", "name", "mappings", "total"}], "total"}.
+    """Prints the JSON document of `maps`.
+
+    Its form is {"processes": [{"pid", "name", "mappings", "total"}], "total"}.
 
     Args:
-        rollup: Without the mappings.
+        rollup: Leave out the mappings: "mappings" is null.
     """
 
     def __init__(self, *, rollup: bool) -> None:
@@ -255,21 +273,24 @@ class MapsDocument:
         self._inner = ""
 
     def begin_process(self, pid: int, name: str) -> None:
+        """Print the first members of a process."""
         head = json.dumps({"pid": pid, "name": name})[:-1]
         sys.stdout.write(f'{self._separator}\n{head}, "mappings": ')
         sys.stdout.write("null" if self._rollup else "[")
         self._separator, self._inner = ",", ""
 
     def add_mapping(self, item: Usage) -> None:
+        """Print a mapping."""
         if not self._rollup:
             document = {"mapping": mapping(item.vma), **usage(item)}
             sys.stdout.write(f"{self._inner}\n{json.dumps(document)}")
             self._inner = ","
 
     def end_process(self, total: Usage | None) -> None:
-        """`total` is None of a process that ended meanwhile."""
+        """Print a process's total. `total` is None if the process ended while it was read."""
         end = "" if self._rollup else "\n]"
         sys.stdout.write(f'{end}, "total": {json.dumps(total and usage(total))}}}')
 
     def end(self, total: Usage) -> None:
+        """Print the total of all processes, and the end of the document."""
         sys.stdout.write(f'\n], "total": {json.dumps(usage(total))}}}\n')

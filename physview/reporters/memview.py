@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""memview's reports, and which addresses stayed over repetitions."""
+"""The reports of memview, and the table of addresses that stay the same over repetitions."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ STABILITY_STYLES = {"stayed": "green", "changed": "", "unknown": "yellow"}
 
 
 def memview_report(labelled: Iterable[tuple[str, Translation]]) -> str:
-    """memview2's report, to the letter."""
+    """Make the report of the course program memview2, exactly as memview2 prints it."""
     lines = [f"{label}:  {address_line(translation)}" for label, translation in labelled]
     return "\n".join(["Memory map report (virtual -> physical)", *lines, ""])
 
 
 def virtual_report(probes: Iterable[Probe]) -> str:
-    """memview's report: the same without physical addresses."""
+    """Make the report of the course program memview, which has no physical addresses."""
     lines = [f"{probe.label}:  {probe.vaddr:#018x}" for probe in probes]
     return "\n".join(["Memory map report (virtual)", *lines, ""])
 
 
 def print_stability(stabilities: Sequence[Stability], nr_runs: int, *, with_physical: bool) -> None:
-    """memview --repeat: what stayed and what changed."""
+    """Print the table of memview --repeat: which addresses stayed the same, and which changed."""
     from rich.table import Table
 
     from physview.reporters.drawing import draw
 
-    table = Table(title=f"{nr_runs} runs, a new process each", box=None, title_justify="left")
+    title = f"{nr_runs} repetitions, each in a new process"
+    table = Table(title=title, box=None, title_justify="left")
     table.add_column("label", no_wrap=True)
     table.add_column("virtual", no_wrap=True)
     if with_physical:

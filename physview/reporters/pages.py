@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pages as a table, as JSON documents (docs/json.md) and as CSV, each written as it comes."""
+"""Pages or extents, as a table, as JSON (docs/json.md) and as CSV.
+
+Each line is printed as soon as it is known.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,18 @@ from physview.units import cut, short_size, terminal_width
 
 
 class PageRecord(NamedTuple):
-    """An extent, or a page. A member that does not apply, or was not asked for, is None.
+    """An extent or a page. A member that does not apply, or that was not looked up, is None.
 
     Args:
-        vaddr: Of the first page.
-        nr_pages: Base pages.
-        pfn: The first page's frame.
-        cause: Why it has none.
+        vaddr: Virtual address of the first page.
+        nr_pages: Number of base pages.
+        pfn: Frame number of the first page.
+        cause: Why the pages have no frame number, as a value of `Cause`.
         swap: A swap entry's type and offset.
         flags: Names of the frames' flags.
         mapcount: How often each frame is mapped.
-        cgroup: Path, or "@inode" of a cgroup that is gone.
+        cgroup: Path of the cgroup to which the frames are charged; "@inode" if that cgroup was
+            removed.
         node: NUMA node.
         vma: The mapping.
     """
@@ -53,13 +57,13 @@ class PageRecord(NamedTuple):
 
 
 class PageRecords:
-    """Makes records.
+    """Makes records of the rows that `Snapshot.iter_extents()` yields.
 
     Args:
-        vmas: The mappings that the rows name by index.
-        columns: Names of the columns that were asked for.
-        cgroups: Paths by inode.
-        each: The rows are pages.
+        vmas: The mappings. Rows name them by index.
+        columns: Names of the columns that were looked up.
+        cgroups: Paths of cgroups by inode.
+        each: Whether a row is a page, not an extent.
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class PageRecords:
         self._cgroups = cgroups
 
     def iter_records(self, batches: Iterable[Any]) -> Iterator[PageRecord]:
-        """Yield the records of batches, in their order."""
+        """Yield a record for each row, in the order of the rows."""
         for batch in batches:
             names = ("vaddr", "nr_pages", "entry", "pfn", "vma")
             columns = [batch[name].tolist() for name in names]
@@ -98,7 +102,7 @@ class PageRecords:
                 )
 
     def _cgroup(self, inode: int) -> str | None:
-        if inode in (NO_ENTRY, 0):  # 0: charged to none
+        if inode in (NO_ENTRY, 0):  # 0: charged to no cgroup
             return None
         return self._cgroups.get(inode, f"@{inode}")
 
@@ -118,7 +122,7 @@ def _why(raw: int) -> tuple[str | None, tuple[int, int] | None]:
 
 
 def print_pages(records: PageRecords, batches: Iterable[Any]) -> None:
-    """The extents, or pages, under a heading for each mapping."""
+    """Print the extents or the pages, under a heading for each mapping."""
     heading = ["vaddr".ljust(12), "pages".rjust(8), "pfn".rjust(9)]
     if records.each:
         del heading[1]
@@ -158,7 +162,7 @@ def _line(record: PageRecord, each: bool, shown: list[str]) -> str:
 
 
 def print_summary(counts: FlagCounts) -> None:
-    """How many pages have which flags, the most first; what page-types prints."""
+    """Print the number of pages by flags, largest number first, as page-types does."""
     sys.stdout.write(f"{'flags':>18} {'pages':>10} {'size':>5}  names\n")
     for flags, nr in sorted(counts.by_flags.items(), key=lambda item: -item[1]):
         names = ",".join(flag_names(flags)) or "none"
@@ -176,7 +180,7 @@ CSV_HEAD = (
 
 
 def _record_document(item: PageRecord) -> dict[str, Any]:
-    """An extent or a page."""
+    """Make the JSON members of an extent or a page."""
     return {
         "vaddr": hex(item.vaddr),
         "nr_pages": item.nr_pages,
@@ -192,7 +196,7 @@ def _record_document(item: PageRecord) -> dict[str, Any]:
 
 
 def write_document(pid: int, records: PageRecords, batches: Iterable[Any]) -> None:
-    """The document: the mappings, and the extents with the index of theirs."""
+    """Print the JSON document: the mappings, and the extents. An extent has its mapping's index."""
     mappings = [mapping(vma) for vma in records.vmas]
     index = {vma.start: at for at, vma in enumerate(records.vmas)}
     head = json.dumps({"pid": pid, "mappings": mappings, "extents": []})
@@ -206,7 +210,7 @@ def write_document(pid: int, records: PageRecords, batches: Iterable[Any]) -> No
 
 
 def write_json_lines(records: PageRecords, batches: Iterable[Any]) -> None:
-    """A JSON object a line."""
+    """Print one JSON object per line."""
     write_lines(
         json.dumps({**_record_document(item), "mapping": mapping(item.vma)}) + "\n"
         for item in records.iter_records(batches)
@@ -214,14 +218,14 @@ def write_json_lines(records: PageRecords, batches: Iterable[Any]) -> None:
 
 
 def write_csv(records: PageRecords, batches: Iterable[Any]) -> None:
-    """Comma-separated values with a header; flags with | between them, names escaped."""
+    """Print comma-separated values with a header. "|" separates flags. Names are escaped."""
     write_lines(_iter_csv(records, batches))
 
 
 def _iter_csv(records: PageRecords, batches: Iterable[Any]) -> Iterator[str]:
     import csv
 
-    # A row is what write() returns, and str() returns the line it is given.
+    # writerow() returns what write() returns. str() as write() returns the line unchanged.
     row: Callable[[Iterable[Any]], str] = csv.writer(
         SimpleNamespace(write=str), lineterminator="\n"
     ).writerow
@@ -247,7 +251,7 @@ def _iter_csv(records: PageRecords, batches: Iterable[Any]) -> Iterator[str]:
 
 
 def write_summary_document(pid: int, counts: FlagCounts) -> None:
-    """The document of counts by flags, the most first."""
+    """Print the JSON document of the number of pages by flags, largest number first."""
     rows = [
         {"flags": flag_names(flags), "nr_pages": nr}
         if flags == NO_ENTRY

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a picture shows, as a document; docs/json.md describes it."""
+"""What a picture shows, as a JSON document (docs/json.md)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 
 def picture_document(picture: Picture, path: str, size_bytes: int) -> dict[str, Any]:
-    """The document of picture, and of frames --picture."""
+    """Make the JSON document of picture, frames --picture and diff --picture.
+
+    Args:
+        picture: The picture.
+        path: Its file.
+        size_bytes: The file's size.
+    """
     space, frames = picture.space, picture.frames
     nr_frames = frames.totals if frames else [None] * len(picture.kinds)
     return {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What trace is about, as lines for people and as a document."""
+"""A trace of kernel events, as lines of text and as a JSON document (docs/json.md)."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from physview.analysis import trace as analysis
-from physview.analysis.trace import KernelMap, Path, Trace
+from physview.analysis.trace import CallPath, KernelMap, Trace
 from physview.frames.owners import FrameGroup, Ownership
 from physview.model import PAGE_SHIFT, Vma, printable
 from physview.reporters.documents import mapping
 from physview.tracing import Event, StackFrame
 from physview.units import size
 
-SIZE_WORDS = {"bytes_req": "asked for", "bytes_alloc": "given", "n": "copied"}
-# Of a stack the innermost are the same in all, and the caller is what is of interest.
+SIZE_WORDS = {"bytes_req": "requested", "bytes_alloc": "allocated", "n": "copied"}
+# The field with the caller's address. It is not shown if the event has a stack, which names the
+# caller.
 CALL_SITE = "call_site"
 
 
 def wrapped(line: str, width: int | None) -> list[str]:
-    """A line, broken between its fields where it is longer than a terminal is wide.
+    """Break a line between its fields if it is longer than `width`; None means no limit.
 
     >>> wrapped("1.5  [0] 7 sh  kmalloc  ptr=0x1000 node=-1", 30)
     ['1.5  [0] 7 sh  kmalloc', '    ptr=0x1000 node=-1']
@@ -39,7 +40,7 @@ def wrapped(line: str, width: int | None) -> list[str]:
 
 
 def iter_event_lines(trace: Trace, ownership: Ownership | None, kernel: KernelMap) -> Iterator[str]:
-    """The events, each with its stack below it, and what its frames are now."""
+    """Yield lines for each event: the event, what its frames are now, and its stack."""
     for event in trace.events:
         yield f"{_when(event)}  {event.name}  {_fields(event)}".rstrip()
         frames = analysis.frames_of(event)
@@ -64,7 +65,7 @@ def _fields(event: Event) -> str:
 
 
 def field_text(event: Event, name: str) -> str:
-    """A field's value: addresses in hexadecimal, text in one line."""
+    """Format a field's value: addresses in hexadecimal, text in one line."""
     value = event.fields[name]
     if isinstance(value, str):
         return printable(value)
@@ -77,9 +78,9 @@ def _stack_lines(stack: tuple[StackFrame, ...]) -> Iterator[str]:
 
 
 def now_words(groups: list[FrameGroup]) -> str:
-    """What frames are now, in a few words."""
+    """Describe in a few words what frames are used for now."""
     if len(groups) > 3:
-        return f"{len(groups)} different things: {', '.join(_use(g) for g in groups[:2])}, …"
+        return f"{len(groups)} different uses: {', '.join(_use(g) for g in groups[:2])}, …"
     return ", ".join(_use(group) for group in groups)
 
 
@@ -95,13 +96,13 @@ def _use(group: FrameGroup) -> str:
 
 
 def iter_path_lines(trace: Trace) -> Iterator[str]:
-    """The ways through the kernel, counted, the most first."""
+    """Yield lines for each different stack, with the number of its events, most frequent first."""
     for path in analysis.fold(trace.events):
         yield f"{path.nr_events:6}  {path.name}  {_path_words(path)}".rstrip()
         yield from _stack_lines(path.stack)
 
 
-def _path_words(path: Path) -> str:
+def _path_words(path: CallPath) -> str:
     words = [f"{size_bytes} bytes {SIZE_WORDS[name]}" for name, size_bytes in path.sizes.items()]
     if path.nr_frames:
         words.append(_frames(path.nr_frames))
@@ -117,7 +118,11 @@ def _frames(nr: int) -> str:
 def iter_ending_lines(
     trace: Trace, ownership: Ownership | None, kernel: KernelMap
 ) -> Iterator[str]:
-    """What all events have in common: how many, where their addresses lie, what frames are now."""
+    """Yield the lines below all events.
+
+    They say how many events there are, where the addresses in their fields lie, and what their
+    frames are used for now.
+    """
     nr = len(trace.events)
     yield f"{nr} {'event' if nr == 1 else 'events'} of {' '.join(trace.probes)} ({trace.means})"
     words = [f"{total} bytes {SIZE_WORDS[n]}" for n, total in _sizes(trace).items()]
@@ -129,7 +134,7 @@ def iter_ending_lines(
     if ownership:
         uses = analysis.uses_now(trace.events, ownership, kernel)
         listed = ", ".join(f"{nr} {use.replace('_', ' ')}" for use, nr in uses)
-        yield f"  now, each frame once: {listed}"
+        yield f"  now, counting each frame once: {listed}"
     yield from _address_lines(trace, kernel)
 
 
@@ -147,13 +152,13 @@ def _address_lines(trace: Trace, kernel: KernelMap) -> Iterator[str]:
         yield f"  {found.name:<9} {where} {found.area}, {found.nr} different"
     if any(found.area == "direct map" for found in ranges):
         start, _, paddr = kernel.direct[0]
-        yield f"  in the direct map an address is the physical one + {start - paddr:#018x}"
+        yield f"  direct map: virtual address = physical address + {start - paddr:#018x}"
     for name, vma_range in _user_ranges(trace.memory):
-        yield f"  {name:<9} {vma_range[0]:#018x}-{vma_range[1]:#018x} user, of {trace.pid}"
+        yield f"  {name:<9} {vma_range[0]:#018x}-{vma_range[1]:#018x} user, process {trace.pid}"
 
 
 def _user_ranges(memory: list[Vma]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Where a process's own memory lies."""
+    """Yield (name, (start, end)) of the heap, of the stack and of the whole user memory."""
     for name in ("[heap]", "[stack]"):
         for vma in memory:
             if vma.path == name:
@@ -166,7 +171,14 @@ def _user_ranges(memory: list[Vma]) -> Iterator[tuple[str, tuple[int, int]]]:
 def document(
     trace: Trace, ownership: Ownership | None, kernel: KernelMap, *, summary: bool
 ) -> dict[str, Any]:
-    """The document of trace; docs/json.md describes it."""
+    """Make the JSON document of trace (docs/json.md).
+
+    Args:
+        trace: The trace.
+        ownership: What the frames are now; None if that is not known.
+        kernel: The kernel's address space.
+        summary: Whether to list stacks with their number of events, not single events.
+    """
     uses = analysis.uses_now(trace.events, ownership, kernel) if ownership else None
     found: dict[str, Any] = {
         "event": trace.event,
@@ -201,11 +213,11 @@ def document(
 
 
 def _direct_map(kernel: KernelMap) -> str | None:
-    """What is added to a physical address."""
+    """Return the difference between an address in the direct map and its physical address."""
     return hex(kernel.direct[0][0] - kernel.direct[0][2]) if kernel.direct else None
 
 
-def _path_document(path: Path) -> dict[str, Any]:
+def _path_document(path: CallPath) -> dict[str, Any]:
     return {
         "name": path.name,
         "nr_events": path.nr_events,

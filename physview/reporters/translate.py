@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Addresses and ranges as lines, the same on a terminal and in a pipe."""
+"""Translated addresses and ranges, as lines of text: the same on a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from physview.model import Gap, Translation
 
 
 def address_line(translation: Translation) -> str:
-    """One address and where it is.
+    """Format a virtual address and its physical address.
 
     >>> address_line(Translation(0x1000, 0x9000, None))
     '0x0000000000001000 -> 0x0000000000009000'
@@ -17,7 +17,7 @@ def address_line(translation: Translation) -> str:
 
 
 def translation_line(translation: Translation) -> str:
-    """One address, where it is, what lies there, and why it is nowhere."""
+    """Format an address, its physical address, its mapping, and the cause if there is none."""
     parts = [
         f"{address_line(translation):<40}",
         str(translation.vma or ""),
@@ -27,7 +27,7 @@ def translation_line(translation: Translation) -> str:
 
 
 def gap_line(gap: Gap) -> str:
-    """Pages in a row that are nowhere, all for one cause."""
+    """Format contiguous pages that have no physical address, all for the same cause."""
     pages = "1 page" if gap.nr_pages == 1 else f"{gap.nr_pages} pages"
     parts = [
         f"{gap.start:#018x}-{gap.end:#018x} -> UNKNOWN",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A walk of the page tables as a tree and as a document (docs/json.md)."""
+"""A walk of the page tables, as a tree and as a JSON document (docs/json.md)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ KIND_WORDS = {
     PageKind.HWPOISON: "its frame is broken (hardware poison)",
     PageKind.DEVICE: "in a device's own memory",
     PageKind.MARKER: "a marker: userfaultfd, guard or poison",
-    PageKind.BEYOND: "no user address",
-    PageKind.BAD: "an entry that makes no sense",
+    PageKind.BEYOND: "not a user address",
+    PageKind.BAD: "an invalid entry",
 }
 
 
 def walk_tree(walk: Walk, bit_names: BitNames) -> str:
-    """The levels of a walk from the root down, each below the one that leads to it."""
+    """Draw the levels of a walk from the root down, each level below its parent.
+
+    Args:
+        walk: The walk.
+        bit_names: Names the set bits of a level's entry.
+    """
     lines = [f"{walk.vaddr:#018x}"]
     for depth, level in enumerate(level for level in walk.levels if not level.folded):
         branch = f"{'  ' * depth}└─ {level.name}"
@@ -37,9 +42,9 @@ def walk_tree(walk: Walk, bit_names: BitNames) -> str:
         lines.append(f"{branch}  at {level.address:#014x}  {level.entry:#018x}  {names}".rstrip())
     folded = [level.name for level in walk.levels if level.folded]
     if folded:
-        lines.append(f"folded: {', '.join(folded)}, which this hardware has not")
+        lines.append(f"folded: {', '.join(folded)} (this hardware has no such level)")
     if any(level.entry is None for level in walk.levels):
-        lines.append("hidden: where page tables lie, and their entries; run as root")
+        lines.append("hidden: addresses and entries of the page tables; run as root")
     what = KIND_WORDS[walk.kind]
     if walk.paddr is not None:
         size = size_words(walk.page_size_bytes)
@@ -51,7 +56,7 @@ def walk_tree(walk: Walk, bit_names: BitNames) -> str:
 
 
 def document(pid: int, walked: Walk, bit_names: BitNames) -> dict[str, Any]:
-    """The document of a walk: what was found, and every level from the root down."""
+    """Make the JSON document of a walk: the result, and every level from the root down."""
     return {
         "source": "kmod",
         "pid": pid,

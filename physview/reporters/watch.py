@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What watch says of a reading: lines for the screen and for a pipe, and documents."""
+"""A reading of watch, as lines for the screen and for a pipe, and as a JSON document."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ MIN_NAME = 12
 BLOCKS = " ▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = " .:-=+*#@"
 STEPS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 63 / 64)
-"""From what share of a cell on it is drawn higher than anything at all."""
+"""Shares of a cell from which on its block is drawn a step higher than the lowest block."""
 
 
-class Column(NamedTuple):
-    """A column of the mappings; those of the lowest rank are the last to be left out."""
+class WatchColumn(NamedTuple):
+    """A column of the table of mappings.
+
+    Args:
+        title: The column's title.
+        width: Width in characters.
+        rank: The columns with the highest rank are left out first if the terminal is narrow.
+        value: Makes the cell's text, from a reading and the index of a mapping.
+    """
 
     title: str
     width: int
@@ -31,11 +38,11 @@ class Column(NamedTuple):
     value: Callable[[Reading, int], str]
 
 
-def _has(name: str) -> Callable[[Reading, int], str]:
+def _format_pages(name: str) -> Callable[[Reading, int], str]:
     return lambda reading, at: short_size(int(reading.pages[name][at]) * PAGE_SIZE)
 
 
-def _became(name: str) -> Callable[[Reading, int], str]:
+def _format_change(name: str) -> Callable[[Reading, int], str]:
     def value(reading: Reading, at: int) -> str:
         if reading.changes is None:
             return ""
@@ -47,24 +54,28 @@ def _became(name: str) -> Callable[[Reading, int], str]:
 
 
 COLUMNS = (
-    Column("start", 12, 2, lambda reading, at: f"{reading.vmas[at].start:012x}"),
-    Column("perm", 4, 3, lambda reading, at: reading.vmas[at].perms),
-    Column("size", 5, 1, lambda r, at: short_size(r.vmas[at].end - r.vmas[at].start)),
-    Column("mem", 5, 0, _has("resident")),
-    Column("swap", 5, 1, _has("swapped")),
-    Column("excl", 5, 4, _has("exclusive")),
-    Column("file", 5, 4, _has("file")),
-    Column("new", 5, 0, _became("new")),
-    Column("gone", 5, 0, _became("gone")),
-    Column("moved", 5, 0, _became("moved")),
-    Column("out", 4, 3, _became("out")),
-    Column("in", 4, 3, _became("in")),
+    WatchColumn("start", 12, 2, lambda reading, at: f"{reading.vmas[at].start:012x}"),
+    WatchColumn("perm", 4, 3, lambda reading, at: reading.vmas[at].perms),
+    WatchColumn("size", 5, 1, lambda r, at: short_size(r.vmas[at].end - r.vmas[at].start)),
+    WatchColumn("mem", 5, 0, _format_pages("resident")),
+    WatchColumn("swap", 5, 1, _format_pages("swapped")),
+    WatchColumn("excl", 5, 4, _format_pages("exclusive")),
+    WatchColumn("file", 5, 4, _format_pages("file")),
+    WatchColumn("new", 5, 0, _format_change("new")),
+    WatchColumn("gone", 5, 0, _format_change("gone")),
+    WatchColumn("moved", 5, 0, _format_change("moved")),
+    WatchColumn("out", 4, 3, _format_change("out")),
+    WatchColumn("in", 4, 3, _format_change("in")),
 )
 
 
-def choose_columns(width: int) -> tuple[list[Column], int]:
-    """The columns that fit into a line, and what is left for the name behind them."""
-    columns: list[Column] = []
+def choose_columns(width: int) -> tuple[list[WatchColumn], int]:
+    """Choose the columns that fit into a line of `width` characters.
+
+    Returns:
+        The columns, and the number of characters that are left for the mapping's name.
+    """
+    columns: list[WatchColumn] = []
     for rank in range(max(column.rank for column in COLUMNS), -1, -1):
         columns = [column for column in COLUMNS if column.rank <= rank]
         room = width - sum(column.width + 1 for column in columns)
@@ -74,31 +85,31 @@ def choose_columns(width: int) -> tuple[list[Column], int]:
 
 
 def name_of(vma: Vma) -> str:
-    """A mapping's name in a line of its own."""
+    """Return the name of a mapping."""
     return printable(vma.path) if vma.path else "[anonymous]"
 
 
 def short_name(vma: Vma, room: int) -> str:
-    """The name, without its folder where that does not fit."""
+    """Return the name of a mapping, without its folder if the path is longer than `room`."""
     name = name_of(vma)
     if len(name) > room and "/" in name:
         name = name.removesuffix(" (deleted)").rpartition("/")[2]
     return name
 
 
-def row(reading: Reading, at: int, columns: list[Column], room: int) -> str:
-    """One mapping."""
+def row(reading: Reading, at: int, columns: list[WatchColumn], room: int) -> str:
+    """Make the line of the mapping with index `at`."""
     cells = [column.value(reading, at).rjust(column.width) for column in columns]
     return f"{' '.join(cells)} {short_name(reading.vmas[at], room)}"
 
 
-def title_row(columns: list[Column]) -> str:
-    """What stands over the mappings."""
+def title_row(columns: list[WatchColumn]) -> str:
+    """Make the line with the titles of the columns."""
     return " ".join(column.title.rjust(column.width) for column in columns) + " mapping"
 
 
 def process_line(reading: Reading) -> str:
-    """Which process, and what it has."""
+    """Make the line about the process: its name, pid and sizes."""
     mem, swap = (int(reading.pages[name].sum()) * PAGE_SIZE for name in ("resident", "swapped"))
     nr = len(reading.vmas)
     return (
@@ -108,18 +119,18 @@ def process_line(reading: Reading) -> str:
 
 
 def fault_line(reading: Reading) -> str:
-    """The kernel's own count of page faults."""
+    """Make the line about page faults, which the kernel counts."""
     total = f"{reading.nr_minor_faults} minor, {reading.nr_major_faults} major"
     if reading.new_faults is None or reading.seconds is None:
-        return f"faults  {total} in all"
+        return f"faults  {total} in total"
     minor, major = reading.new_faults
-    return f"faults  {minor} minor, {major} major in {reading.seconds:.1f} s; {total} in all"
+    return f"faults  {minor} minor, {major} major in {reading.seconds:.1f} s; {total} in total"
 
 
 def change_line(reading: Reading) -> str:
-    """What became of the pages since the reading before."""
+    """Make the line about changes since the previous reading."""
     if reading.counts is None:
-        return "pages   the first reading: what changes is seen from the next on"
+        return "pages   first reading: changes are shown from the next reading on"
     counts = reading.counts
     sums = {name: sum(counts.get(c, 0) for c in members) for name, members in GROUPS.items()}
     moved = str(sums["moved"]) if reading.knows_frames else "?"
@@ -134,26 +145,30 @@ def change_line(reading: Reading) -> str:
 
 
 def notes(reading: Reading) -> list[str]:
-    """What is not known, and why."""
+    """Make lines that say what is not known, and why."""
     found = []
     if not reading.knows_frames:
-        found.append(
-            "frame numbers are hidden: what moved, and where in RAM it is, is root's to see"
-        )
+        found.append("frame numbers are hidden: only root sees moved pages and places in RAM")
     elif reading.ram is None:
-        found.append("/proc/iomem does not tell where RAM is: no map of it")
+        found.append("/proc/iomem does not say where RAM is, so there is no map of it")
     elif reading.ram.nr_elsewhere:
         size = short_size(reading.ram.nr_elsewhere * PAGE_SIZE)
-        found.append(f"{size} more are in memory of devices, not in RAM")
+        found.append(f"{size} more are in the memory of devices, not in RAM")
     if reading.compared_to is not None:
         found.append(
-            f"too many extents to keep: changes are told below {reading.compared_to:#x} only"
+            f"too many extents to keep: changes are shown only below {reading.compared_to:#x}"
         )
     return found
 
 
 def density(ram: RamMap, nr_cells: int, blocks: str = BLOCKS) -> str:
-    """A character for each part of RAM: how much of it is the process's, after STEPS."""
+    """Draw RAM as characters: each stands for a part of RAM, and its height for a share of it.
+
+    Args:
+        ram: The process's frames in RAM.
+        nr_cells: Maximum number of characters.
+        blocks: The characters, from no frame to all frames; STEPS has the shares between.
+    """
     import numpy as np
 
     nr_cells = min(nr_cells, len(ram.frames))
@@ -166,7 +181,7 @@ def density(ram: RamMap, nr_cells: int, blocks: str = BLOCKS) -> str:
 
 
 def ram_lines(ram: RamMap, width: int, nr_lines: int, blocks: str = BLOCKS) -> list[str]:
-    """RAM as lines of characters, from its first frame to its last."""
+    """Draw RAM in lines of characters, from its first frame to its last."""
     head = f"RAM {short_size(ram.nr_frames * PAGE_SIZE):>4}"
     room = width - len(head) - 2
     cells = density(ram, room * nr_lines, blocks)
@@ -176,14 +191,14 @@ def ram_lines(ram: RamMap, width: int, nr_lines: int, blocks: str = BLOCKS) -> l
 
 
 def ram_legend(ram: RamMap, nr_cells: int, blocks: str = BLOCKS) -> str:
-    """What a character of the map is, and what its height means."""
+    """Make the legend of the map: what a character stands for, and what its height means."""
     size = short_size(ram.nr_frames * PAGE_SIZE // max(1, min(nr_cells, len(ram.frames))))
     shares = f"{blocks[1]} some {blocks[4]} 1/16 {blocks[6]} 1/4 {blocks[7]} 1/2 {blocks[8]} all"
-    return f"a character is {size}; of that {shares}"
+    return f"a character is {size}; the process has {shares}"
 
 
 def print_reading(reading: Reading, width: int) -> None:
-    """A reading as plain text: what the screen shows, with every mapping."""
+    """Print a reading as plain text: what the screen shows, with all mappings."""
     lines = [process_line(reading), fault_line(reading), change_line(reading)]
     blocks = BLOCKS if _can_encode(BLOCKS) else ASCII_BLOCKS
     if reading.ram:
@@ -206,12 +221,12 @@ def _can_encode(text: str) -> bool:
 
 
 def print_document(reading: Reading) -> None:
-    """A reading as one line of JSON."""
+    """Print a reading as one line of JSON."""
     sys.stdout.write(json.dumps(document(reading)) + "\n")
 
 
 def document(reading: Reading) -> dict[str, Any]:
-    """A reading, as docs/json.md has it; pages are base pages."""
+    """Make the JSON document of a reading (docs/json.md). Pages are base pages."""
     ram = reading.ram
     changes, counts = reading.changes, reading.counts
     mappings = []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The screen of watch: drawn line by line, and only the lines that are not there already.
+"""The screen of watch. Only lines that have changed are drawn.
 
-rich's Console draws: it knows colours, wide characters and the alternate screen. Its Live would
-draw from a thread of its own, and everything each time.
+rich's Console draws them: it handles colours, wide characters and the alternate screen. rich's
+Live is not used: it draws from its own thread, and it draws all lines each time.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ SORTS: dict[str, tuple[str, Callable[[Reading], Any]]] = {
     "w": ("swap", lambda reading: reading.pages["swapped"]),
     "c": ("change", _changed),
 }
-"""By key: the name of an order, and a number for each mapping, of which the largest comes first."""
+"""Sort orders by key: the order's name, and a function that gives each mapping a number.
+
+The mapping with the largest number comes first.
+"""
 
 KEYS = (
     ("q", "quit"),
@@ -56,35 +59,40 @@ KEYS = (
     ("+-", "interval"),
     ("asmwc", "sort"),
     ("↑↓", "scroll"),
-    ("PgUp PgDn Home End", "as well"),
+    ("PgUp PgDn Home End", "too"),
 )
 HEAD, NOTE, TITLE, FOOT, CHANGED = "bold", "yellow", "reverse", "reverse", "green"
 SMALL = 16
-"""With fewer lines than this the head says less, so that mappings have room."""
+"""With fewer lines than this, the head of the screen is shorter, so that mappings have room."""
 
 
 class State:
-    """What the person has chosen.
+    """What the user has chosen, and what the screen needs to remember between readings.
 
     Args:
-        interval: Seconds from one reading to the next, as asked for.
+        interval: Seconds from one reading to the next, as the user chose them.
     """
 
     def __init__(self, interval: float) -> None:
         self.interval = interval
         self.lengthened: float | None = None
-        """What the interval is instead, because a reading costs too much."""
+        """The actual interval, if it is longer because a reading takes too long; else None."""
         self.paused = False
         self.sort = "a"
         self.first = 0
         self.page = 1
         self.own_share: float | None = None
-        """What of a core we took ourselves since the last reading."""
+        """Share of a CPU core that physview itself used since the previous reading."""
         self.remedy = ""
-        """How frame numbers would be shown."""
+        """How to get frame numbers, if they are hidden."""
 
     def scroll(self, key: str, nr_rows: int) -> None:
-        """Move the first mapping that is shown."""
+        """Change which mapping is the first that is shown.
+
+        Args:
+            key: The key that the user pressed.
+            nr_rows: Number of mappings.
+        """
         steps = {
             "up": -1, "k": -1, "down": 1, "j": 1,
             "pageup": -self.page, "pagedown": self.page,
@@ -94,12 +102,12 @@ class State:
         self.clamp(nr_rows)
 
     def clamp(self, nr_rows: int) -> None:
-        """Keep the last page full, where there is as much."""
+        """Keep the screen full: do not scroll beyond the last mapping."""
         self.first = max(0, min(self.first, nr_rows - self.page))
 
 
 class Screen:
-    """The terminal on stdout as a page of lines."""
+    """The terminal on stdout, as a number of lines."""
 
     def __init__(self) -> None:
         self._console = open_console(sys.stdout, force_terminal=True)
@@ -107,18 +115,18 @@ class Screen:
         self._plain = not _is_unicode()
 
     def enter(self) -> None:
-        """Turn to the alternate screen."""
+        """Switch to the alternate screen."""
         self._drawn = []
         self._console.set_alt_screen(True)
         self._console.show_cursor(False)
 
     def leave(self) -> None:
-        """Turn back to what was there before."""
+        """Switch back to the screen that was there before."""
         self._console.show_cursor(True)
         self._console.set_alt_screen(False)
 
     def draw(self, reading: Reading, state: State) -> None:
-        """Show a reading; lines that are as they were are not written."""
+        """Show a reading. Lines that have not changed are not written."""
         width, height = os.get_terminal_size(1)
         width, height = max(width, 1), max(height, 1)
         if (width, height) != tuple(self._console.size):
@@ -126,7 +134,7 @@ class Screen:
         self._console.size = (width, height)
         rows = compose(reading, state, width, height, plain=self._plain)
         rows = [(set_cell_size(text, width), style) for text, style in rows]
-        with self._console:  # one write
+        with self._console:  # collects all output for a single write
             for at, row in enumerate(rows):
                 if at >= len(self._drawn) or row != self._drawn[at]:
                     segment = Segment(row[0], Style.parse(row[1]))
@@ -139,14 +147,14 @@ def _is_unicode() -> bool:
 
 
 def compose(reading: Reading, state: State, width: int, height: int, *, plain: bool) -> Rows:
-    """As many lines of text and their style as the terminal has.
+    """Make the lines of the screen: the text and the style of each.
 
     Args:
-        reading: What is shown.
-        state: How.
-        width: Columns of the terminal.
-        height: Its lines.
-        plain: Only ASCII.
+        reading: The reading to show.
+        state: The order, the scroll position and the interval.
+        width: Width of the terminal in characters.
+        height: Number of lines of the terminal, and of the result.
+        plain: Whether to use only ASCII characters.
     """
     lines = _head(reading, state, width, height, BLOCKS if not plain else ASCII_BLOCKS)
     columns, room = reporter.choose_columns(width)
@@ -189,11 +197,11 @@ def _head(reading: Reading, state: State, width: int, height: int, blocks: str) 
 
 
 def _cost(reading: Reading, state: State) -> str:
-    line = f"physview itself: {reading.cost_seconds * 1e3:.0f} ms a reading"
+    line = f"physview itself: {reading.cost_seconds * 1e3:.0f} ms per reading"
     if state.own_share is not None:
         line += f", {state.own_share:.1%} of a core"
-    # In this line, so that nothing moves when it comes and goes.
-    return f"{line}; so not every {state.interval:g} s as asked" if state.lengthened else line
+    # Part of this line, so that the lines below do not move when the remark comes and goes.
+    return f"{line}; too slow for {state.interval:g} s as asked" if state.lengthened else line
 
 
 def _foot(state: State, nr_rows: int, width: int) -> str:
@@ -208,7 +216,7 @@ def _foot(state: State, nr_rows: int, width: int) -> str:
 
 
 def _order(reading: Reading, sort: str) -> list[int]:
-    """Indices of the mappings; those alike stay in the order of their addresses."""
+    """Return the indices of the mappings, sorted. Equal mappings stay in order of addresses."""
     import numpy as np
 
     values = np.asarray(SORTS[sort][1](reading))
