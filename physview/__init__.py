@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""physview shows where a process's memory really is.
+"""physview shows where a process's memory is in physical memory.
 
 >>> import physview
 >>> with physview.Process("self") as process:
@@ -79,7 +79,7 @@ __all__ = [
 ]
 
 
-# What is imported only when it is used: start-up time is a feature.
+# These names are imported only when they are used, so that a start is fast.
 _LAZY = {
     "FlagFilter": "sources.page_flags",
     "PageCache": "sources.page_cache",

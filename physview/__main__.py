@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Starts physview, as `python -m physview` and as `python -I PATH_OF_THIS_FILE`.
+"""Starts physview, as `python -m physview` or as `python -I PATH_OF_THIS_FILE`.
 
-By its path it needs no module path that has the package: it imports the package that it lies in.
-So it works in a checkout, in an environment and in a user's own site-packages alike, and what the
-working directory holds is never looked at. `physview.child_python` starts children in this way.
+Started by its path, this file imports the package that it is part of, wherever sys.path leads. So
+it works in a checkout, in an environment and in a user's own site-packages, and nothing is
+imported from the working directory. `runtime.child_python` starts children in this way.
 """
 
 import sys
 
 
 def _load_package() -> None:
-    """Import the package around this file, whatever else has its name."""
+    """Import the package that this file is part of, even if another package has the same name."""
     from importlib.machinery import PathFinder
     from importlib.util import module_from_spec
 
@@ -18,7 +18,7 @@ def _load_package() -> None:
     spec = PathFinder.find_spec("physview", [place])
     if spec is None or spec.loader is None:
         sys.exit(f"physview: there is no package in {place!r}: install physview again")
-    # Last: what lies beside the package must not hide the standard library.
+    # At the end of the path: modules beside the package must not hide the standard library.
     sys.path.append(place)
     package = module_from_spec(spec)
     sys.modules["physview"] = package
@@ -26,7 +26,7 @@ def _load_package() -> None:
 
 
 def _become_child() -> object:
-    """Call what `child_python.command()` names."""
+    """Run as a child: call main() of the module that `child_python.command()` named."""
     import json
     from importlib import import_module
 

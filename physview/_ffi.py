@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The only door to the compiled core."""
+"""The only module that imports the compiled core, `physview._native`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ else:
 
     @_native.ffi.def_extern()  # type: ignore[untyped-decorator]
     def visit_probes(arg: Any, probes: Any, nr: int) -> int:
-        """Called by pv_visit_probes(): `arg` is the handle of the function to call."""
+        """Call a Python function from pv_visit_probes(). `arg` is the function's handle."""
         result: int = _native.ffi.from_handle(arg)(probes, nr)
         return result
 
@@ -34,30 +34,34 @@ def load() -> tuple[Any, _Lib]:
     """Return cffi's `ffi` and `lib` of the core.
 
     Raises:
-        CoreUnavailable: It is not built, or does not load.
+        CoreUnavailable: The core is not built, or does not load.
     """
     if _why_not:
-        raise CoreUnavailable("the compiled core is not there", _why_not, remedy())
+        raise CoreUnavailable("the compiled core is missing", _why_not, remedy())
     return _native.ffi, _native.lib
 
 
 def nr_threads() -> int:
-    """How many threads are worth having in the core at once."""
+    """Return the number of threads that can usefully run in the core at the same time."""
     return min(MAX_THREADS, len(os.sched_getaffinity(0)))
 
 
 def why_unavailable() -> str:
-    """Why the core can't be used; empty when it can."""
+    """Return why the core can't be used; "" if it can."""
     return _why_not
 
 
 def remedy() -> str:
-    """How the core gets there; where it does not load for want of memory or files, that."""
+    """Return how to get the core.
+
+    This is the command that builds it. If the core does not load because a limit on memory or on
+    open files is reached, it is how to raise that limit.
+    """
     return _limit.remedy if _limit else f"to build it: {invocation.build_core()}"
 
 
 def check(result: int, path: str) -> int:
-    """Turn the -errno of a core function into an OSError about `path`; hand on anything else."""
+    """Return the result of a core function, or raise an OSError about `path` if it is -errno."""
     if result < 0:
         raise OSError(-result, os.strerror(-result), path)
     return result

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What can go wrong, each with what failed, why, and what to do.
+"""The errors that physview raises. Each says what failed, why, and what to do.
 
-Every error is a `PhysviewError`, and most are the builtin of the same meaning too, so that a
-caller may catch either. They carry the pid or path they are about, and they pickle.
+All are subclasses of `PhysviewError`. Most are also subclasses of the builtin exception with the
+same meaning, so that a caller may catch either. An error has the pid or the path that it is about.
+Errors can be pickled.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from physview.text.quoting import printable
 
 
 class PhysviewError(Exception):
-    """Base of all errors that physview raises. Its text is one line, whatever names are in it.
+    """Base class of all errors that physview raises.
+
+    The text is "what: why; remedy", in one line: control characters in names are quoted.
 
     Args:
         what: What failed.
         why: Why it failed.
-        remedy: What to do about it; empty where nothing can be done.
-        lines: Lines below these, such as of a log.
-        pid: The process it is about.
-        path: The file it is about.
+        remedy: What to do about it; "" if nothing can be done.
+        lines: Further lines of text, such as those of a log.
+        pid: The process that the error is about.
+        path: The file that the error is about.
     """
 
     exit_code = 1
@@ -57,19 +60,19 @@ def _rebuild(
 
 
 class UsageError(PhysviewError, ValueError):
-    """An argument that cannot be meant: the caller has to say something else."""
+    """An argument is not valid. The caller has to change it."""
 
     exit_code = 2
 
 
 class AccessDenied(PhysviewError, PermissionError):
-    """The kernel refuses this user, who may run it as root."""
+    """The kernel denies this user access. As root it may work."""
 
     errno = EACCES
 
 
 class ProcessGone(PhysviewError, ProcessLookupError):
-    """There is no such process, or it ended or ran another program while it was read."""
+    """There is no such process, or the process ended or ran another program while it was read."""
 
     errno = ESRCH
 
@@ -81,7 +84,7 @@ class NoUserMemory(PhysviewError, ProcessLookupError):
 
 
 class Unsupported(PhysviewError, OSError):
-    """This kernel was built without what is asked for, or is too old for it."""
+    """This kernel lacks a feature: it is too old, or was built without the feature."""
 
     errno = EOPNOTSUPP
 
@@ -91,12 +94,12 @@ class CoreUnavailable(PhysviewError, ImportError):
 
 
 class ModuleUnavailable(PhysviewError, OSError):
-    """The kernel module is not loaded, or cannot be."""
+    """The kernel module is not loaded, or cannot be loaded."""
 
     errno = ENODEV
 
 
 class AbiMismatch(PhysviewError, OSError):
-    """The module that is loaded is not one that can answer this."""
+    """The loaded kernel module has another interface, and cannot answer."""
 
     errno = ENOTTY

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The words physview speaks in: pagemap entries, mappings, translations, and the causes of gaps.
+"""The data types of physview: pagemap entries, mappings, translations, and causes of gaps.
 
-Nothing here reads anything, and of the package only `entry_rules` and `quoting` are imported.
+This module reads nothing. Of the rest of the package, it imports only `entry_rules` and `quoting`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PAGE_SIZE: int = os.sysconf("SC_PAGESIZE")
 PAGE_SHIFT: int = PAGE_SIZE.bit_length() - 1
 
 NO_ENTRY = NO_PADDR = (1 << 64) - 1
-"""What stands in a uint64 column where no entry could be read, or there is no address."""
+"""The value in a uint64 column where there is no entry, or no physical address."""
 
 # One entry of /proc/PID/pagemap.
 PM_PFRAME_MASK = entry_rules.PM_PFRAME_MASK
@@ -39,11 +39,14 @@ PM_FLAG_NAMES: dict[int, str] = {
     62: "swap",
     63: "present",
 }
-"""Bits of an entry by the kernel's names (PM_SOFT_DIRTY ...), in lower case."""
+"""The names of an entry's flag bits: the kernel's names (PM_SOFT_DIRTY ...) in lower case."""
 
 
 class Cause(Enum):
-    """Why a virtual address has no physical one: `text` says it, `remedy` what to do."""
+    """Why a virtual address has no physical address.
+
+    `text` describes the cause. `remedy` says what the user can do.
+    """
 
     HIDDEN = (
         "hidden",
@@ -53,7 +56,7 @@ class Cause(Enum):
     UNMAPPED = (
         "unmapped",
         "nothing is mapped at this address",
-        "/proc/PID/maps lists what is",
+        "/proc/PID/maps lists all mappings",
     )
     ABSENT = (
         "absent",
@@ -62,7 +65,8 @@ class Cause(Enum):
     )
     UNTOLD = (
         "untold",
-        "the course's module, which is loaded, names none: no page, or a huge one, unknown to it",
+        "the loaded course module gives no address: there is no page, or it is a huge page, which"
+        " that module does not know",
         "load physview's own: physview module unload, then physview module load",
     )
     SWAPPED = (
@@ -82,22 +86,22 @@ class Cause(Enum):
     )
     MARKER = (
         "marker",
-        "a marker of userfaultfd or of poison, no page",
+        "not a page, but a marker of userfaultfd or of poison",
         "let the process touch it, then look again",
     )
     GUARD = (
         "guard",
-        "a guard region: touching it is meant to be fatal",
-        "there is never a page; MADV_GUARD_REMOVE takes the guard away",
+        "a guard region, which kills a process that touches it",
+        "a guard region never has a page; MADV_GUARD_REMOVE removes the guard",
     )
     DEVICE = (
         "device",
         "a device mapping (VM_PFNMAP), which pagemap never shows",
-        "only a walk of the page tables in the kernel can tell",
+        "only the kernel module's walk of the page tables can show it",
     )
     BEYOND = (
         "beyond",
-        "beyond the process's user address space, which is all that pagemap covers",
+        "beyond the process's user address space, and pagemap covers no other addresses",
         "give a user address",
     )
 
@@ -131,7 +135,7 @@ class PagemapEntry(NamedTuple):
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Names of the set flag bits, lowest first; an unknown one is "bit_N"."""
+        """Names of the set flag bits, lowest first. An unknown bit is "bit_N"."""
         return tuple(
             PM_FLAG_NAMES.get(bit, f"bit_{bit}") for bit in range(55, 64) if self.raw >> bit & 1
         )
@@ -143,13 +147,13 @@ class PagemapEntry(NamedTuple):
 
     @property
     def pfn(self) -> int | None:
-        """The page frame number, or None where the page is not present or it is hidden."""
+        """The page frame number; None if the page is not present, or if the number is hidden."""
         return (self.raw & PM_PFRAME_MASK or None) if self.present else None
 
     @property
     def swap(self) -> tuple[int, int] | None:
-        """The swap entry's (type, offset), or None without one or where it is hidden."""
-        # Offset 0 holds a swap area's header and no page, so all zero means hidden.
+        """The swap entry's (type, offset); None if there is no swap entry, or if it is hidden."""
+        # 0 means hidden: offset 0 of a swap area holds the area's header, and never a page.
         value = self.raw & PM_PFRAME_MASK
         if self.present or not self.raw & PM_SWAP or not value:
             return None
@@ -157,10 +161,10 @@ class PagemapEntry(NamedTuple):
 
     @property
     def cause(self) -> Cause | None:
-        """Why there is no frame number, as far as the entry alone tells; None if there is one."""
+        """Why there is no frame number, as far as the entry tells; None if there is one."""
         if self.present:
             return None if self.pfn else Cause.HIDDEN
-        if self.raw & PM_GUARD_REGION:  # before PM_SWAP: guards set both
+        if self.raw & PM_GUARD_REGION:  # checked before PM_SWAP, because guards have both bits
             return Cause.GUARD
         if not self.raw & PM_SWAP:
             return Cause.ABSENT
@@ -168,7 +172,7 @@ class PagemapEntry(NamedTuple):
             return Cause.SWAP_HIDDEN
         type_, offset = self.swap
         if type_ == entry_rules.PTE_MARKER_SWAP_TYPE and offset <= entry_rules.PTE_MARKER_MAX:
-            # 6.13 and 6.14 have guards, but not yet their bit.
+            # Linux 6.13 and 6.14 have guards, but not PM_GUARD_REGION.
             return Cause.GUARD if offset & entry_rules.PTE_MARKER_GUARD else Cause.MARKER
         return Cause.SWAPPED if entry_rules.is_in_area(self.raw) else Cause.SPECIAL
 
@@ -178,12 +182,12 @@ class Vma(NamedTuple):
 
     Args:
         start: First address.
-        end: First address after it.
-        perms: "rwxp", with "-" for what is missing and "s" for shared.
+        end: First address after the mapping.
+        perms: "rwxp", with "-" for a missing permission, and "s" instead of "p" if shared.
         offset: Byte offset in the file.
         device: "major:minor" of the file system.
         inode: Inode number; 0 without a file.
-        path: The file, or a name such as "[heap]"; may be empty.
+        path: Path of the file, or a name such as "[heap]"; may be empty.
     """
 
     start: int
@@ -208,8 +212,9 @@ class Translation(NamedTuple):
         vaddr: Virtual address.
         paddr: Physical address, or None.
         cause: Why `paddr` is None, or None.
-        entry: The page's pagemap entry, or None beyond the address space.
-        vma: The mapping it lies in, where that was asked for or needed to find the cause.
+        entry: The page's pagemap entry; None beyond the user address space.
+        vma: The mapping of the address. It is known if the caller asked for it, or if it was needed
+            to find the cause; else None.
     """
 
     vaddr: int
@@ -225,7 +230,7 @@ class Translation(NamedTuple):
 
     @property
     def explanation(self) -> str:
-        """The cause in words, with what the entry adds to it; empty where there is none."""
+        """The cause in words, with the swap entry's type and offset; "" without a cause."""
         if self.cause is None:
             return ""
         swap = self.entry.swap if self.entry else None
@@ -235,13 +240,13 @@ class Translation(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Pages in a row that have no physical address, all for one cause.
+    """Contiguous pages that have no physical address, all for the same cause.
 
     Args:
         start: First address, page-aligned.
-        end: First address after them, page-aligned.
-        cause: Why they have none.
-        vma: The mapping they lie in, or None where nothing is mapped.
+        end: First address after the pages, page-aligned.
+        cause: Why the pages have no physical address.
+        vma: The pages' mapping; None if nothing is mapped.
     """
 
     start: int
@@ -251,15 +256,15 @@ class Gap(NamedTuple):
 
     @property
     def nr_pages(self) -> int:
-        """How many base pages it spans."""
+        """Number of base pages."""
         return (self.end - self.start) // PAGE_SIZE
 
 
 class Probe(NamedTuple):
-    """One of memview2's addresses.
+    """One of the addresses that memview reports.
 
     Args:
-        label: As memview2 prints it, such as "argv[0]" or "buf[07]".
+        label: Name of the address in the report, such as "argv[0]" or "buf[07]".
         vaddr: Virtual address.
     """
 
@@ -283,7 +288,7 @@ class PageKind(IntEnum):
 
     @property
     def has_page(self) -> bool:
-        """Whether there is a frame: only then is there a physical address."""
+        """Whether the entry has a frame, and so a physical address."""
         return self in (PageKind.PRESENT, PageKind.PROT_NONE)
 
 
@@ -292,13 +297,13 @@ class Level(NamedTuple):
 
     Args:
         name: "pgd", "p4d", "pud", "pmd" or "pte".
-        address: Physical address of the entry, or None where the level is folded or hidden.
-        entry: The entry as it is in memory, or None where it is hidden.
-        span_bytes: How much address space the entry spans.
-        folded: The hardware has no such level; the entry is that of the level above.
-        leaf: It maps a page, and the walk ends here.
+        address: Physical address of the entry; None if the level is folded, or if it is hidden.
+        entry: The entry as it is in memory; None if it is hidden.
+        span_bytes: Size of the address space that the entry maps.
+        folded: Whether the hardware lacks this level. The entry is then the upper level's.
+        leaf: Whether the entry maps a page, so that the walk ends here.
 
-    The module hides where page tables lie, and what is in them, from who lacks CAP_SYS_ADMIN.
+    The module hides addresses and entries of page tables from users without CAP_SYS_ADMIN.
     """
 
     name: str
@@ -315,10 +320,10 @@ class Walk(NamedTuple):
     Args:
         vaddr: Virtual address.
         paddr: Physical address, or None.
-        kind: What the last entry says.
-        page_size_bytes: Size of the page, or what the last entry spans if there is none.
+        kind: What the last entry says about the page.
+        page_size_bytes: Size of the page; without a page, the size that the last entry maps.
         swap: A swap entry's (type, offset), or None.
-        levels: What was read, from the root down.
+        levels: The entries that were read, from the root down.
     """
 
     vaddr: int

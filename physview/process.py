@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A process's memory through the witness of one's choice."""
+"""A process whose addresses can be translated, by a source of the caller's choice."""
 
 from __future__ import annotations
 
@@ -36,8 +36,12 @@ FIRST_STEP_PAGES = 512
 POPULATED = PM_PRESENT | PM_SWAP
 
 
-class Witness(Protocol):
-    """What `Process` asks of a source of pagemap entries; see `pagemap.Pagemap`."""
+class Source(Protocol):
+    """A source of pagemap entries, as `Process` needs it. `pagemap.Pagemap` describes the methods.
+
+    `sees_pfnmaps`: whether it shows device mappings (VM_PFNMAP). `names_every_page`: whether it
+    shows every page that is present; the course's module does not.
+    """
 
     name: str
     sees_pfnmaps: bool
@@ -48,49 +52,49 @@ class Witness(Protocol):
     def close(self) -> None: ...
 
 
-def _reference(proc: ProcDir) -> Witness:
+def _reference(proc: ProcDir) -> Source:
     from physview.sources.reference import ReferencePagemap
 
     return ReferencePagemap(proc)
 
 
-def _kmod(proc: ProcDir) -> Witness:
+def _kmod(proc: ProcDir) -> Source:
     from physview.sources.kmod import Kmod
 
     return Kmod(proc)
 
 
-def _auto(proc: ProcDir) -> Witness:
-    """pagemap, unless there is none, or it hides our frames and the module names them."""
+def _auto(proc: ProcDir) -> Source:
+    """Choose pagemap; or the module, if there is no pagemap, or if only the module shows frames."""
     from physview.sources.kmod import DEVICE
 
     plain = _reference if _ffi.why_unavailable() else Pagemap
     if not os.access(DEVICE, os.R_OK):
         return plain(proc)
     try:
-        witness: Witness = plain(proc)
+        source: Source = plain(proc)
     except Unsupported:
         return _kmod(proc)
-    # Of other processes the module tells only those from whom pagemap hides nothing, either.
-    if proc.pid != os.getpid() or not _hides_frames(witness):
-        return witness
+    # Other processes: a user to whom the module shows them sees all in pagemap, too.
+    if proc.pid != os.getpid() or not _hides_frames(source):
+        return source
     try:
         walker = _kmod(proc)
-    except PhysviewError:  # the device is there, but not for us
-        return witness
-    witness.close()
+    except PhysviewError:  # the device exists, but we may not use it
+        return source
+    source.close()
     return walker
 
 
-def _hides_frames(witness: Witness) -> bool:
-    """Whether a witness of this process does not tell the frame of a page that surely has one."""
+def _hides_frames(source: Source) -> bool:
+    """Whether a source for this process hides the frame of a page that certainly has one."""
     entries, paddrs = array("Q", [0]), array("Q", [0])
     vaddr, _ = entries.buffer_info()
-    witness.fill(array("Q", [vaddr]), entries, paddrs)
+    source.fill(array("Q", [vaddr]), entries, paddrs)
     return paddrs[0] == NO_PADDR
 
 
-WITNESSES: dict[str, Callable[[ProcDir], Witness]] = {
+WITNESSES: dict[str, Callable[[ProcDir], Source]] = {
     "auto": _auto,
     "pagemap": Pagemap,
     "kmod": _kmod,
@@ -101,19 +105,21 @@ WITNESSES: dict[str, Callable[[ProcDir], Witness]] = {
 class Process(Closable):
     """A process whose addresses can be translated. A context manager.
 
-    Frame numbers are shown to whoever has CAP_SYS_ADMIN when this is made; everyone else gets
-    `Cause.HIDDEN`. After fork() it goes on showing the parent.
+    The kernel shows frame numbers if the caller has CAP_SYS_ADMIN when the object is made.
+    Otherwise the cause is `Cause.HIDDEN`. After a fork(), the object in the child still shows the
+    parent.
 
     Args:
         pid: Process id, or "self".
-        source: "pagemap" (the compiled core), "kmod" (the kernel module), "reference" (ctypes,
-            needs no compiler) or "auto": pagemap; the reference if the core is not built; the
-            module if pagemap hides this process's frames and the module was loaded for everybody.
+        source: "pagemap" (read by the compiled core), "kmod" (the kernel module), "reference"
+            (pagemap read through ctypes, needs no compiler) or "auto". "auto" is pagemap; the
+            reference if the core is not built; the module if pagemap hides this process's frames
+            and the module was loaded for everybody.
 
     Raises:
         ProcessGone: There is no such process.
-        AccessDenied: It is another user's.
-        NoUserMemory: It is a kernel thread or a zombie.
+        AccessDenied: The process belongs to another user.
+        NoUserMemory: The process is a kernel thread or a zombie.
         Unsupported: The kernel has no pagemap.
         CoreUnavailable: `source` is "pagemap" and the core is not built.
         ModuleUnavailable: `source` is "kmod" and the module is not loaded.
@@ -132,7 +138,7 @@ class Process(Closable):
             )
         self._proc = ProcDir(pid)
         try:
-            self._witness = WITNESSES[source](self._proc)
+            self._source = WITNESSES[source](self._proc)
         except BaseException:
             self._proc.close()
             raise
@@ -145,19 +151,19 @@ class Process(Closable):
 
     @property
     def source(self) -> str:
-        """The witness that answers: "pagemap", "kmod" or "reference"."""
-        return self._witness.name
+        """Name of the source that answers: "pagemap", "kmod" or "reference"."""
+        return self._source.name
 
     def close(self) -> None:
         """Close the process's files. Closing twice is harmless."""
-        self._witness.close()
+        self._source.close()
         self._proc.close()
 
     def iter_vmas(self) -> Iterator[Vma]:
         """Yield the mappings in address order.
 
         Raises:
-            PhysviewError: The process is gone or not ours to look into.
+            PhysviewError: The process is gone, or we may not look into it.
 
         Source: /proc/PID/maps
         """
@@ -170,7 +176,7 @@ class Process(Closable):
             vaddr: Virtual address.
 
         Returns:
-            Its physical address, or the cause why there is none.
+            The physical address, or the cause if there is none.
 
         Raises:
             UsageError: `vaddr` is not a 64-bit address.
@@ -185,34 +191,38 @@ class Process(Closable):
         return self.translate_many([vaddr])[0]
 
     def translate_many(self, vaddrs: Iterable[int], *, with_vma: bool = False) -> list[Translation]:
-        """Translate virtual addresses, in any order, into a list of as many.
+        """Translate virtual addresses.
 
         Args:
-            vaddrs: Virtual addresses.
-            with_vma: Say of each which mapping it lies in, also where that is not needed.
+            vaddrs: Virtual addresses in any order.
+            with_vma: Whether to look up the mapping of every address, not only where it is needed
+                to find the cause.
+
+        Returns:
+            A translation for each address, in the same order.
 
         Raises:
-            As `translate()`.
+            The errors of `translate()`.
         """
         try:
             column = array("Q", vaddrs)
         except OverflowError:
             raise UsageError("not an address", "it is negative or has more than 64 bits") from None
         entries, paddrs = (array("Q", bytes(8 * len(column))) for _ in range(2))
-        without = self._witness.fill(column, entries, paddrs)
+        without = self._source.fill(column, entries, paddrs)
         if without:
             self._check_alive(v for v, e in zip(column, entries, strict=True) if e == NO_ENTRY)
         explain = self._explainer(MemoryMap(self._proc) if with_vma else None)
         return list(map(explain, column, entries, paddrs))
 
     def translate_array(self, vaddrs: npt.NDArray[np.uint64]) -> Translations:
-        """Translate an array of virtual addresses; addresses in a row are the fastest.
+        """Translate an array of virtual addresses. Contiguous pages are the fastest.
 
         Args:
             vaddrs: uint64 array, shape (n,): virtual addresses in any order.
 
         Returns:
-            Columns of shape (n,), and the cause of each gap on demand.
+            Columns of shape (n,). The cause of a missing address is found when it is asked for.
 
         Raises:
             TypeError: `vaddrs` is not such an array.
@@ -232,16 +242,16 @@ class Process(Closable):
     ) -> Iterator[Translations | Gap]:
         """Translate every page of a range, in address order and in constant memory.
 
-        The cost follows the pages that are there, not the range.
+        The time depends on the number of populated pages, not on the size of the range.
 
         Args:
-            start: First address; the page it lies in is the first.
+            start: First address. The range begins with the page of this address.
             end: First address after the range.
-            chunk_pages: How many base pages one piece holds at most.
+            chunk_pages: Maximum number of base pages in one `Translations`.
 
         Yields:
-            `Translations` of the first address of each page, and a `Gap` for pages in a row of
-            which nothing need be read to know that they are not there.
+            `Translations` of the first address of each page, or a `Gap` for contiguous pages that
+            can be skipped without reading their entries.
 
         Raises:
             UsageError: The range ends before it starts.
@@ -263,7 +273,7 @@ class Process(Closable):
             yield from self._iter_unmapped(at, vma.start)
             at = max(at, vma.start)
             stop = min(vma.end, end)
-            if memory.is_pfnmap(vma) and not self._witness.sees_pfnmaps:
+            if memory.is_pfnmap(vma) and not self._source.sees_pfnmaps:
                 yield Gap(at, stop, Cause.DEVICE, vma)
             elif at >= self.user_end():
                 yield Gap(at, stop, Cause.BEYOND, vma)  # [vsyscall]
@@ -273,9 +283,10 @@ class Process(Closable):
         yield from self._iter_unmapped(at, end)
 
     def user_end(self) -> int:
-        """First address after the user address space: 2**47 less a page, 2**56 less a page, ...
+        """Return the first address after the user address space, such as 2**47 minus a page.
 
-        Found by asking where the pagemap ends, so it holds for 4 and 5 levels and for 32 bits.
+        It is found by asking where the pagemap ends. So it is right for page tables of 4 and of 5
+        levels, and for 32-bit processes.
         """
         if self._user_end is None:
             low, high = 0, ADDRESS_SPACE // PAGE_SIZE  # the first page without an entry
@@ -283,7 +294,7 @@ class Process(Closable):
             while low < high:
                 middle = (low + high) // 2
                 page = array("Q", [middle * PAGE_SIZE])
-                if self._witness.fill(page, entry, paddr):
+                if self._source.fill(page, entry, paddr):
                     high = middle
                 else:
                     low = middle + 1
@@ -311,8 +322,8 @@ class Process(Closable):
     ) -> Iterator[Translations | Gap]:
         import numpy as np
 
-        # Reading is the fastest way through pages that are there, and asking for the next one the
-        # fastest across those that are not. So read on, in growing steps, until nothing is there.
+        # For populated pages, reading is fastest. For empty ranges, asking for the next populated
+        # page is fastest. So read in growing steps until a step finds nothing, then ask.
         step = FIRST_STEP_PAGES
         while at < end:
             stop = min(at + min(step, chunk_pages) * PAGE_SIZE, end)
@@ -322,7 +333,7 @@ class Process(Closable):
                 at = stop
                 step *= 2
                 continue
-            stop = self._witness.next_populated(stop, end)
+            stop = self._source.next_populated(stop, end)
             yield Gap(at, stop, Cause.ABSENT, vma)
             at = stop
             step = FIRST_STEP_PAGES
@@ -332,20 +343,27 @@ class Process(Closable):
     ) -> Translations:
         import numpy as np
 
-        # In one piece: from 4 MiB on NumPy asks the kernel for huge pages, and faulting in small
-        # ones takes a third of the time of the translation itself.
+        # One array for both: from 4 MiB on, NumPy asks the kernel for huge pages. Faulting in
+        # small pages would take a third of the time of the translation itself.
         entries, paddrs = np.empty((2, len(vaddrs)), dtype=np.uint64)
-        if self._witness.fill(vaddrs, entries, paddrs):
+        if self._source.fill(vaddrs, entries, paddrs):
             self._check_alive(vaddrs[entries == NO_ENTRY])
         return Translations(vaddrs, entries, paddrs, explain)
 
     def _check_alive(self, without_entry: Iterable[int]) -> None:
-        """The pagemap also ends early when the address space is gone: then say so."""
+        """Raise ProcessGone if user addresses have no entry: then the address space is gone."""
         if min(without_entry) < self.user_end():
             raise self._proc.gone()
 
     def _explainer(self, memory: MemoryMap | None) -> Callable[[int, int, int], Translation]:
-        """Make a function of (vaddr, entry, paddr) that reads the mappings when it must."""
+        """Make a function that turns (vaddr, entry, paddr) into a `Translation`.
+
+        The function reads the mappings when it first needs them.
+
+        Args:
+            memory: The mappings, to look up the mapping of every address; None looks it up only to
+                find a cause.
+        """
         with_vma = memory is not None
 
         def explain(vaddr: int, raw: int, paddr: int) -> Translation:
@@ -359,9 +377,9 @@ class Process(Closable):
             if paddr != NO_PADDR:
                 return Translation(vaddr, paddr, None, entry, vma)
             cause = Cause.BEYOND if entry is None else memory.cause(vaddr, entry)
-            if cause is Cause.DEVICE and self._witness.sees_pfnmaps:
-                cause = Cause.ABSENT  # the walk would have seen it
-            if cause is Cause.ABSENT and not self._witness.names_every_page:
+            if cause is Cause.DEVICE and self._source.sees_pfnmaps:
+                cause = Cause.ABSENT  # the source shows device mappings, so there is no page
+            if cause is Cause.ABSENT and not self._source.names_every_page:
                 cause = Cause.UNTOLD
             return Translation(vaddr, None, cause, entry, vma)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sizes, shares and widths in text for people."""
+"""Formats sizes and shares as text, and cuts text to the width of the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PIPE_WIDTH = 1 << 16
 
 
 def terminal_width() -> int:
-    """Columns of the terminal on stdout; no end of them where there is none."""
+    """Return the width of the terminal on stdout in characters; PIPE_WIDTH if there is none."""
     try:
         return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
     except (ValueError, OSError):
@@ -20,7 +20,7 @@ def terminal_width() -> int:
 
 
 def cut(text: str, width: int) -> str:
-    """A line, or what of it fits into so many columns."""
+    """Cut a line to a width in characters. An ellipsis marks the cut."""
     if len(text) <= width:
         return text
     rest = ellipsis()
@@ -28,7 +28,7 @@ def cut(text: str, width: int) -> str:
 
 
 def short_size(size_bytes: int | None) -> str:
-    """A size in five characters.
+    """Format a size in at most five characters. "?" stands for an unknown size.
 
     >>> [short_size(n) for n in (None, 0, 4096, 1536 << 10, 2000 << 20, 1 << 40)]
     ['?', '-', '4K', '1.5M', '2.0G', '1.0T']
@@ -44,7 +44,7 @@ def short_size(size_bytes: int | None) -> str:
 
 
 def size(nr_pages: int) -> str:
-    """Pages as a size that is short enough for a column.
+    """Format the size of a number of base pages, short enough for a column.
 
     >>> size(0), size(3 << 20), size(300 << 20)
     ('0', '12.0 GiB', '1.2 TiB')
@@ -60,7 +60,7 @@ def size(nr_pages: int) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """A share as a percentage, in a column as wide as the widest.
+    """Format a share as a percentage, in at most six characters.
 
     >>> share(1, 3), share(0, 5), share(1, 100000), share(0, 0)
     ('33.3%', '-', '<0.1%', '-')
@@ -72,7 +72,7 @@ def share(part: int, whole: int) -> str:
 
 
 def size_words(size_bytes: int) -> str:
-    """A power of two of bytes.
+    """Format a size that is a power of two.
 
     >>> size_words(4096), size_words(1 << 21), size_words(1 << 30)
     ('4 KiB', '2 MiB', '1 GiB')

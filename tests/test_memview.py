@@ -165,7 +165,7 @@ def bare_checkout(tmp_path):
 def test_without_the_core_the_reference_serves_and_says_so(bare_checkout):
     result = bare_checkout("memview")
     assert result.returncode == 0
-    assert "the compiled core is not there" in result.stderr
+    assert "the compiled core is missing" in result.stderr
     assert result.stderr.count("\n") == 1
     assert len(result.stdout.splitlines()) == 41
     assert "UNKNOWN" not in result.stdout
@@ -174,5 +174,5 @@ def test_without_the_core_the_reference_serves_and_says_so(bare_checkout):
 
 def test_the_core_that_is_asked_for_and_missing(bare_checkout):
     line = one_line(bare_checkout("memview", "--source", "pagemap"), 1)
-    assert "the compiled core is not there" in line
+    assert "the compiled core is missing" in line
     assert "to build it: install physview again" in line

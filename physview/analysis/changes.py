@@ -29,7 +29,7 @@ class Change(Enum):
 
     STAYED = "stayed", "in the same frame", True
     MOVED = "moved", "in another frame: migrated, brought back, or copied after fork", False
-    COPIED = "copied", "now a private copy: was a file's or the zero page", False
+    COPIED = "copied", "now private: was a file's or the zero page", False
     SPLIT = "split", "in the same frame, whose large folio was split", False
     COLLAPSED = "collapsed", "now in a large folio, and was not before", False
     REPLACED = "replaced", "in another frame: something else is mapped there", False

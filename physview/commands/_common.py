@@ -208,7 +208,7 @@ def say_if_core_is_missing(source: str) -> None:
     """Say on stderr that "auto" uses the reference, where the core is not built."""
     if source == "auto" and _ffi.why_unavailable():
         say(
-            f"the compiled core is not there: {_ffi.why_unavailable()}; reading through ctypes,"
+            f"the compiled core is missing: {_ffi.why_unavailable()}; reading through ctypes,"
             f" which is slower; {_ffi.remedy()}"
         )
 
