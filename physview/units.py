@@ -43,10 +43,10 @@ def short_size(size_bytes: int | None) -> str:
     return f"{value:.0f}{unit}" if unit == "K" or value >= 9.95 else f"{value:.1f}{unit}"
 
 
-def size(nr_pages: int) -> str:
+def pages_size(nr_pages: int) -> str:
     """Format the size of a number of base pages, short enough for a column.
 
-    >>> size(0), size(3 << 20), size(300 << 20)
+    >>> pages_size(0), pages_size(3 << 20), pages_size(300 << 20)
     ('0', '12.0 GiB', '1.2 TiB')
     """
     if not nr_pages:

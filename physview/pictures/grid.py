@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from physview.memory.rows import split_at
 from physview.model import PAGE_SHIFT
 from physview.sources.ram import Resource
-from physview.units import size
+from physview.units import pages_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,14 +115,14 @@ def _name_hole(ram: list[tuple[int, int]], resources: list[Resource] | None, ind
     """What is between a range of RAM and the one before it."""
     low, high = ram[index - 1][1] << PAGE_SHIFT, ram[index][0] << PAGE_SHIFT
     if resources is None:
-        return f"{size((high - low) >> PAGE_SHIFT)} of which no frame is named"
+        return f"{pages_size((high - low) >> PAGE_SHIFT)} of which no frame is named"
     inside = [
         (min(each.end, high) - max(each.start, low), each.name)
         for each in resources
         if each.depth == 0 and min(each.end, high) > max(each.start, low)
     ]
     names = list(dict.fromkeys(name for _, name in sorted(inside, reverse=True)))
-    text = f"{size((high - low) >> PAGE_SHIFT)} without RAM"
+    text = f"{pages_size((high - low) >> PAGE_SHIFT)} without RAM"
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return f"{text}: {', '.join(names[:2])}{more}" if names else text
 

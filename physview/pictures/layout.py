@@ -13,7 +13,7 @@ from physview.pictures.grid import COLUMNS, Grid
 from physview.pictures.kinds import OWN, PAGES, REST, Kind
 from physview.pictures.model import Picture, Space
 from physview.pictures.shapes import Cells, Drawing, Rect, Ribbon, Shape, Text, fit, stripes
-from physview.units import share, size
+from physview.units import pages_size, share
 
 WIDTH, MARGIN = 1440, 48
 RIGHT = WIDTH - MARGIN
@@ -236,7 +236,7 @@ def _bands(space: Space, spans: tuple[Span, ...], kinds: tuple[Kind, ...]) -> li
         shapes.append(Cells(BODY, span.top, BODY_WIDTH, height / nr_parts, 0, codes))
         shapes += _band_label(band, span)
         if i + 1 < len(spans) and _gap(band, space.bands[i + 1]) == FAR_GAP:
-            free = size((space.bands[i + 1].start - band.end) // PAGE_SIZE)
+            free = pages_size((space.bands[i + 1].start - band.end) // PAGE_SIZE)
             y = span.bottom + FAR_GAP / 2 + 4
             shapes.append(
                 Text(BODY + BODY_WIDTH, y, f"{free} unmapped", 11, "muted", is_right=True)
@@ -245,16 +245,16 @@ def _bands(space: Space, spans: tuple[Span, ...], kinds: tuple[Kind, ...]) -> li
 
 
 def _band_label(band: Band, span: Span) -> list[Shape]:
-    resident = size(band.nr_resident) if band.nr_resident else "-"
+    resident = pages_size(band.nr_resident) if band.nr_resident else "-"
     height = span.bottom - span.top
     middle = (span.top + span.bottom) / 2
     name = fit(band.name, BODY - LABELS - 84, 13)
     end = BODY - 14
     if height < TWO_LINES:
         return [Text(LABELS, middle + 4.5, name), Text(end, middle + 4.5, resident, is_right=True)]
-    more = f"of {size(band.nr_pages)}"
+    more = f"of {pages_size(band.nr_pages)}"
     if band.nr_changed is not None:
-        more = f"{size(band.nr_changed)} changed" if band.nr_changed else "as it was"
+        more = f"{pages_size(band.nr_changed)} changed" if band.nr_changed else "as it was"
     return [
         Text(LABELS, middle - 3, name),
         Text(end, middle - 3, resident, is_right=True),
@@ -264,9 +264,13 @@ def _band_label(band: Band, span: Span) -> list[Shape]:
 
 
 def _band_hint(band: Band, kinds: tuple[Kind, ...]) -> str:
-    found = [f"{kind.label} {size(nr)}" for kind, nr in zip(kinds, band.counts, strict=True) if nr]
+    found = [
+        f"{kind.label} {pages_size(nr)}" for kind, nr in zip(kinds, band.counts, strict=True) if nr
+    ]
     where = f"{band.start:#x}-{band.end:#x}"
-    return f"{band.name}\n{where}, {size(band.nr_pages)}\n{', '.join(found) or 'nothing there'}"
+    return (
+        f"{band.name}\n{where}, {pages_size(band.nr_pages)}\n{', '.join(found) or 'nothing there'}"
+    )
 
 
 def _links(
@@ -335,7 +339,11 @@ def _legend(picture: Picture, top: float) -> tuple[list[Shape], float]:
             y = top + 12 + i % per_column * LINE
             shapes.append(Rect(x, y, 12, 12, kind.slug, 2))
             shapes.append(Text(x + 20, y + 10.5, kind.label, 13))
-            amount = f"{size(nr)}  {share(nr, nr_ram)}" if kind.has_frame and nr_ram else size(nr)
+            amount = (
+                f"{pages_size(nr)}  {share(nr, nr_ram)}"
+                if kind.has_frame and nr_ram
+                else pages_size(nr)
+            )
             shapes.append(Text(x + width, y + 10.5, amount, 13, "muted", is_right=True))
     return shapes, top + 12 + deepest * LINE + 28
 

@@ -30,7 +30,7 @@ from physview.pictures.memory import Memory, read_memory
 from physview.pictures.runs import overlay, read_runs
 from physview.sources.procfs import ProcDir
 from physview.sources.ram import Resource, ram_ranges, read_resources
-from physview.units import share, size, size_words
+from physview.units import pages_size, share, size_words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,8 +149,8 @@ def picture_machine(*, progress: Progress | None = None) -> Picture:
     frames = make_frames(runs, runs[:0], ram, MACHINE_KINDS, resources)
     nr_all, nr_free = sum(frames.totals), frames.totals[index_of(MACHINE_KINDS, "free")]
     summary = (
-        f"{size(nr_all)} of RAM, {nr_all:,} frames of {size_words(PAGE_SIZE)};"
-        f" {size(nr_free)} free, {share(nr_free, nr_all)}"
+        f"{pages_size(nr_all)} of RAM, {nr_all:,} frames of {size_words(PAGE_SIZE)};"
+        f" {pages_size(nr_free)} free, {share(nr_free, nr_all)}"
     )
     return Picture(
         title=f"Physical memory of {os.uname().nodename}",
@@ -237,14 +237,14 @@ def _names(proc: ProcDir) -> tuple[str, str]:
 def _process_summary(memory: Memory, frames: Frames | None) -> str:
     nr_maps = len(memory.vmas)
     mappings = "1 mapping" if nr_maps == 1 else f"{nr_maps:,} mappings"
-    resident = f"{size(memory.nr_resident)} resident in {mappings}"
-    alone = f"{size(memory.nr_exclusive)} mapped by it alone"
+    resident = f"{pages_size(memory.nr_resident)} resident in {mappings}"
+    alone = f"{pages_size(memory.nr_exclusive)} mapped by it alone"
     if frames is None:
         return f"{resident}, {alone}"
     nr_extents = int(memory.has_frames.sum())
     nr_ram = sum(end - first for first, end in frames.ram)
     return (
-        f"{resident}, {alone}; {share(memory.nr_resident, nr_ram)} of {size(nr_ram)} of RAM,"
+        f"{resident}, {alone}; {share(memory.nr_resident, nr_ram)} of {pages_size(nr_ram)} of RAM,"
         f" in {nr_extents:,} extents"
     )
 

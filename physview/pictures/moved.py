@@ -14,7 +14,7 @@ from physview.pictures.model import Frames, Picture, Space, make_frames
 from physview.pictures.moves import Moves
 from physview.pictures.runs import RUN_DTYPE
 from physview.sources.ram import Resource, boot_id, ram_ranges, read_resources
-from physview.units import size, size_words
+from physview.units import pages_size, size_words
 
 if TYPE_CHECKING:
     from physview.pictures.runs import Runs
@@ -149,11 +149,11 @@ def _times(before: SnapshotFile, after: SnapshotFile) -> str:
 def _summary(moves: Moves) -> str:
     counts = sorted(moves.counts.items(), key=lambda item: (item[0].same, -item[1]))
     nr_all = sum(nr for _, nr in counts)
-    words = [f"{size(nr)} {change.value.replace('_', ' ')}" for change, nr in counts]
+    words = [f"{pages_size(nr)} {change.value.replace('_', ' ')}" for change, nr in counts]
     if len(words) > MAX_SAID:
         rest = sum(nr for _, nr in counts[MAX_SAID - 1 :])
-        words[MAX_SAID - 1 :] = [f"{size(rest)} else"]
-    text = f"Of {size(nr_all)}: {', '.join(words) or 'nothing'}"
+        words[MAX_SAID - 1 :] = [f"{pages_size(rest)} else"]
+    text = f"Of {pages_size(nr_all)}: {', '.join(words) or 'nothing'}"
     if moves.knows_frames:
         one, other = moves.nr_extents("before"), moves.nr_extents("after")
         text += f"; in {one:,} extents before, {other:,} after"

@@ -11,7 +11,7 @@ from typing import Any
 from physview.model import NO_ENTRY, PAGE_SHIFT, printable
 from physview.sources.page_cache import CachedFile
 from physview.sources.page_flags import flag_names, well_known
-from physview.units import share, size
+from physview.units import pages_size, share
 
 COLUMNS = ("cached", "of", "share", "dirty", "mapped", "active", "holes", "runs")
 WIDTHS = (6, 6, 6, 6, 6, 6, 6, 6)
@@ -65,7 +65,7 @@ def _short(nr_pages: int) -> str:
     >>> _short(0), _short(3 << 20)
     ('0', '12.0G')
     """
-    return size(nr_pages).replace(" ", "").removesuffix("iB")
+    return pages_size(nr_pages).replace(" ", "").removesuffix("iB")
 
 
 class Total:

@@ -15,7 +15,7 @@ from typing import Any
 from physview.frames.machine import MachineFrames, Use, ZoneFrames, by_use
 from physview.model import NO_ENTRY, PAGE_SHIFT, PAGE_SIZE
 from physview.sources.page_flags import flag_names, well_known
-from physview.units import cut, share, size, size_words, terminal_width
+from physview.units import cut, pages_size, share, size_words, terminal_width
 
 NR_FLAGS_SHOWN = 10
 WIDE = 120
@@ -63,14 +63,15 @@ def print_machine(machine: MachineFrames, *, all_flags: bool, raw: bool) -> None
     nr_all = machine.nr_frames
     nr_mapped = sum(mapped for _, mapped in uses.values())
     sys.stdout.write(
-        f"{size(nr_all)} of RAM, {nr_all} frames of {size_words(PAGE_SIZE)}; processes map"
-        f" {size(nr_mapped)} of it, {share(nr_mapped, nr_all)}\n\n"
+        f"{pages_size(nr_all)} of RAM, {nr_all} frames of {size_words(PAGE_SIZE)}; processes map"
+        f" {pages_size(nr_mapped)} of it, {share(nr_mapped, nr_all)}\n\n"
     )
     _write_uses(uses, nr_all)
     nr_unmanaged = machine.nr_unmanaged
     if nr_unmanaged > nr_all / 100:
         sys.stdout.write(
-            f"{size(nr_unmanaged)} were never given to the page allocator: reserved, or other\n"
+            f"{pages_size(nr_unmanaged)} were never given to the page allocator: reserved, or"
+            " other\n"
         )
     sys.stdout.write("\n")
     _write_zones(machine.zones)
@@ -86,7 +87,7 @@ def _write_uses(uses: dict[Use, tuple[int, int]], nr_all: int) -> None:
     header = ["used for", "frames", "size", "share", "mapped", "flags"]
     rows = []
     for use, (nr, mapped) in sorted(uses.items(), key=lambda item: -item[1][0]):
-        row = [use.value, str(nr), size(nr), share(nr, nr_all), share(mapped, nr), use.rule]
+        row = [use.value, str(nr), pages_size(nr), share(nr, nr_all), share(mapped, nr), use.rule]
         rows.append([*row, use.text] if is_wide else row)
     write_table([*header, "meaning"] if is_wide else header, rows, (0, 5, 6))
 
@@ -105,9 +106,9 @@ def _write_zones(zones: Sequence[ZoneFrames]) -> None:
                 str(zone.node) if zone else "-",
                 zone.name if zone else "none",
                 str(nr),
-                size(nr),
-                size(zone.nr_managed if zone else 0),
-                size(nr_free),
+                pages_size(nr),
+                pages_size(zone.nr_managed if zone else 0),
+                pages_size(nr_free),
                 share(nr_free, nr),
                 share(mapped, nr),
             ]
@@ -133,7 +134,7 @@ def _write_blocks(zones: Sequence[ZoneFrames]) -> None:
 def _write_flags(counts: Counter[int], nr_all: int, *, all_flags: bool, raw: bool) -> None:
     shown = counts if raw else folded(counts)
     rows = [
-        [str(nr), size(nr), share(nr, nr_all), hex(flags), ",".join(flag_names(flags)) or "-"]
+        [str(nr), pages_size(nr), share(nr, nr_all), hex(flags), ",".join(flag_names(flags)) or "-"]
         for flags, nr in sorted(shown.items(), key=lambda item: (-item[1], item[0]))
     ]
     nr_left = 0 if all_flags else max(0, len(rows) - NR_FLAGS_SHOWN)

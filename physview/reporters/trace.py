@@ -12,7 +12,7 @@ from physview.frames.owners import FrameGroup, Ownership
 from physview.model import PAGE_SHIFT, Vma, printable
 from physview.reporters.documents import mapping
 from physview.tracing import Event, StackFrame
-from physview.units import size
+from physview.units import pages_size
 
 SIZE_WORDS = {"bytes_req": "requested", "bytes_alloc": "allocated", "n": "copied"}
 # The field with the caller's address. It is not shown if the event has a stack, which names the
@@ -128,7 +128,7 @@ def iter_ending_lines(
     words = [f"{total} bytes {SIZE_WORDS[n]}" for n, total in _sizes(trace).items()]
     nr_frames = sum(map(analysis.nr_frames, trace.events))
     if nr_frames:
-        words.append(f"{_frames(nr_frames)}, {size(nr_frames)}")
+        words.append(f"{_frames(nr_frames)}, {pages_size(nr_frames)}")
     if words:
         yield f"  {', '.join(words)}"
     if ownership:
