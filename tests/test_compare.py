@@ -9,8 +9,8 @@ import signal
 
 import pytest
 from failures import one_line
+from kmod_calls import wait_for
 from memory import PAGE, Region, pfnmap_ranges
-from witnesses import wait_for
 
 from physview import ProcessGone
 from physview.analysis.compare import Comparer, Verdict

@@ -11,9 +11,9 @@ import subprocess
 import documented
 import psutil
 import pytest
+from kmod_calls import insert_module, wait_for
 from paths import ROOT
 from shown_commands import run_as_shown
-from witnesses import insert_module, wait_for
 
 import physview
 from physview import pictures

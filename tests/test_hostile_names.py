@@ -13,7 +13,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 from conftest import missing
-from hostile import COMM, FORGED, NASTY, STYLE, Result, Target, hostile_process
+from hostile_names import COMM, FORGED, NASTY, STYLE, Result, Target, hostile_process
 from paths import ROOT
 from screens import PtyRun
 from users import AS_NOBODY
@@ -60,7 +60,7 @@ def outcomes(latin1):
             prefix = AS_NOBODY if user == "nobody" else by_itself()
             # What takes long is the same in every locale.
             machine = "machine" if (locale, user) == ("Latin-1", "me") else "no"
-            program = str(ROOT / "tests/support/hostile.py")
+            program = str(ROOT / "tests/support/hostile_names.py")
             command = [*prefix, sys.executable, program, str(folder), machine]
             done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True, cwd="/")
             target, encodings, results, files = pickle.loads(done.stdout)

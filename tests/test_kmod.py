@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kmod_calls import agree, agree_on_all, open_kmod, wait_for
 from memory import HUGE, PAGE, PRIVATE, SHARED, Region, kpageflags, libc, pfnmap_ranges, raw_entry
-from witnesses import agree, agree_on_all, open_kmod, wait_for
 
 from physview import Cause, Process
 from physview.model import PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PageKind

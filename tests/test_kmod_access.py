@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from failures import one_line
+from kmod_calls import NOBODY, call, call_on, in_child, insert_module, open_kmod, walk_errno
 from memory import PAGE, Region
 from users import AS_NOBODY
-from witnesses import NOBODY, call, call_on, in_child, insert_module, open_kmod, walk_errno
 
 from physview import Process, Unsupported
 from physview.errors import AbiMismatch

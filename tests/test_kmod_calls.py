@@ -11,8 +11,8 @@ import time
 
 import numpy as np
 import pytest
+from kmod_calls import call, open_kmod
 from memory import PAGE, Region, libc
-from witnesses import call, open_kmod
 
 from physview import Process
 from physview.model import PageKind

@@ -7,9 +7,9 @@ import struct
 import subprocess
 
 import pytest
+from kmod_calls import open_kmod
 from memory import PAGE
 from paths import ROOT
-from witnesses import open_kmod
 
 from physview import Process
 from physview.model import PageKind

@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from kmod_calls import NOBODY, call_on, in_child
 from memory import PAGE, Region
 from users import AS_NOBODY
-from witnesses import NOBODY, call_on, in_child
 
 from physview import Process
 from physview.sources import kmod as abi

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from failures import one_line
+from kmod_calls import agree, agree_on_all, open_kmod, wait_for
 from memory import PAGE, Region
 from paths import ROOT
-from witnesses import agree, agree_on_all, open_kmod, wait_for
 
 from physview import Cause, NoUserMemory, Process, ProcessGone
 from physview.model import PageKind
@@ -204,12 +204,12 @@ def test_a_process_of_an_inner_pid_namespace_by_its_outer_pid(python):
 def test_in_a_pid_namespace_the_outer_pids_are_of_nobody(python, sleeper):
     """There a number is one of the namespace's: the outer processes have none."""
     code = (
-        "import memory, os, witnesses\n"
+        "import kmod_calls, memory, os\n"
         "region = memory.Region(1).touch()\n"
         "with open('/dev/3000physicalview', 'rb', buffering=0) as device:\n"
         f"    pids = (os.getpid(), 0, {os.getpid()}, {sleeper.pid})\n"
         "    for pid in pids:\n"
-        "        print(pid, witnesses.walk_errno(device.fileno(), pid, region.start))\n"
+        "        print(pid, kmod_calls.walk_errno(device.fileno(), pid, region.start))\n"
     )
     result = subprocess.run(
         [*IN_A_NAMESPACE, sys.executable, "-c", code],

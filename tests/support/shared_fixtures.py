@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import repository
 from children import processes, start_stopped
+from kmod_calls import insert_module, open_kmod
 from memory import libc
 from paths import ROOT
-from witnesses import insert_module, open_kmod
 
 from physview.sources import kmod as abi
 from physview.system import module
