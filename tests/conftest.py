@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a test can need of the machine, and what is shared by all.
+"""The capabilities of the machine that tests can need, and the hooks of pytest.
 
-CAPABILITIES is the one place that knows why a test is skipped. PHYSVIEW_REQUIRE=root,pfn,… turns
-the skips for want of one of these into failures: what a machine is known to have must be used.
+CAPABILITIES is the only table of reasons why a test is skipped. PHYSVIEW_REQUIRE=root,pfn,… names
+capabilities that this machine must have: a test that misses one of them fails and is not skipped.
+Fixtures are in support/shared_fixtures.py, helpers in the other modules of tests/support.
 """
 
 from __future__ import annotations
@@ -33,24 +34,25 @@ from physview.sources.numa import node_map
 from physview.system import checks
 
 pytest_plugins = ["shared_fixtures"]
-# An assertion in these shows its values, too.
+# pytest shows the values in failed assertions of these modules, too.
 pytest.register_assert_rewrite("actors", "failures", "plain_reads", "shown_commands", "kmod_calls")
 
-# Commands run as a person runs them: what they write is buffered.
+# Commands write through a buffer, as they do for a user.
 os.environ.pop("PYTHONUNBUFFERED", None)
-# Not in the checkout, where root would leave it to a user.
+# Outside the checkout: root would leave a folder there that its owner cannot remove.
 os.environ.setdefault(
     "HYPOTHESIS_STORAGE_DIRECTORY", f"{tempfile.gettempdir()}/hypothesis-{os.geteuid()}"
 )
 
-# What scripts/fetch-peers has left; a tool of one's own comes first. Nothing from a cache that
-# others can write to.
+# The tools that scripts/fetch-peers has built. Installed tools come first. cache_dir() refuses a
+# cache that other users can write to.
 with contextlib.suppress(PhysviewError):
     os.environ["PATH"] += f":{cache_dir('peers')}"
 
-# What imports the package as a command does.
+# Imports the package and its libraries, as a command does.
 IMPORTS = [sys.executable, "-c", "import physview, rich, numpy"]
 
+# The first check of a capability with one of these prefixes may download a kernel.
 FETCHED = ("kernel", "arm64")
 
 CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
@@ -256,7 +258,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
 
 @functools.cache
 def missing(capability: str) -> str:
-    """Why a capability is missing here; empty when it is there."""
+    """The reason why a capability is missing on this machine; "" if it is there."""
     has, reason = CAPABILITIES[capability]
     return "" if has() else reason
 
@@ -264,7 +266,7 @@ def missing(capability: str) -> str:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     required = os.environ.get("PHYSVIEW_REQUIRE", "").split(",")
     needed = {name for marker in item.iter_markers("needs") for name in marker.args}
-    # Kernels last: to look for one may fetch it, which is in vain where QEMU is missing.
+    # Kernels last: where QEMU is missing, no kernel needs to be downloaded.
     for capability in sorted(needed, key=lambda name: (name.startswith(FETCHED), name)):
         reason = missing(capability)
         if reason and capability in required:
@@ -274,7 +276,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addini("part", "of the tests, those that run together or alone; all by default")
+    parser.addini("part", 'which tests run: "together" or "alone"; all by default')
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

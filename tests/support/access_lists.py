@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Access control lists, without the programs for them."""
+"""POSIX access control lists, without the setfacl program."""
 
 import os
 import struct
 
 
 def give(folder, uid):
-    """Let a user write to a folder of mode 0775 by a list: its mode stays the same.
+    """Let a user write to a folder of mode 0775 by an access control list. The mode stays 0775.
 
     Source: acl(5), include/uapi/linux/posix_acl_xattr.h
     """

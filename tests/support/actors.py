@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A real process that changes its memory when told to, and what changed, judged plainly."""
+"""A real process that changes its memory on command, and the changes that are expected."""
 
 import time
 from collections import Counter
@@ -15,7 +15,7 @@ from physview.memory.snapshot import Snapshot
 from physview.model import PM_PFRAME_MASK, PagemapEntry
 from physview.parquet.snapshot_file import SnapshotFile, write_snapshot
 
-# A process that does what it is told on its standard input, line by line.
+# A process that executes each line of its standard input as Python.
 OBEY = """
 import sys
 for line in sys.stdin:
@@ -27,7 +27,12 @@ ANON = 1 << 12
 
 
 class Actor:
-    """A process that does as it is told, and what it was before and after."""
+    """A process that changes its memory on command, and its snapshots.
+
+    Args:
+        child: The process. It runs OBEY.
+        folder: Where its snapshots are written.
+    """
 
     def __init__(self, child, folder):
         self.child = child
@@ -36,12 +41,13 @@ class Actor:
         self.seen = []
 
     def do(self, line):
+        """Have the process execute one line of Python, and wait until it is done."""
         self.child.stdin.write(line + "\n")
         self.child.stdin.flush()
         assert self.child.stdout.readline() == "done\n"
 
     def keep(self, **options):
-        """Take a snapshot, and look at every page in the plainest way."""
+        """Write a snapshot, and also read every page's entry and flags without physview."""
         path = str(self.folder / f"{len(self.paths)}.parquet")
         with Snapshot(self.child.pid) as snapshot:
             write_snapshot(snapshot, path, **options)
@@ -54,7 +60,7 @@ class Actor:
         return path
 
     def compact(self):
-        """Have the kernel compact memory until a page of the process that was kept has moved."""
+        """Make the kernel compact memory until a page in the last snapshot has moved."""
         deadline = time.monotonic() + 60
         before = self.seen[-1][0]
         while True:
@@ -65,7 +71,7 @@ class Actor:
             assert time.monotonic() < deadline, "compaction has moved nothing"
 
     def changes(self):
-        """What physview says of each page."""
+        """The change of each page, by address, and the counts: what physview reports."""
         with SnapshotFile(self.paths[0]) as before, SnapshotFile(self.paths[1]) as after:
             found, counted = {}, Counter()
             for changes in iter_changes(before, after):
@@ -79,7 +85,7 @@ class Actor:
             return found, counts
 
     def expected(self):
-        """The same, judged one by one."""
+        """The change of each page, by address: what the plain reads say."""
         pages = set(self.seen[0][0]) | set(self.seen[1][0])
         return {vaddr: self._judge(vaddr) for vaddr in pages}
 
@@ -113,10 +119,12 @@ class Actor:
 
 
 def span(line):
+    """The start and end address in a line of maps."""
     return tuple(int(word, 16) for word in line.split()[0].split("-"))
 
 
 def kind_of(entry):
+    """What a pagemap entry holds: "frame", "swap", "special" or "absent"."""
     if entry.present:
         return "frame"
     if entry.raw == 0:
@@ -126,6 +134,7 @@ def kind_of(entry):
     return "special"
 
 
+# Lines for an Actor that cause the changes of each kind.
 EVENTS = {
     Change.WENT: "fragmented.madvise(4)",
     Change.APPEARED: "private.touch(50, 51, 52)",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A real browser without a screen, driven through its DevTools protocol.
+"""A real headless browser, driven through its DevTools protocol.
 
 Source: https://chromedevtools.github.io/devtools-protocol/
 """
@@ -30,7 +30,7 @@ LIMIT = 120.0
 
 @functools.cache
 def find() -> str | None:
-    """The path of a browser that starts, or None: Ubuntu's may only say that it is a snap."""
+    """The path of a browser that starts, or None. Ubuntu's may only print that it is a snap."""
     for program in filter(None, map(shutil.which, NAMES)):
         version = [program, "--no-sandbox", "--version"]
         if subprocess.run(version, capture_output=True, check=False).returncode == 0:
@@ -39,7 +39,7 @@ def find() -> str | None:
 
 
 class Tab:
-    """One page, and what it complained of."""
+    """One page. `complaints` collects its errors, and its requests to the network."""
 
     def __init__(self, address: str) -> None:
         import websocket
@@ -51,7 +51,7 @@ class Tab:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Ask, and wait for the answer; events are looked at on the way."""
+        """Call a method of the protocol and wait for its result; handle the events before it."""
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
         while True:
@@ -75,7 +75,7 @@ class Tab:
                 self.complaints.append(f"asks the network for {url}")
 
     def evaluate(self, script: str) -> Any:
-        """What a JavaScript expression is; promises are waited for."""
+        """The value of a JavaScript expression. A promise is awaited."""
         result = self.call(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
@@ -106,19 +106,19 @@ class Tab:
         self.call("Input.insertText", text=text)
 
     def press(self, key: str) -> None:
-        """Press and let go of a key."""
+        """Press and release a key."""
         text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
     def picture(self) -> bytes:
-        """What the page looks like, as PNG."""
+        """A screenshot of the page, as PNG."""
         import base64
 
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
     def prefer(self, theme: str) -> None:
-        """Prefer light or dark."""
+        """Set the theme that the viewer prefers: "light" or "dark"."""
         features = [{"name": "prefers-color-scheme", "value": theme}]
         self.call("Emulation.setEmulatedMedia", features=features)
 
@@ -127,7 +127,7 @@ class Tab:
 
 
 def _first_page(port: str) -> str:
-    """The address of the page that the browser opens when it starts: soon, but not at once."""
+    """The address of the browser's first page. It appears some time after the start."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     end = time.monotonic() + LIMIT
     while time.monotonic() < end:
@@ -141,7 +141,7 @@ def _first_page(port: str) -> str:
 
 @contextlib.contextmanager
 def browse(width: int = 1440, height: int = 1300) -> Iterator[Tab]:
-    """A browser with one empty page; it ends with the block."""
+    """A browser with one empty page. It ends with the `with` block."""
     program = find()
     assert program
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
@@ -154,7 +154,7 @@ def browse(width: int = 1440, height: int = 1300) -> Iterator[Tab]:
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
-            start_new_session=True,  # Debian's is a script, which would leave the browser behind
+            start_new_session=True,  # Debian's is a script: kill its group
         )
         try:
             assert browser.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Real cgroups for the tests: made below a hierarchy's root, and removed again."""
+"""Real cgroups for the tests, made below the root of a hierarchy and removed afterwards."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 
 
 def writable() -> str:
-    """The root of a hierarchy in which a cgroup can be made; "" where there is none."""
+    """The root of a hierarchy in which cgroups can be made, or ""."""
     with open("/proc/self/mountinfo", "rb") as file:
         lines = file.read().split(b"\n")
-    # Of version 2 where it is mounted: the last word before "cgroup2" is a lone dash.
+    # Prefer version 2. In mountinfo, " - " stands before the type of the file system.
     tops = [line.split(b" ")[4] for line in lines if b" - cgroup2 " in line]
     tops += [line.split(b" ")[4] for line in lines if b" - cgroup " in line]
     for top in map(os.fsdecode, tops):
@@ -27,14 +27,14 @@ def writable() -> str:
 
 @contextlib.contextmanager
 def branch(names: Sequence[str], pids: Sequence[int]) -> Iterator[str]:
-    """A cgroup in a cgroup and so on, with processes in the innermost.
+    """Nested cgroups, with processes in the innermost.
 
     Args:
-        names: Their names, the outermost first.
-        pids: Who moves there.
+        names: The names of the cgroups, the outermost first.
+        pids: The processes that move into the innermost cgroup.
 
     Yields:
-        The path of the outermost.
+        The path of the outermost cgroup.
     """
     top = writable()
     fds = [os.open(top, os.O_RDONLY | os.O_DIRECTORY)]
@@ -67,7 +67,7 @@ def _remove(name: str, above: int) -> None:
     while True:
         try:
             return os.rmdir(name, dir_fd=above)
-        except OSError:  # a process has just left it
+        except OSError:  # a process is still leaving the cgroup
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.01)

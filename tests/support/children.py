@@ -16,9 +16,10 @@ from paths import ROOT
 
 @contextlib.contextmanager
 def processes() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts processes that run a piece of Python and then wait; it says "ready" when it waits.
+    """A function that starts Python processes. All of them end with the `with` block.
 
-    They end with the context.
+    The function returns when the process has run `code`. The process then runs `wait`, which by
+    default blocks until it is killed. It can import the modules of tests/support.
     """
     started = []
 
@@ -48,7 +49,7 @@ def processes() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def start_stopped(start: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    """A process with a piece of memory of every kind, which stands still."""
+    """A stopped process with memory of every kind: see memory.KINDS."""
     child = start(KINDS, wait=WAIT)
     os.kill(child.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)

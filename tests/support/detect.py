@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What this machine has, tried out: the capabilities that are more than one line in the table."""
+"""Tests what this machine can do, for those entries of CAPABILITIES that take several lines."""
 
 from __future__ import annotations
 
@@ -17,32 +17,36 @@ from physview.system import checks
 
 
 def succeeds(*command: str) -> bool:
+    """Whether a command exits with 0."""
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def has_guard_regions() -> bool:
+    """Whether madvise() can install guard pages."""
     return Region(1).madvise(Region.MADV_GUARD_INSTALL, check=False)
 
 
 def has_perl() -> bool:
-    """perl-base, which every Debian has, lacks most of perl's modules."""
+    """Whether perl has its modules. perl-base, which every Debian has, lacks most of them."""
     command = ["perl", "-MPod::Usage", "-MTerm::ANSIColor", "-e", "1"]
     return shutil.which("perl") is not None and succeeds(*command)
 
 
 def has_thp() -> bool:
+    """Whether the kernel gives a transparent huge page when asked."""
     with Region.huge(1) as region:
         return region.touch().is_huge()
 
 
 def can_collapse() -> bool:
+    """Whether MADV_COLLAPSE works."""
     madv_collapse = 25
     with Region.huge(1) as region:
         return region.touch().madvise(madv_collapse, check=False)
 
 
 def temporary_files_are_evicted() -> bool:
-    """Whether what tests write leaves the page cache when it is to: in a tmpfs it cannot."""
+    """Whether pages of temporary files can leave the page cache. In a tmpfs they cannot."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(bytes(64 * PAGE))
         file.flush()
@@ -52,40 +56,43 @@ def temporary_files_are_evicted() -> bool:
 
 
 def has_hugetlb(size_kib: int) -> bool:
+    """Whether a hugetlb page of this size is free."""
     pools = checks.look_at_hugetlb().details["pools"]
     return any(pool["free"] for pool in pools if pool["size_kib"] == size_kib)
 
 
 def has_kernel(series: str, architecture: str = "amd64") -> bool:
-    """Whether Debian's kernel can be fetched; the first run does, and keeps it in the cache."""
+    """Whether Debian's kernel can be fetched. The first call fetches it into the cache."""
     from physview import kernels
     from physview.errors import PhysviewError
 
     try:
         kernels.find_kernel(series, architecture=architecture)
-    except PhysviewError:  # apt's mirror lacks it, or the cache belongs to somebody else
+    except PhysviewError:  # apt's mirror lacks it, or the cache belongs to another user
         return False
     return shutil.which("make") is not None
 
 
 def has_arm64(series: str) -> bool:
+    """Whether the module can be built for Debian's arm64 kernel."""
     return shutil.which("aarch64-linux-gnu-gcc") is not None and has_kernel(series, "arm64")
 
 
 def has_tracefs(file: str = "instances") -> bool:
-    """Whether it can be mounted, and has a file: where it is mounted already does not matter."""
+    """Whether a tracefs can be mounted and has the file. Existing mounts do not matter."""
     mount = f"mount -t tracefs t /mnt && test -e /mnt/{file}"
     return os.geteuid() == 0 and succeeds("unshare", "-m", "sh", "-c", mount)
 
 
 def evicts_core() -> bool:
-    """Whether the kernel can let go of the core's pages: a tmpfs has no disk to read them from."""
+    """Whether the kernel can evict the pages of physview's library. In a tmpfs it cannot."""
     command = ["stat", "-f", "-c", "%T", _native.__file__]
     kind = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return kind.strip() not in ("tmpfs", "ramfs")
 
 
 def runs_32_bit_programs() -> bool:
+    """Whether cc builds 32-bit programs and the kernel runs them."""
     code = 'void _start(void) { __asm__("mov $1, %eax; xor %ebx, %ebx; int $0x80"); }'
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/exit"
@@ -99,22 +106,24 @@ def runs_32_bit_programs() -> bool:
 
 
 def counts_memory() -> bool:
-    """Whether cgroups of one's own can be made, and count memory."""
+    """Whether new cgroups (version 2) can be made that account memory."""
     controllers = Path("/sys/fs/cgroup/cgroup.controllers")
     has_it = controllers.exists() and "memory" in controllers.read_text().split()
     return has_it and os.access(controllers.parent / "cgroup.subtree_control", os.W_OK)
 
 
 def has_vm() -> bool:
+    """Whether QEMU is here."""
     return checks.look_at_qemu().state == checks.YES
 
 
 def has_apt() -> bool:
+    """Whether all programs are here that make and read a package repository."""
     return all(map(shutil.which, repository.PROGRAMS))
 
 
 def forbids_pip() -> bool:
-    """Whether the system's Python is its distribution's alone to install into (PEP 668)."""
+    """Whether the system's Python refuses installs by pip (PEP 668)."""
     code = (
         "import os, sys, sysconfig; marker = sysconfig.get_path('stdlib') + '/EXTERNALLY-MANAGED';"
         "sys.exit(sys.version_info < (3, 10) or not os.path.exists(marker))"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pictures without a command: drawn of what a test made up, and taken apart again."""
+"""Makes the data of pictures without a command, and reads finished pictures."""
 
 import xml.etree.ElementTree as ET
 
@@ -18,19 +18,24 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def words_of(path):
-    """All text of an SVG, which is well-formed."""
+    """The texts of an SVG file. A file that is no well-formed SVG fails the test."""
     root = ET.parse(path).getroot()
     assert root.tag == f"{SVG}svg"
     return [element.text for element in root.iter(f"{SVG}text")]
 
 
 def expand(array):
-    """Runs as a kind for each frame."""
+    """The kind of each frame, by its number, from an array of runs."""
     return {int(run["pfn"]) + i: int(run["kind"]) for run in array for i in range(int(run["nr"]))}
 
 
 def some_memory(sizes, *, path=""):
-    """A process with as many mappings, each of some pages, of which each has the first."""
+    """The memory of an imaginary process.
+
+    Args:
+        sizes: The pages of each mapping. The first few pages of each, 1 to 7, are resident.
+        path: The path of all mappings.
+    """
     vmas, rows, at = [], [], 1 << 20
     for i, nr in enumerate(sizes):
         vmas.append(Vma(at, at + nr * PAGE, "rw-p", 0, "00:00", 0, path))
@@ -44,10 +49,12 @@ def some_memory(sizes, *, path=""):
 
 
 def draw(before, after):
+    """The moves, the picture and the counted changes between two snapshot files."""
     with SnapshotFile(before) as one, SnapshotFile(after) as other:
         found = moves.read_moves(one, other)
         return found, moved.picture_moves(found, one, other), diff(one, other)
 
 
 def over_of(found):
+    """The runs of frames, of both snapshots, that are drawn over RAM."""
     return np.concatenate([placed.frames for placed in found.placed])

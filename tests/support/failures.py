@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What physview says when it fails."""
+"""Checks on the message with which physview fails."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def one_line(result, code):
-    """The one line that a failed run says."""
+    """Check that a run failed with this exit code and one line on stderr; return the line."""
     assert result.returncode == code, result
     assert result.stderr.count("\n") == 1, result.stderr
     assert "Traceback" not in result.stderr
@@ -17,17 +17,21 @@ def one_line(result, code):
 
 
 def ends_while_written(child: subprocess.Popen[str], nr_lines: int, *args: str) -> None:
-    """Run physview on a process that ends when so many lines are written, and hear what it says.
+    """Check physview's message about a process that ends while its report is being written.
 
-    The process needs more to tell of than a pipe takes, for a plain user too, whose lines about
-    hidden frames are folded: memory of which every other page was touched.
+    Args:
+        child: The process. Its report must be longer than a pipe's buffer, for an unprivileged
+            user too, for whom physview merges the lines of contiguous pages without visible
+            frames. A region of which every other page was touched has such a report.
+        nr_lines: Kill the process after this many lines.
+        args: The command line of physview.
     """
     command = [sys.executable, "-m", "physview", *args]
     reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert reader.stdout
     for _ in range(nr_lines):
         reader.stdout.readline()
-    child.kill()  # the reader is held up by its full pipe
+    child.kill()  # physview waits: its pipe is full
     child.wait()
     _, stderr = reader.communicate()
     assert reader.returncode == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs the tests' commands in VMs, with the module and what the tests there need."""
+"""Runs commands of the tests in VMs, with the kernel module and all that the tests need there."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ KMOD_TESTS = (
     "kmod_processes",
 )
 COURSE_MODULE = ROOT / "tests/vm/course_module"
-# A GiB in one piece takes more than 3 GiB of memory, of which the machine has 2 apart.
+# The free memory for a contiguous GiB: 2 GiB lie below 4 GiB, apart from the rest.
 MEMORY_MIB = 4096
 HUGE_PAGES = "hugepages=16 hugepagesz=1G hugepages=1"
 
 
 def guest_tests(*tests: str) -> list[str]:
-    """The command that runs test files in the guest, or one test of a file: FILE::TEST."""
+    """The command that runs test files in the guest. FILE::TEST is one test of a file."""
     names = (name.partition("::") for name in tests)
     files = [f"tests/test_{file}.py{separator}{test}" for file, separator, test in names]
     return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
 
 
 def modules_by_turns(kernel: kernels.Kernel) -> dict[str, str]:
-    """The environment that tells the guest's tests which modules they may load."""
+    """Environment variables that name the two modules which the guest's tests may load."""
     course = kernels.build_module(kernel, COURSE_MODULE)
     assert "warning" not in (course.parent / "build.log").read_text().lower()
     own = kernels.build_module(kernel, module.source_dir())
@@ -44,7 +44,7 @@ def modules_by_turns(kernel: kernels.Kernel) -> dict[str, str]:
 
 
 def _disk_modules(kernel: kernels.Kernel) -> Iterator[str]:
-    """What a file system on a disk takes; the checksum's driver, where it is a module."""
+    """The modules for ext4. The checksum driver is left out where it is built in."""
     with contextlib.suppress(Unsupported):
         list(initramfs.load_order(kernel.modules, ["crc32c_generic"]))
         yield "crc32c_generic"
@@ -54,21 +54,24 @@ def _disk_modules(kernel: kernels.Kernel) -> Iterator[str]:
 def run_in_guest(
     kernel: kernels.Kernel, folder: Path, command: list[str], *, has: str, **options: Any
 ) -> tuple[vm.VmResult, str]:
-    """Run a command through guest.sh, which looks at the kernel's log; return what it printed.
+    """Run a command through guest.sh, which also checks the kernel's log.
 
     Args:
-        kernel: The kernel.
-        folder: Where files may be left that the guest needs.
+        kernel: The kernel to boot.
+        folder: A folder for files that the guest needs.
         command: The command.
-        has: What the tests must find there, as PHYSVIEW_REQUIRE.
-        options: Further ones of vm.run().
+        has: The capabilities that the guest must have, as in PHYSVIEW_REQUIRE.
+        options: Further options of vm.run().
+
+    Returns:
+        How the VM ended, and the output of the command.
     """
     wanted = ["lzo_rle", "zram"]  # swap
     wants_disk = "evicts" in has.split(",")
     if wants_disk:  # see guest.sh
         wanted += [*_disk_modules(kernel)]
     modules = []
-    if kernel.modules.exists():  # those that are modules
+    if kernel.modules.exists():  # else all drivers are built in
         for name, content in initramfs.load_order(kernel.modules, wanted):
             (folder / f"{name}.ko").write_bytes(content)
             modules.append(folder / f"{name}.ko")
@@ -76,7 +79,7 @@ def run_in_guest(
     env = os.environ | modules_by_turns(kernel) | {"PHYSVIEW_REQUIRE": has}
     if wants_disk:
         env["PHYSVIEW_TEST_DISK"] = "512M"
-    # Four times what it takes while another VM runs beside it.
+    # Four times the duration beside another VM.
     defaults = {"memory_mib": MEMORY_MIB, "append": HUGE_PAGES, "timeout": 2400}
     with open(folder / "stdout", "wb") as stdout:
         outcome = vm.run(
@@ -95,7 +98,7 @@ def run_in_guest(
 
 
 def compile_program(folder: Path, name: str) -> str:
-    """Compile one of tests/vm's programs where the guest finds it."""
+    """Compile a program of tests/vm into a folder that the guest sees; return its path."""
     program, source = folder / name, ROOT / "tests" / "vm" / f"{name}.c"
     command = ["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", program, source]
     subprocess.run(command, check=True)

@@ -7,7 +7,7 @@ from snapshot_maker import write
 
 
 def spoil_bytes(path, dice):
-    """A valid file, of which bytes are others, missing or too many."""
+    """A valid file in which random bytes are changed, removed or added."""
     write(path, row_group_size=dice.choice((50, 100_000)), write_page_checksum=dice.random() < 0.5)
     data = bytearray(path.read_bytes())
     for _ in range(dice.choice((1, 1, 1, 4))):
@@ -27,7 +27,7 @@ def spoil_bytes(path, dice):
 
 
 def change_footer(path, dice):
-    """A footer that was taken apart, changed in one number, and put together again."""
+    """A footer with one changed number. The rest of the footer is valid."""
     from physview.parquet.thrift import Reader
 
     write(path, row_group_size=dice.choice((50, 100_000)))
@@ -48,7 +48,7 @@ def change_footer(path, dice):
 
 
 def bomb(path, dice):
-    """Pages that unpack to much, or say that they do."""
+    """Decompression bombs: pages that are large when unpacked, or whose header says so."""
     import pyarrow as pa
 
     from physview.parquet.thrift import I32Value, Reader, write_struct
@@ -77,7 +77,7 @@ def bomb(path, dice):
 
 
 def huge_footer(path, dice):
-    """A footer that is large, or has much in little room."""
+    """A footer that is large, or whose few bytes stand for many objects."""
     from physview.parquet.thrift import Reader
 
     write(path)
@@ -96,7 +96,7 @@ def huge_footer(path, dice):
     if kind < 3:
         path.write_bytes(data[:end] + sealed(footer))
         return
-    # Columns of which nothing is told take three bytes each.
+    # A column without any fields takes three bytes.
     groups = b"\x4c\xf8" if dice.random() < 0.5 else b"\x3c\xf8"
     blob = b"\x15\x04\x19\x1c\x48\x01s\x15\x02\x00\x16\x02\x19" + groups[1:] + b"\xff\xff\xff\x7f"
     blob += b"\x19\xfc\xff\xff\x3f" + b"\x26\x00\x00" * nr
@@ -104,7 +104,7 @@ def huge_footer(path, dice):
 
 
 def sealed(footer):
-    """A footer as bytes, with what ends a file."""
+    """The end of a file: the footer as bytes, its length, and the magic number."""
     from physview.parquet.thrift import write_struct
 
     data = write_struct(_typed(footer))
@@ -112,7 +112,7 @@ def sealed(footer):
 
 
 def _typed(footer):
-    """Give back to a footer the sizes of its numbers, which are lost in reading."""
+    """The footer with typed numbers: Reader does not keep the sizes of integers."""
     from physview.parquet.thrift import I32Value
 
     def i32(fields, *names):

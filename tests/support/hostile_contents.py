@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Snapshot files that are Parquet files, with contents that no snapshot has."""
+"""Well-formed Parquet files with contents that no snapshot has."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ VALUES = (
 
 
 def change_metadata(path, dice):
-    """One member is something else."""
+    """Another value, or none, for one member of the metadata."""
     name = dice.choice([*about(), "unknown"])
     value = dice.choice(VALUES)
-    with contextlib.suppress(ValueError):  # a number of too many digits to write
+    with contextlib.suppress(ValueError):  # Python refuses to write so many digits
         return write(path, metadata=about(**{name: value}))
     text = json.dumps(about(**{name: "here"})).replace('"here"', "1" + "0" * 5000)
     return write(path, metadata=text.encode())
 
 
 def change_mapping(path, dice):
-    """One member of a mapping, or of a resource."""
+    """Another value for one member of a mapping or of a resource."""
     of = dice.choice(("mappings", "resources"))
     changed = [list(each) for each in about()[of]]
     each = dice.choice(changed)
@@ -40,7 +40,7 @@ def change_mapping(path, dice):
 
 
 def many_members(path, dice):
-    """Metadata as large as they may be, or larger."""
+    """Metadata at the limit of their size, or beyond it."""
     nr = dice.choice((1_000, 50_000, 65_536, 65_537, 400_000))
     kind = dice.randrange(9)
     mapping = [0, 0, "rw-p", 0, "00:00", 0, ""]
@@ -63,7 +63,7 @@ def many_members(path, dice):
 
 
 def wrong_metadata(path, dice):
-    """Metadata that are no JSON, or cut off."""
+    """Metadata that are no JSON, or truncated JSON."""
     text = json.dumps(about()).encode()
     at = dice.randrange(len(text))
     write(
@@ -79,7 +79,7 @@ def wrong_metadata(path, dice):
 
 
 def change_rows(path, dice):
-    """A few values in rows."""
+    """Other values in some rows of one column."""
     columns = rows(dice.choice((1, 2, 300)))
     name = dice.choice([name for name in columns if name not in ("perms", "path")])
     bits = {"uint8": 8, "uint32": 32, "int32": 31}.get(TYPES[name], 64)
@@ -98,7 +98,7 @@ def change_rows(path, dice):
         if name == "node" and value is not None and dice.random() < 0.3:
             value = -value
         columns[name][dice.randrange(len(columns[name]))] = value
-    if name in ("pfn", "entry") and dice.random() < 0.5:  # both agree, so that more is looked at
+    if name in ("pfn", "entry") and dice.random() < 0.5:  # consistent columns pass the first checks
         columns["entry"] = [PRESENT | (pfn or 1) & (1 << 55) - 1 for pfn in columns["pfn"]]
         columns["pfn"] = [entry & (1 << 55) - 1 for entry in columns["entry"]]
         columns["swap_type"] = columns["swap_offset"] = [None] * len(columns["pfn"])
@@ -106,7 +106,7 @@ def change_rows(path, dice):
 
 
 def order_rows(path, dice):
-    """Rows in another order, or more than once."""
+    """Rows in another order, or duplicated rows."""
     columns = rows(300)
     order = list(range(len(columns["vaddr"])))
     kind = dice.randrange(4)
@@ -124,7 +124,7 @@ def order_rows(path, dice):
 
 
 def long_rows(path, dice):
-    """Rows that name as many frames as there can be, each the same: valid, and much to draw."""
+    """Few rows with very many frames: valid, and a lot to draw."""
     nr = dice.choice((1, 100, 3_000))
     size = dice.choice((1, 1 << 19, 1 << 30, (1 << 40) // nr))
     starts = [HEAP + at * size * PAGE for at in range(nr)]
@@ -147,7 +147,7 @@ def long_rows(path, dice):
 
 
 def many_rows(path, dice):
-    """Many rows that take no room: they go on in the same way, and are packed by that."""
+    """Many rows in a small file: regular columns compress well."""
     import numpy as np
 
     nr = dice.choice((70_000, 300_000, 3_000_000))
@@ -182,7 +182,7 @@ def many_rows(path, dice):
 
 
 def change_columns(path, dice):
-    """Columns that are missing, more, or of another type."""
+    """Columns that are missing, additional, or of another type."""
     import pyarrow as pa
 
     columns = rows(100)
@@ -214,7 +214,7 @@ def change_columns(path, dice):
 
 
 def other_ways(path, dice):
-    """The same, written in other ways."""
+    """Valid contents with other options of the Parquet writer."""
     import pyarrow.parquet as pq
 
     options = dice.choice(

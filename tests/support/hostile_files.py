@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Snapshot files as an attacker makes them: a corpus from a seed, and what physview does with it.
+"""A corpus of hostile snapshot files, and a program that has physview read them.
 
     python tests/support/hostile_files.py make FOLDER NUMBER SEED
     python tests/support/hostile_files.py check FOLDER
 
-The second says, as JSON, what became of each file, and how much memory all took.
+`make` writes the files. `check` reads them and prints JSON: how many were refused or accepted,
+which made physview crash, and how much memory and time it took. hostile_contents.py and
+hostile_bytes.py have a function for each kind of file.
 """
 
 from __future__ import annotations
@@ -39,12 +41,12 @@ KINDS = (
     *(change_rows, change_rows, order_rows, long_rows, change_columns, other_ways),
     *(spoil_bytes, spoil_bytes, change_footer, change_footer, bomb, huge_footer),
 )
-# These take a second each to make or to look at: one file in a hundred.
+# Slow kinds, a second for each file: every 50th file is one.
 SLOW_KINDS = (many_members, many_rows)
 
 
 def make(folder, nr, seed):
-    """Write so many files, and one that is valid."""
+    """Write `nr` hostile files, and one valid file."""
     write(folder / "valid.parquet")
     for number in range(nr):
         dice = random.Random(f"{seed} {number}")
@@ -55,7 +57,7 @@ def make(folder, nr, seed):
 
 
 def look(path, valid):
-    """Do with a file all that commands do; whether it was refused, and how."""
+    """Read a file as the commands do; return the reason why it was refused, or ""."""
     from physview import pictures
     from physview.analysis import changes
     from physview.errors import PhysviewError
@@ -81,7 +83,7 @@ def look(path, valid):
 
 
 def peak_kib():
-    """The peak of this program's memory; ru_maxrss would begin with that of who started it."""
+    """The peak of this process's memory. ru_maxrss would include the parent's before exec()."""
     (line,) = (
         line for line in Path("/proc/self/status").read_text().split("\n") if line[:6] == "VmHWM:"
     )
@@ -89,7 +91,7 @@ def peak_kib():
 
 
 def check(folder):
-    """Look at all files, in this process."""
+    """Read all files of a folder in this process, and print a summary as JSON."""
     outcomes, slowest = {}, (0.0, "")
     valid = folder / "valid.parquet"
     peaks = {}

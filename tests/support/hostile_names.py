@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A process whose names are an attacker's, and every command and form of output run on it.
+"""A process with names that an attacker chose, and runs of all commands on it.
 
-As a program it does both, in the locale and as the user that it is started with, and writes what
-came of it to its stdout, pickled: `main()` of the real command line, each in a fork of its own.
+As a program, it starts the process and runs every command in every form of output. It uses the
+locale and the user that it was started with. Each run is physview's main() in a forked child. The
+results are pickled to stdout.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-STYLE = b"\x1b[7;35m"  # no style of ours
+STYLE = b"\x1b[7;35m"  # a style that physview does not use
 FORGED = b"FORGE"
-# A style, no UTF-8, CSI as one character, a turn of the direction, BEL, another line.
+# A style, invalid UTF-8, the one-byte CSI, a right-to-left override, CR, BEL, a newline.
 NASTY = STYLE + b"\xff\xfe\xc2\x9b\xe2\x80\xae\r\x07\v\x1b]0;t\x07\xe2\x80\xa8\\\n" + FORGED
-COMM = STYLE + b"\xff\xfe\n" + FORGED  # 15 bytes: the kernel keeps no more
+COMM = STYLE + b"\xff\xfe\n" + FORGED  # the kernel keeps 15 bytes
 TIMEOUT = 60
 
 CHILD = r"""
 import ctypes, mmap, os, sys
 libc = ctypes.CDLL(None)
 nasty, path, mount = map(os.fsencode, sys.argv[1:])
-sys.stdin.readline()  # until it is in its cgroup
+sys.stdin.readline()  # the parent moves this process into its cgroup first
 memory = mmap.mmap(-1, 1 << 16)
 address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 libc.prctl(0x53564D41, 0, ctypes.c_ulong(address), ctypes.c_ulong(1 << 16), nasty)  # PR_SET_VMA
@@ -47,13 +48,13 @@ sys.stdin.read()
 
 
 class Target(NamedTuple):
-    """The process.
+    """The process with hostile names.
 
     Args:
         pid: Its pid.
-        vaddrs: Where its named mappings are.
-        folder: A folder of a nasty name, where there is room.
-        cgroup: That it is in, or None.
+        vaddrs: The addresses of its named mappings.
+        folder: A folder with a hostile name, for files of the tests.
+        cgroup: The path of its cgroup, or None.
     """
 
     pid: int
@@ -63,7 +64,7 @@ class Target(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a command did."""
+    """The result of one command."""
 
     command: list[str]
     code: int
@@ -73,7 +74,7 @@ class Result(NamedTuple):
 
 @contextlib.contextmanager
 def hostile_process(folder: str) -> Iterator[Target]:
-    """Start it; its files are in a folder of a nasty name in `folder`."""
+    """Start the process. Its files are in a new folder with a hostile name below `folder`."""
     nasty = os.fsdecode(os.path.join(os.fsencode(folder), NASTY))
     os.mkdir(nasty)
     mount = os.path.join(nasty, "mount" + os.fsdecode(NASTY))
@@ -105,7 +106,7 @@ def hostile_process(folder: str) -> Iterator[Target]:
 
 
 def _make_cgroup(pid: int) -> str | None:
-    """A cgroup that memory is charged to, with a nasty name; a newline in it the kernel refuses."""
+    """Make a memory cgroup with a hostile name, but without newline, which the kernel refuses."""
     with open("/proc/self/mountinfo", "rb") as file:
         lines = [line.split(b" ") for line in file.read().split(b"\n") if b" - cgroup" in line]
     for line in lines:
@@ -126,11 +127,11 @@ def _make_cgroup(pid: int) -> str | None:
 
 
 def commands(target: Target, *, with_machine: bool) -> dict[str, list[list[str]]]:
-    """By command: what is run of it, in every form of output.
+    """The command lines to run, by command: every form of output of each.
 
     Args:
         target: The process.
-        with_machine: Also what takes long, for it goes through all frames.
+        with_machine: Also run the slow ones, which read all frames of the machine.
     """
     pid, vaddr, nasty = str(target.pid), hex(target.vaddrs[-1]), os.fsdecode(NASTY)
     before, after = (f"{target.folder}/{name}.parquet" for name in ("before", "after"))
@@ -190,10 +191,10 @@ def commands(target: Target, *, with_machine: bool) -> dict[str, list[list[str]]
         ]  # fmt: skip
         found["picture"] += [[pid, "-o", f"{target.folder}/{n}"] for n in ("b.svg", "b.html")]
         found["diff"] += [[*both, "--picture", f"{target.folder}/diff.html"]]
-    # A name that is none, as an argument of each and as an option; and everybody's help.
+    # For each command: a hostile name as argument and as option; and --help.
     for command, forms in found.items():
         forms += [[f"--{nasty}"], ["--help"]]
-        if command != "vm":  # which would start one
+        if command != "vm":  # it would start a VM
             forms += [[nasty, nasty], ["--json", f"{nasty}.parquet"]]
         found[command] = [[command, *form] for form in forms]
     found[""] = [[nasty], ["--help"], [f"--{nasty}"]]
@@ -236,9 +237,9 @@ def _become(words: list[str], stdout: Any, stderr: Any) -> None:
 
 
 def main() -> None:
-    """Run all, and hand over what came of it."""
+    """Run all commands and write the results to stdout."""
     folder, with_machine = sys.argv[1], sys.argv[2] == "machine"
-    # What many import is imported once, before the forks.
+    # Import once, before the forks, what many commands import.
     import numpy  # noqa: F401
     import rich.table  # noqa: F401
 

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Debian's kernels that the tests boot or build the module for."""
+"""The series of Debian's kernels that the tests use."""
 
 import os
 from typing import Any
 
 import pytest
 
-# Of Debian's kernels, those that tests boot or build the module for.
+# Tests boot these kernels, or build the module for them.
 SERIES = sorted({"6.1", "7.3", *os.environ.get("PHYSVIEW_KERNELS", "6.1").split(",")})
 
 
 def by_kernel(series: list[str], architecture: str = "kernel") -> list[Any]:
-    """Parameters, one a series of Debian's kernels, each with the need for its kernel."""
+    """One parameter for each series, with a `needs` marker for its kernel."""
     return [
         pytest.param(each, marks=pytest.mark.needs(f"{architecture}-{each}")) for each in series
     ]

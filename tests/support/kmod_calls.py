@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Both witnesses to the same address, and the module's calls as they are."""
+"""Direct calls of the kernel module, and comparisons of its answers with pagemap."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from physview.sources.kmod import Kmod
 from physview.sources.procfs import ProcDir
 
 NOBODY = 65534
-SYS_FINIT_MODULE = 313  # on x86-64, as all that the VM runs
+SYS_FINIT_MODULE = 313  # on x86-64, the only architecture of these VMs
 
 
 @contextlib.contextmanager
 def open_kmod(pid: int | str = "self") -> Iterator[Kmod]:
-    """The module's walk of a process, by default of this one."""
+    """The kernel module for a process, by default this one."""
     proc = ProcDir(pid)
     try:
         with contextlib.closing(Kmod(proc)) as kmod:
@@ -37,7 +37,7 @@ def open_kmod(pid: int | str = "self") -> Iterator[Kmod]:
 
 
 def agree(kmod: Kmod, vaddr: int, pid: int | str = "self") -> Walk:
-    """Both witnesses' answer to one address, which has to be the same."""
+    """Check that the module and pagemap give one physical address; return the module's walk."""
     with Process(pid) as process:
         said = process.translate(vaddr)
         walk = kmod.walk(vaddr)
@@ -48,7 +48,7 @@ def agree(kmod: Kmod, vaddr: int, pid: int | str = "self") -> Walk:
 
 
 def agree_on_all(kmod: Kmod, vaddrs: Iterable[int], pid: int | str = "self") -> Any:
-    """Both witnesses' answers to many addresses, which have to be the same; the module's pages."""
+    """Check that the module and pagemap agree on many addresses; return the module's pages."""
     column = np.fromiter(vaddrs, dtype=np.uint64)
     with Process(pid) as process:
         said = process.translate_array(column)
@@ -60,7 +60,7 @@ def agree_on_all(kmod: Kmod, vaddrs: Iterable[int], pid: int | str = "self") -> 
 
 
 def call(request: int, buffer: bytearray) -> int:
-    """The errno of an ioctl, or 0."""
+    """The errno of an ioctl on the module's device, or 0."""
     with open(abi.DEVICE, "rb", buffering=0) as device:
         return call_on(device.fileno(), request, buffer)
 
@@ -75,14 +75,22 @@ def call_on(fd: int, request: int, buffer: bytearray) -> int:
 
 
 def walk_errno(fd: int, pid: int, vaddr: int) -> int:
-    """The errno of WALK, or 0; EIO where it finds no page."""
+    """The errno of WALK, or 0. EIO stands for an address without a page."""
     buffer = bytearray(abi.WALK.pack(pid, 0, vaddr, *[0] * 25, 0))
     code = call_on(fd, abi.IOCTL_WALK, buffer)
     return code if code or abi.WALK.unpack(buffer)[3] else errno.EIO
 
 
 def in_child(function: Callable[[], Any], *, uid: int | None = None) -> Any:
-    """What a function returns, JSON's types, when a forked child runs it, as another user."""
+    """Run a function in a forked child.
+
+    Args:
+        function: Returns what JSON can represent.
+        uid: The user of the child; None: the same user.
+
+    Returns:
+        What the function returned, or the type and text of its exception.
+    """
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -103,7 +111,7 @@ def in_child(function: Callable[[], Any], *, uid: int | None = None) -> Any:
 
 
 def insert_module(path: str, parameters: str = "") -> None:
-    """Load a module."""
+    """Load a kernel module from a file."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         result = libc.syscall(SYS_FINIT_MODULE, fd, parameters.encode(), 0)
@@ -113,7 +121,7 @@ def insert_module(path: str, parameters: str = "") -> None:
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
-    """Wait until something is so."""
+    """Wait until a condition is true; fail after so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not in {seconds} seconds"

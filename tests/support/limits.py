@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How long a test may take: every wait in it ends then, and the stacks are shown.
+"""The time limit of each test.
 
-pytest-timeout interrupts the wait itself, whatever is waited for: a pipe, a child, a thread.
+When a test reaches its limit, pytest-timeout interrupts it, also while it waits for a pipe, a child
+or a thread, and shows the stacks.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ import os
 
 import pytest
 
-# The slowest of the host's tests take a minute beside VMs that take both processors.
+# The slowest tests without a VM take a minute while VMs use both processors.
 SECONDS = 900
-# The longest VM is given up after 50 minutes, and started once more where it was lost.
+# The longest VM has a limit of 50 minutes. A lost VM is started a second time.
 SECONDS_WITH_VM = 3 * 3600
 LONG = ("vm", "debug-kernel", "arm64", "kernel")
 
-# What a shell with nohup, or that runs a command in the background, has its children ignore.
-# A test that sends one of these signals starts its program with this.
+# Under nohup or in the background, children ignore these signals. So a test that sends one of them
+# starts its program with this command, which restores the default actions.
 DEFAULT_SIGNALS = ["env", "--default-signal=INT,QUIT,HUP,TERM"]
 
 
 def seconds_of(item: pytest.Item) -> int:
-    """The time that a test may take: those that boot VMs, or build modules, have more."""
+    """The limit of a test: longer if it boots a VM or builds the module."""
     needed = [name for marker in item.iter_markers("needs") for name in marker.args]
     if any(name.startswith(LONG) for name in needed) or "PHYSVIEW_KMOD" in os.environ:
         return SECONDS_WITH_VM
@@ -30,7 +31,7 @@ def seconds_of(item: pytest.Item) -> int:
 
 
 def set_limits(items: list[pytest.Item]) -> None:
-    """Give every test a limit that has none of its own."""
+    """Give a limit to every test that has no own `timeout` marker."""
     for item in items:
         if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(seconds_of(item)))

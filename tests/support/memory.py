@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Real memory for the tests, and the plainest ways to look at it, independent of physview."""
+"""Real memory for the tests, and plain reads of it that are independent of physview."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ MPOL_INTERLEAVE = 3
 # glibc has no functions for these.
 MBIND, MOVE_PAGES = (237, 279) if os.uname().machine == "x86_64" else (235, 239)
 
-# How a process waits, and can be stopped.
+# How a process waits so that it can be stopped with SIGSTOP.
 WAIT = "import signal; signal.pause()"
 
-# What a process runs to have a piece of memory of every kind. Where the kernel has none of a kind,
-# it is left out.
+# A process that runs this has memory of every kind that the kernel supports.
 KINDS = """
 import mmap, os, random, tempfile
 from memory import HUGE, HUGETLB, NORESERVE, PAGE, PRIVATE, Region, SHARED, libc
@@ -83,7 +82,7 @@ def _check(result: int | None) -> int:
 
 
 class Region:
-    """Pages from mmap(), unmapped when it is no longer used."""
+    """Pages from mmap(). They are unmapped when the object is freed."""
 
     MADV_DONTNEED = 4
     MADV_HUGEPAGE = 14
@@ -105,7 +104,7 @@ class Region:
     @classmethod
     @contextlib.contextmanager
     def huge(cls, nr_huge: int) -> Iterator[Region]:
-        """Whole, aligned huge pages, if the kernel gives them: part of a larger mapping."""
+        """A region of aligned huge pages within a larger mapping, if the kernel provides them."""
         outer = cls((nr_huge + 1) * HUGE // PAGE)
         inner = cls.__new__(cls)
         inner.start = outer.start + -outer.start % HUGE
@@ -115,7 +114,7 @@ class Region:
         inner.size = 0
 
     def is_huge(self) -> bool:
-        """Whether smaps counts huge pages in it."""
+        """Whether smaps counts the whole region as huge pages."""
         inside = False
         with open("/proc/self/smaps") as smaps:
             for line in smaps:
@@ -137,7 +136,7 @@ class Region:
         return range(self.start, self.end, PAGE)
 
     def touch(self, *indices: int, value: int = 1) -> Region:
-        """Write to the given pages, or to all."""
+        """Write to the pages with these indices, or to all pages."""
         for index in indices or range(self.size // PAGE):
             ctypes.memset(self.start + index * PAGE, value, 1)
         return self
@@ -153,7 +152,7 @@ class Region:
         return result == 0
 
     def bind(self, *nodes: int, check: bool = True) -> None:
-        """Have its pages made on these NUMA nodes by turns."""
+        """Interleave the region's new pages over these NUMA nodes."""
         mask = ctypes.c_ulong(sum(1 << node for node in nodes))
         numbers = [ctypes.c_long(n) for n in (MBIND, self.start, self.size, MPOL_INTERLEAVE)]
         result = libc.syscall(*numbers, ctypes.byref(mask), ctypes.c_long(64), ctypes.c_long(0))
@@ -161,7 +160,7 @@ class Region:
             _check(result)
 
     def nodes(self) -> list[int]:
-        """The node of each page, or -errno where there is none: what move_pages() says."""
+        """The node of each page from move_pages(), or -errno for a page that is not there."""
         nr = self.size // PAGE
         pages = (ctypes.c_void_p * nr)(*self.pages)
         found = (ctypes.c_int * nr)()
@@ -173,8 +172,8 @@ class Region:
         _check(libc.mprotect(self.start, self.size, prot))
 
     def move(self) -> None:
-        """Move it to other addresses with mremap(), by making it larger than its place allows."""
-        blocked = Region.at(self.end)  # so that it cannot grow where it is
+        """Move the region to other addresses: mremap() enlarges it, and a page is in its way."""
+        blocked = Region.at(self.end)  # the region cannot grow in place
         new = libc.mremap(self.start, self.size, self.size + 64 * PAGE, MREMAP_MAYMOVE)
         self.start = _check(new)
         self.size += 64 * PAGE
@@ -182,7 +181,7 @@ class Region:
 
     @classmethod
     def at(cls, address: int) -> Region | None:
-        """One page at an address, or None where something is mapped already."""
+        """One page at an address, or None if the address is in use."""
         fixed_noreplace = 0x100000
         result = libc.mmap(address, PAGE, 0, PRIVATE | fixed_noreplace, -1, 0)
         if result == ctypes.c_void_p(-1).value:
@@ -193,21 +192,21 @@ class Region:
 
 
 def raw_entry(vaddr: int, pid: int | str = "self") -> int:
-    """A pagemap entry, read with nothing but open, seek and read."""
+    """The pagemap entry of an address, read with open, seek and read only."""
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
         pagemap.seek(vaddr // PAGE * 8)
         return int.from_bytes(pagemap.read(8), "little")
 
 
 def kpageflags(pfn: int) -> int:
-    """The flags of a frame."""
+    """The flags of a frame from /proc/kpageflags."""
     with open("/proc/kpageflags", "rb", buffering=0) as file:
         file.seek(pfn * 8)
         return int.from_bytes(file.read(8), "little")
 
 
 def pfnmap_ranges(pid: int | str = "self") -> list[range]:
-    """Where a process has [vvar], if that is VM_PFNMAP: in 7.x it is ordinary pages."""
+    """The [vvar] mappings of a process with VM_PFNMAP. From 7.x on, [vvar] has ordinary pages."""
     found = []
     here, name = range(0), ""
     with open(f"/proc/{pid}/smaps") as smaps:
@@ -222,7 +221,7 @@ def pfnmap_ranges(pid: int | str = "self") -> list[range]:
 
 
 def resident(path: str | os.PathLike[str]) -> set[int]:
-    """Which pages of a file are cached, from mincore() through ctypes."""
+    """The numbers of a file's pages that are in the page cache, from mincore() through ctypes."""
     size = os.path.getsize(path)
     nr = -(-size // PAGE)
     with open(path, "rb") as file:

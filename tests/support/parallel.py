@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which tests run side by side: scripts/test runs pytest twice.
+"""Which tests run in parallel: scripts/test runs pytest twice.
 
-Most tests look at processes of their own, and do not mind others: two workers of pytest-xdist run
-them at once. Those that do mind are marked `alone`, with the reason, and run after them, when no
-worker is left: one that only waits would still map physview's library, which a lab evicts.
+Most tests use processes of their own, and are independent of other tests. The first run executes
+them in two workers of pytest-xdist. Tests that other processes disturb are marked `alone`, with the
+reason. The second run executes them without workers: even an idle worker would map physview's
+library, which a lab evicts.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 
 import pytest
 
-# Files whose tests go to one worker, in their order: they share a wheel, a VM, a built module or
-# what many commands printed, which take long to make, or they see each other's traces.
+# The tests of each of these files run in one worker, in their order. They share something that
+# takes long to make (a wheel, a VM, a built module, the output of many commands), or they would see
+# each other's traces. The names are prefixes of file names.
 ONE_WORKER = (
     "test_hostile_names.py",
     "test_kernels.py",
@@ -24,7 +26,7 @@ ONE_WORKER = (
 
 
 def choose(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep those of this part, and bring VMs to the front: they take minutes each."""
+    """Keep the tests of this run. Put those with VMs first, because they take minutes each."""
     part = config.getini("part")
     if not part:
         return
@@ -41,7 +43,7 @@ def _needs_vm(item: pytest.Item) -> bool:
 
 
 def scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hands out the tests in their order, one by one, or those at once that go to one worker."""
+    """A scheduler that gives tests to the workers in order: one by one, or a file at once."""
     from xdist.scheduler import LoadScopeScheduling
 
     class InOrder(LoadScopeScheduling):

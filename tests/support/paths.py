@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where things are."""
+"""Paths: of the checkout, and of a tool that scripts/test installs."""
 
 import sys
 from pathlib import Path

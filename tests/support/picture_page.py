@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a person does with the page of a picture, in a browser's tab."""
+"""Actions on the HTML page of a picture in a browser's tab, and expressions that read it."""
 
 from physview import pictures
 
@@ -9,7 +9,7 @@ DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(d
 
 
 def search(tab, words):
-    """Type into the search box as a person does."""
+    """Type into the search box; return the text of the result."""
     tab.evaluate("document.getElementById('search').value = ''")
     tab.evaluate("document.getElementById('search').focus()")
     tab.type(words)
@@ -19,7 +19,7 @@ def search(tab, words):
 
 
 def place_of(tab, pfn):
-    """Where on the screen the cell of a frame is."""
+    """The position of a frame's cell on the screen, or False if it is not visible."""
     return tab.evaluate(
         "(() => { const {view, canvas} = physview, box = canvas.getBoundingClientRect();"
         f" const [x, y, isSeen] = view.where({pfn}), scale = box.width / view.layout.width;"
@@ -29,7 +29,7 @@ def place_of(tab, pfn):
 
 
 def open_without_frames(tab, picture, path):
-    """Open a picture's page as it is where frames are hidden."""
+    """Open a picture's page as an unprivileged user gets it: without frames."""
     blind = picture._replace(
         frames=None, missing="a test", space=picture.space._replace(links=None)
     )

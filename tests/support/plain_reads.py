@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the kernel's files say, read in the plainest way, to hold physview against."""
+"""Plain reads of the kernel's files, to compare physview with."""
 
 import os
 
@@ -10,7 +10,11 @@ from physview.model import NO_ENTRY, PM_PRESENT, PM_SWAP
 
 
 def plain_entries(pid):
-    """What pagemap says of every page of every mapping, read as plainly as can be."""
+    """Read pagemap for all mappings of a process.
+
+    Returns:
+        The entries of present and swapped pages, by address, and the starts of the mappings.
+    """
     entries, starts = {}, set()
     with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/pagemap", "rb") as pagemap:
         for line in maps:
@@ -26,8 +30,15 @@ def plain_entries(pid):
 
 
 def agreed(plain, ours):
-    """What both give. Pages of libraries change also in a stopped process, as others start and end,
-    and may be as before at the next look: what is wrong, and not only late, never agrees."""
+    """Repeat both reads until their results agree; return the result.
+
+    Pages of libraries change even in a stopped process when other processes start or end. Such a
+    race does not last: a wrong result differs every time.
+
+    Args:
+        plain: A function that makes the expected result.
+        ours: A function that makes physview's result.
+    """
     for _ in range(50):
         expected, found = plain(), ours()
         if found == expected:
@@ -37,6 +48,7 @@ def agreed(plain, ours):
 
 
 def plain_values(name, pfn, nr):
+    """The values of `nr` frames in a kpage file; NO_ENTRY beyond the file's end."""
     with open(f"/proc/{name}", "rb", buffering=0) as file:
         found = os.pread(file.fileno(), nr * 8, pfn * 8)
     values = np.frombuffer(found, dtype=np.uint64).tolist()
@@ -44,7 +56,7 @@ def plain_values(name, pfn, nr):
 
 
 def smaps(pid):
-    """The fields of each mapping in bytes, by its start."""
+    """The sizes in bytes that smaps lists for each mapping, by the mapping's start."""
     found, fields = {}, {}
     with open(f"/proc/{pid}/smaps") as file:
         for line in file:

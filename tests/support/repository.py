@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A repository of packages in a folder, real to apt: signed, and with packages that unpack."""
+"""A real package repository in a folder: signed, with packages that apt can unpack."""
 
 import contextlib
 import gzip
@@ -13,7 +13,7 @@ from pathlib import Path
 
 PROGRAMS = ("apt-get", "apt-cache", "dpkg-deb", "gpg", "gpgconf")
 
-# What a machine's own apt is told in a test, beside where its sources are.
+# The configuration of apt in a test.
 _APT_CONFIG = """\
 Dir::Etc::main "/dev/null";
 Dir::Etc::parts "/dev/null";
@@ -29,7 +29,7 @@ APT::Sandbox::User "root";
 
 
 class Signer:
-    """A key of one's own.
+    """A new key that signs files.
 
     Args:
         home: gpg's folder.
@@ -40,11 +40,11 @@ class Signer:
         self._gpg("--passphrase", "", "--quick-generate-key", "physview's tests", "ed25519", "sign")
 
     def export(self, keyring: Path) -> None:
-        """Write the public key where apt is to look for it."""
+        """Write the public key to the file of apt's keyring."""
         self._gpg("--output", str(keyring), "--export")
 
     def sign(self, file: Path, signed: Path) -> None:
-        """Write what a file says with a signature around it."""
+        """Write a copy of a file with a signature around it."""
         self._gpg("--yes", "--output", str(signed), "--clearsign", str(file))
 
     def _gpg(self, *args: str) -> None:
@@ -54,8 +54,8 @@ class Signer:
 
 @contextlib.contextmanager
 def signing() -> Iterator[Signer]:
-    """A signer, whose agent ends with the context."""
-    # gpg's socket lies there: a path of a test's own would be too long for it.
+    """A signer. gpg's agent ends with the `with` block."""
+    # gpg puts its socket there: the path of a test's folder would be too long for a socket.
     with tempfile.TemporaryDirectory(prefix="gpg-") as home:
         try:
             yield Signer(Path(home))
@@ -64,11 +64,11 @@ def signing() -> Iterator[Signer]:
 
 
 class Repository:
-    """Packages of one suite.
+    """A repository with the packages of one suite.
 
     Args:
-        folder: Where they lie.
-        origin: Whose they are, as the Release file says.
+        folder: Where the repository is made.
+        origin: The distribution's name in the Release file.
         suite: The suite's name.
     """
 
@@ -81,13 +81,13 @@ class Repository:
 
     @property
     def site(self) -> str:
-        """The URL to reach it by."""
+        """The URL of the repository."""
         return f"file:{self.folder}"
 
     def add(
         self, name: str, files: dict[str, str] | None = None, depends: str = "", arch: str = "amd64"
     ) -> Path:
-        """Add a package; its files are texts by their paths below /.
+        """Add a package. `files` maps paths below / to the texts of the files.
 
         Returns:
             The .deb file.
@@ -111,7 +111,7 @@ class Repository:
         return deb
 
     def publish(self, signer: Signer | None) -> None:
-        """Write the indexes of all packages, and sign them or, without a signer, do not."""
+        """Write the indexes of all packages. With a signer, sign them."""
         dists = self.folder / "dists" / self.suite
         shutil.rmtree(dists, ignore_errors=True)
         index = dists / "main/binary-amd64/Packages"
@@ -135,12 +135,12 @@ class Repository:
 
 
 def configure_apt(folder: Path, lines: list[str], more: str = "") -> Path:
-    """Set up an apt of a test's own.
+    """Write a configuration with which apt uses a test's sources only.
 
     Args:
-        folder: Where what it keeps is.
-        lines: Of its sources.list.
-        more: What else its configuration says.
+        folder: Where apt keeps its state.
+        lines: The lines of sources.list.
+        more: More lines of the configuration.
 
     Returns:
         The file for APT_CONFIG to name.
@@ -154,7 +154,7 @@ def configure_apt(folder: Path, lines: list[str], more: str = "") -> Path:
 
 
 def update_apt() -> None:
-    """Have the machine's own apt, as APT_CONFIG sets it up, fetch its lists."""
+    """Run `apt-get update` with the configuration that APT_CONFIG names."""
     environment = os.environ | {"LC_ALL": "C"}
     subprocess.run(["apt-get", "-q", "update"], env=environment, check=False, capture_output=True)
 

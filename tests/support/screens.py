@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A real pseudo-terminal with a command in it, and what a person would see there, by pyte."""
+"""A command in a pseudo-terminal. pyte makes the screen from its output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEFT = "\x1b[?1049l"
 
 
 class Screen(pyte.Screen):
-    """Counts how often the cursor is moved by writing beyond the last column."""
+    """A screen that counts how often text wraps at the last column."""
 
     nr_wraps = 0
 
@@ -35,13 +35,13 @@ class Screen(pyte.Screen):
 
 
 class PtyRun:
-    """A command in a terminal of its own, of which it is the session's first process.
+    """A command in its own terminal. The command leads the terminal's session.
 
     Args:
-        command: What to run.
+        command: The command to run.
         columns: Width of the terminal.
-        lines: Its height.
-        env: Variables besides ours.
+        lines: Height of the terminal.
+        env: Environment variables in addition to those of this process.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PtyRun:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
 
     def resize(self, columns: int, lines: int) -> None:
-        """Give the window another size; the kernel tells who is in it."""
+        """Change the size of the terminal. The kernel sends SIGWINCH to the command."""
         self.screen.resize(lines, columns)
         self._resize(columns, lines)
 
@@ -85,22 +85,22 @@ class PtyRun:
 
     @property
     def lines(self) -> list[str]:
-        """What is on the screen now."""
+        """The lines of the screen, without trailing spaces."""
         return [line.rstrip() for line in self.screen.display]
 
     def press(self, keys: str) -> None:
-        """Type."""
+        """Type keys."""
         os.write(self.master, keys.encode())
 
     def read(self, seconds: float) -> None:
-        """Take what was written, waiting for it so long at most."""
+        """Read what the command has written. Wait for it at most this long."""
         if select.select([self.master], [], [], seconds)[0]:
             data = os.read(self.master, 1 << 16)
             self.raw += data
             self._stream.feed(data)
 
     def until(self, seen: Callable[[list[str]], object], seconds: float = 60) -> list[str]:
-        """Wait until the screen shows something; return its lines then."""
+        """Wait until a condition on the screen's lines is true; return the lines."""
         end = time.monotonic() + seconds
         while not seen(self.lines):
             assert time.monotonic() < end, "\n".join(self.lines)
@@ -108,11 +108,11 @@ class PtyRun:
         return self.lines
 
     def shows(self, text: str) -> list[str]:
-        """Wait until a line has this text."""
+        """Wait until a line contains this text; return the lines."""
         return self.until(lambda lines: any(text in line for line in lines))
 
     def wait(self) -> int:
-        """Wait for the end, and return how it ended."""
+        """Wait until the command ends; return its exit code."""
         end = time.monotonic() + 60
         while self.process.poll() is None:
             assert time.monotonic() < end, "\n".join(self.lines)
@@ -122,7 +122,7 @@ class PtyRun:
         return self.process.returncode
 
     def is_as_before(self) -> bool:
-        """Whether the terminal was given back as it had been."""
+        """Whether the command restored the terminal: its settings, the main screen, the cursor."""
         text = self.raw.decode()
         return (
             termios.tcgetattr(self.slave) == self.settings
@@ -132,6 +132,6 @@ class PtyRun:
 
 
 def watch(pid: int, *options: str, **terminal: Any) -> PtyRun:
-    """physview watch in a terminal."""
+    """Run physview watch in a terminal."""
     command = [sys.executable, "-m", "physview", "watch", str(pid), *options]
     return PtyRun(command, **terminal)

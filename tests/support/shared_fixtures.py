@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The fixtures of all tests: conftest.py names this file as a plugin."""
+"""Fixtures for all tests. conftest.py loads this file as a plugin of pytest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from physview.system import module
 
 @pytest.fixture(scope="session")
 def physview() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command line in a process of its own."""
+    """A function that runs the physview command in a new process."""
 
     def run(
         *args: str, prefix: tuple[str, ...] | list[str] = (), **options: object
@@ -39,13 +39,13 @@ def physview() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def kmod() -> Iterator[object]:
-    """The module's walk of this process."""
+    """The kernel module, which walks this process's page tables."""
     with open_kmod() as kmod:
         yield kmod
 
 
 def _close_leftovers():
-    """A test that failed keeps its frames, and they the device: its failure is enough."""
+    """Close the device's descriptors that failed tests left open: they block the unloading."""
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):
             if os.readlink(f"/proc/self/fd/{fd}") == abi.DEVICE:
@@ -54,7 +54,7 @@ def _close_leftovers():
 
 @pytest.fixture
 def load_instead():
-    """Loads a module in place of the one that is loaded, which comes back afterwards."""
+    """A function that replaces the loaded module. The first one is loaded again after the test."""
     before = module.status()
 
     def load(path, parameters=""):
@@ -71,14 +71,14 @@ def load_instead():
 
 @pytest.fixture
 def python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts processes that run a piece of Python and then wait; they end with the test."""
+    """A function that starts Python processes: see processes(). They end with the test."""
     with processes() as start:
         yield start
 
 
 @pytest.fixture(scope="session")
 def tracefs() -> str:
-    """Where tracefs is: mounted, where it is not, for this process only and those it starts."""
+    """The path of tracefs. If needed, it is mounted for this process and its children only."""
     where = "/sys/kernel/tracing"
     if not os.path.exists(f"{where}/instances"):
         clone_newns, ms_rec, ms_slave = 0x20000, 0x4000, 0x80000
@@ -90,13 +90,13 @@ def tracefs() -> str:
 
 @pytest.fixture
 def sleeper(python: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    """Another process of ours, which waits."""
+    """Another process of the same user, which waits."""
     return python()
 
 
 @pytest.fixture
 def actor(python, tmp_path):
-    """A process with memory of every kind that does as it is told, and snapshots of it."""
+    """A process with memory of every kind that changes it on command: see Actor."""
     from actors import OBEY, Actor
     from memory import KINDS
 
@@ -105,7 +105,7 @@ def actor(python, tmp_path):
 
 @pytest.fixture(scope="module")
 def tab():
-    """One browser for all tests of a module; each opens its own page."""
+    """A browser's tab. All tests of a module share it; each opens its own page."""
     from browser import browse
 
     with browse() as tab:
@@ -114,21 +114,20 @@ def tab():
 
 @pytest.fixture
 def stopped(python: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    """A process with a piece of memory of every kind, which stands still."""
+    """A stopped process with memory of every kind."""
     return start_stopped(python)
 
 
 @pytest.fixture(scope="session")
 def signer() -> Iterator[repository.Signer]:
-    """A key to sign repositories with."""
+    """A key that signs package repositories."""
     with repository.signing() as signer:
         yield signer
 
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder for all users, as /tmp. pytest's own are one's alone, and every new pytest makes
-    them so."""
+    """A folder that is open to all users, like /tmp. pytest's own folders are private."""
     with tempfile.TemporaryDirectory(prefix="physview-test-") as folder:
         os.chmod(folder, 0o1777)
         yield Path(folder)
@@ -136,7 +135,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def zombie() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has ended, and for which nobody has waited."""
+    """A process that has ended, and whose parent has not waited for it yet."""
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     yield child
@@ -145,7 +144,7 @@ def zombie() -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Compiles a C program of tests/support/ and returns its path."""
+    """A function that compiles a C program of tests/support and returns its path."""
 
     @functools.cache
     def compile_program(name: str) -> str:
@@ -159,5 +158,5 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def tests_on_path() -> dict[str, str]:
-    """The environment of a child that imports what the tests share."""
+    """Environment variables for a child that imports modules of tests/support."""
     return os.environ | {"PYTHONPATH": str(ROOT / "tests/support")}

@@ -5,9 +5,10 @@ import documented
 
 
 def run_as_shown(block):
+    """Run the commands of a block, check their exit codes, and return their results."""
     results = documented.run(block)
     for command, result, code in zip(block.commands, results, block.exits, strict=True):
-        # A lab tells of the machine it runs on: 1 is one that is not as most are.
+        # A lab also exits with 1 on a machine that differs from most machines.
         assert result.code in ({code, 1} if " lab " in command else {code}), result.output
         assert "Traceback" not in result.output
     return results

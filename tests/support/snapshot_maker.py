@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Snapshot files written without physview's writer, so that each part can be wrong."""
+"""Writes snapshot files without physview's writer, so that any part of a file can be wrong."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TYPES = {
 
 
 def about(**changes):
-    """Metadata as a snapshot has them; a change to ... leaves a member out."""
+    """The metadata of a snapshot, with changes. The value `...` removes a member."""
     from physview.model import Vma
 
     found = {
@@ -59,7 +59,7 @@ def about(**changes):
 
 
 def rows(nr, seed=1):
-    """Columns of rows that a snapshot might have."""
+    """Random but valid columns, of at most `nr` rows."""
     dice = random.Random(seed)
     columns = {name: [] for name in TYPES}
     page = 0
@@ -83,7 +83,7 @@ def rows(nr, seed=1):
 
 
 def table(columns, metadata, types=None):
-    """A table of Arrow, with metadata as text or as what JSON is made of."""
+    """An Arrow table. Metadata are bytes, or an object that is written as JSON, or None."""
     import pyarrow as pa
 
     types = TYPES | (types or {})
@@ -99,7 +99,7 @@ def table(columns, metadata, types=None):
 
 
 def write(path, columns=None, metadata=..., types=None, **options):
-    """Write a file."""
+    """Write a snapshot file; what is not given is valid."""
     import pyarrow.parquet as pq
 
     columns = rows(300) if columns is None else columns

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Other users, for programs that tests start: what comes before the command."""
+"""Command prefixes that run a program as another user."""
 
 import os
 
