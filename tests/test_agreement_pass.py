@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The core's part of a comparison: which pages agree."""
+"""The first pass of a comparison: the C core counts the pages on which both sources agree."""
 
 import numpy as np
 from hypothesis import given
@@ -23,7 +23,7 @@ ENTRIES = st.one_of(
 
 @st.composite
 def answers(draw):
-    """pagemap's entries of pages in a row, and extents that lie there in order."""
+    """Random pagemap entries of contiguous pages, and random extents of the walk for them."""
     entries = draw(st.lists(ENTRIES, min_size=1, max_size=40))
     extents, at = [], 0
     while at < len(entries):
@@ -40,7 +40,7 @@ def answers(draw):
 
 
 def said_of_each(nr_pages, extents):
-    """What the walk says of each page: (kind, pagemap's form), as plainly as can be."""
+    """The walk's answer for each page, by a simple loop: (kind, entry in pagemap's form)."""
     said = [(PageKind.NONE, 0)] * nr_pages
     for vaddr, paddr, length, _, swap, kind, _ in extents:
         for i in range(length // PAGE):

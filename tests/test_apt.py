@@ -32,7 +32,7 @@ pytestmark = pytest.mark.needs("apt")
 
 @pytest.fixture
 def ubuntu(tmp_path, monkeypatch, signer):
-    """A machine whose apt has an Ubuntu of its own: that Ubuntu."""
+    """An Ubuntu repository of the test, which is the only source of this machine's apt."""
     repository = Repository(tmp_path / "ubuntu", "Ubuntu", "noble-updates")
     for release in RELEASES:
         short = release.removesuffix("-generic")
@@ -142,7 +142,7 @@ class TestMirrors:
 
 
 class TestSignatures:
-    """The machine's own apt takes anything; physview's does not."""
+    """physview checks signatures even where the machine's own apt does not."""
 
     @pytest.fixture
     def careless(self, ubuntu, tmp_path):
@@ -202,7 +202,7 @@ class TestLibraries:
     def test_a_kernels_tools_get_the_libraries_of_the_kernels_suite(
         self, tmp_path, monkeypatch, signer
     ):
-        """A kernel of trixie's updates on a Debian 12, which names a library that 12 has not."""
+        """A Debian 13 kernel on Debian 12: its tools need a library that Debian 12 lacks."""
         kbuild = {"usr/lib/linux-kbuild-6.12/scripts/tool": "\x7fELF no program"}
         release = "6.12.118+deb13-amd64"
         headers = {f"usr/src/linux-headers-{release}/Makefile": "all:\n"}

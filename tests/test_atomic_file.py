@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files that are written: whole or not at all, and never where another user leads root."""
+"""Output files are written completely or not at all, and no user can redirect what root writes."""
 
 import ast
 import os
@@ -37,7 +37,7 @@ def refusal(path, **options):
 
 
 def hand_over(path, uid=NOBODY, mode=None):
-    """Give something to another user."""
+    """Make another user the owner of a file or folder."""
     os.chown(path, uid, uid, follow_symlinks=False)
     if mode is not None:
         os.chmod(path, mode)
@@ -46,7 +46,7 @@ def hand_over(path, uid=NOBODY, mode=None):
 
 @pytest.fixture
 def theirs(open_folder):
-    """A folder of another user's, which all can reach."""
+    """A folder of another user, which all users can reach."""
     (open_folder / "theirs").mkdir()
     return hand_over(open_folder / "theirs", mode=0o755)
 
@@ -66,7 +66,7 @@ def files_of(folder):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory, physview):
-    """A snapshot, to make pictures of."""
+    """A snapshot that pictures are made from."""
     path = str(tmp_path_factory.mktemp("kept") / "a.parquet")
     assert physview("snapshot", "self", "-o", path).returncode == 0
     return path
@@ -85,7 +85,7 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("force", [(), ("--force",)])
 def test_root_is_not_led_by_another_users_link(physview, theirs, roots, kept, command, force):
-    """A link to what is not there, and one to a file of root's."""
+    """A dangling link, and a link to a file of root's."""
     words = [word.format(path=theirs / "out", kept=kept) for word in COMMANDS[command]]
     (out,) = (word for word in words if word.startswith(str(theirs)))
     for target in ("new", "there"):
@@ -232,7 +232,7 @@ while os.getppid() != 1:
 
 @pytest.mark.needs("root", "nobody")
 def test_root_writes_while_an_attacker_flips_links(theirs, roots):
-    """Whatever the attacker does in a folder of theirs, nothing changes outside of it."""
+    """An attacker exchanges links in their folder; no file outside that folder changes."""
     (theirs / "folder").mkdir()
     hand_over(theirs / "folder", mode=0o777)
     command = [*AS_NOBODY, sys.executable, "-c", ATTACKER, str(theirs), str(roots)]
@@ -402,7 +402,7 @@ NAMES = {
 
 
 def opens_to_write(node):
-    """Whether a call writes, renames, links or gives away a file by its path."""
+    """Whether a call opens to write, renames, links or changes the owner of a file by its path."""
     if not isinstance(node, ast.Call):
         return False
     words = ast.unparse(node.func).rsplit(".", 2)

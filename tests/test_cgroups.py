@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""cgroups, whatever they and other folders are called."""
+"""cgroups are found and read, whatever names they and mount points have."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def test_the_memory_hierarchy_is_the_one_with_the_memory_controller():
 
 @pytest.mark.needs("mountns")
 def test_a_mount_point_with_a_carriage_return_breaks_nothing(tmp_path, tests_on_path):
-    """It was two lines once, the second without the fields of one."""
+    """A carriage return once split its line in two, and the second lacked the fields of a line."""
     program = (
         "import os, sys; from memory import libc;"
         "from physview.sources.cgroups import cgroup_paths;"
@@ -41,7 +41,7 @@ def test_a_mount_point_with_a_carriage_return_breaks_nothing(tmp_path, tests_on_
 @pytest.mark.needs("cgroups")
 @pytest.mark.parametrize("name", ["plain", "a:b \v\r\x85 (deleted)", "\\040", "\udcff"])
 def test_the_processes_of_a_cgroup_and_below_whatever_it_is_called(python, name):
-    """Below lies one whose path is longer than any that can be opened at once."""
+    """A cgroup below it has a path longer than PATH_MAX."""
     children = [python().pid for _ in range(2)]
     names = [f"physview-test-{os.getpid()}-{name}", *(["x" * 255] * 20)]
     with cgroups.branch(names, children) as path:

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""The checks of physview doctor."""
+
 import os
 import subprocess
 import sys

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""No file of the working directory, and of PYTHONPATH in a child, is ever imported."""
+"""physview never imports from the working directory, nor from PYTHONPATH in a child."""
 
 import ast
 import os
@@ -34,7 +34,7 @@ MAY_START = {
 
 
 def imported_names():
-    """The top-level modules that some file of the package imports."""
+    """The top-level modules that the package imports."""
     for path in (ROOT / "physview").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -45,7 +45,7 @@ def imported_names():
 
 @pytest.fixture(scope="module")
 def traps(tmp_path_factory):
-    """A folder with a module of every name that physview imports; each leaves its name behind."""
+    """A folder with modules of all names that physview imports. An imported one writes its name."""
     folder = tmp_path_factory.mktemp("traps")
     (folder / "sprung").mkdir()
     for name in {*imported_names(), *PACKAGES, "sitecustomize", "usercustomize", "runpy"}:
@@ -125,7 +125,7 @@ def test_a_child_writes_no_caches_where_its_parent_writes_none(monkeypatch):
 
 @pytest.mark.parametrize("place", ["checkout", "elsewhere"])
 def test_a_child_is_of_the_package_that_starts_it(tmp_path, place):
-    """As after pip install --target, which no isolated interpreter finds by itself."""
+    """Also after `pip install --target`, where an isolated interpreter does not find physview."""
     package = ROOT / "physview"
     if place == "elsewhere":
         package = tmp_path / "physview"
@@ -146,7 +146,7 @@ def test_a_child_is_of_the_package_that_starts_it(tmp_path, place):
 @pytest.mark.needs("nobody")
 @pytest.mark.parametrize("start", STARTS, ids=["script", "module", "path"])
 def test_the_line_that_runs_it_as_root_is_safe_to_type(traps, start):
-    """The advice is typed where the person is, and that may be anybody's folder."""
+    """The user types the line in their working directory, which may be another user's folder."""
     result = run_among(traps, *AS_NOBODY, *start, "memview")
     line = result.stderr.partition("as root: ")[2].removeprefix("sudo ")
     again = run_among(traps, *shlex.split(line))

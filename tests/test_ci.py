@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What scripts/ci does on this machine: roots of their own. What it does in a VM: test_vm_ci.py."""
+"""scripts/ci in a root directory of its own. test_vm_ci.py tests the part in VMs."""
 
 import os
 import subprocess

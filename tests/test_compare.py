@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One witness against the other, for whole processes. Runs where the module is loaded."""
+"""physview compare: the module's walk against pagemap, for whole processes. Needs the module."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ def compare(pid="self"):
 
 
 def test_every_kind_of_page_is_counted_by_its_verdict(python):
-    """A process that is still; its kinds of page, more of each than an interpreter has."""
+    """An idle process that has more pages of each kind than a bare interpreter."""
     child = python(
         "import mmap, os, memory\n"
         "frames = memory.Region(5000).touch(*range(0, 5000, 2))\n"
@@ -77,7 +77,7 @@ def test_swap_entries_are_counted():
 
 
 def test_a_real_difference_is_found_and_is_no_movement():
-    """pagemap of one process against the walk of its fork, which wrote to some of the pages."""
+    """Compare pagemap of a process with the walk of its fork, which wrote to some of the pages."""
     region = Region(100).touch()
     reader, writer = os.pipe()
     pid = os.fork()
@@ -140,7 +140,7 @@ SHARED_PAGES = 180_000
 
 
 def test_a_million_pages_of_processes_that_live(python):
-    """Six at once, which share, swap, churn and sleep; and all that was running here before."""
+    """Six processes that share, swap, remap and sleep, and all that were running before."""
     fd = os.memfd_create("shared")
     os.ftruncate(fd, SHARED_PAGES * PAGE)
     with mmap.mmap(fd, SHARED_PAGES * PAGE) as memory:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The man page and the completions are what the parser says now, and the real shells take them."""
+"""Man page and completions are up to date with the parser, and work in real shells."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def shell(*command, **env):
 
 
 def in_bash(*words):
-    """What bash has to choose of for the last word; asked as readline asks."""
+    """bash's completions of the last word, from the function that readline calls."""
     quoted = " ".join(f"'{word}'" for word in words)
     return shell(
         "bash",
@@ -109,7 +109,7 @@ def test_bash_completes_when_tab_is_pressed():
 
 
 def named(python, name):
-    """A process whose comm is this."""
+    """A process with this comm."""
     return python(f"import ctypes\nctypes.CDLL(None).prctl(15, {name!r}.encode())")
 
 

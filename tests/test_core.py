@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The C core as a whole: it compiles without a warning, and needs little stack."""
+"""The C core compiles without warnings and uses little stack."""
 
 import subprocess
 import sys

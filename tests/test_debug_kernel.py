@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The module in a kernel that checks: KASAN, lockdep, kmemleak, fault injection.
+"""The module in a debug kernel: KASAN, lockdep, kmemleak, fault injection.
 
 scripts/test --debug-kernel builds that kernel and names its folder in PHYSVIEW_DEBUG_KERNEL.
 """
@@ -50,7 +50,7 @@ def test_a_race_a_fuzzer_and_injected_faults_leave_the_log_clean(tmp_path):
 
 
 def test_a_third_witness_agrees(tmp_path):
-    """The kernel's own dump of the page tables: /sys/kernel/debug/page_tables/current_user."""
+    """The walk agrees with the kernel's dump: /sys/kernel/debug/page_tables/current_user."""
     outcome, output = run_there(tmp_path, guest_tests("kmod_page_tables"), has="root,ptdump,kmod")
     assert outcome.exit_code == 0, output
     assert "1 passed" in output

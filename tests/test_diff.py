@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Two snapshots, one against the other: real changes, judged page by page in plain Python, too."""
+"""physview diff of real changes. Simple Python code judges each page a second time."""
 
 import json
 import os
@@ -165,7 +165,7 @@ def test_said_for_people_and_in_json(physview, actor):
 
 
 def test_hidden_frames_are_not_taken_for_moved(physview, actor, tmp_path):
-    """As somebody without CAP_SYS_ADMIN has it: made of a real snapshot, by taking them away."""
+    """An unprivileged user's snapshot, made from a real one by removing the frames."""
     actor.keep()
     actor.do(EVENTS[Change.WENT])
     actor.keep(columns=[])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""physview diff --picture: what became of every page and every frame, against the plainest look."""
+"""physview diff --picture shows each page and frame once, with the change that plain reads show."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def slug(kind):
 
 
 def made(items, *, vmas=None):
-    """Moves of (page, pages, change, frame before or None, frame after or None)."""
+    """Moves from tuples: (page, pages, change, frame before or None, frame after or None)."""
     rows = np.zeros(len(items), dtype=moves.MOVE_DTYPE)
     for row, (page, nr, change, before, after) in zip(rows, items, strict=True):
         row["vaddr"], row["nr_pages"], row["change"] = page * PAGE, nr, CHANGES.index(change)
@@ -179,7 +179,7 @@ def test_without_ram_only_what_is_named_is_drawn():
 
 
 def expected_frames(actor):
-    """What each frame is, of pages judged one by one."""
+    """The kind of each frame, from the expected change of each page."""
     found, zero = {}, find_zero_pfn()
     judged = actor.expected()
     for vaddr, change in judged.items():
@@ -208,7 +208,7 @@ def expected_frames(actor):
 
 
 def check(actor):
-    """Every page and every frame of both snapshots is drawn once, as what it became."""
+    """Check that each page and each frame of both snapshots is drawn once, with the right kind."""
     found, picture, counted = draw(*actor.paths)
     assert found.counts == counted.counts
     runs = overlay(picture.frames.runs, over_of(found))
@@ -371,7 +371,7 @@ def test_what_is_refused(physview, two, tmp_path):
 
 
 def without(path, other, **members):
-    """The same snapshot with other metadata."""
+    """A copy of a snapshot with some metadata changed."""
     table = pq.read_table(path)
     about = json.loads(table.schema.metadata[b"physview"]) | members
     about = {name: value for name, value in about.items() if value != "drop"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The page of diff --picture in a real browser: where pages were and are is what pagemap said."""
+"""The HTML page of diff --picture in a real browser shows the frames that pagemap had."""
 
 import re
 
@@ -29,7 +29,7 @@ SUMS = """(() => {
 
 @pytest.fixture
 def page(tab, actor, physview, tmp_path):
-    """The page of a process to which everything happened, and what is said of it elsewhere."""
+    """The HTML page of a process with changes of all kinds, open in the browser."""
     actor.keep()
     for line in EVENTS.values():
         actor.do(line)
@@ -45,7 +45,7 @@ def page(tab, actor, physview, tmp_path):
 
 
 def some(actor, change):
-    """A page that this became of, and its frames before and after, as they were read plainly."""
+    """A page with this change, and its frames before and after from plain reads."""
     judged = actor.expected()
     vaddrs = sorted(vaddr for vaddr, what in judged.items() if what is change)
     vaddr = vaddrs[len(vaddrs) // 2]

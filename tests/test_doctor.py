@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""physview doctor, each time in a process of its own."""
+"""physview doctor, run as a command."""
 
 import json
 import re

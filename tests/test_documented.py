@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The documentation: it is whole, its links lead somewhere, its commands run and end as shown."""
+"""The documentation is complete, its links work, and its commands run and exit as shown."""
 
 import ast
 import os
@@ -31,7 +31,7 @@ ONLY_IN_A_VM = {"kmod", "kmods", "kprobes", "swap"}
 
 
 def blocks(*, in_vm):
-    """The blocks whose commands can be run here, or in a VM only, with what they need."""
+    """The blocks of commands for the host, or those for a VM only, with their needs."""
     found = []
     for page in documented.PAGES:
         for block in documented.blocks(page.read_text()):
@@ -65,7 +65,7 @@ def test_documented_commands_that_need_a_vm_run_there(block, request):
 
 @pytest.fixture
 def no_module():
-    """Without the module, and with it again afterwards."""
+    """Unloads the module for a test, and loads it again."""
     module.unload()
     yield
     if not module.status().loaded:
@@ -109,7 +109,7 @@ def test_links_lead_somewhere(page):
 
 
 def _anchor(heading):
-    """A heading's name as a link has it: GitHub's rule."""
+    """The anchor of a heading, by GitHub's rule."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
@@ -126,7 +126,7 @@ def test_documented_command_lines_parse(page):
 
 
 def commands_in(fenced):
-    """What is typed: behind a prompt, where there is one in the text."""
+    """The commands in a block: the lines behind a prompt, or without prompts, physview's lines."""
     prompt = (
         r"\$ " if re.search(r"^\$ ", fenced, re.MULTILINE) else r"(?=sudo|\./scripts|physview )"
     )
@@ -134,7 +134,7 @@ def commands_in(fenced):
 
 
 def test_no_transcript_is_without_its_run():
-    """What is shown as typed is renewed by scripts/transcripts."""
+    """Commands that are shown with a prompt are in blocks that scripts/transcripts renews."""
     for page in [ROOT / "README.md", *COMMAND_PAGES.values()]:
         text = page.read_text()
         for match in re.finditer(r"^```\n\$ ", text, re.MULTILINE):
@@ -165,7 +165,7 @@ def test_documented_c_compiles():
 
 @pytest.mark.parametrize("page", documented.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_documented_python_is_what_there_is(page):
-    """Each name that it takes of physview is there."""
+    """All names that it imports from physview exist."""
     for code in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S):
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):

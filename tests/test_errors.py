@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""Errors carry their parts, pickle, and are the builtin exceptions of their meaning."""
+
 import errno
 import pickle
 

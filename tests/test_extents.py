@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Extents against what plain reads of the same pagemap give, page by page."""
+"""Extents agree with plain reads of the same pagemap, page by page."""
 
 import random
 from pathlib import Path
@@ -19,7 +19,7 @@ from physview.sources.procfs import ProcDir
 
 
 def plain_extents(entries, starts):
-    """The same as extents, by the definition."""
+    """Extents made from plain entries by the definition of an extent."""
     zero_pfn, extents = find_zero_pfn(), []
     before = None  # the last page's address and entry
     for vaddr, entry in sorted(entries.items()):
@@ -56,7 +56,7 @@ def test_every_way_gives_what_plain_reads_give(stopped):
 
 @pytest.mark.alone("others start and end, and the libraries' pages are no longer ours alone")
 def test_nobodys_extents_are_right_too(stopped):
-    """Whether frames are shown or not: the entries are the kernel's, and every page is there."""
+    """The entries are the kernel's and no page is missing, with frames hidden or not."""
 
     def pages():
         return {
@@ -150,7 +150,7 @@ def test_a_process_that_goes_in_the_middle(python, use_scan, how):
 
 @pytest.mark.parametrize("use_scan", [None, False])
 def test_a_process_that_is_gone_before_anything_is_read(python, use_scan):
-    """To the scan an address space that has ended looks empty."""
+    """PAGEMAP_SCAN reports an ended address space as empty."""
     child = python(wait=WAIT)
     proc = ProcDir(child.pid)
     reader = ExtentReader(proc, use_scan=use_scan)
@@ -205,7 +205,7 @@ def test_as_many_mappings_as_the_kernel_allows(python):
     st.integers(1, 9),
 )
 def test_any_pattern_of_pages(runs, batch):
-    """Written, only read, untouched: in runs of any length, with batches of any size."""
+    """Pages that are written, read or untouched, in runs of any length and batches of any size."""
     nr_pages = sum(nr for nr, _ in runs)
     region = Region(nr_pages)
     at = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What of files is in the page cache: the library and physview file."""
+"""Pages of files in the page cache: sources/page_cache.py and physview file."""
 
 import json
 import mmap
@@ -26,7 +26,7 @@ NR_PAGES = 3000
 
 @pytest.fixture
 def folder(tmp_path_factory):
-    """A folder for files of which pages are evicted: the test needs "evicts"."""
+    """A folder for files whose pages can be evicted. Its tests need "evicts"."""
     return tmp_path_factory.mktemp("cache")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The machine's frames: the library and physview frames."""
+"""All frames of the machine: frames/machine.py, sources/ram.py and physview frames."""
 
 import json
 import mmap
@@ -93,7 +93,7 @@ def test_the_first_rule_that_fits_tells_the_use(names, use):
 
 @pytest.fixture
 def our_frames():
-    """Frames of ours of some kinds, held while a test runs."""
+    """Frames of this process, some of each kind, held while a test runs."""
     anon = Region(3).touch()
     shared = Region(3, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS).touch()
     with open(__file__, "rb") as file:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Names that are an attacker's reach no terminal and no picture, whatever prints them."""
+"""No command prints an attacker's names to a terminal or picture without quoting."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ UNSET = ("LANG", "LC_CTYPE", "PYTHONIOENCODING", "PYTHONUTF8", "PYTHONUNBUFFERED
 
 @pytest.fixture(scope="module")
 def latin1(tmp_path_factory):
-    """A real locale of ISO-8859-1 and where it is; where none can be made, the same by Python."""
+    """Environment variables for an ISO-8859-1 locale. Without localedef, Python's encoding only."""
     folder = tmp_path_factory.mktemp("locale")
     command = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(folder / "en_US.ISO-8859-1")]
     try:
@@ -42,7 +42,7 @@ def latin1(tmp_path_factory):
 
 
 def by_itself():
-    """What gives mounts of one's own."""
+    """The command prefix for a private mount namespace, if it can be made."""
     command = ["unshare", "-m", "--propagation", "private"]
     works = os.geteuid() == 0 and not subprocess.run([*command, "true"], check=False).returncode
     return command if works else []
@@ -50,7 +50,7 @@ def by_itself():
 
 @pytest.fixture(scope="module")
 def outcomes(latin1):
-    """What came of all commands by locale and user, each run once."""
+    """The results of all commands by locale and user. Each is run once."""
     found = {}
 
     def outcome(locale, user, folder):
@@ -152,7 +152,7 @@ def test_nothing_is_in_a_picture_that_xml_forbids(outcome):
 
 
 def only(outcome, *words):
-    """What a command printed that was run with these words."""
+    """The output of the command that was run with these words."""
     (found,) = [result for result in iter_results(outcome) if set(words) == set(result.command)]
     assert found.code == 0, found
     return found.stdout
@@ -165,7 +165,7 @@ def path_of(target, paths):
 
 
 def test_names_are_exact_where_programs_read_them(outcome):
-    """The kernel itself writes a newline in a path as \\012, and tells it from no backslash."""
+    """The kernel writes a newline in a path as \\012, and does not escape backslashes."""
     target = outcome[0]
     pid = str(target.pid)
     encoding, file_encoding = outcome[1]
@@ -212,7 +212,7 @@ def test_a_terminal_gets_no_sequence_but_ours(words, tmp_path):
 
 
 def test_a_command_of_ones_own_prints_what_it_wants(outcome):
-    """trace passes on what its command prints: the user gave it."""
+    """trace passes on the output of the traced command unchanged: the user chose the command."""
     for result in iter_results(outcome):
         if result.command[:1] == ["trace"] and result.code == 0 and "--" in result.command:
             assert b"done\n" in result.stdout

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The line that installs a missing package is one that works in this environment: each is run.
+"""The advised line for a missing package works in each kind of environment. The tests run it.
 
-Those of `uv tool` and pipx need an index, and are in test_packaging.py.
+The lines for `uv tool` and pipx need a package index: test_packaging.py has them.
 """
 
 import glob
@@ -34,7 +34,7 @@ def advice(python, *packages):
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A package that needs no index: a wheel with a module and nothing else."""
+    """A wheel with a single module, which installs without an index."""
     path = tmp_path / "tiny_package-1-py3-none-any.whl"
     about = "tiny_package-1.dist-info"
     with zipfile.ZipFile(path, "w") as wheel:

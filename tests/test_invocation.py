@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Commands in messages exist where the person is: each form is made in a real folder and run."""
+"""Commands in messages work when the user types them. The tests run each form in a real folder."""
 
 import os
 import re
@@ -24,7 +24,7 @@ COMMAND = re.compile(r"\b(?:sudo [a-z]|physview (?:%s)\b)")
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """A PATH of our own, as a user without rights."""
+    """A PATH of the test, and an unprivileged user."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "memview"])
@@ -89,7 +89,7 @@ def test_where_there_is_no_script_it_is_the_packages_own_file(world, monkeypatch
 
 
 def test_a_path_is_quoted(tmp_path):
-    """In an environment with a blank in its name, installed as a wheel is: away from a checkout."""
+    """Installed from a wheel into an environment with a blank in its path."""
     folder = tmp_path / "a folder"
     shutil.copytree(ROOT / "physview", folder / "physview", symlinks=True)
     script = put(
@@ -117,7 +117,7 @@ def test_a_child_advises_what_the_person_typed(physview):
 
 
 def test_no_message_names_a_command_by_hand():
-    """Docstrings, which become help, and comments name commands as the documentation does."""
+    """Docstrings (the help) and comments may name commands as the documentation does."""
     import ast
 
     from physview.commands import COMMANDS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Debian's kernels in the cache, and modules built for them.
+"""Debian's kernels in the cache, and modules that are built for them.
 
 Most tests use their own repository, with packages of a few bytes and real signatures.
 """
@@ -80,14 +80,14 @@ PACKAGES = {
 
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
-    """A cache of the test's own."""
+    """An empty cache for the test."""
     monkeypatch.setenv("PHYSVIEW_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def world(tmp_path, monkeypatch, empty_cache, signer):
-    """A machine whose apt has a Debian of its own: that Debian."""
+    """A Debian repository of the test, which is the only source of this machine's apt."""
     world = tmp_path / "world"
     repository = Repository(world / "debian")
     for name in NAMES.split():
@@ -106,7 +106,7 @@ def world(tmp_path, monkeypatch, empty_cache, signer):
 
 @pytest.fixture
 def real_kernel():
-    """A kernel of Debian's in the cache that all share: only the first run fetches it."""
+    """A real Debian kernel in the shared cache. The first run downloads it."""
     return kernels.find_kernel("6.1")
 
 
@@ -118,7 +118,7 @@ def write_hello(folder, **changes):
 
 
 def unpacked(folder, release):
-    """The files of a kernel, as its packages have them."""
+    """A folder with the files of a kernel, as after unpacking its packages."""
     (folder / release / "boot").mkdir(parents=True)
     (folder / release / "boot" / f"vmlinuz-{release}").touch()
     return folder / release

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The module's walk, for every kind of page, against pagemap. Runs where the module is loaded."""
+"""The module's page table walk agrees with pagemap on every kind of page. Needs the module."""
 
 import ctypes
 import itertools
@@ -131,7 +131,7 @@ def test_swapped_pages_are_swapped_to_the_same_place(kmod):
 
 @pytest.fixture
 def small_swap():
-    """A swap area of 1 MiB which is used before all others, to its first place and its last."""
+    """A swap area of 1 MiB with the highest priority, so that its first and last slots are used."""
     number = (ZRAM_CONTROL / "hot_add").read_text().strip()
     Path(f"/sys/block/zram{number}/disksize").write_text("1M")
     device = f"/dev/zram{number}"
@@ -144,12 +144,12 @@ def small_swap():
 
 @pytest.mark.needs("swap", "zram")
 def test_low_offsets_of_a_second_swap_area(kmod, small_swap):
-    """An offset is kept inverted (L1TF): a low one sets the bits that are a frame's elsewhere."""
+    """Entries store the offset inverted (L1TF): a low one sets the high bits of a frame number."""
     region = Region(1000).touch()
     nr_places = (1 << 20) // PAGE
 
     def places():
-        """Where each page is in the small area."""
+        """The slot of each page in the small swap area."""
         region.madvise(MADV_PAGEOUT)
         pages = agree_on_all(kmod, region.pages)
         swapped = (pages["kind"] == PageKind.SWAP) & (pages["swap"] & 31 == 1)
@@ -223,7 +223,7 @@ def test_a_hugetlb_page_of_1_gib_that_is_prot_none(kmod):
 
 @pytest.fixture
 def ksm():
-    """The kernel's search for pages of one content, at work; afterwards it is as it was."""
+    """Starts KSM, which merges equal pages. Its settings are restored afterwards."""
     wanted = {"sleep_millisecs": "1", "pages_to_scan": "1000", "run": "1"}
     before = {name: (KSM / name).read_text() for name in wanted}
     for name, value in wanted.items():
@@ -268,7 +268,7 @@ def test_pages_that_compaction_moves_meanwhile(kmod):
     nr_moved = nr_checked = 0
 
     def look():
-        """Walk memory of many holes, which compaction moves together, between two other looks."""
+        """Walk fragmented memory between two other reads, while compaction moves its pages."""
         nonlocal nr_moved, nr_checked
         region = Region(16_000).touch()
         for start in range(region.start, region.end, 16 * PAGE):
@@ -297,7 +297,7 @@ def test_pages_that_compaction_moves_meanwhile(kmod):
 
 @pytest.mark.needs("hwpoison")
 def test_a_page_whose_frame_is_broken(python):
-    """In a process that is told so with SIGBUS, and lives on."""
+    """The process handles SIGBUS and continues."""
     child = python(
         "import memory, signal\n"
         "signal.signal(signal.SIGBUS, lambda *_: None)\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ABI as Python writes it is the header's; needs no module."""
+"""The ABI in sources/kmod.py is that of the C header. Needs no module."""
 
 import subprocess
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who may use the module, and what else may be loaded in its place."""
+"""Permissions of the module's device, and other modules that may be loaded instead of ours."""
 
 import ctypes
 import errno
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.needs("root", "pfn", "kmod")
 
 @pytest.fixture
 def client(compiled):
-    """The course's client where nobody can run it, too."""
+    """The course's client program, in a folder where user nobody can run it."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         yield shutil.copy(compiled("course_client"), folder)
@@ -42,7 +42,7 @@ def test_open_descriptors_keep_the_module(kmod):
 
 
 def run_client(client, prefix=()):
-    """The course's client's answers, by label."""
+    """The addresses that the course's client prints, by label."""
     result = subprocess.run([*prefix, client], capture_output=True, text=True, check=True)
     found = {line.split()[0]: int(line.split()[2], 16) for line in result.stdout.splitlines()}
     assert found["untouched"] == found["kernel"] == 0
@@ -68,7 +68,7 @@ def test_nobody_is_refused():
 
 
 def own_and_others(fd):
-    """The errno of WALK, BATCH and RANGE for memory of one's own, and for other processes'."""
+    """The errno of WALK, BATCH and RANGE for the caller's own memory, and for another process's."""
     region = Region(1).touch()
     answers = []
     for pid in (0, 1, os.getppid()):
@@ -168,7 +168,7 @@ def test_load_and_unload_commands_on_what_is_loaded(load_instead, physview):
 
 @pytest.fixture
 def course(load_instead):
-    """The course's module in place of ours. It knows no huge pages, so memview has to get none."""
+    """Loads the course's module, which cannot walk huge pages: memview must get none."""
     choice = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     before = choice.read_text().partition("[")[2].partition("]")[0]
     choice.write_text("never")

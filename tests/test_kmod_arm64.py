@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The module on arm64: built for Debian's kernels, and held against pagemap in a VM of its own."""
+"""The module builds for Debian's arm64 kernels, and agrees with pagemap in an arm64 VM."""
 
 import subprocess
 

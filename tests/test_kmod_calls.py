@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The module's calls as they are: what is refused, where a range goes on, and signals."""
+"""The module's raw ioctls: invalid arguments, ranges in several calls, and signals."""
 
 import contextlib
 import ctypes
@@ -110,7 +110,7 @@ def test_a_structure_that_ends_out_of_reach_is_efault():
 
 
 def range_once(device, start, end, extents):
-    """One RANGE: (errno, how many extents, where to go on), of which an error leaves the two."""
+    """One RANGE call: (errno, number of extents, next address). An error leaves the last two."""
     buffer = bytearray(abi.RANGE.pack(0, len(extents), start, end, extents.ctypes.data, 0, 0))
     address = (ctypes.c_char * len(buffer)).from_buffer(buffer)
     result = libc.ioctl(device.fileno(), ctypes.c_ulong(abi.IOCTL_RANGE), address)
@@ -154,7 +154,7 @@ def test_next_says_where_a_range_with_little_room_goes_on():
 
 @pytest.fixture
 def dense():
-    """Many pages, each an extent of its own: all are the zero page."""
+    """Many pages that are one extent each: all map the zero page."""
     region = Region(60_000)
     for index in range(region.size // PAGE):
         region.read(index)
@@ -163,7 +163,7 @@ def dense():
 
 @pytest.fixture
 def timer():
-    """Has a handler run every so many seconds; returns how often it ran."""
+    """Runs a signal handler periodically; returns a counter of its runs."""
     runs = []
     before = signal.signal(signal.SIGALRM, lambda *_: runs.append(0))
 
@@ -178,7 +178,7 @@ def timer():
 
 @contextlib.contextmanager
 def storm(number):
-    """Another process sends us a signal as fast as it can."""
+    """Another process sends this process signals as fast as it can."""
     target = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -199,7 +199,7 @@ def columns(extents):
 
 
 def whole(region):
-    """What an undisturbed walk finds."""
+    """The result of a walk without signals."""
     with open_kmod() as kmod:
         return [row for e in kmod.iter_extents(region.start, region.end) for row in columns(e)]
 
@@ -248,7 +248,7 @@ def test_without_any_progress_a_signal_is_eintr(dense):
 
 
 def test_signals_do_not_come_out_of_the_python_side(dense, kmod):
-    """With a handler that returns, a walk goes on: PEP 475."""
+    """After a handler that returns, the walk continues (PEP 475)."""
     expected = whole(dense)
     runs = []
     before = signal.signal(signal.SIGUSR1, lambda *_: runs.append(0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The module's calls from a 32-bit program, held against pagemap, which a 64-bit one reads."""
+"""The module's ioctls from a 32-bit program agree with pagemap read by a 64-bit program."""
 
 import contextlib
 import errno
@@ -36,7 +36,7 @@ HEADERS = ("-I/usr/include/x86_64-linux-gnu",)
 
 
 class Report:
-    """What the 32-bit program was told."""
+    """The answers that the 32-bit program got."""
 
     def __init__(self, data):
         found, offset = [], 0
@@ -52,7 +52,7 @@ class Report:
 
 @pytest.fixture
 def client(tmp_path):
-    """A process of the 32-bit program that stands still, and its report."""
+    """A waiting process of the 32-bit program, and its report."""
     program = tmp_path / "client32"
     options = [*FREESTANDING, *HEADERS, "-nostdlib", "-static", "-O2", "-Wall", "-Wextra"]
     source = ROOT / "tests/support/client32.c"

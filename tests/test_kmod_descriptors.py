@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a descriptor of the module's device is good for in other hands, and what it costs."""
+"""Descriptors of the module's device that are passed to other users, and their memory cost."""
 
 import contextlib
 import ctypes
@@ -33,7 +33,7 @@ LEVEL_FOLDED, LEVEL_LEAF, LEVEL_HIDDEN = 1, 2, 4
 
 
 def answers(fd, vaddr, pid=0):
-    """What WALK, BATCH and RANGE say of one page: an errno, or what can be hidden and what not."""
+    """The answers of WALK, BATCH and RANGE for one page: an errno, or the fields of the answer."""
     buffer = bytearray(abi.WALK.pack(pid, 0, vaddr, *[0] * 25, 0))
     if code := call_on(fd, abi.IOCTL_WALK, buffer):
         return code
@@ -57,7 +57,7 @@ def answers(fd, vaddr, pid=0):
 
 
 def is_whole(answer, paddr):
-    """Whether an answer has all: where each table is, and every entry."""
+    """Whether an answer has the addresses of all tables and all entries."""
     assert set(answer["paddrs"]) == {paddr}
     real = [at for at, flags in enumerate(answer["flags"]) if not flags & LEVEL_FOLDED]
     return (
@@ -68,7 +68,7 @@ def is_whole(answer, paddr):
 
 
 def is_without_tables(answer, paddr):
-    """Whether an answer has the physical address, and nothing else that is hidden."""
+    """Whether an answer has the physical address, but no table addresses and no entries."""
     assert set(answer["paddrs"]) == {paddr}
     assert answer["flags"][-1] & LEVEL_LEAF
     return (
@@ -80,7 +80,7 @@ def is_without_tables(answer, paddr):
 
 @pytest.fixture
 def page():
-    """A page of this process, and of its children until they write to it: its two addresses."""
+    """The virtual and physical address of a page that this process shares with its children."""
     region = Region(1).touch()
     with Process() as process:
         yield region.start, process.translate(region.start).paddr
@@ -99,7 +99,7 @@ def device():
 
 
 def passed_to_nobody(fd, function):
-    """What a function of a descriptor returns in a process of nobody's, to which it is sent."""
+    """Send a descriptor to a process of user nobody; return what a function of it returns there."""
     ours, theirs = socket.socketpair(socket.AF_UNIX)
 
     def receive():
@@ -220,7 +220,7 @@ KERNEL_BYTES = 14 << 10  # of each: more than all else that the kernel keeps of 
 
 @contextlib.contextmanager
 def memory_cgroup():
-    """A cgroup whose memory is counted."""
+    """A cgroup with memory accounting."""
     (CGROUPS / "cgroup.subtree_control").write_text("+memory")
     folder = Path(tempfile.mkdtemp(dir=CGROUPS, prefix="physview-test-"))
     try:

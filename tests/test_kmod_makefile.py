@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`make` in csrc/kmod, as the course has it: without physview's command line."""
+"""`make` in csrc/kmod builds the module without physview's command line."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def make(tmp_path):
 
 
 def without(names, folder):
-    """A folder for PATH with all programs of /usr/bin but those whose names match."""
+    """A folder for PATH with all programs of /usr/bin, except those whose names match."""
     folder.mkdir()
     for name in os.listdir("/usr/bin"):
         if not re.search(names, name):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's own dump of this process's page tables, as a third witness to the walk."""
+"""The module's walk agrees with the kernel's own dump of this process's page tables."""
 
 import re
 

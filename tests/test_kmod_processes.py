@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Both witnesses to processes: others, forked ones, ones that exit, and other pid namespaces."""
+"""Module and pagemap agree on other processes: forked, ending, in other pid namespaces."""
 
 import contextlib
 import ctypes
@@ -55,7 +55,7 @@ def test_processes_that_have_no_memory(kmod, python):
 
 
 class Child:
-    """A fork of ours, which writes to pages when it is told to."""
+    """A forked child that writes to pages on command."""
 
     def __init__(self):
         to_read, self._tell = os.pipe()
@@ -106,7 +106,7 @@ def test_a_fork_has_the_same_frame_until_one_of_the_two_writes(kmod):
 
 
 def test_a_process_whose_first_thread_has_exited(python):
-    """Its pid has no memory any more, and both witnesses say so; its other thread has."""
+    """Both sources report no memory for the process's pid, but memory for its other thread."""
     sys_exit = 60
     child = python(
         "import threading, memory\n"
@@ -127,7 +127,7 @@ def test_a_process_whose_first_thread_has_exited(python):
 
 
 def spread(child):
-    """Where a child of ours has its pages, every other one of a region."""
+    """The addresses of a child's pages: every second page of a region."""
     return int(child.stdout.readline())
 
 
@@ -153,7 +153,7 @@ def test_a_process_that_is_killed_in_the_middle_of_a_walk(python):
 
 
 def test_a_process_that_is_killed_at_any_moment_of_a_walk(python):
-    """Either the walk is whole, or the process is said to be gone; there is no half."""
+    """The walk is complete, or an error says that the process is gone. No result is partial."""
     endings = set()
     for nr_before in range(12):
         child = python(SPREAD, wait=TELL)
@@ -184,7 +184,7 @@ IN_A_NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
 def only_child(pid):
-    """The one child that a process has."""
+    """The only child of a process."""
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
@@ -202,7 +202,7 @@ def test_a_process_of_an_inner_pid_namespace_by_its_outer_pid(python):
 
 
 def test_in_a_pid_namespace_the_outer_pids_are_of_nobody(python, sleeper):
-    """There a number is one of the namespace's: the outer processes have none."""
+    """In the namespace, a number is a pid of the namespace. Outer processes have none there."""
     code = (
         "import kmod_calls, memory, os\n"
         "region = memory.Region(1).touch()\n"
@@ -230,7 +230,7 @@ def test_commands_in_a_pid_namespace(physview):
 
 
 def test_with_the_proc_of_another_pid_namespace_nobody_is_taken_for_another(physview):
-    """/proc names processes by one namespace, and the module by the caller's: 1 is two of them."""
+    """/proc uses another pid namespace than the module does, so pid 1 names two processes."""
     foreign_proc = IN_A_NAMESPACE[:-1]
     result = physview("compare", "1", prefix=foreign_proc)
     assert "unexplained" not in result.stdout, result

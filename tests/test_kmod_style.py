@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The module's source by the kernel's own tools: checkpatch and kernel-doc."""
+"""checkpatch and kernel-doc, the kernel's own tools, find nothing in the module's source."""
 
 import subprocess
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kpage files against plain preads of the same frames."""
+"""The readers of /proc/kpage* agree with plain preads of the same frames."""
 
 from collections import Counter
 
@@ -38,7 +38,7 @@ def split(file, runs):
 
 @pytest.fixture(scope="module")
 def memory():
-    """Frames of ours that nobody else maps."""
+    """Memory of this process that no other process maps."""
     region = Region(3000).touch(*range(0, 3000, 3))
     yield region
     del region
@@ -64,7 +64,7 @@ def test_splits_and_counts_are_what_plain_reads_give(name, frames):
 
 
 def test_pieces_are_as_long_as_they_can_be():
-    """Past the last frame all is alike: many pieces of a run are one."""
+    """All frames beyond the last one have the same value, so a run of them is one piece."""
     file = KpageFile("kpagecount")
     (piece,) = split(file, runs_of((1 << 45, 100_000)))
     assert piece == (0, 1 << 45, 100_000, NO_ENTRY)
@@ -97,10 +97,10 @@ def test_the_end_of_memory_is_found_within_a_run():
 )
 @pytest.mark.alone("of frames that others take and free, two readings are compared")
 def test_any_runs(pairs):
-    """Runs that touch, lie apart, and reach into each other: of all the counts and splits agree.
+    """Counts and pieces agree for runs that touch, are apart, or overlap.
 
-    Of page tables' frames and the like the kernel says the same each time; of frames in use it
-    may not: so the values are compared where two readings of them agreed.
+    The values of frames in use may change between two reads. So a value is compared only if two
+    plain reads of it agree.
     """
     runs = runs_of(*pairs)
     file = KpageFile("kpagecgroup")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""physview lab: what it prints and asks, wrong use, and what it says of unusual machines."""
+"""physview lab: its output and questions, wrong use, and messages on unusual machines."""
 
 import json
 import os
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.alone("labs tell what of physview's own files others ma
 
 
 def paragraphs(result):
-    """What was printed, with the line breaks that only fill lines taken out."""
+    """The printed paragraphs, without the line breaks within them."""
     return re.sub(r"\n {2,}", " ", result.stdout)
 
 
@@ -145,7 +145,7 @@ def test_where_proc_sys_is_read_only_as_in_a_container(physview):
 
 
 def unusual(result):
-    """What a lab found to be otherwise than on most machines; it said so and exited with 1."""
+    """The findings of a lab that differ from most machines. It must report them and exit with 1."""
     assert result.returncode == 1, result
     assert "! marks a result that differs from most machines." in result.stdout
     return [text for text in paragraphs(result).splitlines() if text.startswith("! ")][:-1]
@@ -153,7 +153,7 @@ def unusual(result):
 
 @pytest.mark.needs("pfn")
 def test_another_malloc_has_other_steps(physview):
-    """glibc's own, told to take a mapping for each: then every step is two pages, downwards."""
+    """glibc's malloc with a mapping for each block: each address is two pages below the last."""
     # Nor may there be much left on top of the heap, which would serve first.
     options = {
         "MALLOC_MMAP_THRESHOLD_": "4096",

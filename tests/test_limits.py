@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""Tests that never end are stopped: support/limits.py."""
+
 import os
 import re
 import signal

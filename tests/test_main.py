@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What holds for every command: wrong use, streams and signals."""
+"""The entry point of all commands: wrong use, streams and signals."""
 
 import re
 import signal

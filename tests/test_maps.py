@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""physview maps, against smaps, and against tools/mm/thpmaps where that is on PATH."""
+"""physview maps agrees with smaps, and with tools/mm/thpmaps where that is on PATH."""
 
 import json
 import os
@@ -129,7 +129,7 @@ def test_large_folios_are_those_of_thpmaps(stopped):
 
 
 def compare_with_thpmaps(total, theirs):
-    """Compare all that thpmaps gave, and return how much that was."""
+    """Compare all values of thpmaps; return how many there were."""
     nr = 0
     for name, expected in theirs.items():
         kind, what, how, *rest = name.split("-")
@@ -168,7 +168,7 @@ shared = Region(700, flags=SHARED).touch()
 
 
 def plain(usage):
-    """A usage as what can be compared: who else maps a library's page changes all the time."""
+    """The fields of a usage to compare. The sharing of library pages changes all the time."""
     fields = vars(usage) | {"folios": {kind: vars(has) for kind, has in usage.folios.items()}}
     if usage.vma.path.startswith("/"):
         del fields["exclusive_bytes"]
@@ -192,7 +192,7 @@ def test_parts_make_the_same_whole(python, monkeypatch):
     whole = read(1, every_flag=True)
 
     def agree(*args, **options):
-        """The kernel may move a page meanwhile; then both are read once more."""
+        """Read both again if they differ: the kernel may have moved a page meanwhile."""
         nonlocal whole
         for _ in range(20):
             if read(*args, **options) == whole:
@@ -216,7 +216,7 @@ def test_parts_make_the_same_whole(python, monkeypatch):
 
 @pytest.mark.needs("pfn", "kpage", "mthp")
 def test_folios_smaller_than_huge_pages():
-    """Memory that may be in folios of 64 KiB: the kernel's count of these says so."""
+    """Memory in folios of 64 KiB, which the kernel's own counter confirms."""
     with Region.huge(1) as region:
         region.madvise(Region.MADV_NOHUGEPAGE)
         region.size = HUGE - 16 * PAGE  # too little for a huge page

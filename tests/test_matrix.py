@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The module and both witnesses on other kernels: the tests themselves, run in VMs.
+"""Runs tests in VMs on other kernels: those of the module, of its comparison with pagemap and more.
 
-PHYSVIEW_KERNELS=5.10,6.1,6.12,7.2,7.3 (scripts/test --all-kernels) says which; each is run with 4
-and, where it knows them, with 5 levels of page tables.
+PHYSVIEW_KERNELS=5.10,6.1,6.12,7.2,7.3 (scripts/test --all-kernels) names the kernels. Each runs
+with 4 levels of page tables and, if it supports them, with 5.
 """
 
 import os
@@ -19,7 +19,7 @@ LONG = "PHYSVIEW_KERNELS" in os.environ
 KERNELS = os.environ.get("PHYSVIEW_KERNELS", "6.1,7.3").split(",")
 ONLY_4_LEVELS = ("5.10",)  # Debian's was built without the fifth
 
-# What looks at memory. What starts many processes would take minutes in an emulator.
+# Tests that read memory. Tests that start many processes would take minutes in an emulator.
 GUEST_TESTS = (
     *KMOD_TESTS,
     "process_addresses",
@@ -29,7 +29,7 @@ GUEST_TESTS = (
     "probes",
     "trace_probes",
 )
-# Who may do what does not depend on the levels, nor does tracing, and they take the longest.
+# Permissions and tracing do not depend on the levels, and their tests take the longest.
 GUEST_TESTS_OF_5_LEVELS = (
     *sorted(
         {*GUEST_TESTS}
@@ -44,7 +44,7 @@ GUEST_HAS = (
     "tracefs,kprobes,kcore,memcg,ia32"
 )
 
-# Whole processes and the machine, beside smaps, numa_maps, page-types and thpmaps.
+# Whole processes and the machine, compared with smaps, numa_maps, page-types and thpmaps.
 WHOLE_TESTS = ("rare_memory", "maps")
 if LONG:
     WHOLE_TESTS = (

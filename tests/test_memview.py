@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""physview memview, each time in a process of its own."""
+"""physview memview, run as a command."""
 
 import json
 import re
@@ -118,7 +118,7 @@ def test_nobodys_report_ends_with_the_line_that_works(physview):
 
 @pytest.mark.needs("mountns")
 def test_a_kernel_without_pagemap(physview, tmp_path):
-    """Real files of /proc on another file system, where pagemap is what is missing."""
+    """A copy of /proc's files on another file system, without pagemap."""
     result = physview(
         "memview",
         prefix=[
@@ -142,7 +142,7 @@ def test_no_proc_at_all(physview):
 
 @pytest.fixture
 def bare_checkout(tmp_path):
-    """The package without its compiled core, for a Python that has nothing installed."""
+    """A copy of the package without its compiled core, and a Python without packages."""
     package = tmp_path / "physview"
     ignore = "*.so", "__pycache__"
 

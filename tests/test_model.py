@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""Entries of pagemap are decoded to frames and causes."""
+
 from array import array
 
 import pytest

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The tests themselves: what a test uses of the machine, it says in its `needs` marker.
+"""Rules for the tests: each names in its `needs` marker what it uses of the machine.
 
-Without the marker a test fails, rather than being skipped with the reason, on the first machine
-that lacks the thing: a checkout in a private folder, a machine without Debian's kernels.
+On a machine that lacks a capability, a test without the marker fails, and is not skipped with the
+reason. Examples: a checkout in a private folder, a machine without Debian's kernels.
 """
 
 import ast
@@ -16,7 +16,7 @@ from paths import ROOT
 TESTS = ROOT / "tests"
 FILES = sorted(path for path in TESTS.glob("test_*.py") if path.name != "test_needs.py")
 
-# What a test uses, by name, and the need that covers it, as a pattern.
+# Names that a test can use, and a pattern of the capabilities that it then needs.
 USES = {
     "AS_NOBODY": "nobody",
     "WITHOUT_CAPABILITIES": "no-capabilities",
@@ -24,13 +24,13 @@ USES = {
     "find_kernel": "kernels|kernel-.*|arm64-.*",
     "run_in_guest": "vm",
 }
-# Fixtures that put something of the test's own in the machine's place.
+# With one of these fixtures, a test uses something of its own instead of the machine's.
 INSTEAD = {
     "find_kernel": {"world", "empty_cache", "monkeypatch"},
-    # Of its parameters those that become nobody carry the marker.
+    # The parameters that run as nobody carry the marker.
     "AS_NOBODY": {"outcomes", "outcome"},
 }
-# What these run as nobody is a C program in a folder that is open to all, not this checkout.
+# These run a C program as nobody, in a folder that is open to all users, not this checkout.
 COMPILED = {
     "test_the_courses_client_as_root_and_not_as_nobody",
     "test_with_insecure_nobody_sees_memory_of_their_own",
@@ -43,7 +43,7 @@ def parsed(path):
 
 
 def definitions(path):
-    """The functions, classes and constants of a file, and what its classes have, by name."""
+    """The functions, classes and constants of a file, and the members of its classes, by name."""
     top = parsed(path).body
     within = [each for node in top if isinstance(node, ast.ClassDef) for each in node.body]
     found = {}
@@ -69,7 +69,7 @@ def names_in(node):
 
 
 def uses(function, known):
-    """The names that a test uses, itself or by the helpers and fixtures of its file."""
+    """The names that a test uses, directly or through helpers and fixtures of its file."""
     found, left = set(), [function]
     while left:
         for name in set(names_in(left.pop())) - found:
@@ -80,7 +80,7 @@ def uses(function, known):
 
 
 def needs_in(nodes):
-    """The capabilities that decorators and pytestmark name; by_kernel() names those of kernels."""
+    """The capabilities in decorators and pytestmark. by_kernel() stands for those of kernels."""
     found = set()
     for node in nodes:
         text = ast.unparse(node)
@@ -93,7 +93,7 @@ def needs_in(nodes):
 
 
 def each_test_of(path):
-    """Every test of a file, with the names that it uses and the needs that it states."""
+    """Every test of a file: its name, the names that it uses, the capabilities that it needs."""
     known = definitions(path)
     shared = {"pytestmark", "needs_tracefs"} & known.keys()
     marks = [known[name] for name in shared]
@@ -112,7 +112,7 @@ def test_what_a_test_uses_it_needs(used):
         for name, names, needs in each_test_of(path):
             if used not in names or names & INSTEAD.get(used, set()) or name in COMPILED:
                 continue
-            if used in definitions(path):  # another thing by the same name
+            if used in definitions(path):  # the file defines the name itself
                 continue
             nr_found += 1
             if not any(re.fullmatch(USES[used], need) for need in needs):
@@ -122,7 +122,7 @@ def test_what_a_test_uses_it_needs(used):
 
 
 def test_every_skip_for_want_of_something_is_in_the_table():
-    """A skipif beside the table could not be turned into a failure by PHYSVIEW_REQUIRE."""
+    """PHYSVIEW_REQUIRE can turn only skips of the table into failures, and no skipif marker."""
     assert [path.name for path in FILES if re.search(r"mark\.skip(if)?\b", path.read_text())] == []
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Our streams: what is printed reaches no terminal as a control, and no encoding stops it."""
+"""physview's output streams: no control character reaches a terminal, and any encoding works."""
 
 import ast
 import io
@@ -20,7 +20,7 @@ ENCODINGS = ["utf-8", "latin-1", "ascii", "cp1252", "gb18030", "koi8-r", "utf-16
 
 
 def printed(text, encoding="utf-8", write=None):
-    """What is written to a stream of this encoding, as the program's own bytes."""
+    """The bytes that a program's stream with this encoding writes for a text."""
     raw = io.BytesIO()
     stream = output._safe(io.TextIOWrapper(raw, encoding, newline="\n"))
     (write or (lambda out: out.write(text)))(stream)
@@ -153,7 +153,7 @@ PRINTS = ("print", "sys.stdout.write", "sys.stdout.writelines", "sys.stderr.writ
 
 
 def iter_calls():
-    """Every name that is called or read, with the file it stands in."""
+    """Every name that is called or read in the package, with its file."""
     for path in sorted((ROOT / "physview").rglob("*.py")):
         name = str(path.relative_to(ROOT / "physview"))
         if name in (*ELSEWHERE, "text/output.py"):

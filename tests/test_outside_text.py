@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-r"""No text from outside is taken apart at more than what separates its fields.
+r"""Text from outside is split only at the real separators of its fields.
 
 str.split(), str.splitlines() and str.strip() also take \r, \v, \f, \x1c to \x1e, \x85 and U+2028
-for the end of a field or a line, bytes.split() and its like some of these, and a file that is read
-as text takes \r for \n: bytes that a user may have in a name. So these forms are not used, but
-for texts that hold no such name.
+for separators. bytes.split() and similar methods take some of these. A file in text mode reads \r
+as \n. Users can have all these bytes in names. So the package uses these methods only for texts
+without names.
 """
 
 import ast
@@ -52,7 +52,7 @@ STRIPS = {"strip", "lstrip", "rstrip"}
 
 
 def calls():
-    """Every call in the package: where, and its node."""
+    """Every call in the package: its place and its node."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
@@ -60,7 +60,7 @@ def calls():
 
 
 def keys_of(where, allowed):
-    """What of a table of files and folders a file is under."""
+    """The keys of a table of files and folders that contain a file."""
     return (key for key in allowed if where == key or (key[-1] == "/" and where.startswith(key)))
 
 

@@ -40,7 +40,7 @@ except PhysviewError as error:
 
 @pytest.fixture
 def machine(signer):
-    """A machine that nobody can see, but not whose image, and a way to ask physview there."""
+    """A fake machine whose kernel image only root can read; it runs physview there as nobody."""
     # Not in pytest's own folder, which is private.
     world = Path(tempfile.mkdtemp(prefix="physview-test-"))
     world.chmod(0o1777)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who maps a frame: the library and physview owners."""
+"""Which processes map a frame: frames/owners.py and physview owners."""
 
 import errno
 import json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Remedies name packages only where apt has them, and modules only where there can be any."""
+"""Advice names packages only if apt has them, and the module only if the kernel can load it."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ OTHERWISE = "do something else"
 
 @pytest.fixture
 def debian(tmp_path, monkeypatch, signer):
-    """A Debian with loadable modules, whose apt has a repository of its own: that repository."""
+    """A repository of the test: the only source of apt on a Debian with loadable modules."""
     repository = Repository(tmp_path / "debian")
     repository.add("linux-libc-dev")
     repository.publish(signer)

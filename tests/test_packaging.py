@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The wheel that is built from the sdist runs the report in an empty environment."""
+"""The sdist is complete, and the wheel built from it works in an empty environment."""
 
 import functools
 import glob
@@ -30,7 +30,7 @@ def run(*command, **options):
 
 @functools.cache
 def pythons():
-    """The interpreters of this machine that physview supports, by version."""
+    """The Python interpreters on this machine that physview supports, by version."""
     found = {}
     names = [f"python3.{minor}" for minor in range(10, 30)]
     paths = [shutil.which(name) for name in names]

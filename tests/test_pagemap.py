@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""The compiled reader of pagemap agrees with the reference, and PAGEMAP_SCAN with both."""
+
 import errno
 import os
 import random

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who is shown frame numbers: whoever had CAP_SYS_ADMIN when the pagemap was opened."""
+"""pagemap shows frame numbers if its opener had CAP_SYS_ADMIN at that time."""
 
 import os
 import subprocess
@@ -77,7 +77,7 @@ def test_uid_0_without_the_capability_sees_nothing_and_hears_why():
 
 @pytest.mark.needs("userns", "no-capabilities")
 def test_a_root_of_its_own_user_namespace_only_sees_nothing():
-    """All capabilities in CapEff, and none of them counts."""
+    """CapEff has all capabilities, but they are valid in the user namespace only."""
     command = ["unshare", "-Ur", sys.executable, "-m", "physview", "doctor"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1

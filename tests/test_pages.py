@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""physview pages, against plain reads, and against tools/mm/page-types where that is on PATH."""
+"""physview pages agrees with plain reads, and with tools/mm/page-types where that is on PATH."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.needs("pfn", "kpage")
 
 
 def expand(records):
-    """The frame, or the cause, of each page."""
+    """The frame of each page by address, or the cause why there is none."""
     zero = [item["pfn"] for item in records if item["flags"] and "zero_page" in item["flags"]]
     pages = {}
     for item in records:
@@ -99,7 +99,7 @@ def test_a_range_in_80_columns(physview, stopped):
 
 
 def plain_counts(pid):
-    """Pages by flags, read one by one."""
+    """The number of pages by flags, from reads of single pages."""
     counts = Counter()
     with open("/proc/kpageflags", "rb", buffering=0) as file:
         for entry in plain_entries(pid)[0].values():

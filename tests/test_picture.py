@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""physview picture and frames --picture: files that open, or one line that says why not."""
+"""physview picture and frames --picture: they write a valid file, or fail with one line."""
 
 import io
 import json
@@ -291,7 +291,7 @@ def test_names_that_are_no_text_do_not_break_it(physview, tmp_path):
 
 
 def test_the_pillow_of_the_tests_draws_text():
-    """A picture without its words would still open."""
+    """Without this check, a picture without text would pass the other tests."""
     image_module = pytest.importorskip("PIL.Image")
     from physview.pictures.kinds import PROCESS_KINDS
     from physview.pictures.png import to_png

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The page of picture in a real browser: what it says is what the kernel said."""
+"""The HTML page of a picture in a real browser shows what the kernel reports."""
 
 import os
 import re
@@ -26,14 +26,14 @@ pytestmark = pytest.mark.needs("browser")
 
 @pytest.fixture(scope="module")
 def stopped():
-    """One for all of these, which only look at it."""
+    """One stopped process for all tests of this file. They only read it."""
     with processes() as start:
         yield start_stopped(start)
 
 
 @pytest.fixture(scope="module")
 def written(stopped, physview, tmp_path_factory):
-    """The page of a process with a piece of memory of every kind."""
+    """The HTML page of a process with memory of every kind."""
     path = tmp_path_factory.mktemp("page") / "p.html"
     result = physview("picture", str(stopped.pid), "-o", str(path))
     assert result.returncode == 0, result.stderr
@@ -42,7 +42,7 @@ def written(stopped, physview, tmp_path_factory):
 
 @pytest.fixture
 def page(tab, written):
-    """That page, opened anew."""
+    """That page, freshly opened in the browser."""
     tab.complaints.clear()
     tab.open(written)
     assert tab.evaluate("document.documentElement.dataset.state") == "ready", tab.complaints
@@ -51,7 +51,7 @@ def page(tab, written):
 
 
 def a_page(pid, *, path=""):
-    """The address of some page of an anonymous mapping that is there, and its frame."""
+    """The address of a resident page in a mapping with this path ("": anonymous), and its frame."""
     from physview.memory.snapshot import Snapshot
 
     with Snapshot(pid) as snapshot:
@@ -108,7 +108,7 @@ def test_a_frame_and_a_physical_address_lead_back(page, stopped):
 
 @pytest.mark.needs("pfn", "kpage")
 def test_the_page_counts_as_the_picture_does(page, stopped):
-    """By itself, from runs and extents, over all of RAM and at every zoom."""
+    """The page counts runs and extents by itself, for all RAM and at every zoom level."""
     script = """(() => {
         const {view, model} = physview, sums = model.kinds.map(() => 0);
         view.setLevel(%s);
@@ -206,7 +206,7 @@ def test_the_machine(tab, physview, tmp_path):
 
 
 def scattered(nr_pages):
-    """A picture of a process of so many pages, no two of them in a row, in real RAM's shape."""
+    """A picture of a process with this many pages, none contiguous, in frames of the real RAM."""
     ram = [(1, 159), (256, 786_432), (1 << 20, (1 << 20) + 6 * (1 << 20))]
     pfns = np.random.default_rng(1).permutation(np.arange(1 << 20, 6 << 20))[:nr_pages]
     start = 0x7F0000000000
@@ -246,8 +246,8 @@ WORK = """(async () => {
 @pytest.mark.alone("compares times")
 @pytest.mark.needs("root")
 def test_a_million_extents_stay_usable(tab, tmp_path):
-    """Sixteen times the extents may take little more than sixteen times the time, and nothing that
-    grows faster; the file keeps to its size: three bytes a frame's number, as base64."""
+    """The time to open the page grows linearly: 16 times the extents take little more than 16 times
+    the time. The file has at most three bytes for each frame number, as base64."""
     seconds, sizes = {}, {}
     for nr in (1 << 16, 1 << 20):
         picture, pfns = scattered(nr)
@@ -264,7 +264,7 @@ def test_a_million_extents_stay_usable(tab, tmp_path):
 
 
 def test_packed_numbers_come_back(tab):
-    """The page's own unpack() against numbers of every width."""
+    """The page's unpack() function, with numbers of every width."""
     from importlib import resources
 
     columns = {

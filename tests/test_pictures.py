@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is drawn: every frame and every page once, in cells, bands and connectors."""
+"""The data of pictures: cells, bands and connectors have every frame and every page once."""
 
 import itertools
 import mmap
@@ -244,7 +244,7 @@ def test_profiles_and_links_have_every_page(sizes):
 
 
 def test_links_begin_where_their_pages_are():
-    """Also of bands of a few pages, however coarsely they are bundled."""
+    """Also links of bands with a few pages, at any level of bundling."""
     memory = some_memory([5, 900, 40, 33, 3])
     found = bands.make_bands(memory)
     band = np.repeat(np.arange(5), 40)
@@ -264,7 +264,7 @@ def test_links_begin_where_their_pages_are():
 
 @pytest.mark.needs("root")
 def test_a_picture_of_something_else():
-    """As of a difference: kinds of one's own, in three groups."""
+    """A picture like that of a diff: other kinds, in three groups."""
     names = ("came", "went", "moved", "stayed", "hole")
     kinds = tuple(
         MACHINE_KINDS[i]._replace(slug=name, label=name, group=f"group {i % 3}")
@@ -306,7 +306,7 @@ CONES = {
 
 
 def lab(colour, cones):
-    """A colour as CIE L*a*b*, as seen with these cones."""
+    """A colour in CIE L*a*b*, as people with these cones see it."""
     rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     seen = np.clip(np.array(CONES[cones]) @ linear, 0, 1)

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""The probes of memview: places in a program whose addresses the report shows."""
+
 import ctypes
 import itertools
 import os

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""Process: arrays, ranges and single addresses."""
+
 import errno
 import itertools
 import random
@@ -27,7 +29,7 @@ def process(request, monkeypatch):
 
 
 def pages_of(pieces):
-    """Each page of what iter_range() yields, with its cause."""
+    """Each page that iter_range() yields, with its frame or cause."""
     for piece in pieces:
         if isinstance(piece, Gap):
             for page in range(piece.start, piece.end, PAGE):
@@ -176,7 +178,7 @@ def test_sources_and_pids_that_are_none():
 
 
 def test_memory_that_is_shared_and_gone_is_absent_not_swapped(process):
-    """Swapped-out and untouched shared memory look alike: the cause has to allow for both."""
+    """pagemap cannot tell swapped-out from untouched shared memory, so the cause names both."""
     region = Region(1, flags=SHARED)
     translation = process.translate(region.start)
     assert translation.cause is Cause.ABSENT

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The addresses are the real ones: what memory has to have in common, it has, and no more.
+"""Physical addresses are right: shared memory has equal ones, and other memory has not.
 
-Every test looks through both witnesses, the compiled core and the reference.
+Every test uses both sources, the compiled core and the reference.
 """
 
 import ctypes
@@ -227,7 +227,7 @@ def test_dd_of_the_raw_file_agrees(process):
 
 
 def test_what_is_written_through_one_address_is_read_at_its_frame_through_another(process):
-    """One frame is one memory: the content agrees as the address does."""
+    """Two addresses of one frame have the same content."""
     fd = os.memfd_create("shared")
     os.ftruncate(fd, 2 * PAGE)
     window = Region(2, flags=mmap.MAP_SHARED, fd=fd)

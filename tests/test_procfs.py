@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""The files of a process in /proc."""
+
 import os
 import signal
 import time
@@ -127,7 +129,7 @@ def test_a_kernel_thread_has_no_memory():
 
 
 def test_a_reused_pid_is_not_taken_for_the_process(python):
-    """The directory is held open: whoever has the pid next lies under another one."""
+    """The open directory is the first process's. The next process with the pid has another one."""
     child = python()
     proc = ProcDir(child.pid)
     child.send_signal(signal.SIGKILL)
@@ -150,7 +152,7 @@ def test_descriptors_are_not_leaked():
 
 
 def test_mappings_that_are_told_of_twice_do_not_overlap():
-    """As when two of them were merged while maps was read."""
+    """The kernel may list a mapping twice when it merges mappings during the read."""
     areas = [b"1000-3000", b"2000-5000", b"2000-4000", b"6000-7000"]
     vmas = _in_order(parse_maps_line(area + b" r--p 0 0:0 0 \n") for area in areas)
     assert [vma[:2] for vma in vmas] == [(0x1000, 0x3000), (0x3000, 0x5000), (0x6000, 0x7000)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Text of the kernel with names in it that users chose: every byte, and by real processes."""
+"""Parsers of /proc text with user-chosen names: every byte value, and real processes."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ names = st.lists(
 
 
 def mangle(name, special):
-    """As mangle_path() does it."""
+    """Escape a name as the kernel's mangle_path() does."""
     return b"".join(b"\\%03o" % byte if byte in special else bytes([byte]) for byte in name)
 
 
@@ -135,13 +135,13 @@ os.unlink(FOLDER + b"/" + NAMES[0])
 
 @pytest.fixture
 def mapped(python, tmp_path):
-    """A process that maps files and memfds with every byte in their names."""
+    """A process that maps files and memfds with every byte value in their names."""
     return python(f"FOLDER, NAMES = {os.fsencode(tmp_path)!r}, {NAMES!r}\n{MAPPED}")
 
 
 @pytest.mark.needs("root")
 def test_mapped_files_with_every_byte_are_read_as_they_are_called(mapped, tmp_path):
-    r"""Also "\n" and "\012", which the kernel writes alike."""
+    r"""Also "\n" and "\012", which look the same in maps."""
     proc = ProcDir(mapped.pid)
     paths = {vma.path for vma in proc.iter_vmas()}
     names = list(map(os.fsdecode, NAMES))
@@ -153,7 +153,7 @@ def test_mapped_files_with_every_byte_are_read_as_they_are_called(mapped, tmp_pa
 
 
 def test_the_flags_of_mappings_are_theirs_whatever_files_are_called(mapped):
-    r"""A "\r" ended a line once, and what followed was taken for a mapping's address."""
+    r"""A "\r" once ended a line, and the rest of the name was parsed as a mapping."""
     proc = ProcDir(mapped.pid)
     memory = MemoryMap(proc)
     for vma in memory.vmas:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Names from outside fit into a line, whatever is in them, and are got back from what is kept."""
+"""Any name from outside is quoted within one line. Escaped names can be restored exactly."""
 
 import pickle
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Swap, hugetlb and NUMA nodes in maps, pages, owners, frames and file; few machines have them.
+"""Swap, hugetlb and NUMA nodes, which few machines have, in maps, pages, owners, frames and file.
 
-The commands run within this process, for to start one takes seconds in an emulated VM. What they
-say is held against smaps, numa_maps, move_pages() and the node's own meminfo.
+The commands run in the process of the tests: in an emulated VM, a new process takes seconds. Their
+output is compared with smaps, numa_maps, move_pages() and the nodes' meminfo.
 """
 
 import json
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.needs("pfn", "kpage")
 
 @pytest.fixture
 def document(capsys):
-    """Runs a command in this process and gives its document."""
+    """A function that runs a command in this process and returns its JSON document."""
 
     def run(*words, code=0):
         capsys.readouterr()
@@ -43,14 +43,14 @@ def start_of(item):
 
 
 def mapping_of(region, document):
-    """What maps says of the mapping that begins where the region does."""
+    """The mapping in maps' document that starts at a region."""
     (process,) = document["processes"]
     (found,) = [item for item in process["mappings"] if start_of(item) == region.start]
     return found
 
 
 def apart(nr_pages, **options):
-    """A region that does not grow together with its neighbours, so that it has a line in smaps."""
+    """A region that the kernel does not merge with its neighbours, so that smaps lists it."""
     outer = Region(nr_pages + 2, prot=0, flags=options.pop("flags", PRIVATE))
     region = Region.__new__(Region)
     region.start, region.size = outer.start + PAGE, nr_pages * PAGE
@@ -151,7 +151,7 @@ def test_a_page_of_a_gib(document):
 
 @pytest.mark.needs("hugetlb")
 def test_a_file_of_huge_pages_is_refused(capsys):
-    """mincore() tells of the own mapping only, so what it says would be none."""
+    """mincore() reports only pages that this process maps, so the result would always be zero."""
     fd = os.memfd_create("huge", os.MFD_HUGETLB)
     os.ftruncate(fd, 2 * HUGE)
     region = Region(2 * HUGE // PAGE, flags=mmap.MAP_SHARED, fd=fd).touch(3)
@@ -164,7 +164,7 @@ def test_a_file_of_huge_pages_is_refused(capsys):
 
 
 def numa_maps(pid):
-    """Bytes on each node by the mapping's start, where there are any."""
+    """The bytes of each mapping on each node, by the mapping's start."""
     found = {}
     for line in Path(f"/proc/{pid}/numa_maps").read_text().splitlines():
         size = re.search(r" kernelpagesize_kB=(\d+)", line)

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""A pid from a number, a name or `self`."""
+
 import os
 import subprocess
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Limits, unusual users and an unusual /proc end a command in one line that names the cause."""
+"""With low limits, unusual users or an unusual /proc, a command fails with one line."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ WITHOUT_PROC = ["unshare", "-m", "sh", "-c", 'umount -l /proc && exec "$@"', "sh
 
 
 def last_line(result, code):
-    """What it ended with; a user may have been told before that frame numbers are hidden."""
+    """The last line on stderr. A note that frame numbers are hidden may stand before it."""
     assert result.returncode == code, result
     lines = result.stderr.splitlines()
     assert all(line.startswith("physview: ") for line in lines), result.stderr
@@ -29,7 +29,7 @@ def last_line(result, code):
 
 
 def with_proc(options):
-    """A /proc of our own: mount -o remount would change everybody's."""
+    """A command prefix with a private /proc: `mount -o remount` would change the system's."""
     mount = f'mount -t proc -o {options} proc /proc && exec "$@"'
     return ["unshare", "-m", "sh", "-c", mount, "sh"]
 
@@ -75,12 +75,12 @@ class TestNumbers:
 
 @pytest.fixture(scope="module")
 def least():
-    """MiB of addresses with which this Python starts, and does nothing."""
+    """The MiB of address space that this Python needs to start."""
     return next(mib for mib in range(12, 4096, 4) if _starts(mib))
 
 
 def _starts(mib):
-    """Python 3.13.5 does not end if memory is missing early in its start: 10 seconds are enough."""
+    """Whether Python starts. Python 3.13.5 hangs if memory is short early in its start."""
     command = ["prlimit", f"--as={mib << 20}", sys.executable, "-m", "physview", "--version"]
     try:
         return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
@@ -89,7 +89,7 @@ def _starts(mib):
 
 
 class TestMemory:
-    """With RLIMIT_AS, from what Python itself needs up to what NumPy and Arrow need."""
+    """RLIMIT_AS between the needs of Python alone and those of NumPy and Arrow."""
 
     @pytest.mark.parametrize("more", [8, 12, 20, 32])
     @pytest.mark.parametrize("command", ["pages self", "file /etc/passwd", "watch self --ticks 1"])

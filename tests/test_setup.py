@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The scripts: what they set up, what they say, and that nothing runs of the caller's folder."""
+"""The scripts' set-up and messages; they run nothing from the caller's working directory."""
 
 import ast
 import itertools
@@ -56,7 +56,7 @@ PROGRAMS = (
 
 @pytest.fixture
 def checkout(open_folder):
-    """A copy of the checkout in which nothing was set up, and which its owner may write to."""
+    """A copy of the checkout without any set-up, which its owner can write to."""
     ignore = shutil.ignore_patterns(".venv", ".git", "build", "*.so", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT, open_folder / "physview", ignore=ignore)
     return open_folder / "physview"
@@ -69,7 +69,7 @@ def write_program(path, text):
 
 @pytest.fixture
 def programs(tmp_path):
-    """A folder for PATH with few programs, and an apt-get that notes its arguments and fails."""
+    """A folder for PATH with few programs, and an apt-get that records its arguments and fails."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in PROGRAMS:
@@ -80,7 +80,7 @@ def programs(tmp_path):
 
 
 def call(checkout, code, *, prefix=(), **environment):
-    """Run shell code as a script of the checkout runs it: with scripts/setup.sh."""
+    """Run shell code after scripts/setup.sh, as the scripts of the checkout do."""
     script = f'set -eu\n. "${{0%/*}}/setup.sh"\n{code}'
     return subprocess.run(
         [*prefix, "sh", "-c", script, str(checkout / "scripts/run")],
@@ -94,7 +94,7 @@ def call(checkout, code, *, prefix=(), **environment):
 
 
 def lay_traps(folder, mark):
-    """Fill a folder with modules and programs of every name; what runs of it writes its name."""
+    """Fill a folder with modules and programs of many names. Each writes its name if it runs."""
     for name in {*sys.stdlib_module_names, *PACKAGES}:
         (folder / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').write({name!r} + '.py\\n')\n")
     write_program(folder / "trap", f'echo "$0" >>{mark}')
@@ -106,7 +106,7 @@ def lay_traps(folder, mark):
 
 @pytest.mark.needs("index", "cc")
 def test_nothing_of_a_folder_full_of_traps_runs(checkout, open_folder):
-    """The first set-up, and a command that writes a file into the folder one stands in."""
+    """The first set-up, and a command that writes a file into the working directory."""
     mark, traps, home = (open_folder / name for name in ("mark", "traps", "home"))
     traps.mkdir()
     home.mkdir()
@@ -137,7 +137,7 @@ def test_nothing_of_a_folder_full_of_traps_runs(checkout, open_folder):
 
 
 def test_no_script_starts_python_where_it_takes_modules_from_the_folder():
-    """In shell: `python -I`, or a script by its whole path, whose own folder comes first then."""
+    """Shell scripts use `python -I`, or the full path of a Python script, whose folder is first."""
     start = re.compile(r"""^[^#]*(\bpython[\d.]*|\$\{?python\}?)"? +(?!-I\b)--?[a-zA-Z]""")
     found = [
         f"{path.name}:{number}: {line.strip()}"
@@ -188,7 +188,7 @@ def test_a_python_that_cannot_be_used_is_named_and_apt_left_alone(checkout, prog
 
 @pytest.mark.needs("mountns")
 def test_a_system_s_python_that_is_too_old_is_said_and_apt_left_alone(checkout, programs, tmp_path):
-    """As on Debian 11: apt has no newer one, and would run at every call in vain."""
+    """As on Debian 11: apt has no newer Python, so each call would run apt in vain."""
     old = tmp_path / "python3"
     write_program(old, 'case "$*" in *--version) echo Python 3.9.2 ;; *) exit 1 ;; esac')
     there = f'mount --bind {old} /usr/bin/python3 && exec "$@"'
@@ -245,7 +245,7 @@ def test_peers_are_not_fetched_where_xz_is_missing(programs, tmp_path):
 
 @pytest.mark.needs("nobody")
 def test_what_sudo_pip_left_is_removed_by_root_and_named_to_others(checkout):
-    """`sudo pip install .` in a user's checkout leaves folders in which only root can write."""
+    """`sudo pip install .` in a user's checkout leaves folders that only root can write to."""
     for path in [checkout, *checkout.rglob("*")]:
         os.chown(path, 65534, 65534)
     left = [checkout / name for name in ("build", "physview.egg-info")]
@@ -267,7 +267,7 @@ def test_what_sudo_pip_left_is_removed_by_root_and_named_to_others(checkout):
 
 
 def test_every_script_is_held_to_it():
-    """The lists above miss no script: each in shell says so in its first line."""
+    """The lists above name every script, and each script includes setup.sh."""
     for path in SCRIPTS.iterdir():
         if path.is_file() and os.stat(path).st_mode & stat.S_IXUSR:
             assert path in SHELL

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Columns against plain reads of the files they come from."""
+"""The columns of a snapshot agree with plain reads of the kernel's files."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ IDLE = 1 << 25
 
 
 def pages_of(snapshot, **options):
-    """Rows of single pages by address."""
+    """The columns of each page, by address."""
     return {
         int(page["vaddr"]): page
         for rows in snapshot.iter_extents(**options)

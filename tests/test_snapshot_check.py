@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Snapshot files that somebody else made: one line, exit 1, and little memory, whatever is in them.
+"""Any hostile snapshot file is read, or refused with one line and exit code 1, with little memory.
 
-PHYSVIEW_HOSTILE_FILES=1000 looks at so many files; without it at a hundred.
+PHYSVIEW_HOSTILE_FILES=1000 tests this many files. The default is 100.
 """
 
 import json
@@ -39,7 +39,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def max_bytes():
-    """Of a whole process, whose libraries take more or less memory by their versions."""
+    """The limit for a whole process, with its libraries, whose memory depends on their versions."""
     imports = "import numpy, pyarrow.parquet, rich.table, resource as r;"
     code = f"{imports} print(r.getrusage(r.RUSAGE_SELF).ru_maxrss << 10)"
     # Not by fork(), of which the peak would be this process's.
@@ -63,7 +63,7 @@ def test_whatever_is_in_a_file_it_is_refused_or_drawn(corpus, max_bytes):
 
 
 def run_measured(*args):
-    """Run a command; its exit code, what it says, and its peak of memory in bytes."""
+    """Run a command; return its exit code, its output, and its peak memory in bytes."""
     command = [sys.executable, "-m", "physview", *args]
     # Not by fork(), of which the peak would be this process's.
     measure = (
@@ -97,7 +97,7 @@ def test_so_do_the_commands(corpus, tmp_path, kind, max_bytes):
 
 
 def test_what_the_corpus_is_made_of_is_read(tmp_path):
-    """Else all would be refused for one reason, and nothing be tested."""
+    """If even a valid file were refused, the tests of hostile files would prove nothing."""
     path = tmp_path / "a.parquet"
     snapshot_maker.write(path)
     data = path.read_bytes()
@@ -111,7 +111,7 @@ def test_what_the_corpus_is_made_of_is_read(tmp_path):
 
 
 def test_as_many_mappings_as_a_process_may_have_take_little(tmp_path, max_bytes):
-    """The largest that is read: all mappings named, all in rows."""
+    """The largest file that is accepted: the most mappings, each with a path and rows."""
     page = snapshot_maker.PAGE
     starts = [snapshot_maker.HEAP + at * 2 * page for at in range(MAX_MAPPINGS)]
     mappings = [[at, at + page, "rw-p", 0, "00:00", 0, "/lib/a.so"] for at in starts]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Snapshots that are kept, opened as users open them, and what can go wrong with a file."""
+"""Snapshot files: written, read by physview and by other tools, and damaged in many ways."""
 
 import json
 import os
@@ -44,7 +44,7 @@ ALL = list(COLUMNS)
 
 @pytest.fixture
 def kept(stopped, tmp_path):
-    """A file, and the rows that are in it."""
+    """A snapshot file, and its rows."""
     path = str(tmp_path / "kept.parquet")
     with Snapshot(stopped.pid) as snapshot:
         rows = np.concatenate(list(snapshot.iter_extents(columns=ALL)))
@@ -92,7 +92,7 @@ def test_it_keeps_where_ram_is_and_files_without_that_are_read(kept, tmp_path):
 @pytest.mark.needs("pfn")
 @pytest.mark.parametrize("iomem", [b"", b"000a0000-000bffff : PCI Bus 0000:00\n"])
 def test_where_ram_is_not_told_what_is_kept_can_be_read(stopped, tmp_path, monkeypatch, iomem):
-    """A container may have an iomem that is empty, or without RAM."""
+    """In a container, /proc/iomem may be empty or without RAM."""
     monkeypatch.setattr(
         "physview.parquet.snapshot_file.read_resources", lambda: ram.parse_iomem(iomem)
     )

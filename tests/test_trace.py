@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""physview trace by the kernel's tracepoints, and what becomes of what it makes in the kernel."""
+"""physview trace with tracepoints, and the clean-up of its objects in tracefs."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def wait_for(condition, seconds=60):
 
 @pytest.fixture
 def tracer(tracefs):
-    """Starts a trace in the background, and waits until it is at work; they end with the test."""
+    """A function that starts a trace in the background. The trace ends with the test."""
     started = []
 
     def start(*args):
@@ -139,7 +139,7 @@ def test_page_allocations_are_those_that_pagemap_shows(tracer, python):
 
 
 def regions_of(pid, nr_pages):
-    """Mappings of so many pages: (start, pages)."""
+    """The mappings with one of these sizes in pages: (start, pages)."""
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         start, end = (int(x, 16) for x in line.split()[0].split("-"))
         if end - start == nr_pages * PAGE and line.split()[-1] == "0":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""physview trace by probes in kernel functions; and what the kernel's addresses are."""
+"""physview trace with probes in kernel functions, and the meaning of kernel addresses."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def functions(event):
 
 @pytest.fixture
 def traced(python):
-    """Runs a piece of Python in another process; returns it, its tracer and what was traced."""
+    """A function that runs Python code in a traced process; returns the process and the events."""
 
     def trace(event, code, *, whole_machine=False):
         setup = "import ctypes, fcntl, threading; argument = (ctypes.c_uint64 * 2)(id(fcntl), 0)"

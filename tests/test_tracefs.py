@@ -10,7 +10,7 @@ from failures import one_line
 
 @pytest.mark.needs("mountns", "tracefs")
 class TestFakeTracefs:
-    r"""A mount point "/x/mal\vtracefs" was read as a tracefs at /x/mal, and root wrote there."""
+    r""" "/x/mal\vtracefs" was once parsed as a tracefs at /x/mal, and root wrote there."""
 
     @pytest.fixture
     def fake(self, tmp_path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""physview translate, each time in a process of its own."""
+"""physview translate, run as a command."""
 
 import json
 import os

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.needs("root")
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache that is root's, with a kernel in it."""
+    """A cache of root's with a kernel."""
     folder = tmp_path / "on/the/way/cache"
     monkeypatch.setenv("PHYSVIEW_CACHE", str(folder))
     kernel = folder / "kernels/6.1.0-56-amd64"

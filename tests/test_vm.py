@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""physview vm, with VMs that are booted: what of the guest is passed on, and what is not there."""
+"""physview vm with booted VMs: the guest's results and output, and what the guest must not have."""
 
 import io
 import json
@@ -54,7 +54,7 @@ def kernel():
 
 @pytest.fixture(scope="module")
 def booted(kernel, tmp_path_factory):
-    """What one VM gave that was asked for much."""
+    """The result of one VM that runs with many options."""
     folder = tmp_path_factory.mktemp("vm")
     made = folder / "made in the guest"
     script = 'echo mark > "$MADE"; "$0" -c "$FACTS"; echo done > /dev/stderr; kill -TERM $$'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""CI's job that builds, loads and compares the module, on a kernel that is not this machine's."""
+"""CI's job that builds, loads and compares the module, in a VM with another kernel."""
 
 import subprocess
 import sys

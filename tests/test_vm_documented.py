@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the documentation shows of physview vm runs, and ends as shown."""
+"""The documented commands that start a VM run and exit as shown."""
 
 import re
 

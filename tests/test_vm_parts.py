@@ -24,7 +24,7 @@ from physview.vm import failures, guest, init, initramfs, qemu
 
 @pytest.fixture
 def run_steps(tmp_path):
-    """Runs a first program here, as any other program."""
+    """A function that runs the guest's init program on the host, as an ordinary program."""
 
     def run(*steps):
         program = tmp_path / "init"
@@ -56,7 +56,7 @@ def test_init_names_a_failed_step_and_exits_with_its_errno(run_steps):
 
 @pytest.fixture
 def modules(tmp_path):
-    """A kernel's modules: a needs b-1 and c, b-1 needs c; c, and d, which nobody needs."""
+    """A kernel's modules: a needs b-1 and c, b-1 needs c. No module needs d."""
 
     def add(path, depends, compress=lambda content: content, suffix=""):
         file = tmp_path / f"{path}{suffix}"
@@ -112,7 +112,7 @@ print((guest.run(request, SimpleNamespace(send=send)), *sent.values()))
 
 
 def run_in_guest(*words):
-    """Run a command as the guest does, without one: exit code, stdout and stderr."""
+    """Run a command with the guest's program, on the host; return exit code, stdout and stderr."""
     command = [sys.executable, "-c", GUEST, *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=ROOT, check=True)
     return ast.literal_eval(done.stdout)
@@ -208,7 +208,7 @@ def test_a_bug_without_a_panic_is_not_a_crash():
 
 @pytest.fixture
 def run_command(monkeypatch):
-    """Runs physview vm without a VM; returns its exit code and what the VM would have been."""
+    """A function that runs physview vm without a VM; returns the exit code and the VM's options."""
     kernel = kernels.Kernel("6.1.0-1-amd64", Path("/k"), Path("/m"), Path("/h"))
     monkeypatch.setattr(kernels, "find_kernel", lambda wanted, tell: kernel)
     monkeypatch.setattr(kernels, "build_module", lambda kernel, source: Path("/built.ko"))

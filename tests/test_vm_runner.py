@@ -37,7 +37,7 @@ def send(kind, content=b""):
 
 @pytest.fixture
 def fake_qemu(tmp_path, monkeypatch):
-    """Puts a script in QEMU's place; returns what runs a VM with it and the pids it had."""
+    """A function that replaces QEMU by a script. It returns a function that runs a VM."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("PHYSVIEW_CACHE", str(tmp_path / "cache"))
     (tmp_path / "modules.order").touch()

