@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The VM's first program: a static ELF file that makes one system call after the other.
+"""The init program of the VM: a static ELF file that makes a list of system calls, one by one.
 
-Until the host's root is mounted there is nothing to run: no shell, no insmod. To bring a static
-busybox would be one package more on every machine. What has to be done is a straight line of
-system calls with constant arguments, so it is written as such, and Python writes the file.
+The kernel starts it from the initramfs. Until it has mounted the host's root, the guest has no
+shell, no insmod and no Python. All its work is a fixed sequence of system calls with constant
+arguments, without loops. Python therefore writes the few machine instructions itself, from a list
+of `Step`s. The alternatives need more on the user's machine: a static busybox is one more package,
+and a program in C needs a compiler there, or a committed binary, which nobody can review.
 """
 
 from __future__ import annotations
@@ -20,24 +22,34 @@ SYS_MKDIR, SYS_CHROOT, SYS_MOUNT, SYS_EXIT_GROUP, SYS_FINIT_MODULE = 83, 161, 16
 MS_RDONLY, MS_NOATIME, MS_MOVE = 0x1, 0x400, 0x2000
 
 FAILURE = "physview-init: cannot "
-"""How the line on the console begins when a step fails; the rest of the line is its name."""
+"""The beginning of the line on the console when a step fails. The step's name follows."""
 
-_BASE = 0x400000
-_HEADERS_SIZE = 64 + 56
-# mov with 64 bits of constant into rdi, rsi, rdx, r10, r8, r9: the arguments of a system call.
-_MOVES = (b"\x48\xbf", b"\x48\xbe", b"\x48\xba", b"\x49\xba", b"\x49\xb8", b"\x49\xb9")
-_MOV_EAX, _SYSCALL = b"\xb8", b"\x0f\x05"
-_TEST_RAX_JNS = b"\x48\x85\xc0\x79"
+# elf(5): the address of the file in memory; the sizes of the ELF header and of a program header.
+_LOAD_ADDRESS = 0x400000
+_ELF_HEADER_SIZE, _PROGRAM_HEADER_SIZE = 64, 56
+_HEADERS_SIZE = _ELF_HEADER_SIZE + _PROGRAM_HEADER_SIZE
+_ET_EXEC, _EM_X86_64, _PT_LOAD, _PF_R_X = 2, 62, 1, 4 | 1
+
+# The instructions of x86-64 that the program uses, by their assembly. A constant operand follows
+# the instruction: 64 bits after "mov rdi", 32 bits after "mov eax" and "jmp", 8 bits after "jns".
+_MOV_RDI, _MOV_RSI, _MOV_RDX = b"\x48\xbf", b"\x48\xbe", b"\x48\xba"
+_MOV_R10, _MOV_R8, _MOV_R9 = b"\x49\xba", b"\x49\xb8", b"\x49\xb9"
+_MOV_EAX = b"\xb8"
+_SYSCALL = b"\x0f\x05"
+_TEST_RAX_RAX, _JNS, _JMP = b"\x48\x85\xc0", b"\x79", b"\xe9"
+_NEG_EAX, _MOV_R12D_EAX, _MOV_EDI_R12D = b"\xf7\xd8", b"\x41\x89\xc4", b"\x44\x89\xe7"
+# The registers of a system call's arguments, in order; its number is in eax. See syscall(2).
+_MOV_ARGUMENTS = (_MOV_RDI, _MOV_RSI, _MOV_RDX, _MOV_R10, _MOV_R8, _MOV_R9)
 
 
 class Step(NamedTuple):
     """One system call.
 
     Args:
-        name: For the message "cannot NAME"; empty where a failure does not matter.
-        number: The system call's.
-        args: Its arguments: numbers, bytes (a pointer to them, 0-terminated) or a list of bytes
-            (a pointer to such pointers, NULL-terminated, as for execve).
+        name: The step's name in the error message "cannot NAME"; "" to ignore a failure.
+        number: The number of the system call.
+        args: The arguments. An int is passed as it is; bytes as a pointer to a 0-terminated copy; a
+            list of bytes as a pointer to a NULL-terminated array of such pointers (for execve).
     """
 
     name: str
@@ -46,8 +58,8 @@ class Step(NamedTuple):
 
 
 def load_module(path: str) -> list[Step]:
-    """The steps that load a kernel module."""
-    # 0 to 2 are the console, so a file opened here is always 3.
+    """Return the steps that load a kernel module."""
+    # Descriptors 0 to 2 are the console, so the next open file is always 3.
     return [
         Step(f"open {path}", SYS_OPEN, (path.encode(), 0)),
         Step(f"load {path}", SYS_FINIT_MODULE, (3, b"", 0)),
@@ -56,29 +68,29 @@ def load_module(path: str) -> list[Step]:
 
 
 def make_directory(path: str) -> Step:
-    """The step that makes a directory; that it is there already does not matter."""
+    """Return the step that makes a directory. A failure is ignored: the directory may exist."""
     return Step("", SYS_MKDIR, (path.encode(), 0o755))
 
 
 def mount(
     kind: str, target: str, options: str = "", flags: int = 0, *, source: str = "", needed: bool
 ) -> Step:
-    """The step that mounts a file system.
+    """Return the step that mounts a file system.
 
     Args:
-        kind: As in /proc/filesystems.
-        target: Where.
-        options: The file system's own.
-        flags: MS_*.
-        source: What; the kind's name by default.
-        needed: Whether the VM ends when it fails.
+        kind: The file system's name in /proc/filesystems.
+        target: The mount point.
+        options: Mount options of the file system.
+        flags: Mount flags, MS_*.
+        source: The source of the mount; the kind's name by default.
+        needed: Whether a failure ends the VM.
     """
     args = ((source or kind).encode(), target.encode(), kind.encode(), flags, options.encode())
     return Step(f"mount {target}" if needed else "", SYS_MOUNT, args)
 
 
 def switch_root(path: str) -> list[Step]:
-    """The steps that make `path`, a mount point, the root with all that is mounted below."""
+    """Return the steps that make `path`, a mount point, the new root, with the mounts below it."""
     return [
         Step(f"enter {path}", SYS_CHDIR, (path.encode(),)),
         Step(f"move {path}", SYS_MOUNT, (b".", b"/", 0, MS_MOVE, 0)),
@@ -88,7 +100,7 @@ def switch_root(path: str) -> list[Step]:
 
 
 def execute(command: Sequence[str], environment: Sequence[str]) -> Step:
-    """The step that becomes another program."""
+    """Return the step that replaces init by another program: execve()."""
     words = [word.encode("utf-8", "surrogateescape") for word in command]
     return Step(
         f"run {command[0]}", SYS_EXECVE, (words[0], words, [word.encode() for word in environment])
@@ -96,10 +108,10 @@ def execute(command: Sequence[str], environment: Sequence[str]) -> Step:
 
 
 def make_elf(steps: Sequence[Step]) -> bytes:
-    """Make the program, for x86-64.
+    """Make the init program for x86-64.
 
-    A step that fails says its name on the console and ends the program with the errno, with
-    which the kernel then panics: "Attempted to kill init! exitcode=0x00000200" is ENOENT.
+    If a step fails, the program prints the step's name on the console and exits with the errno.
+    The kernel then panics: "Attempted to kill init! exitcode=0x00000200" is errno 2, ENOENT.
     """
     data = _Data()
     fail = _fail_routine()
@@ -108,12 +120,14 @@ def make_elf(steps: Sequence[Step]) -> bytes:
         code += _call(step.number, [data.pointer(arg) for arg in step.args])
         if step.name:
             message = f"{FAILURE}{step.name}\n".encode()
-            to_fail = _MOVES[1] + _quad(data.pointer(message)) + _MOVES[2] + _quad(len(message))
-            to_fail += b"\xe9"  # jmp
-            skip = len(to_fail) + 4
-            code += _TEST_RAX_JNS + bytes([skip])
-            code += to_fail + struct.pack("<i", -(len(code) + skip))
-    return _wrap(bytes(data.content), bytes(code), entry=len(fail))
+            set_message = _MOV_RSI + _quad(data.pointer(message)) + _MOV_RDX + _quad(len(message))
+            jump_size = len(_JMP) + 4
+            code += (
+                _TEST_RAX_RAX + _JNS + bytes([len(set_message) + jump_size])
+            )  # not negative: skip
+            code += set_message
+            code += _JMP + struct.pack("<i", -(len(code) + jump_size))  # to the fail routine, at 0
+    return _elf_file(bytes(data.content), bytes(code), entry=len(fail))
 
 
 def _quad(value: int) -> bytes:
@@ -121,24 +135,24 @@ def _quad(value: int) -> bytes:
 
 
 def _call(number: int, args: Sequence[int]) -> bytes:
-    moves = b"".join(move + _quad(arg) for move, arg in zip(_MOVES, args, strict=False))
+    moves = b"".join(move + _quad(arg) for move, arg in zip(_MOV_ARGUMENTS, args, strict=False))
     return moves + _MOV_EAX + struct.pack("<I", number) + _SYSCALL
 
 
 def _fail_routine() -> bytes:
-    """Write the message that rsi and rdx tell of; exit with what rax has."""
+    """Return the code that writes a message and exits. rsi and rdx hold the message, rax -errno."""
     return b"".join(
         [
-            b"\xf7\xd8\x41\x89\xc4",  # neg eax; mov r12d, eax
-            _MOVES[0] + _quad(1) + _MOV_EAX + struct.pack("<I", SYS_WRITE) + _SYSCALL,
-            b"\x44\x89\xe7",  # mov edi, r12d
-            _MOV_EAX + struct.pack("<I", SYS_EXIT_GROUP) + _SYSCALL,
+            *(_NEG_EAX, _MOV_R12D_EAX),  # write() overwrites rax, so keep the errno in r12
+            _call(SYS_WRITE, [1]),
+            _MOV_EDI_R12D,
+            _call(SYS_EXIT_GROUP, []),
         ]
     )
 
 
 class _Data:
-    """The bytes that the arguments point to; they lie before the code, so addresses are known."""
+    """The data that the arguments point to. It precedes the code, so its addresses are known."""
 
     def __init__(self) -> None:
         self.content = bytearray()
@@ -152,16 +166,21 @@ class _Data:
         return self._add(b"".join(map(_quad, [*pointers, 0])))
 
     def _add(self, item: bytes) -> int:
-        address = _BASE + _HEADERS_SIZE + len(self.content)
+        address = _LOAD_ADDRESS + _HEADERS_SIZE + len(self.content)
         self.content += item
         return address
 
 
-def _wrap(data: bytes, code: bytes, entry: int) -> bytes:
-    """One segment, readable and executable. Source: elf(5)."""
+def _elf_file(data: bytes, code: bytes, entry: int) -> bytes:
+    """Return an ELF file with one segment, which is readable and executable. Source: elf(5)."""
     size = _HEADERS_SIZE + len(data) + len(code)
-    start = _BASE + _HEADERS_SIZE + len(data) + entry
-    identity = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    header = struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, start, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 4096)
+    start = _LOAD_ADDRESS + _HEADERS_SIZE + len(data) + entry
+    identity = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")  # 64 bits, little-endian, version 1
+    header = struct.pack(
+        "<HHIQQQIHHHHHH",
+        *(_ET_EXEC, _EM_X86_64, 1, start, _ELF_HEADER_SIZE, 0, 0),
+        *(_ELF_HEADER_SIZE, _PROGRAM_HEADER_SIZE, 1, 0, 0, 0),
+    )
+    addresses = (_LOAD_ADDRESS, _LOAD_ADDRESS)
+    segment = struct.pack("<IIQQQQQQ", _PT_LOAD, _PF_R_X, 0, *addresses, size, size, 4096)
     return identity + header + segment + data + code
