@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""physview shows where a process's memory is in physical memory.
+"""physview shows where in physical memory a process's memory is.
 
 >>> import physview
 >>> with physview.Process("self") as process:
@@ -79,7 +79,7 @@ __all__ = [
 ]
 
 
-# These names are imported only when they are used, so that a start is fast.
+# These names are imported only when they are used, so that physview starts fast.
 _LAZY = {
     "FlagFilter": "sources.page_flags",
     "PageCache": "sources.page_cache",

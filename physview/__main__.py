@@ -32,10 +32,10 @@ def _become_child() -> object:
 
     from physview.runtime import invocation
 
-    about, module, *args = sys.argv[2:]
-    told = json.loads(about)
-    sys.path += told["folders"]
-    invocation.remember_typed(told["typed"])
+    encoded, module, *args = sys.argv[2:]
+    context = json.loads(encoded)
+    sys.path += context["folders"]
+    invocation.remember_typed(context["typed"])
     sys.argv[1:] = args
     from physview.runtime import resource_limits
 

@@ -75,7 +75,7 @@ def _auto(proc: ProcDir) -> Source:
         source: Source = plain(proc)
     except Unsupported:
         return _kmod(proc)
-    # Other processes: a user to whom the module shows them sees all in pagemap, too.
+    # The module shows other processes only to users from whom pagemap hides nothing, either.
     if proc.pid != os.getpid() or not _hides_frames(source):
         return source
     try:
@@ -94,7 +94,7 @@ def _hides_frames(source: Source) -> bool:
     return paddrs[0] == NO_PADDR
 
 
-WITNESSES: dict[str, Callable[[ProcDir], Source]] = {
+SOURCES: dict[str, Callable[[ProcDir], Source]] = {
     "auto": _auto,
     "pagemap": Pagemap,
     "kmod": _kmod,
@@ -132,13 +132,13 @@ class Process(Closable):
     """
 
     def __init__(self, pid: int | str = "self", *, source: str = "auto") -> None:
-        if source not in WITNESSES:
+        if source not in SOURCES:
             raise UsageError(
-                f"unknown source '{source}'", "", f"choose one of {', '.join(WITNESSES)}"
+                f"unknown source '{source}'", "", f"choose one of {', '.join(SOURCES)}"
             )
         self._proc = ProcDir(pid)
         try:
-            self._source = WITNESSES[source](self._proc)
+            self._source = SOURCES[source](self._proc)
         except BaseException:
             self._proc.close()
             raise
@@ -361,8 +361,8 @@ class Process(Closable):
         The function reads the mappings when it first needs them.
 
         Args:
-            memory: The mappings, to look up the mapping of every address; None looks it up only to
-                find a cause.
+            memory: The process's mappings. With them, every translation gets its mapping. None: the
+                mapping is looked up only if it is needed to find a cause.
         """
         with_vma = memory is not None
 

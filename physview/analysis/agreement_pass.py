@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The first pass of a comparison: reads all pages once from both sources.
 
-The core counts the pages on which the sources agree. Only the other pages need a closer reading.
+The core counts the pages on which the sources agree. Only the other pages need a closer look.
 """
 
 from __future__ import annotations

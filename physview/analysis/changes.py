@@ -240,18 +240,18 @@ def iter_page_changes(before: ComparablePages, after: ComparablePages) -> Iterat
         before: The earlier pages, in a file or in memory.
         after: The later pages.
     """
-    one, other = _Side(before), _Side(after)
-    classifier = _Classifier(one, other)
-    while one.fill() and other.fill():
-        limit = min(one.known_to, other.known_to)
-        changes = classifier.changes(one.take(limit), other.take(limit))
+    earlier, later = _Side(before), _Side(after)
+    classifier = _Classifier(earlier, later)
+    while earlier.fill() and later.fill():
+        limit = min(earlier.known_to, later.known_to)
+        changes = classifier.changes(earlier.take(limit), later.take(limit))
         if len(changes):
             yield changes
-    for side in (one, other):
+    for side in (earlier, later):
         while side.fill():
             rows = side.take(side.known_to)
             none = rows[:0]
-            pair = (rows, none) if side is one else (none, rows)
+            pair = (rows, none) if side is earlier else (none, rows)
             yield classifier.changes(*pair)
 
 
@@ -312,10 +312,10 @@ class _Side:
         offset = np.where(covered, (vaddrs - pieces["vaddr"]) // np.uint64(PAGE_SIZE), 0)
         advance(pieces, offset.astype(np.uint64), self.zero_pfn)
         pieces["nr_pages"] = nr_pages
-        return pieces, np.where(covered, _what(pieces), _ABSENT)
+        return pieces, np.where(covered, _kinds_of(pieces), _ABSENT)
 
 
-def _what(rows: Rows) -> Any:
+def _kinds_of(rows: Rows) -> Any:
     import numpy as np
 
     present = rows["entry"] & np.uint64(PM_PRESENT) != 0
@@ -330,11 +330,11 @@ class _Classifier:
         self._after = after
         self._names = [_names(side.vmas) for side in (before, after)]
 
-    def changes(self, one: Rows, other: Rows) -> Changes:
+    def changes(self, earlier: Rows, later: Rows) -> Changes:
         """Return the changes between rows of the two snapshots that end at the same address."""
         import numpy as np
 
-        borders = [one["vaddr"], ends(one), other["vaddr"], ends(other)]
+        borders = [earlier["vaddr"], ends(earlier), later["vaddr"], ends(later)]
         low, high = min(b[0] for b in borders if len(b)), max(b[-1] for b in borders if len(b))
         for side in (self._before, self._after):
             for of_vmas in (side.starts, side.stops):
@@ -342,57 +342,64 @@ class _Classifier:
         cuts = np.unique(np.concatenate(borders))
         vaddrs = cuts[:-1]
         nr_pages = (cuts[1:] - vaddrs) // np.uint64(PAGE_SIZE)
-        pieces, whats = zip(
-            self._before.rows_at(one, vaddrs, nr_pages),
-            self._after.rows_at(other, vaddrs, nr_pages),
+        pieces, kinds_of_both = zip(
+            self._before.rows_at(earlier, vaddrs, nr_pages),
+            self._after.rows_at(later, vaddrs, nr_pages),
             strict=True,
         )
-        known = (whats[0] != _ABSENT) | (whats[1] != _ABSENT)
+        known = (kinds_of_both[0] != _ABSENT) | (kinds_of_both[1] != _ABSENT)
         found = np.empty(int(known.sum()), dtype=CHANGE_DTYPE)
         found["vaddr"], found["nr_pages"] = vaddrs[known], nr_pages[known]
         found["vma_before"] = self._before.vma_at(found["vaddr"])
         found["vma_after"] = self._after.vma_at(found["vaddr"])
         rows = [piece[known] for piece in pieces]
-        was, is_now = (what[known] for what in whats)
-        for name, row, what in zip(("before", "after"), rows, (was, is_now), strict=True):
-            value = np.where(what == _FRAME, row["pfn"], row["swap"])
-            found[name] = np.where(what == _ABSENT, np.uint64(NO_ENTRY), value)
-        found["frames"] = np.where(was == _FRAME, WAS_FRAME, 0)
-        found["frames"] |= np.where(is_now == _FRAME, IS_FRAME, 0).astype(np.uint8)
-        found["change"] = self._classify(rows[0], was, rows[1], is_now, found)
-        return self._join(found, rows, (was, is_now))
+        kinds_before, kinds_after = (kinds[known] for kinds in kinds_of_both)
+        for name, row, kinds in zip(
+            ("before", "after"), rows, (kinds_before, kinds_after), strict=True
+        ):
+            value = np.where(kinds == _FRAME, row["pfn"], row["swap"])
+            found[name] = np.where(kinds == _ABSENT, np.uint64(NO_ENTRY), value)
+        found["frames"] = np.where(kinds_before == _FRAME, WAS_FRAME, 0)
+        found["frames"] |= np.where(kinds_after == _FRAME, IS_FRAME, 0).astype(np.uint8)
+        found["change"] = self._classify(rows[0], kinds_before, rows[1], kinds_after, found)
+        return self._join(found, rows, (kinds_before, kinds_after))
 
-    def _classify(self, one: Rows, was: Any, other: Rows, is_now: Any, found: Changes) -> Any:
+    def _classify(
+        self, earlier: Rows, kinds_before: Any, later: Rows, kinds_after: Any, found: Changes
+    ) -> Any:
         import numpy as np
 
         # The first rule that applies to a page decides.
         gone = found["vma_after"] < 0
         new = found["vma_before"] < 0
-        special = (was == _SPECIAL) | (is_now == _SPECIAL)
+        special = (kinds_before == _SPECIAL) | (kinds_after == _SPECIAL)
         same_place = found["before"] == found["after"]
-        untold = (found["before"] == np.uint64(NO_ENTRY)) | (found["after"] == np.uint64(NO_ENTRY))
-        swap_then, swap_now = was == _SWAP, is_now == _SWAP
+        hidden = (found["before"] == np.uint64(NO_ENTRY)) | (found["after"] == np.uint64(NO_ENTRY))
+        swap_then, swap_now = kinds_before == _SWAP, kinds_after == _SWAP
         rules = [
-            ((is_now == _ABSENT) & gone, Change.UNMAPPED),
-            ((was == _ABSENT) & new, Change.MAPPED),
-            (special & (was == is_now) & (one["entry"] == other["entry"]), Change.STILL_SPECIAL),
+            ((kinds_after == _ABSENT) & gone, Change.UNMAPPED),
+            ((kinds_before == _ABSENT) & new, Change.MAPPED),
+            (
+                special & (kinds_before == kinds_after) & (earlier["entry"] == later["entry"]),
+                Change.STILL_SPECIAL,
+            ),
             (special, Change.SPECIAL),
-            (is_now == _ABSENT, Change.WENT),
-            (was == _ABSENT, Change.APPEARED),
-            (swap_then & swap_now & untold, Change.STILL_SPECIAL),
+            (kinds_after == _ABSENT, Change.WENT),
+            (kinds_before == _ABSENT, Change.APPEARED),
+            (swap_then & swap_now & hidden, Change.STILL_SPECIAL),
             (swap_then & swap_now & same_place, Change.STILL_SWAPPED),
             (swap_then & swap_now, Change.RESWAPPED),
             (swap_then, Change.SWAPPED_IN),
             (swap_now, Change.SWAPPED_OUT),
-            (untold, Change.UNTOLD),
-            *self._frame_rules(one, other, found, same_place),
+            (hidden, Change.UNTOLD),
+            *self._frame_rules(earlier, later, found, same_place),
             (same_place, Change.STAYED),
         ]
         conditions, changes = zip(*rules, strict=True)
         return np.select(conditions, [_INDEX[c] for c in changes], _INDEX[Change.MOVED])
 
     def _frame_rules(
-        self, one: Rows, other: Rows, found: Changes, same_place: Any
+        self, earlier: Rows, later: Rows, found: Changes, same_place: Any
     ) -> list[tuple[Any, Change]]:
         """Make the rules for pages that were and are resident, from mappings and flags."""
         import numpy as np
@@ -402,11 +409,13 @@ class _Classifier:
             for names, vma in zip(self._names, ("vma_before", "vma_after"), strict=True)
         ]
         rules = [(~same_place & (names[0] != names[1]), Change.REPLACED)]
-        if "flags" not in (one.dtype.names or ()) or "flags" not in (other.dtype.names or ()):
+        if "flags" not in (earlier.dtype.names or ()) or "flags" not in (later.dtype.names or ()):
             # Without flags, the zero page and pages of files are known. All others are private.
-            file_then, file_now = (row["entry"] & np.uint64(PM_FILE) != 0 for row in (one, other))
-            zero_then = one["pfn"] == np.uint64(self._before.zero_pfn)
-            zero_now = other["pfn"] == np.uint64(self._after.zero_pfn)
+            file_then, file_now = (
+                row["entry"] & np.uint64(PM_FILE) != 0 for row in (earlier, later)
+            )
+            zero_then = earlier["pfn"] == np.uint64(self._before.zero_pfn)
+            zero_now = later["pfn"] == np.uint64(self._after.zero_pfn)
             own_now = ~file_now & ~zero_now
             return [*rules, (~same_place & (file_then | zero_then) & own_now, Change.COPIED)]
 
@@ -414,9 +423,9 @@ class _Classifier:
             known = rows["flags"] != np.uint64(NO_ENTRY)
             return known & (rows["flags"] & np.uint64(1 << FLAG_BITS[name]) != 0)
 
-        was_own = flag(one, "anon") & ~flag(one, "zero_page")
-        is_own = flag(other, "anon") & ~flag(other, "zero_page")
-        was_large, is_large = flag(one, "thp"), flag(other, "thp")
+        was_own = flag(earlier, "anon") & ~flag(earlier, "zero_page")
+        is_own = flag(later, "anon") & ~flag(later, "zero_page")
+        was_large, is_large = flag(earlier, "thp"), flag(later, "thp")
         return [
             *rules,
             (~same_place & ~was_own & is_own, Change.COPIED),
@@ -424,13 +433,13 @@ class _Classifier:
             (was_own & is_own & ~was_large & is_large, Change.COLLAPSED),
         ]
 
-    def _join(self, found: Changes, rows: Sequence[Rows], whats: Sequence[Any]) -> Changes:
+    def _join(self, found: Changes, rows: Sequence[Rows], kinds_of_both: Sequence[Any]) -> Changes:
         """Merge neighbours that have the same change and contiguous frames or swap slots.
 
         Args:
             found: The changes, in address order.
             rows: The pages before and after, a row for each change.
-            whats: What these rows are before and after. A row that is _ABSENT has no meaning.
+            kinds_of_both: What these rows are before and after. _ABSENT has no meaning.
         """
         import numpy as np
 
@@ -441,11 +450,11 @@ class _Classifier:
         for name in ("change", "vma_before", "vma_after"):
             goes_on &= found[name][1:] == found[name][:-1]
         sides = (("before", self._before), ("after", self._after))
-        for (name, side), of_side, what in zip(sides, rows, whats, strict=True):
-            named = (what != _ABSENT) & (found[name] != np.uint64(NO_ENTRY))
+        for (name, side), of_side, kinds in zip(sides, rows, kinds_of_both, strict=True):
+            named = (kinds != _ABSENT) & (found[name] != np.uint64(NO_ENTRY))
             step = np.where(named, steps(of_side, side.zero_pfn), np.uint64(0))
             goes_on &= found[name][1:] == (found[name] + pages * step)[:-1]
-            goes_on &= what[1:] == what[:-1]
+            goes_on &= kinds[1:] == kinds[:-1]
         firsts = np.flatnonzero(np.concatenate([[True], ~goes_on]))
         joined = found[firsts]
         joined["nr_pages"] = np.add.reduceat(pages, firsts)

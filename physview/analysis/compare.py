@@ -152,8 +152,8 @@ class Comparer(Closable):
         """Compare every page that at least one source knows.
 
         Args:
-            progress: Called with the number of pages that are done, and with about the number of
-                all pages: the resident ones, without those in swap.
+            progress: Called with the number of pages that are done, and with an estimate of the
+                total: the number of resident pages, without those in swap.
 
         Raises:
             AbiMismatch: The module is the course's, which cannot walk a range.
@@ -247,12 +247,11 @@ class Comparer(Closable):
 def _classify(
     memory: MemoryMap, vaddrs: Addresses, reading: TripleReading, result: Comparison
 ) -> Mask:
-    """Give a verdict to pages that are clear, and return a mask of those that are not."""
+    """Give a verdict to pages whose readings leave no doubt, and return a mask of the others."""
     import numpy as np
 
-    steady = ~_differ(
-        reading.before, reading.after
-    )  # a page that changed meanwhile gets no verdict yet
+    # A page that changed during the reading gets no verdict yet.
+    steady = ~_differ(reading.before, reading.after)
     settled = np.zeros(len(vaddrs), dtype=bool)
 
     def settle(verdict: Verdict, which: Mask) -> None:

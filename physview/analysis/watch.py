@@ -288,21 +288,21 @@ def different(before: _KeptExtents, after: _KeptExtents) -> tuple[_KeptExtents, 
     import numpy as np
 
     limits = [side.limit for side in (before, after) if side.limit is not None]
-    one, other = before, after
+    earlier, later = before, after
     if limits:
-        one, other = (side.of(_below(side.extents, min(limits))) for side in (before, after))
-    if np.array_equal(one.extents.view(np.uint64), other.extents.view(np.uint64)):
-        return one.of(one.extents[:0]), other.of(other.extents[:0])
-    if not len(one.extents) or not len(other.extents):
-        return one, other
-    at = np.searchsorted(one.extents["vaddr"], other.extents["vaddr"])
-    found = np.minimum(at, len(one.extents) - 1)
+        earlier, later = (side.of(_below(side.extents, min(limits))) for side in (before, after))
+    if np.array_equal(earlier.extents.view(np.uint64), later.extents.view(np.uint64)):
+        return earlier.of(earlier.extents[:0]), later.of(later.extents[:0])
+    if not len(earlier.extents) or not len(later.extents):
+        return earlier, later
+    at = np.searchsorted(earlier.extents["vaddr"], later.extents["vaddr"])
+    found = np.minimum(at, len(earlier.extents) - 1)
     same = np.ones(len(found), dtype=bool)
     for name, _ in EXTENT_DTYPE:
-        same &= one.extents[name][found] == other.extents[name]
-    left = np.ones(len(one.extents), dtype=bool)
+        same &= earlier.extents[name][found] == later.extents[name]
+    left = np.ones(len(earlier.extents), dtype=bool)
     left[found[same]] = False
-    return one.of(one.extents[left]), other.of(other.extents[~same])
+    return earlier.of(earlier.extents[left]), later.of(later.extents[~same])
 
 
 def _below(extents: Extents, limit: int) -> Extents:

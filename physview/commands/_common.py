@@ -24,11 +24,11 @@ NEEDS_ROOT = (Cause.HIDDEN, Cause.SWAP_HIDDEN)
 
 def add_source_option(parser: argparse.ArgumentParser) -> None:
     """Add --source."""
-    from physview.process import WITNESSES
+    from physview.process import SOURCES
 
     parser.add_argument(
         "--source",
-        choices=tuple(WITNESSES),
+        choices=tuple(SOURCES),
         default="auto",
         help="who answers: pagemap (read by the compiled core), kmod (the kernel module walks the"
         " page tables), reference (pagemap read through ctypes, without the core), or auto:"

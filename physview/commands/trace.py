@@ -39,8 +39,7 @@ MAX_EVENTS = 1_000_000
 MAX_BUFFER_KIB = 1 << 20
 # The frames of at most this many events are looked up afterwards; more would take long.
 MAX_LOOKED_UP = 5000
-# Seconds between two readings of the process's mappings.
-MEMORY_EVERY = 0.5
+SECONDS_BETWEEN_MAPS = 0.5
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
@@ -181,7 +180,7 @@ def _gather(args: argparse.Namespace, tracer: Tracer, pid: int | None, caught: l
             # Keep the last mappings: they are of interest after the process has ended, too.
             if pid is not None and now >= look_at:
                 memory = read_memory(pid) or memory
-                look_at = now + MEMORY_EVERY
+                look_at = now + SECONDS_BETWEEN_MAPS
             ended = tracer.has_ended
             events += tracer.read()
             if ended:

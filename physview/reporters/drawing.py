@@ -55,6 +55,6 @@ def draw(what: RenderableType, pipe_width: int = PIPE_WIDTH) -> None:
         console.width = pipe_width  # a pipe has no edge to wrap at
     with console.capture() as drawn:
         console.print(what)
-    # rich pads every line with blanks. They would be in the text that a user copies from there.
+    # rich pads every line with blanks. They would end up in text that a user copies and pastes.
     lines = drawn.get().removesuffix("\n").split("\n")
     write_styled(sys.stdout, "".join(f"{line.rstrip()}\n" for line in lines))

@@ -29,21 +29,21 @@ class FrameRange(NamedTuple):
 
 
 def iter_lines(
-    asked: FrameRange, groups: Iterable[FrameGroup], resources: list[Resource], *, only_some: bool
+    frames: FrameRange, groups: Iterable[FrameGroup], resources: list[Resource], *, only_some: bool
 ) -> Iterator[str]:
     """Yield the lines of text about a range of frames.
 
     Args:
-        asked: The range.
+        frames: The range.
         groups: What was found about the frames of the range.
         resources: The machine's resources by physical address, as of /proc/iomem.
         only_some: Whether only some processes were examined.
     """
     said = set()
     for group in groups:
-        yield f"{_where(asked, group)}  {_what(group)}".rstrip()
+        yield f"{_where(frames, group)}  {_what(group)}".rstrip()
         for owner in group.owners:
-            yield f"  {_owner(owner, group, asked.offset)}"
+            yield f"  {_owner(owner, group, frames.offset)}"
         why = _why_none(group, resources, only_some)
         if group.nr_owned == group.nr_frames or (not group.owners and why in said):
             continue
@@ -54,8 +54,8 @@ def iter_lines(
         yield f"  {why}"
 
 
-def _where(asked: FrameRange, group: FrameGroup) -> str:
-    paddr = (group.pfn << PAGE_SHIFT) + asked.offset
+def _where(frames: FrameRange, group: FrameGroup) -> str:
+    paddr = (group.pfn << PAGE_SHIFT) + frames.offset
     if group.nr_frames == 1:
         return f"{paddr:#018x}  pfn {group.pfn}"
     end = group.pfn + group.nr_frames
@@ -114,12 +114,12 @@ def document(
 
 
 def _group_document(
-    asked: FrameRange, group: FrameGroup, resources: list[Resource]
+    frames: FrameRange, group: FrameGroup, resources: list[Resource]
 ) -> dict[str, Any]:
     has_frame = group.use is not Use.NO_FRAME
     resource = resource_at(resources, group.pfn << PAGE_SHIFT)
     return {
-        "paddr": hex((group.pfn << PAGE_SHIFT) + asked.offset),
+        "paddr": hex((group.pfn << PAGE_SHIFT) + frames.offset),
         "pfn": group.pfn,
         "nr_frames": group.nr_frames,
         "nr_owned": group.nr_owned,
@@ -131,7 +131,7 @@ def _group_document(
                 "pid": owner.pid,
                 "comm": owner.comm,
                 "sharers": list(owner.sharers),
-                "vaddr": hex(owner.vaddr + asked.offset),
+                "vaddr": hex(owner.vaddr + frames.offset),
                 "pfn": owner.pfn,
                 "nr_frames": owner.nr_frames,
                 "nr_pages": owner.nr_pages,
