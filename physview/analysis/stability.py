@@ -25,17 +25,17 @@ class Stability(NamedTuple):
     nr_physical: int
 
 
-def compare_runs(runs: list[list[dict[str, Any]]]) -> list[Stability]:
+def compare_repetitions(repetitions: list[list[dict[str, Any]]]) -> list[Stability]:
     """Compare the entries of memview's JSON documents, label by label.
 
     Args:
-        runs: The entries of each repetition, with the same labels in the same order.
+        repetitions: The entries of each repetition, with the same labels in the same order.
 
     >>> entry = {"label": "main", "vaddr": "0x1000", "paddr": "0x9000"}
-    >>> compare_runs([[entry], [entry | {"vaddr": "0x2000"}]])[0][:3]
+    >>> compare_repetitions([[entry], [entry | {"vaddr": "0x2000"}]])[0][:3]
     ('main', 'changed', 'stayed')
     """
-    return [_compare(entries) for entries in zip(*runs, strict=True)]
+    return [_compare(entries) for entries in zip(*repetitions, strict=True)]
 
 
 def _compare(entries: Iterable[dict[str, Any]]) -> Stability:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from physview import _ffi
-from physview.analysis.stability import compare_runs
+from physview.analysis.stability import compare_repetitions
 from physview.commands import _common
 from physview.errors import PhysviewError
 from physview.model import Probe, Translation
@@ -99,17 +99,19 @@ def _repeat(args: argparse.Namespace) -> int:
     words = ["memview", "--json", "--source", args.source, *["--virtual"] * args.virtual]
     if args.sleep is not None:
         words += ["--sleep", str(args.sleep)]
-    runs = [_run_once(words, first=i == 0) for i in range(args.repeat)]
-    stabilities = compare_runs([run["entries"] for run in runs])
+    repetitions = [_run_repetition(words, first=i == 0) for i in range(args.repeat)]
+    stabilities = compare_repetitions([run["entries"] for run in repetitions])
     if args.json:
         labels = [stability._asdict() for stability in stabilities]
-        documents.write({"source": runs[0]["source"], "runs": runs, "labels": labels})
+        documents.write({"source": repetitions[0]["source"], "runs": repetitions, "labels": labels})
     else:
         reporter.print_stability(stabilities, args.repeat, with_physical=not args.virtual)
-    return int(not args.virtual and any(e["paddr"] is None for r in runs for e in r["entries"]))
+    return int(
+        not args.virtual and any(e["paddr"] is None for r in repetitions for e in r["entries"])
+    )
 
 
-def _run_once(words: list[str], *, first: bool) -> dict[str, Any]:
+def _run_repetition(words: list[str], *, first: bool) -> dict[str, Any]:
     import json
     import subprocess
 

@@ -28,13 +28,15 @@ def virtual_report(probes: Iterable[Probe]) -> str:
     return "\n".join(["Memory map report (virtual)", *lines, ""])
 
 
-def print_stability(stabilities: Sequence[Stability], nr_runs: int, *, with_physical: bool) -> None:
+def print_stability(
+    stabilities: Sequence[Stability], nr_repetitions: int, *, with_physical: bool
+) -> None:
     """Print the table of memview --repeat: which addresses stayed the same, and which changed."""
     from rich.table import Table
 
     from physview.reporters.drawing import draw
 
-    title = f"{nr_runs} repetitions, each in a new process"
+    title = f"{nr_repetitions} repetitions, each in a new process"
     table = Table(title=title, box=None, title_justify="left")
     table.add_column("label", no_wrap=True)
     table.add_column("virtual", no_wrap=True)
