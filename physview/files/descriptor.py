@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What classes that hold an open file have in common: a descriptor, close(), and `with`."""
+"""Base classes for objects that hold open files: close(), `with`, and one descriptor."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ T = TypeVar("T", bound="Closable")
 
 
 class Closable:
-    """A context manager that closes itself at its end."""
+    """A context manager that calls close() at the end of the `with` block."""
 
     def close(self) -> None:
-        """Release what it holds. Closing twice is harmless."""
+        """Close all open files of this object. Closing twice is harmless."""
         raise NotImplementedError
 
     def __enter__(self: T) -> T:
@@ -24,7 +24,7 @@ class Closable:
 
 
 class Descriptor(Closable):
-    """Holds one open descriptor; a subclass opens it and sets `_fd`."""
+    """An object with one open descriptor. A subclass opens it and sets `_fd`."""
 
     _fd: int = -1
 

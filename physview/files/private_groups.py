@@ -2,7 +2,7 @@
 """Finds out whether a group is private: whether it has one user as its only member.
 
 Many distributions give each user a private group and a umask of 002. So most files of a user are
-writable to a group, but to nobody else.
+writable by a group, but this group has no other member.
 """
 
 from __future__ import annotations

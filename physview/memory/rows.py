@@ -95,7 +95,9 @@ def ends(rows: Rows) -> npt.NDArray[np.uint64]:
 
 
 def steps(rows: Rows, zero_pfn: int) -> npt.NDArray[np.uint64]:
-    """The difference between the entries of two successive pages: `entry_rules.step_of()`.
+    """The difference between the entries of two successive pages in each row.
+
+    It is `entry_rules.step_of()` for arrays.
 
     Args:
         rows: Rows.

@@ -78,7 +78,7 @@ class Values(NamedTuple):
 
 
 class ParquetInput(Descriptor):
-    """An untrusted Parquet file, open for reading.
+    """An untrusted Parquet file, open for reading. A context manager.
 
     Args:
         path: The file.

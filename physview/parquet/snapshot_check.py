@@ -251,7 +251,7 @@ class RowCheck:
         self._end = 0
 
     def check(self, rows: Rows) -> None:
-        """Check the next batch, which must follow the rows of the previous call.
+        """Check the next batch of rows. These rows must follow the rows of the previous call.
 
         Args:
             rows: At least one row.

@@ -95,7 +95,7 @@ class PageCache(Closable):
         self._ffi, self._lib = _ffi.load()
         self._pagemap = -1
         self.flags: KpageFile | None = None
-        """What tells the flags of frames; None where frames are not told."""
+        """The kpageflags file; None if frames are unknown."""
         self.why_no_frames = ""
         """Why frames are unknown; empty if they are known."""
         if with_frames is False:
@@ -133,11 +133,11 @@ class PageCache(Closable):
             return file.summary()
 
     def is_hugetlbfs(self, fd: int) -> int:
-        """Whether an open file is of hugetlbfs: 0, 1 or -errno."""
+        """Whether an open file is in hugetlbfs: 0, 1 or -errno."""
         return self._lib.pv_is_hugetlbfs(fd)
 
     def cachestat(self, fd: int) -> list[int] | None:
-        """As `OpenFile.cachestat()`, of an open file."""
+        """Call cachestat() for an open file; the result is that of `OpenFile.cachestat()`."""
         counts = self._ffi.new("uint64_t[5]")
         if self._lib.pv_cachestat(fd, counts):
             return None
@@ -150,17 +150,18 @@ class PageCache(Closable):
         resident: npt.NDArray[np.uint8],
         entries: npt.NDArray[np.uint64],
     ) -> tuple[int, int]:
-        """Look up pages of an open file.
+        """Look up contiguous pages of an open file.
 
         Args:
             fd: The file.
             first: Index of the first page.
-            resident: Written, one for each page: 1 if it is cached, else 0.
-            entries: Written, if frames are told: the pagemap entry of each page that is cached.
+            resident: Array, shape (n,), written: 1 for a page that is cached, otherwise 0.
+            entries: Array, shape (n,), written if frames are known: the pagemap entry of each
+                cached page.
 
         Returns:
-            How many pages are cached, or -errno; and how many were evicted just then, and read back
-            in.
+            The number of cached pages, or -errno; and the number of pages that were evicted during
+            the look-up, and read back in.
         """
         nr_read = self._ffi.new("uint64_t *")
         nr_resident = self._lib.pv_cached_pages(
@@ -348,7 +349,7 @@ class OpenFile(Descriptor):
 
     @property
     def tells_frames(self) -> bool:
-        """Whether frames, and what depends on them, are known."""
+        """Whether frames, and the counts that depend on them, are known."""
         return not self._cache.why_no_frames
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Reads the files of a process in /proc other than pagemap: mappings, state, identity.
 
-The parsers take bytes. This is the only module that translates an OSError about a process into an
-error of physview.
+The parsers take bytes. `ProcDir.error()` is the one place that translates an OSError about a file
+of a process into an error of physview.
 """
 
 from __future__ import annotations
@@ -170,19 +170,19 @@ class ProcDir(Descriptor):
     """/proc/PID, held open, so that a later process with the same pid is never read instead.
 
     Args:
-        pid: Process id, or "self" for this process: it is read through /proc/self, which is right
-            even if /proc belongs to another pid namespace.
+        pid: Process id, or "self" for this process.
 
     Raises:
         ProcessGone: There is no such process.
         AccessDenied: The process exists, but hidepid hides it.
-        UsageError: `pid` is another text than "self".
+        UsageError: `pid` is a text other than "self".
     """
 
     def __init__(self, pid: int | str = "self") -> None:
         if isinstance(pid, str) and pid != "self":
             raise UsageError(f"'{pid}' is no process", 'a pid or "self" is meant')
-        # "self" is not os.getpid() where /proc is that of another pid namespace.
+        # Use /proc/self, not the pid: if /proc belongs to another pid namespace, the pid may name
+        # another process there.
         self.pid = os.getpid() if isinstance(pid, str) else pid
         self.path = f"/proc/{pid}"
         try:

@@ -87,10 +87,10 @@ class ReferencePagemap(Descriptor):
 
 
 def visit_stand_ins(visit: Callable[[list[Probe]], T]) -> T:
-    """Do the same as `probes.visit_probes()` without the compiled core, with other variables.
+    """Take similar probes without the compiled core: the fallback of `probes.visit_probes()`.
 
-    argv and envp are the real arrays of the process. Objects of Python and of the C library stand
-    in for the others: lmsg is a string of ctypes, gmsg is tzname[0] of the C library, main is a
+    argv and envp are the real arrays of the process. Objects of Python and of the C library replace
+    the other variables: lmsg is a string of ctypes, gmsg is tzname[0] of the C library, main is a
     function of the C library, and buf is an array of ctypes with thirty results of malloc().
 
     Args:
