@@ -59,11 +59,11 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     "root": (lambda: os.geteuid() == 0, "not root: run ./scripts/test as root"),
     "pfn": (checks.can_show_frames, "frame numbers are hidden: run ./scripts/test as root"),
     "scan": (
-        lambda: checks.look_at_scan().state != checks.NO,
+        lambda: checks.check_scan().state != checks.NO,
         "no PAGEMAP_SCAN: Linux 6.7 or later has it",
     ),
     "kpage": (
-        lambda: checks.look_at_kpage_files().state == checks.YES,
+        lambda: checks.check_kpage_files().state == checks.YES,
         "/proc/kpage* cannot be read: run ./scripts/test as root",
     ),
     "apt": (
@@ -90,7 +90,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         "temporary files are in a tmpfs, which never evicts: set TMPDIR to a folder on a disk",
     ),
     "mthp": (
-        lambda: 64 in checks.look_at_thp().details.get("mthp_kib", ()),
+        lambda: 64 in checks.check_thp().details.get("mthp_kib", ()),
         "no folios of 64 KiB: the VM may make them, with Linux 6.12 or later",
     ),
     "nodes": (

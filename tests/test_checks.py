@@ -19,12 +19,12 @@ def test_levels_agree_with_where_the_address_space_ends():
 
     with Process() as process:
         levels = 5 if process.user_end() > 1 << 47 else 4
-    assert checks.look_at_paging_levels().details == {"levels": levels}
+    assert checks.check_paging_levels().details == {"levels": levels}
 
 
 @pytest.mark.needs("root")
 def test_root_has_the_capabilities_that_count():
-    assert checks.look_at_user().details["capabilities"] == [
+    assert checks.check_user().details["capabilities"] == [
         "CAP_SYS_ADMIN",
         "CAP_SYS_PTRACE",
         "CAP_SYS_MODULE",
@@ -33,13 +33,13 @@ def test_root_has_the_capabilities_that_count():
 
 @pytest.mark.needs("scan")
 def test_the_categories_of_every_scanning_kernel_are_found():
-    found = set(checks.look_at_scan().details["categories"])
+    found = set(checks.check_scan().details["categories"])
     assert found >= {"wpallowed", "written", "file", "present", "swapped", "pfnzero", "huge"}
 
 
 def test_thp_is_as_sysfs_has_it():
     path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    finding = checks.look_at_thp()
+    finding = checks.check_thp()
     if path.exists():
         assert f"[{finding.details['enabled']}]" in path.read_text()
     else:
@@ -49,7 +49,7 @@ def test_thp_is_as_sysfs_has_it():
 @pytest.mark.needs("mountns")
 def test_tracefs_is_found_once_it_is_mounted():
     program = (
-        "from physview.system import checks; f = checks.look_at_tracefs();"
+        "from physview.system import checks; f = checks.check_tracefs();"
         "print(f.state, f.details and f.details['path'])"
     )
     mount = 'umount -a -t tracefs; mount -t tracefs t /mnt && exec "$@"'
@@ -61,11 +61,11 @@ def test_tracefs_is_found_once_it_is_mounted():
 
 def test_qemu_is_looked_for_on_path(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert checks.look_at_qemu().state == checks.NO
+    assert checks.check_qemu().state == checks.NO
     program = tmp_path / f"qemu-system-{os.uname().machine}"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    assert str(program) in checks.look_at_qemu().value
+    assert str(program) in checks.check_qemu().value
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_package_of_an_unknown_distribution_is_named_in_words():
 def test_a_missing_package_is_named_with_what_needs_it():
     program = (
         "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p];"
-        "from physview.system import checks; f = checks.look_at_extras();"
+        "from physview.system import checks; f = checks.check_extras();"
         "print(f.state, f.value, f.remedy, sep='\\n')"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -100,7 +100,7 @@ def test_a_missing_package_is_named_with_what_needs_it():
         "no pyarrow, for snapshot and diff; no pillow, for PNG pictures",
     )
     assert remedy.endswith(f"{sys.executable} -I -m pip install pyarrow pillow")
-    assert checks.look_at_extras().state == checks.YES
+    assert checks.check_extras().state == checks.YES
 
 
 def test_ones_own_name_gives_no_capabilities(tests_on_path):

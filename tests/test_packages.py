@@ -74,13 +74,13 @@ def test_where_no_module_can_be_none_is_offered(physview):
         result = physview(*command)
         assert "; in a throwaway VM: " in result.stderr
         assert "module load" not in result.stderr
-    assert "linux-headers" not in checks.look_at_headers().value
-    assert not checks.look_at_headers().remedy
+    assert "linux-headers" not in checks.check_headers().value
+    assert not checks.check_headers().remedy
 
 
 @pytest.mark.needs("debian")
 def test_this_machines_own_remedy_is_one_that_works(physview):
-    remedy = checks.look_at_headers().remedy or ""
+    remedy = checks.check_headers().remedy or ""
     for word in remedy.split(" "):
         if word.startswith("linux-headers-") and "which tells whether" not in remedy:
             shown = subprocess.run(["apt-cache", "policy", word], capture_output=True, check=True)

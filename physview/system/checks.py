@@ -65,10 +65,10 @@ def examine() -> Iterator[CheckResult]:
 
 def can_show_frames() -> bool:
     """Whether this user can get physical addresses on this machine: physview's main purpose."""
-    return look_at_pagemap().state == YES
+    return check_pagemap().state == YES
 
 
-def look_at_core() -> CheckResult:
+def check_core() -> CheckResult:
     """Check whether the compiled core is built."""
     why = _ffi.why_unavailable()
     if why:
@@ -81,7 +81,7 @@ def look_at_core() -> CheckResult:
     return CheckResult("compiled core", YES, "built")
 
 
-def look_at_kernel() -> CheckResult:
+def check_kernel() -> CheckResult:
     """Report the name, release and architecture of the kernel."""
     name = os.uname()
     details = {"release": name.release, "machine": name.machine}
@@ -90,13 +90,13 @@ def look_at_kernel() -> CheckResult:
     )
 
 
-def look_at_page_size() -> CheckResult:
+def check_page_size() -> CheckResult:
     """Report the size of a base page."""
     size = f"{PAGE_SIZE // 1024} KiB"
     return CheckResult("page size", YES, size, details={"size_bytes": PAGE_SIZE})
 
 
-def look_at_paging_levels() -> CheckResult:
+def check_paging_levels() -> CheckResult:
     """Find the number of page table levels: with five, addresses above 47 bits can be mapped."""
     if os.uname().machine != "x86_64":
         return CheckResult("paging levels", PART, "physview finds them only on x86-64")
@@ -126,7 +126,7 @@ def _maps_above_47_bits() -> bool:
     return bool(where >= 1 << 47)
 
 
-def look_at_user() -> CheckResult:
+def check_user() -> CheckResult:
     """Report the user, and which of the CAPABILITIES this process has."""
     has = _effective_capabilities()
     uid = os.geteuid()
@@ -159,7 +159,7 @@ def _in_first_user_namespace() -> bool:
     return proctext.numbers(_read("/proc/self/uid_map")) in ([0, 0, 4294967295], [])
 
 
-def look_at_pagemap() -> CheckResult:
+def check_pagemap() -> CheckResult:
     """Check whether /proc/PID/pagemap exists and shows frame numbers to this user."""
     name = "pagemap"
     try:
@@ -199,7 +199,7 @@ def _address_of(page: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(page))
 
 
-def look_at_scan() -> CheckResult:
+def check_scan() -> CheckResult:
     """Check whether the kernel has PAGEMAP_SCAN, and try each category."""
     from physview.sources.pagemap import PAGE_IS, scan
 
@@ -231,7 +231,7 @@ def look_at_scan() -> CheckResult:
     return CheckResult("PAGEMAP_SCAN", YES, f"all {len(known)} categories", details=details)
 
 
-def look_at_kpage_files() -> CheckResult:
+def check_kpage_files() -> CheckResult:
     """Check whether /proc/kpageflags, /proc/kpagecount and /proc/kpagecgroup can be read."""
     names = ["kpageflags", "kpagecount", "kpagecgroup"]
     states = {name: _try_to_read(f"/proc/{name}") for name in names}
@@ -263,7 +263,7 @@ def _try_to_read(path: str) -> str:
         os.close(fd)
 
 
-def look_at_thp() -> CheckResult:
+def check_thp() -> CheckResult:
     """Check whether transparent huge pages are on, and report their sizes."""
     if not os.path.isdir(THP):
         remedy = "a kernel with CONFIG_TRANSPARENT_HUGEPAGE=y"
@@ -290,7 +290,7 @@ def _selected(path: str) -> str:
     return _read(path).decode().partition("[")[2].partition("]")[0] or "unknown"
 
 
-def look_at_hugetlb() -> CheckResult:
+def check_hugetlb() -> CheckResult:
     """Check the pools of hugetlb pages, which are reserved in advance."""
     pools = {}
     for path in sorted(glob.glob("/sys/kernel/mm/hugepages/hugepages-*kB")):
@@ -307,7 +307,7 @@ def look_at_hugetlb() -> CheckResult:
     return CheckResult("hugetlb", PART, f"no pages set aside ({value})", remedy, details=details)
 
 
-def look_at_module() -> CheckResult:
+def check_module() -> CheckResult:
     """Check whether the kernel module is loaded; it is the source kmod, which walks page tables."""
     loaded = os.path.isdir(f"/sys/module/{MODULE}")
     device = os.path.exists(DEVICE)
@@ -340,7 +340,7 @@ def _has_kmod() -> bool:
     return all(shutil.which(name, path=path) for name in ("lsmod", "insmod"))
 
 
-def look_at_headers() -> CheckResult:
+def check_headers() -> CheckResult:
     """Check whether the kernel headers are installed, which are needed to build the module."""
     release = os.uname().release
     build = f"/lib/modules/{release}/build"
@@ -354,7 +354,7 @@ def look_at_headers() -> CheckResult:
     return CheckResult("kernel headers", NO, f"none for {release}", remedy)
 
 
-def look_at_tracefs() -> CheckResult:
+def check_tracefs() -> CheckResult:
     """Check whether tracefs is mounted and readable, and whether the kernel has kprobes."""
     from physview.tracing import tracefs
 
@@ -373,12 +373,12 @@ def look_at_tracefs() -> CheckResult:
             return CheckResult("tracefs", NO, "not in this kernel", "a kernel with CONFIG_FTRACE=y")
         return CheckResult("tracefs", NO, "not mounted", invocation.as_root(tracefs.MOUNT))
     try:
-        return _look_into_tracefs(mounted)
+        return _check_mounted_tracefs(mounted)
     finally:
         mounted.close()
 
 
-def _look_into_tracefs(tracefs: Tracefs) -> CheckResult:
+def _check_mounted_tracefs(tracefs: Tracefs) -> CheckResult:
     where = tracefs.path
     details: dict[str, Any] = {"path": where}
     if not tracefs.allows(".", os.R_OK | os.X_OK):
@@ -392,7 +392,7 @@ def _look_into_tracefs(tracefs: Tracefs) -> CheckResult:
     return CheckResult("tracefs", YES, f"{where}; events and kprobes", details=details)
 
 
-def look_at_qemu() -> CheckResult:
+def check_qemu() -> CheckResult:
     """Check for QEMU and KVM, which run throwaway VMs."""
     name = f"qemu-system-{os.uname().machine}"
     path = shutil.which(name)
@@ -403,7 +403,7 @@ def look_at_qemu() -> CheckResult:
     return CheckResult("QEMU", YES, f"{path}; {speed}", details={"path": path, "kvm": kvm})
 
 
-def look_at_extras() -> CheckResult:
+def check_extras() -> CheckResult:
     """Check for the Python packages that only some commands need."""
     missing = extras.missing()
     details = {"missing": [extra.package for extra in missing]}
@@ -424,19 +424,19 @@ def _read(path: str) -> bytes:
 
 
 CHECKS: tuple[Callable[[], CheckResult], ...] = (
-    look_at_kernel,
-    look_at_page_size,
-    look_at_paging_levels,
-    look_at_user,
-    look_at_core,
-    look_at_pagemap,
-    look_at_scan,
-    look_at_kpage_files,
-    look_at_thp,
-    look_at_hugetlb,
-    look_at_module,
-    look_at_headers,
-    look_at_tracefs,
-    look_at_qemu,
-    look_at_extras,
+    check_kernel,
+    check_page_size,
+    check_paging_levels,
+    check_user,
+    check_core,
+    check_pagemap,
+    check_scan,
+    check_kpage_files,
+    check_thp,
+    check_hugetlb,
+    check_module,
+    check_headers,
+    check_tracefs,
+    check_qemu,
+    check_extras,
 )

@@ -57,7 +57,7 @@ def temporary_files_are_evicted() -> bool:
 
 def has_hugetlb(size_kib: int) -> bool:
     """Whether a hugetlb page of this size is free."""
-    pools = checks.look_at_hugetlb().details["pools"]
+    pools = checks.check_hugetlb().details["pools"]
     return any(pool["free"] for pool in pools if pool["size_kib"] == size_kib)
 
 
@@ -114,7 +114,7 @@ def counts_memory() -> bool:
 
 def has_vm() -> bool:
     """Whether QEMU is here."""
-    return checks.look_at_qemu().state == checks.YES
+    return checks.check_qemu().state == checks.YES
 
 
 def has_apt() -> bool:
