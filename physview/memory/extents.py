@@ -90,12 +90,12 @@ class ExtentReader(Descriptor):
         self._fd = proc.open_pagemap()
         try:
             self.use_scan = self._has_scan() if use_scan is None else use_scan
-            self._take(MemoryMap(proc))
+            self._use_mappings(MemoryMap(proc))
         except BaseException:
             self.close()
             raise
 
-    def _take(self, memory: MemoryMap) -> None:
+    def _use_mappings(self, memory: MemoryMap) -> None:
         self.memory = memory
         # The ends are cuts, too: a mapping that appears after the end must not join the extent.
         borders = {border for vma in memory.vmas for border in vma[:2]}
@@ -110,7 +110,7 @@ class ExtentReader(Descriptor):
         memory = MemoryMap(self._proc, self.memory)
         changed = memory.vmas != self.memory.vmas
         if changed:
-            self._take(memory)
+            self._use_mappings(memory)
         return changed
 
     def _has_scan(self) -> bool:
@@ -271,7 +271,7 @@ def _join(
     held: Extents | None = None
     for batch in batches:
         if held is not None:
-            if _goes_on(held[0], batch[0], cuts, zero_pfn):
+            if _continues(held[0], batch[0], cuts, zero_pfn):
                 held["nr_pages"] += batch["nr_pages"][0]
                 batch[:1] = held
             else:
@@ -283,7 +283,7 @@ def _join(
         yield held
 
 
-def _goes_on(one: Any, other: Any, cuts: npt.NDArray[np.uint64], zero_pfn: int) -> bool:
+def _continues(one: Any, other: Any, cuts: npt.NDArray[np.uint64], zero_pfn: int) -> bool:
     """Whether `other` continues `one`, so that both are one extent."""
     import numpy as np
 

@@ -166,13 +166,15 @@ def join(rows: Rows, zero_pfn: int) -> Rows:
 
     if len(rows) < 2:
         return rows
-    goes_on = rows["vaddr"][1:] == ends(rows)[:-1]
-    goes_on &= rows["entry"][1:] == (rows["entry"] + rows["nr_pages"] * steps(rows, zero_pfn))[:-1]
+    continues = rows["vaddr"][1:] == ends(rows)[:-1]
+    continues &= (
+        rows["entry"][1:] == (rows["entry"] + rows["nr_pages"] * steps(rows, zero_pfn))[:-1]
+    )
     for name in {"vma", *COLUMNS} & set(rows.dtype.names or ()):
-        goes_on &= rows[name][1:] == rows[name][:-1]
-    if not goes_on.any():
+        continues &= rows[name][1:] == rows[name][:-1]
+    if not continues.any():
         return rows
-    firsts = np.flatnonzero(np.concatenate([[True], ~goes_on]))
+    firsts = np.flatnonzero(np.concatenate([[True], ~continues]))
     joined = rows[firsts]
     joined["nr_pages"] = np.add.reduceat(rows["nr_pages"], firsts)
     return joined

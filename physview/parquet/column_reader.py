@@ -224,7 +224,7 @@ class ParquetInput(Descriptor):
             about = chunks[self.columns[name].at].get(3)
             if not isinstance(about, dict):
                 raise Damage(f"the place of column {name} is missing")
-            start, size = self._place(about)
+            start, size = self._locate(about)
             data = self._read(start, size)
             first_data = _check_pages(data, nr_rows, name)
             described.append(_chunk(about, name, nr_rows, len(small), size, first_data))
@@ -232,7 +232,7 @@ class ParquetInput(Descriptor):
         elements = [self.columns[name].element for name in names]
         return _unpack(bytes(small + _footer(elements, described, nr_rows)), names, nr_rows)
 
-    def _place(self, about: dict[int, Any]) -> tuple[int, int]:
+    def _locate(self, about: dict[int, Any]) -> tuple[int, int]:
         """The offset and the size in bytes of a column in the file."""
         start, size = _number(about, 9), _number(about, 7)
         if 0 < _number(about, 11) < start:  # the dictionary is before the values

@@ -290,9 +290,9 @@ class OpenFile(Descriptor):
         if self._cache.flags is None:
             pfns[:] = 0
         is_known = pfns != 0
-        goes_on = (np.diff(pages) == 1) & (is_known[1:] == is_known[:-1])
-        goes_on &= ~is_known[1:] | (pfns[1:] == pfns[:-1] + np.uint64(1))
-        starts = np.flatnonzero(np.concatenate(([True], ~goes_on)))
+        continues = (np.diff(pages) == 1) & (is_known[1:] == is_known[:-1])
+        continues &= ~is_known[1:] | (pfns[1:] == pfns[:-1] + np.uint64(1))
+        starts = np.flatnonzero(np.concatenate(([True], ~continues)))
         runs = np.empty(len(starts), dtype=CACHED_DTYPE)
         runs["page"] = pages[starts] + first
         runs["pfn"] = pfns[starts]
@@ -374,9 +374,9 @@ class Summary:
             has = known["flags"] & np.uint64(bits) != 0
             self._nr_by_bits[bits] += int(known["nr"][has].sum())
         ends = known["page"] + known["nr"], known["pfn"] + known["nr"]
-        goes_on = (known["page"][1:] == ends[0][:-1]) & (known["pfn"][1:] == ends[1][:-1])
+        continues = (known["page"][1:] == ends[0][:-1]) & (known["pfn"][1:] == ends[1][:-1])
         joins = (int(known["page"][0]), int(known["pfn"][0])) == self._next
-        self.nr_runs += len(known) - int(goes_on.sum()) - joins
+        self.nr_runs += len(known) - int(continues.sum()) - joins
         self._next = int(ends[0][-1]), int(ends[1][-1])
 
     def of(self, file: OpenFile) -> CachedFile:
