@@ -46,7 +46,7 @@ def without(names, folder):
 def test_make_and_physview_distrust_the_same_of_another_compiler():
     text = (SOURCE / "Makefile").read_text()
     listed = re.search(r"^OWN_COMPILER := \\\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
-    assert tuple(re.findall(r"CONFIG_\w+", listed[1])) == build._OWN_COMPILER
+    assert tuple(re.findall(r"CONFIG_\w+", listed[1])) == build._COMPILER_OPTIONS
     (no_btf,) = re.findall(r"^no_btf := (.*)$", text, re.MULTILINE)
     assert tuple(shlex.split(no_btf.replace("$$", "$"))) == build._NO_BTF
 
