@@ -79,13 +79,13 @@ def test_each_room_imports_lower_rooms_only():
         lower.add(room)
 
 
-def test_only_the_door_imports_the_core():
+def test_only_ffi_imports_native():
     who = [path.name for path in FILES if "physview._native" in set(imports_of(path))]
     assert who == ["_ffi.py"]
 
 
 @pytest.mark.parametrize("path", [*FILES, *(ROOT / "csrc").glob("*.[ch]")], ids=str)
-def test_no_file_outgrows_its_idea(path):
+def test_no_file_is_too_long(path):
     assert len(path.read_text().splitlines()) <= 500
 
 

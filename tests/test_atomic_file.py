@@ -308,13 +308,13 @@ NO_PROC = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs t /proc && exec "$@"', "
 
 @pytest.mark.needs("mountns")
 @pytest.mark.parametrize("signum", [*ENDING, signal.SIGINT])
-def test_nor_where_a_file_needs_a_hidden_name(tmp_path, signum):
+def test_no_signal_leaves_a_part_of_a_file_with_a_hidden_name(tmp_path, signum):
     for when in ("writing", "renaming"):
         assert end_of(tmp_path, when, signum, NO_PROC) == (-signum, ["a"], "there")
 
 
 @pytest.mark.needs("mountns")
-def test_it_is_written_where_a_file_needs_a_hidden_name(tmp_path):
+def test_a_file_is_written_through_a_hidden_name(tmp_path):
     code = f"""
 import os
 from physview.files.atomic_file import whole_file
@@ -344,7 +344,7 @@ def test_signals_are_caught_only_where_nobody_else_does(tmp_path):
     assert files_of(tmp_path) == {"a": "mine"}
 
 
-def test_somebody_else_was_quicker(tmp_path):
+def test_a_file_that_another_process_creates_meanwhile_is_kept(tmp_path):
     path = tmp_path / "a"
 
     def write_late():
@@ -367,7 +367,7 @@ def test_the_folder_may_be_moved_meanwhile(tmp_path):
     assert os.listdir(tmp_path / "old") == []
 
 
-def test_names_that_are_none(tmp_path, monkeypatch):
+def test_invalid_names_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("there")
     cases = {
@@ -416,7 +416,7 @@ def opens_to_write(node):
     )
 
 
-def test_every_file_is_written_this_way():
+def test_the_package_writes_files_only_through_whole_file():
     found = set()
     for path in sorted((ROOT / "physview").rglob("*.py")):
         where = str(path.relative_to(ROOT / "physview"))

@@ -50,7 +50,7 @@ def test_the_processes_of_a_cgroup_and_below_whatever_it_is_called(python, name)
             cgroup_pids(f"{path}/nowhere")
 
 
-def test_what_is_no_cgroup_has_no_processes_and_is_not_waited_for(tmp_path):
+def test_a_folder_that_is_no_cgroup_has_no_processes_and_does_not_block(tmp_path):
     (tmp_path / "cgroup.procs").write_text("3\n1\n")
     with pytest.raises(NotADirectoryError, match="another file system"):
         cgroup_pids(str(tmp_path))

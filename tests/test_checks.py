@@ -23,7 +23,7 @@ def test_levels_agree_with_where_the_address_space_ends():
 
 
 @pytest.mark.needs("root")
-def test_root_has_the_capabilities_that_count():
+def test_root_has_the_capabilities_that_physview_needs():
     assert checks.check_user().details["capabilities"] == [
         "CAP_SYS_ADMIN",
         "CAP_SYS_PTRACE",
@@ -103,7 +103,7 @@ def test_a_missing_package_is_named_with_what_needs_it():
     assert checks.check_extras().state == checks.YES
 
 
-def test_ones_own_name_gives_no_capabilities(tests_on_path):
+def test_a_process_name_cannot_forge_capabilities(tests_on_path):
     program = (
         "from memory import libc; libc.prctl(15, b'\\rCapEff:\\tff', 0, 0, 0);"
         "from physview.system.checks import _effective_capabilities;"

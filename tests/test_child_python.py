@@ -101,7 +101,7 @@ def test_a_folder_of_traps_is_never_imported_from(traps, start, args):
 
 
 @pytest.mark.needs("root", "pfn", "tracefs")
-def test_a_traced_command_is_the_persons_own_and_we_import_nothing(traps, tracefs):
+def test_a_traced_command_may_import_from_the_folder_but_physview_does_not(traps, tracefs):
     run_among(traps, SCRIPT, "trace", "copy_to_user", "--", "/bin/true")
 
 

@@ -66,7 +66,7 @@ def test_a_command_in_a_root_may_make_user_namespaces():
         (["trixie", "--as"], "usage: fresh ROOT"),
     ],
 )
-def test_fresh_says_what_it_does_not_know(arguments, why):
+def test_fresh_names_what_it_does_not_know(arguments, why):
     result = run(CI / "fresh", *arguments)
     assert result.returncode == 1
     assert result.stderr.startswith(f"ci: {why}")

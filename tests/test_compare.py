@@ -104,7 +104,7 @@ def test_a_real_difference_is_found_and_is_no_movement():
     assert comparison.counts[Verdict.SAME_FRAME] > 93
 
 
-def test_a_process_that_never_rests_has_no_difference_that_stays(python):
+def test_a_busy_process_has_no_lasting_difference(python):
     child = python(
         "import threading, memory\n"
         "def churn():\n"
@@ -139,7 +139,7 @@ def test_a_process_that_goes_or_runs_another_program(python):
 SHARED_PAGES = 180_000
 
 
-def test_a_million_pages_of_processes_that_live(python):
+def test_a_million_pages_of_running_processes(python):
     """Six processes that share, swap, remap and sleep, and all that were running before."""
     fd = os.memfd_create("shared")
     os.ftruncate(fd, SHARED_PAGES * PAGE)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.needs("pfn", "kpage")
 
 @pytest.mark.needs("guard")
 @pytest.mark.parametrize("rows_in_group", [1 << 17, 50])
-def test_everything_at_once_is_told_page_by_page(actor, monkeypatch, rows_in_group):
+def test_all_kinds_of_changes_at_once_are_right_for_each_page(actor, monkeypatch, rows_in_group):
     monkeypatch.setattr(snapshot_file, "ROWS_IN_GROUP", rows_in_group)
     actor.do("pass")
     actor.keep()
@@ -132,7 +132,7 @@ def test_nothing_happened(physview, stopped, tmp_path):
     assert ": the changes go back in time" in one_line(backwards, 0)
 
 
-def test_said_for_people_and_in_json(physview, actor):
+def test_the_report_and_its_document(physview, actor):
     actor.keep()
     actor.do(EVENTS[Change.COPIED])
     actor.do(EVENTS[Change.UNMAPPED])
@@ -164,7 +164,7 @@ def test_said_for_people_and_in_json(physview, actor):
     assert "no change 'vanished'; choose one of stayed, moved, " in one_line(wrong, 2)
 
 
-def test_hidden_frames_are_not_taken_for_moved(physview, actor, tmp_path):
+def test_pages_with_hidden_frames_do_not_count_as_moved(physview, actor, tmp_path):
     """An unprivileged user's snapshot, made from a real one by removing the frames."""
     actor.keep()
     actor.do(EVENTS[Change.WENT])

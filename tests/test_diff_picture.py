@@ -105,7 +105,7 @@ items = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(items)
-def test_of_a_frame_that_is_several_the_first_kind_counts_and_links_have_every_page(some):
+def test_a_frame_of_several_kinds_has_the_first_kind_and_links_have_every_page(some):
     page, rows = 0, []
     for nr, change, before, after in some:
         was = None if change is Change.APPEARED else before
@@ -345,7 +345,7 @@ def two(actor):
 
 
 @pytest.mark.needs("pfn", "kpage")
-def test_what_is_refused(physview, two, tmp_path):
+def test_wrong_use_is_refused(physview, two, tmp_path):
     there = tmp_path / "there.svg"
     there.write_text("mine")
     new = str(tmp_path / "new.svg")

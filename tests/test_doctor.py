@@ -34,7 +34,7 @@ def test_doctor_finds_the_main_job_possible(physview):
     assert all(line == line.rstrip() for line in lines)
 
 
-def test_doctor_names_what_gets_the_rest(physview):
+def test_doctor_names_remedies_for_what_is_missing(physview):
     findings = json.loads(physview("doctor", "--json").stdout)["findings"]
     for finding in findings:
         assert finding["state"] in ("yes", "part", "no")

@@ -25,7 +25,7 @@ def test_every_error_pickles_with_what_it_carries(kind):
     assert (error.pid, error.path) == (7, "/x")
 
 
-def test_parts_that_are_not_there_leave_no_marks():
+def test_missing_parts_leave_no_punctuation():
     assert str(errors.PhysviewError("it failed")) == "it failed"
     assert str(errors.PhysviewError("it failed", "", "do this")) == "it failed; do this"
 
@@ -39,7 +39,7 @@ def test_parts_that_are_not_there_leave_no_marks():
         (errors.Unsupported, OSError, errno.EOPNOTSUPP),
     ],
 )
-def test_they_are_the_builtins_of_their_meaning(kind, builtin, code):
+def test_errors_are_instances_of_the_builtin_exceptions(kind, builtin, code):
     with pytest.raises(builtin) as caught:
         raise kind("it failed")
     assert caught.value.errno == code

@@ -55,7 +55,7 @@ def test_every_way_gives_what_plain_reads_give(stopped):
 
 
 @pytest.mark.alone("others start and end, and the libraries' pages are no longer ours alone")
-def test_nobodys_extents_are_right_too(stopped):
+def test_extents_of_an_unprivileged_user_are_right(stopped):
     """The entries are the kernel's and no page is missing, with frames hidden or not."""
 
     def pages():
@@ -127,7 +127,7 @@ def test_a_terabyte_with_a_thousand_pages(python):
 
 @pytest.mark.parametrize("use_scan", [None, False])
 @pytest.mark.parametrize("how", ["ends", "execs"])
-def test_a_process_that_goes_in_the_middle(python, use_scan, how):
+def test_a_process_that_ends_during_the_read(python, use_scan, how):
     wait = "input(); import os; os.execlp('sleep', 'sleep', '60')"
     child = python(KINDS, wait=wait)
     proc = ProcDir(child.pid)

@@ -68,7 +68,7 @@ def test_cached_pages_and_their_frames_are_those_of_a_plain_mapping(folder):
 
 
 @pytest.mark.needs("kpage", "pfn", "evicts")
-def test_looking_again_and_again_makes_nothing_active(folder):
+def test_repeated_reads_do_not_mark_pages_as_active(folder):
     # Written once, a page is referenced; one access more makes it active.
     path = make(folder / "f")
     with PageCache() as cache:
@@ -199,7 +199,7 @@ def test_the_report_and_its_document(physview, folder):
 
 
 @pytest.mark.needs("evicts")
-def test_a_file_that_is_cut_short_and_grown_meanwhile_kills_nobody(folder):
+def test_a_file_that_is_truncated_and_grown_meanwhile_causes_no_sigbus(folder):
     path = make(folder / "f", 5000)
     stop = threading.Event()
 
@@ -231,7 +231,7 @@ def test_an_empty_file_and_an_empty_folder(physview, tmp_path):
     assert "no file below it" in result.stderr
 
 
-def test_what_has_no_pages_is_named_and_the_rest_is_looked_at(physview, tmp_path):
+def test_paths_without_pages_are_named_and_the_others_are_read(physview, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "one").symlink_to("other")
     (tmp_path / "other").symlink_to("one")

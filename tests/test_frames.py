@@ -137,7 +137,7 @@ def test_every_frame_of_ram_is_counted_once():
 
 @pytest.mark.alone("counts the machine's frames twice; others take and free some in between")
 @pytest.mark.needs("kpage")
-def test_threads_count_as_one_does():
+def test_several_threads_count_the_same_as_one():
     one = frames.read_machine(nr_threads=1)
     more = frames.read_machine(nr_threads=3)
     assert one.ram == more.ram
@@ -207,7 +207,7 @@ def test_the_report_and_its_document(physview):
 
 
 @pytest.mark.needs("nobody")
-def test_nobody_is_told_what_it_takes(physview):
+def test_an_unprivileged_user_gets_the_reason_and_the_remedy(physview):
     line = one_line(physview("frames", prefix=AS_NOBODY), 1)
     assert "cannot read /proc/kpageflags" in line
     assert "run as root" in line

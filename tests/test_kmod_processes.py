@@ -201,7 +201,7 @@ def test_a_process_of_an_inner_pid_namespace_by_its_outer_pid(python):
     assert nr_present > 10
 
 
-def test_in_a_pid_namespace_the_outer_pids_are_of_nobody(python, sleeper):
+def test_in_a_pid_namespace_outer_pids_name_no_process(python, sleeper):
     """In the namespace, a number is a pid of the namespace. Outer processes have none there."""
     code = (
         "import kmod_calls, memory, os\n"
@@ -229,7 +229,7 @@ def test_commands_in_a_pid_namespace(physview):
     assert "no process" in line
 
 
-def test_with_the_proc_of_another_pid_namespace_nobody_is_taken_for_another(physview):
+def test_with_the_proc_of_another_pid_namespace_no_process_is_confused_with_another(physview):
     """/proc uses another pid namespace than the module does, so pid 1 names two processes."""
     foreign_proc = IN_A_NAMESPACE[:-1]
     result = physview("compare", "1", prefix=foreign_proc)

@@ -118,7 +118,7 @@ def test_any_runs(pairs):
             assert value == before[i] or before[i] != after[i]
 
 
-def test_a_piece_goes_on_where_there_is_no_room(frames, monkeypatch):
+def test_a_piece_continues_in_the_next_buffer(frames, monkeypatch):
     file = KpageFile("kpagecgroup")
     whole = split(file, runs_of(*frames))
     monkeypatch.setattr("physview.sources.kpage.PIECES", 3)
@@ -189,7 +189,7 @@ def test_a_filter_chooses_what_it_says(wanted, value):
 
 
 @pytest.mark.parametrize("text", ["", "foo", "anon,,lru", "bit_64", "bit_", "!", "ANON x"])
-def test_what_is_no_filter(text):
+def test_invalid_filters_are_refused(text):
     with pytest.raises(UsageError, match="choose one of locked, "):
         FlagFilter.parse(text)
 

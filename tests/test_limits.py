@@ -65,7 +65,7 @@ def test_a_signal_that_the_shell_ignores_reaches_what_a_test_starts(signum):
     assert process.wait(60) == -signum
 
 
-def test_who_sends_such_a_signal_starts_its_program_with_the_default():
+def test_tests_that_send_such_signals_start_programs_with_default_actions():
     """Under nohup, SIGHUP would be ignored, and the test wait until its limit."""
     for path in (ROOT / "tests").rglob("*.py"):
         text = path.read_text()

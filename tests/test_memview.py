@@ -45,7 +45,7 @@ def test_the_reports_json(physview):
 
 
 @pytest.mark.needs("no-capabilities")
-def test_virtual_addresses_need_nobody(physview):
+def test_virtual_addresses_need_no_privilege(physview):
     result = physview("memview", "--virtual", prefix=WITHOUT_CAPABILITIES)
     assert (result.returncode, result.stderr) == (0, "")
     header, *lines = result.stdout.splitlines()
@@ -91,7 +91,7 @@ def test_sleep_says_the_pid_before_it_sleeps():
 
 
 @pytest.mark.parametrize("option", [["--repeat", "0"], ["--repeat", "x"], ["--sleep", "-1"]])
-def test_numbers_that_are_none(physview, option):
+def test_invalid_numbers_are_refused(physview, option):
     assert "is not a number" in one_line(physview("memview", *option), 2)
 
 

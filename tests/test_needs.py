@@ -106,7 +106,7 @@ def each_test_of(path):
 
 
 @pytest.mark.parametrize("used", USES)
-def test_what_a_test_uses_it_needs(used):
+def test_each_test_names_in_its_marker_what_it_uses(used):
     without, nr_found = [], 0
     for path in FILES:
         for name, names, needs in each_test_of(path):

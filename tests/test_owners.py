@@ -203,7 +203,7 @@ def test_processes_that_come_and_go_meanwhile_do_no_harm():
         storm.wait()
 
 
-def test_nothing_asked_is_nothing_found():
+def test_without_frames_nothing_is_found():
     if os.access("/proc/kpageflags", os.R_OK):
         assert find_owners([]) == ([], [], 0, 0, 0)
 
@@ -265,12 +265,12 @@ def test_a_range_in_few_lines_with_frames_that_do_not_follow_each_other(physview
         ("0-2000000", "too many frames"),
     ],
 )
-def test_what_is_no_frame(physview, word, why):
+def test_invalid_frames_are_refused(physview, word, why):
     assert why in one_line(physview("owners", word), 2)
 
 
 @pytest.mark.needs("nobody")
-def test_nobody_is_told_what_it_takes(physview):
+def test_an_unprivileged_user_gets_the_reason_and_the_remedy(physview):
     assert "run as root" in one_line(physview("owners", "1", prefix=AS_NOBODY), 1)
 
 

@@ -67,7 +67,7 @@ def test_after_setuid_a_process_may_not_even_look_at_itself():
 
 
 @pytest.mark.needs("no-capabilities")
-def test_uid_0_without_the_capability_sees_nothing_and_hears_why():
+def test_uid_0_without_the_capability_sees_no_frames_and_is_told_why():
     command = [*WITHOUT_CAPABILITIES, sys.executable, "-m", "physview", "memview"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1

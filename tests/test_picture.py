@@ -122,7 +122,7 @@ def test_the_document(stopped, physview, tmp_path):
         assert re.search(f'[`"]{member}[`"]', documented), member
 
 
-def test_what_it_is_not_to_write(physview, tmp_path):
+def test_wrong_output_paths_and_options_are_refused(physview, tmp_path):
     there = tmp_path / "there.svg"
     there.write_text("mine")
     cases = {
@@ -230,7 +230,7 @@ def test_without_pillow_it_says_how_to_get_it(tmp_path):
 
 @pytest.mark.needs("nobody")
 @pytest.mark.parametrize("suffix", [".svg", ".png", ".html"])
-def test_nobody_sees_the_virtual_half(physview, open_folder, suffix):
+def test_an_unprivileged_user_gets_the_virtual_half(physview, open_folder, suffix):
     path = open_folder / f"p{suffix}"
     result = physview("picture", "self", "-o", str(path), prefix=AS_NOBODY)
     assert result.returncode == 0, result

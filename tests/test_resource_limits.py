@@ -113,7 +113,7 @@ class TestMemory:
         result = physview("memview", "--repeat", "2", "--virtual", prefix=prefix)
         assert "Traceback" not in result.stderr
 
-    def test_all_its_exceptions_are_known(self):
+    def test_every_exception_for_missing_memory_is_recognised(self):
         for error in (
             MemoryError(),
             OSError(12, "Cannot allocate memory", "/proc/self/maps"),

@@ -266,7 +266,7 @@ def test_what_sudo_pip_left_is_removed_by_root_and_named_to_others(checkout):
     assert left[0].exists()
 
 
-def test_every_script_is_held_to_it():
+def test_the_list_of_scripts_is_complete():
     """The lists above name every script, and each script includes setup.sh."""
     for path in SCRIPTS.iterdir():
         if path.is_file() and os.stat(path).st_mode & stat.S_IXUSR:

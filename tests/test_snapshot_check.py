@@ -48,7 +48,7 @@ def max_bytes():
     return int(result.stdout) + MAX_BYTES
 
 
-def test_whatever_is_in_a_file_it_is_refused_or_drawn(corpus, max_bytes):
+def test_every_hostile_file_is_read_or_refused(corpus, max_bytes):
     command = [sys.executable, SCRIPT, "check", str(corpus)]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
@@ -82,7 +82,7 @@ def run_measured(*args):
 @pytest.mark.parametrize(
     "kind", ["bomb", "huge_footer", "many_rows", "many_members", "long_rows", "order_rows"]
 )
-def test_so_do_the_commands(corpus, tmp_path, kind, max_bytes):
+def test_commands_read_hostile_files_with_little_memory(corpus, tmp_path, kind, max_bytes):
     valid = str(corpus / "valid.parquet")
     path = tmp_path / f"{kind}.parquet"
     getattr(hostile_files, kind)(path, random.Random(f"{SEED} {kind}"))
@@ -96,7 +96,7 @@ def test_so_do_the_commands(corpus, tmp_path, kind, max_bytes):
         assert peak < max_bytes
 
 
-def test_what_the_corpus_is_made_of_is_read(tmp_path):
+def test_the_valid_file_behind_the_corpus_is_accepted(tmp_path):
     """If even a valid file were refused, the tests of hostile files would prove nothing."""
     path = tmp_path / "a.parquet"
     snapshot_maker.write(path)
@@ -149,7 +149,7 @@ def test_a_fifo_and_a_device_are_no_files(physview, tmp_path):
         assert "it is not a regular file" in one_line(physview("diff", path, path, timeout=30), 1)
 
 
-def test_pages_of_another_size_are_said(tmp_path):
+def test_another_page_size_is_named_in_the_error(tmp_path):
     path = tmp_path / "a.parquet"
     other = 16384 if snapshot_maker.PAGE == 4096 else 4096
     snapshot_maker.write(path, metadata=snapshot_maker.about(page_size_bytes=other))

@@ -164,7 +164,7 @@ def test_the_metadata_say_what_it_is_of(tmp_path, stopped):
 
 
 @pytest.mark.needs("nobody")
-def test_nobody_keeps_what_nobody_may_see(open_folder):
+def test_an_unprivileged_users_snapshot_has_no_frames(open_folder):
     path = open_folder / "mine.parquet"
     command = [*AS_NOBODY, sys.executable, "-m", "physview", "snapshot", "self", "-o", str(path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
@@ -222,7 +222,7 @@ def test_progress_also_by_its_earlier_name(stopped, tmp_path):
 
 
 @pytest.mark.needs("pfn")  # without, a second line says so
-def test_a_file_that_cannot_be(physview, tmp_path):
+def test_a_file_that_cannot_be_written(physview, tmp_path):
     there = tmp_path / "there"
     there.write_text("mine")
     (tmp_path / "link").symlink_to(there)
@@ -283,7 +283,7 @@ def test_through_sudo_it_is_the_callers(tmp_path):
     assert (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) == (65534, 65533, 0o600)
 
 
-def test_a_file_that_is_none(physview, tmp_path):
+def test_files_that_are_no_snapshots(physview, tmp_path):
     damaged = tmp_path / "damaged.parquet"
     assert physview("snapshot", "self", "-o", str(damaged)).returncode == 0
     data = damaged.read_bytes()

@@ -380,7 +380,7 @@ def test_wrong_uses(physview, args, said):
         (["kmalloc", "--", "/etc/passwd"], "cannot run /etc/passwd"),
     ],
 )
-def test_what_is_not_there(physview, args, said):
+def test_missing_events_are_named(physview, args, said):
     assert said in one_line(physview("trace", *args), 1)
 
 
@@ -389,7 +389,7 @@ def test_a_process_that_has_ended(physview, zombie):
 
 
 @pytest.mark.needs("nobody")
-def test_nobody_is_told_that_it_takes_root(physview):
+def test_an_unprivileged_user_is_told_that_trace_needs_root(physview):
     line = one_line(physview("trace", "kmalloc", prefix=AS_NOBODY), 1)
     assert "cannot trace: only root may use tracefs; run as root" in line
 

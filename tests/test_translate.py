@@ -133,7 +133,7 @@ def test_nothing_on_stdin_is_nothing_to_do(physview):
         ("0x1000-7fff000g", "is no address"),
     ],
 )
-def test_what_is_no_address(physview, word, why):
+def test_invalid_addresses_are_refused(physview, word, why):
     assert why in one_line(physview("translate", "self", word), 2)
     if word:
         result = physview("translate", "self", "-", input=f"0x1000\n{word}\n")

@@ -456,7 +456,7 @@ def test_wrong_numbers_are_refused(physview, options):
     one_line(physview("watch", "self", *options), 2)
 
 
-def test_who_is_not_there_is_said_before_anything_is_drawn():
+def test_a_missing_process_is_an_error_before_anything_is_drawn():
     with watch(1 << 30) as run:
         assert run.wait() == 1
         assert b"\x1b" not in run.raw
