@@ -208,7 +208,7 @@ sys.exit(main(["walk", "self", hex(id(sys.argv)), *sys.argv[1:]]))
     assert {(v["address"], v["entry"], *v["bits"]) for v in document["levels"]} == {(None, None)}
     result = physview("lab", "levels", prefix=AS_NOBODY)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "hides where page tables lie" in result.stdout
+    assert "hides the addresses of page tables" in result.stdout
 
 
 # Memory
