@@ -9,6 +9,8 @@ HERE = Path(__file__).parent
 # setuptools expects paths relative to setup.py.
 NAMES = (
     "account",
+    "bpf_load",
+    "bpf_walk",
     "compare",
     "filecache",
     "kpage",
@@ -20,8 +22,12 @@ NAMES = (
 )
 SOURCES = [f"csrc/{name}.c" for name in NAMES]
 HEADERS = [
+    "csrc/bpf/walk.h",
+    "csrc/bpf/walk_program.h",
+    "csrc/bpf_walk.h",
     "csrc/cdef.h",
     "csrc/entry.h",
+    "csrc/x86_entry.h",
     "csrc/physview.h",
     "csrc/runs.h",
     "csrc/kmod/uapi/physicalview.h",

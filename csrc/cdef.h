@@ -47,6 +47,26 @@ int64_t pv_scan_extents(int fd, unsigned int page_shift, int use_scan,
 			uint64_t nr_cuts, uint64_t zero_pfn,
 			struct pv_extent *extents, uint64_t room);
 
+/* bpf_load.c, bpf_walk.c */
+
+/* At what loading the BPF program failed. */
+enum { PV_BPF_MAP, PV_BPF_TYPES, PV_BPF_PROGRAM, PV_BPF_DIRECT_MAP };
+
+struct pv_bpf;
+struct physicalview_walk;
+struct physicalview_page;
+struct physicalview_extent;
+
+int pv_bpf_open(struct pv_bpf **opened, int *stage, char *log,
+		uint32_t log_bytes);
+void pv_bpf_close(struct pv_bpf *bpf);
+uint64_t pv_bpf_user_end(const struct pv_bpf *bpf);
+int pv_bpf_walk(struct pv_bpf *bpf, int fd, struct physicalview_walk *walk);
+int pv_bpf_pages(struct pv_bpf *bpf, int fd, const uint64_t *vaddrs,
+		 uint64_t nr, struct physicalview_page *pages);
+int64_t pv_bpf_extents(struct pv_bpf *bpf, int fd, uint64_t *at, uint64_t end,
+		       struct physicalview_extent *extents, uint64_t room);
+
 /* kpage.c */
 
 /* Contiguous frames. */

@@ -285,6 +285,7 @@ class PageKind(IntEnum):
     MARKER = 7
     BEYOND = 8
     BAD = 9
+    UNSTABLE = 10  # it changed during each of several walks
 
     @property
     def has_page(self) -> bool:

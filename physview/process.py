@@ -64,6 +64,12 @@ def _kmod(proc: ProcDir) -> Source:
     return Kmod(proc)
 
 
+def _bpf(proc: ProcDir) -> Source:
+    from physview.sources.bpf import Bpf
+
+    return Bpf(proc)
+
+
 def _auto(proc: ProcDir) -> Source:
     """Choose pagemap; or the module, if there is no pagemap, or if only the module shows frames."""
     from physview.sources.kmod import DEVICE
@@ -98,6 +104,7 @@ SOURCES: dict[str, Callable[[ProcDir], Source]] = {
     "auto": _auto,
     "pagemap": Pagemap,
     "kmod": _kmod,
+    "bpf": _bpf,
     "reference": _reference,
 }
 

@@ -343,20 +343,29 @@ class Kmod(Descriptor):
         page = (0,) * 5
         buffer = bytearray(WALK.pack(self._pid, 0, vaddr, *page, *[0] * 20, 0))
         self._ioctl(IOCTL_WALK, buffer)
-        fields = WALK.unpack(buffer)
-        nr_levels = fields[1]
-        _, paddr, _, swap, kind, page_shift = fields[2:8]
-        levels = [_level(LEVEL_NAMES[i], *fields[8 + 4 * i : 12 + 4 * i]) for i in range(nr_levels)]
-        kind = PageKind(kind)
-        in_swap = kind not in (PageKind.NONE, PageKind.BEYOND, PageKind.BAD) and not kind.has_page
-        return Walk(
-            vaddr,
-            paddr if kind.has_page else None,
-            kind,
-            1 << page_shift,
-            (swap_type(swap), swap_offset(swap)) if in_swap else None,
-            levels,
-        )
+        return decode_walk(buffer)
+
+
+def decode_walk(buffer: bytearray) -> Walk:
+    """What a `struct physicalview_walk` says.
+
+    Args:
+        buffer: The structure, filled in.
+    """
+    fields = WALK.unpack(buffer)
+    nr_levels = fields[1]
+    _, paddr, _, swap, kind, page_shift = fields[2:8]
+    levels = [_level(LEVEL_NAMES[i], *fields[8 + 4 * i : 12 + 4 * i]) for i in range(nr_levels)]
+    kind = PageKind(kind)
+    in_swap = kind not in (PageKind.NONE, PageKind.BEYOND, PageKind.BAD) and not kind.has_page
+    return Walk(
+        fields[2],
+        paddr if kind.has_page else None,
+        kind,
+        1 << page_shift,
+        (swap_type(swap), swap_offset(swap)) if in_swap else None,
+        levels,
+    )
 
 
 def as_pagemap(

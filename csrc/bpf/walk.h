@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the BPF program and the core share: one map's value, which the core maps
+ * into its own memory. The core writes a question and requests, the program
+ * writes answers and copies of page tables.
+ */
+#ifndef BPF_WALK_H
+#define BPF_WALK_H
+
+#include <linux/types.h>
+
+enum { BPF_WALK_REQUESTS = 256, BPF_WALK_LEVELS = 5, BPF_WALK_ENTRIES = 512 };
+
+/* One walk: from the root down, so many entries, for an address. */
+struct bpf_walk_request {
+	__u64 vaddr;
+	__u32 nr_levels; /* follow so many entries */
+	__u32 copy; /* then copy the table that the last of them leads to */
+};
+
+enum {
+	BPF_WALK_COPIED = 1,
+	/* The kernel could not read there: the table went. */
+	BPF_WALK_FAULT = 2,
+	/* An entry on the way changed while the table was copied. */
+	BPF_WALK_UNSTABLE = 4,
+};
+
+struct bpf_walk_answer {
+	__u64 address[BPF_WALK_LEVELS]; /* of each entry, in the direct map */
+	__u64 entry[BPF_WALK_LEVELS];
+	__u32 nr_read; /* so many were read: the last may lead nowhere */
+	__u32 state;
+};
+
+/* Where in the kernel's structures a member is, in bytes. From the kernel's
+ * BTF. */
+struct bpf_walk_offsets {
+	__u64 task_files;
+	__u64 files_fdt;
+	__u64 fdt_fd;
+	__u64 file_private_data;
+	__u64 mm_pgd;
+	__u64 mm_users;
+};
+
+struct bpf_walk_area {
+	struct bpf_walk_offsets offsets;
+	__u64 direct_map; /* where physical address 0 is mapped */
+	__u64 frame_mask; /* the bits of an entry that are a physical address */
+	__u64 table_mask; /* an entry leads to a table if these bits... */
+	__u64 table_value;	       /* ...have this value */
+	__u64 index_mask;	       /* entries in a table, less one */
+	__u32 shifts[BPF_WALK_LEVELS]; /* of the address, for each level's index
+					*/
+	__u32 fd; /* of /proc/PID/pagemap, of this process */
+	__u32 nr_requests;
+	__u32 reserved;
+	__u64 mm;   /* written: the address space, */
+	__u64 pgd;  /* its root table, */
+	__u64 word; /* what stands at the address in word_at, */
+	__u64 word_at;
+	__u32 nr_users; /* and how many tasks have the address space: 0 if none
+			 */
+	__u32 nr_users_after;
+	struct bpf_walk_request requests[BPF_WALK_REQUESTS];
+	struct bpf_walk_answer answers[BPF_WALK_REQUESTS];
+	__u64 tables[BPF_WALK_REQUESTS][BPF_WALK_ENTRIES];
+};
+
+#endif

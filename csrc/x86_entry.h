@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What an entry of x86-64's page tables says, decoded in user space as
+ * csrc/kmod/walk.c does with the kernel's macros.
+ *
+ * Source: arch/x86/include/asm/pgtable_types.h, pgtable-invert.h, pgtable_64.h
+ */
+#ifndef PV_X86_ENTRY_H
+#define PV_X86_ENTRY_H
+
+#include <stdbool.h>
+
+#include "physview.h"
+
+#include "kmod/uapi/physicalview.h"
+
+#define X86_PRESENT (UINT64_C(1) << 0)
+#define X86_PSE (UINT64_C(1) << 7)
+#define X86_PROTNONE (UINT64_C(1) << 8)
+#define X86_ADDRESS UINT64_C(0x000ffffffffff000)
+/* Accessed and dirty: some processors set them in an empty entry (erratum). */
+#define X86_ERRATUM (UINT64_C(3) << 5)
+
+static inline bool entry_is_none(uint64_t entry)
+{
+	return !(entry & ~X86_ERRATUM);
+}
+
+static inline bool entry_is_table(uint64_t entry)
+{
+	return (entry & (X86_PRESENT | X86_PSE)) == X86_PRESENT;
+}
+
+/*
+ * Whether there is a page. Above the lowest level the size bit alone does:
+ * while a huge page is split it is not present for a moment.
+ */
+static inline bool entry_is_page(uint64_t entry, bool is_lowest)
+{
+	return entry & (X86_PRESENT | X86_PROTNONE | (is_lowest ? 0 : X86_PSE));
+}
+
+/* The frame. An entry that is not present has it inverted, against L1TF. */
+static inline uint64_t entry_paddr(uint64_t entry, unsigned int shift)
+{
+	if (!(entry & X86_PRESENT))
+		entry = ~entry;
+	return entry & X86_ADDRESS & ~((UINT64_C(1) << shift) - 1);
+}
+
+static inline unsigned int entry_swap_type(uint64_t entry)
+{
+	return entry >> 59;
+}
+
+static inline uint64_t entry_swap_offset(uint64_t entry)
+{
+	return ~entry << 5 >> 14;
+}
+
+#endif

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The page tables themselves, walked by a BPF program: no module, no headers, no reboot.
+
+The core loads the program (csrc/bpf/walk.bpf.c) when the first process is opened. The program copies
+page tables into memory that the core reads, and the core decodes them. Nothing stays loaded: the
+kernel drops the program when its last descriptor is closed, however the process ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from physview import _ffi
+from physview.errors import AccessDenied, PhysviewError, Unsupported
+from physview.model import PageKind, Walk
+from physview.sources.kmod import PAGE_DTYPE, WALK, WALK_EXTENT_DTYPE, as_pagemap, decode_walk
+from physview.sources.procfs import ProcDir
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_LOG_BYTES = 1 << 16
+_NR_EXTENTS = 4096
+_MACHINES = ("x86_64",)
+
+
+class Info(NamedTuple):
+    """What the program knows of this machine.
+
+    Args:
+        nr_levels: Levels of page tables: 4 or 5.
+        user_end: First address that is never walked.
+    """
+
+    nr_levels: int
+    user_end: int
+
+
+class _Program:
+    """The program, loaded, and the memory that it shares with the core: for one thread at a time."""
+
+    idle: list[_Program] = []
+
+    def __init__(self) -> None:
+        self.ffi, self.lib = _ffi.load()
+        opened, stage = self.ffi.new("struct pv_bpf **"), self.ffi.new("int *")
+        log = self.ffi.new("char[]", _LOG_BYTES)
+        nr_levels = self.lib.pv_bpf_open(opened, stage, log, _LOG_BYTES)
+        if nr_levels < 0:
+            text = self.ffi.string(log).decode("ascii", "backslashreplace")
+            raise _why(-nr_levels, stage[0], self.lib, text)
+        self.handle = self.ffi.gc(opened[0], self.lib.pv_bpf_close)
+        self.info = Info(nr_levels, self.lib.pv_bpf_user_end(self.handle))
+
+    @classmethod
+    def take(cls) -> _Program:
+        """One that nobody uses now: loading takes longer than most walks."""
+        try:
+            return cls.idle.pop()
+        except IndexError:
+            return cls()
+
+    def give_back(self) -> None:
+        """Let others use it."""
+        self.idle.append(self)
+
+
+class Bpf:
+    """Walks the page tables of a process.
+
+    Args:
+        proc: The process.
+
+    Raises:
+        AccessDenied: BPF programs are root's.
+        Unsupported: This kernel has no BPF, no BTF, or is older than 5.17; or the machine is not
+            x86-64.
+        PhysviewError: The process cannot be looked into.
+    """
+
+    name = "bpf"
+    sees_pfnmaps = True
+    names_every_page = True
+
+    def __init__(self, proc: ProcDir) -> None:
+        if os.uname().machine not in _MACHINES:
+            raise Unsupported(
+                "cannot walk page tables by BPF",
+                f"this is {os.uname().machine}, and the program knows x86-64 only",
+                "use the kernel module: --source kmod",
+            )
+        self._proc = proc
+        self._fd = proc.open_pagemap()
+        try:
+            self._program = _Program.take()
+        except BaseException:
+            os.close(self._fd)
+            self._fd = -1
+            raise
+        self.info = self._program.info
+
+    def close(self) -> None:
+        """Close the process and leave the program to the next. Closing twice is harmless."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._program.give_back()
+
+    def _check(self, result: int) -> int:
+        if result == -errno.ESRCH:
+            raise self._proc.gone()
+        return _ffi.check(result, f"{self._proc.path}/pagemap")
+
+    def fill(self, vaddrs: Any, entries: Any, paddrs: Any) -> int:
+        """Look up virtual addresses. Arguments and result as in `pagemap.Pagemap.fill()`.
+
+        The entries are in pagemap's form, with what a walk knows: present and frame number, or
+        swap type and offset.
+        """
+        import numpy as np
+
+        pages = self.pages(vaddrs)
+        np.asarray(entries)[:], np.asarray(paddrs)[:] = as_pagemap(vaddrs, pages)
+        return int((pages["kind"] == PageKind.BEYOND).sum())
+
+    def pages(self, vaddrs: Any) -> npt.NDArray[Any]:
+        """Look up virtual addresses in any order.
+
+        Args:
+            vaddrs: Buffer of uint64, shape (n,).
+
+        Returns:
+            Structured array of PAGE_DTYPE, shape (n,).
+
+        Raises:
+            ProcessGone: The process ended.
+        """
+        import numpy as np
+
+        ffi, lib = self._program.ffi, self._program.lib
+        column = np.ascontiguousarray(vaddrs, dtype=np.uint64)
+        pages = np.empty(len(column), dtype=PAGE_DTYPE)
+        result = lib.pv_bpf_pages(
+            self._program.handle,
+            self._fd,
+            ffi.from_buffer("uint64_t[]", column),
+            len(column),
+            ffi.cast("struct physicalview_page *", pages.ctypes.data),
+        )
+        self._check(result)
+        return pages
+
+    def next_populated(self, start: int, end: int) -> int:
+        """First address at or after `start` with an entry that is not empty; `end` if none."""
+        for extents in self.iter_extents(start, end, nr=1):
+            return int(extents["vaddr"][0])
+        return end
+
+    def iter_extents(
+        self, start: int, end: int, *, nr: int = _NR_EXTENTS
+    ) -> Iterator[npt.NDArray[Any]]:
+        """Yield what a range holds, as pages contiguous in both address spaces.
+
+        Args:
+            start: First address, page-aligned.
+            end: First address after the range, page-aligned.
+            nr: How many extents one call may return.
+
+        Yields:
+            Structured arrays of WALK_EXTENT_DTYPE; the next call writes over the last.
+
+        Raises:
+            ProcessGone: The process ended.
+        """
+        import numpy as np
+
+        extents = np.empty(nr, dtype=WALK_EXTENT_DTYPE)
+        while start < end:
+            found, start = self.read_extents(start, end, extents)
+            if found:
+                yield extents[:found]
+
+    def read_extents(self, start: int, end: int, extents: npt.NDArray[Any]) -> tuple[int, int]:
+        """Walk a range once, as far as there is room.
+
+        Args:
+            start: First address, page-aligned.
+            end: First address after the range, page-aligned.
+            extents: Structured array of WALK_EXTENT_DTYPE, written.
+
+        Returns:
+            How many extents there are, and where to go on.
+
+        Raises:
+            As `iter_extents()`.
+        """
+        stop = min(end, self.info.user_end)
+        if start >= stop:
+            return 0, end
+        ffi, lib = self._program.ffi, self._program.lib
+        at = ffi.new("uint64_t *", start)
+        found = lib.pv_bpf_extents(
+            self._program.handle,
+            self._fd,
+            at,
+            stop,
+            ffi.cast("struct physicalview_extent *", extents.ctypes.data),
+            len(extents),
+        )
+        self._check(found)
+        return found, end if at[0] == stop else at[0]
+
+    def walk(self, vaddr: int) -> Walk:
+        """Walk the page tables for one address and keep what every level says.
+
+        Args:
+            vaddr: Virtual address.
+
+        Raises:
+            ProcessGone: The process ended.
+        """
+        ffi, lib = self._program.ffi, self._program.lib
+        buffer = bytearray(WALK.pack(0, 0, vaddr, *[0] * 5, *[0] * 20, 0))
+        address = ffi.cast("struct physicalview_walk *", ffi.from_buffer(buffer))
+        self._check(lib.pv_bpf_walk(self._program.handle, self._fd, address))
+        return decode_walk(buffer)
+
+
+def _why(number: int, stage: int, lib: Any, log: str) -> PhysviewError:
+    """What kept the program from being loaded, and what helps."""
+    what = "cannot walk page tables by BPF"
+    if number in (errno.EPERM, errno.EACCES) and stage != lib.PV_BPF_PROGRAM:
+        return AccessDenied(what, "it takes CAP_BPF and CAP_PERFMON", "run as root")
+    if number == errno.EPERM:
+        return AccessDenied(what, "the kernel lets this process load no program", "run as root")
+    if stage == lib.PV_BPF_TYPES and number == errno.ENOENT:
+        why = "the kernel does not describe its own types (no /sys/kernel/btf/vmlinux)"
+        return Unsupported(what, why, "use a kernel with CONFIG_DEBUG_INFO_BTF, or the module")
+    if number == errno.ENOSYS:
+        return Unsupported(what, "the kernel was built without BPF", "use the module")
+    if stage == lib.PV_BPF_PROGRAM:
+        last = log.rstrip("\n").rpartition("\n")[2] or os.strerror(number)
+        why = f"the kernel refuses the program: {last}"
+        return Unsupported(what, why, "use Linux 5.17 or newer, or the module")
+    if stage == lib.PV_BPF_DIRECT_MAP:
+        why = f"the kernel's map of RAM was not found ({os.strerror(number)})"
+        return Unsupported(what, why, "use the module")
+    return PhysviewError(what, os.strerror(number))
