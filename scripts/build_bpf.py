@@ -3,8 +3,8 @@
 
     .venv/bin/python scripts/build_bpf.py [FILE]
 
-Needs clang and the kernel's headers for programs (linux-libc-dev). What it makes is committed, so that
-an installation needs neither. With FILE it writes there, and tests compare the two.
+Needs clang and the kernel's headers for programs (linux-libc-dev). The result is committed, so an
+installation needs neither. With FILE it writes there; a test compares the two.
 """
 
 from __future__ import annotations
@@ -80,17 +80,17 @@ def link(elf: Object) -> tuple[list[int], int]:
         references = elf.relocations(name)
         instructions = list(struct.iter_unpack("<BBhi", elf.section(name)))
         for i, (code, registers, offset, number) in enumerate(instructions):
-            if i * 8 in references:
-                assert code == WIDE_LOAD
-                if references[i * 8] == FUNCTIONS:
-                    assert number == 0, "one callback is all this knows"
-                    registers, number = registers | PSEUDO_FUNC << 4, first - len(linked) - 1
-                else:
-                    # The map's descriptor, which the core puts in; the offset follows.
-                    registers |= PSEUDO_MAP_VALUE << 4
-                    instructions[i + 1] = (0, 0, 0, number)
-                    number = 0
-            word = struct.pack("<BBhi", code, registers, offset, number)
+            target = references.get(i * 8)
+            pseudo, value = 0, number
+            if target == FUNCTIONS:
+                assert number == 0, "this knows one callback only"
+                pseudo, value = PSEUDO_FUNC, first - len(linked) - 1
+            elif target:
+                # The core puts the map's descriptor here; the offset is in the second half.
+                pseudo, value = PSEUDO_MAP_VALUE, 0
+                instructions[i + 1] = (0, 0, 0, number)
+            assert not target or code == WIDE_LOAD
+            word = struct.pack("<BBhi", code, registers | pseudo << 4, offset, value)
             linked.append(int.from_bytes(word, "little"))
     return linked, first
 

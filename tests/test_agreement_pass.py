@@ -8,7 +8,7 @@ from memory import PAGE
 
 from physview import _ffi
 from physview.model import PAGE_SHIFT, PM_PRESENT, PM_SWAP, PageKind
-from physview.sources.kmod import WALK_EXTENT_DTYPE
+from physview.sources.page_tables import WALK_EXTENT_DTYPE
 
 ZERO_PFN = 77
 START = 1 << 30

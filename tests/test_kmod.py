@@ -16,7 +16,7 @@ from memory import HUGE, PAGE, PRIVATE, SHARED, Region, kpageflags, libc, pfnmap
 
 from physview import Cause, Process
 from physview.model import PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PageKind
-from physview.sources.kmod import as_pagemap
+from physview.sources.page_tables import as_pagemap
 
 pytestmark = pytest.mark.needs("root", "pfn", "kmod")
 

@@ -19,6 +19,7 @@ from users import AS_NOBODY
 from physview import Process, Unsupported
 from physview.errors import AbiMismatch
 from physview.sources import kmod as abi
+from physview.sources import page_tables
 from physview.sources.kmod import Kmod
 from physview.sources.procfs import ProcDir
 from physview.system import module
@@ -72,9 +73,9 @@ def own_and_others(fd):
     region = Region(1).touch()
     answers = []
     for pid in (0, 1, os.getppid()):
-        page = ctypes.create_string_buffer(abi.PAGE.size)
+        page = ctypes.create_string_buffer(page_tables.PAGE.size)
         vaddr = ctypes.c_uint64(region.start)
-        extent = ctypes.create_string_buffer(abi.EXTENT.size)
+        extent = ctypes.create_string_buffer(page_tables.EXTENT.size)
         batch = abi.BATCH.pack(pid, 1, ctypes.addressof(vaddr), ctypes.addressof(page), 0)
         of_range = abi.RANGE.pack(pid, 1, region.start, region.end, ctypes.addressof(extent), 0, 0)
         answers.append([
@@ -83,7 +84,7 @@ def own_and_others(fd):
             call_on(fd, abi.IOCTL_RANGE, bytearray(of_range)),
         ])  # fmt: skip
         untouched = (0,) * 5, (0,) * 7
-        found = abi.PAGE.unpack(page.raw), abi.EXTENT.unpack(extent.raw)
+        found = page_tables.PAGE.unpack(page.raw), page_tables.EXTENT.unpack(extent.raw)
         assert (found == untouched) == (pid != 0)  # a call that is refused tells nothing
     return answers
 

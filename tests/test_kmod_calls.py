@@ -17,6 +17,7 @@ from memory import PAGE, Region, libc
 from physview import Process
 from physview.model import PageKind
 from physview.sources import kmod as abi
+from physview.sources import page_tables
 
 pytestmark = pytest.mark.needs("root", "pfn", "kmod")
 
@@ -47,7 +48,7 @@ def test_kernel_and_non_canonical_addresses_are_refused(kmod, vaddr):
         (0x6B01, b"", errno.ENOTTY),
         (abi.IOCTL_TRANSLATE + 5, b"", errno.ENOTTY),
         (abi.IOCTL_TRANSLATE + (1 << 16), b"", errno.ENOTTY),  # another size is another command
-        (abi.IOCTL_WALK, abi.WALK.pack(0, 0, *[0] * 26, 1), errno.EINVAL),
+        (abi.IOCTL_WALK, page_tables.WALK.pack(0, 0, *[0] * 26, 1), errno.EINVAL),
         (abi.IOCTL_BATCH, abi.BATCH.pack(0, 1, 0, 0, 1), errno.EINVAL),
         (abi.IOCTL_BATCH, abi.BATCH.pack(0, 1 << 31, 0, 0, 0), errno.EINVAL),
         (abi.IOCTL_BATCH, abi.BATCH.pack(0, 1, 8, 8, 0), errno.EFAULT),
@@ -122,7 +123,7 @@ def range_once(device, start, end, extents):
 def test_next_says_where_a_range_with_little_room_goes_on():
     region = Region(12).touch(2, 3, 5, 7, 9, 11)
     there = [region.start + i * PAGE for i in (2, 3, 5, 7, 9, 11)]
-    extents = np.full(5, 0xAA, dtype=abi.WALK_EXTENT_DTYPE)
+    extents = np.full(5, 0xAA, dtype=page_tables.WALK_EXTENT_DTYPE)
     found, start, nr_calls = [], region.start, 0
     with open(abi.DEVICE, "rb", buffering=0) as device:
         while start < region.end:
@@ -207,7 +208,7 @@ def whole(region):
 def test_a_signal_in_a_long_range_loses_nothing(dense, timer):
     expected = whole(dense)
     assert len(expected) == dense.size // PAGE
-    extents = np.zeros(len(expected) + 1, dtype=abi.WALK_EXTENT_DTYPE)
+    extents = np.zeros(len(expected) + 1, dtype=page_tables.WALK_EXTENT_DTYPE)
     nr_part = 0
     deadline = time.monotonic() + 120
     runs = timer(0.002)
@@ -229,7 +230,7 @@ def test_a_signal_in_a_long_range_loses_nothing(dense, timer):
 
 
 def test_without_any_progress_a_signal_is_eintr(dense):
-    extents = np.zeros(10, dtype=abi.WALK_EXTENT_DTYPE)
+    extents = np.zeros(10, dtype=page_tables.WALK_EXTENT_DTYPE)
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
     codes = set()
     deadline = time.monotonic() + 120

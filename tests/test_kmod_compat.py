@@ -14,6 +14,7 @@ from paths import ROOT
 from physview import Process
 from physview.model import PageKind
 from physview.sources import kmod as abi
+from physview.sources import page_tables
 
 pytestmark = pytest.mark.needs("root", "pfn", "kmod", "cc", "ia32")
 
@@ -23,11 +24,11 @@ PARTS = [
     struct.Struct("=Q8i"),
     abi.INFO,
     abi.TRANSLATE,
-    abi.WALK,
-    abi.WALK,
-    *[abi.PAGE] * NR_PAGES,
+    page_tables.WALK,
+    page_tables.WALK,
+    *[page_tables.PAGE] * NR_PAGES,
     abi.RANGE,
-    *[abi.EXTENT] * NR_PAGES,
+    *[page_tables.EXTENT] * NR_PAGES,
     struct.Struct("=Q"),
 ]
 # Freestanding: no part of a 32-bit C library need be on the machine.

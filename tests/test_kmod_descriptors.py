@@ -19,13 +19,14 @@ from users import AS_NOBODY
 
 from physview import Process
 from physview.sources import kmod as abi
+from physview.sources import page_tables
 
 pytestmark = pytest.mark.needs("root", "pfn", "kmod")
 
 CALLS = {
     "TRANSLATE": (abi.IOCTL_TRANSLATE, abi.TRANSLATE),
     "INFO": (abi.IOCTL_INFO, abi.INFO),
-    "WALK": (abi.IOCTL_WALK, abi.WALK),
+    "WALK": (abi.IOCTL_WALK, page_tables.WALK),
     "BATCH": (abi.IOCTL_BATCH, abi.BATCH),
     "RANGE": (abi.IOCTL_RANGE, abi.RANGE),
 }
@@ -34,20 +35,20 @@ LEVEL_FOLDED, LEVEL_LEAF, LEVEL_HIDDEN = 1, 2, 4
 
 def answers(fd, vaddr, pid=0):
     """The answers of WALK, BATCH and RANGE for one page: an errno, or the fields of the answer."""
-    buffer = bytearray(abi.WALK.pack(pid, 0, vaddr, *[0] * 25, 0))
+    buffer = bytearray(page_tables.WALK.pack(pid, 0, vaddr, *[0] * 25, 0))
     if code := call_on(fd, abi.IOCTL_WALK, buffer):
         return code
-    fields = abi.WALK.unpack(buffer)
+    fields = page_tables.WALK.unpack(buffer)
     nr_levels, paddr, entry = fields[1], fields[3], fields[4]
     levels = [fields[8 + 4 * i : 12 + 4 * i] for i in range(5)]
-    page = ctypes.create_string_buffer(abi.PAGE.size)
-    extent = ctypes.create_string_buffer(abi.EXTENT.size)
+    page = ctypes.create_string_buffer(page_tables.PAGE.size)
+    extent = ctypes.create_string_buffer(page_tables.EXTENT.size)
     of_batch = ctypes.c_uint64(vaddr)
     batch = abi.BATCH.pack(pid, 1, ctypes.addressof(of_batch), ctypes.addressof(page), 0)
     of_range = abi.RANGE.pack(pid, 1, vaddr, vaddr + PAGE, ctypes.addressof(extent), 0, 0)
     assert call_on(fd, abi.IOCTL_BATCH, bytearray(batch)) == 0
     assert call_on(fd, abi.IOCTL_RANGE, bytearray(of_range)) == 0
-    in_page, in_extent = abi.PAGE.unpack(page.raw), abi.EXTENT.unpack(extent.raw)
+    in_page, in_extent = page_tables.PAGE.unpack(page.raw), page_tables.EXTENT.unpack(extent.raw)
     return {
         "paddrs": [paddr, in_page[0], in_extent[1]],
         "entries": [entry, in_page[1], in_extent[3]],

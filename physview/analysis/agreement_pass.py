@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from physview import _ffi
 from physview.memory.extents import find_zero_pfn
 from physview.model import PAGE_SHIFT, PAGE_SIZE
-from physview.sources.kmod import WALK_EXTENT_DTYPE, Kmod
+from physview.sources.kmod import Kmod
+from physview.sources.page_tables import WALK_EXTENT_DTYPE
 from physview.sources.pagemap import Pagemap
 from physview.sources.procfs import ProcDir
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from physview.analysis.agreement_pass import AgreementPass
 from physview.files.descriptor import Closable
 from physview.model import PM_GUARD_REGION, PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PageKind, Vma
-from physview.sources.kmod import Kmod, as_pagemap
+from physview.sources.kmod import Kmod
+from physview.sources.page_tables import as_pagemap
 from physview.sources.pagemap import Pagemap
 from physview.sources.procfs import MemoryMap, ProcDir
 

@@ -1,30 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The page tables themselves, walked by a BPF program: no module, no headers, no reboot.
 
-The core loads the program (csrc/bpf/walk.bpf.c) when the first process is opened. The program copies
-page tables into memory that the core reads, and the core decodes them. Nothing stays loaded: the
-kernel drops the program when its last descriptor is closed, however the process ends.
+The core loads the program (csrc/bpf/walk.bpf.c) when the first process is opened. The program
+copies page tables into memory that the core reads, and the core decodes them. Nothing stays loaded:
+the kernel removes the program when its last descriptor is closed, however this process ends.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from physview import _ffi
 from physview.errors import AccessDenied, PhysviewError, Unsupported
-from physview.model import PageKind, Walk
-from physview.sources.kmod import PAGE_DTYPE, WALK, WALK_EXTENT_DTYPE, as_pagemap, decode_walk
+from physview.model import Walk
+from physview.sources.page_tables import PAGE_DTYPE, WALK, PageTables, decode_walk
 from physview.sources.procfs import ProcDir
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
 _LOG_BYTES = 1 << 16
-_NR_EXTENTS = 4096
 _MACHINES = ("x86_64",)
 
 
@@ -41,9 +38,9 @@ class Info(NamedTuple):
 
 
 class _Program:
-    """The program, loaded, and the memory that it shares with the core: for one thread at a time."""
+    """The loaded program and the memory that it shares with the core, for one thread at a time."""
 
-    idle: list[_Program] = []
+    idle: ClassVar[list[_Program]] = []
 
     def __init__(self) -> None:
         self.ffi, self.lib = _ffi.load()
@@ -69,7 +66,7 @@ class _Program:
         self.idle.append(self)
 
 
-class Bpf:
+class Bpf(PageTables):
     """Walks the page tables of a process.
 
     Args:
@@ -83,8 +80,6 @@ class Bpf:
     """
 
     name = "bpf"
-    sees_pfnmaps = True
-    names_every_page = True
 
     def __init__(self, proc: ProcDir) -> None:
         if os.uname().machine not in _MACHINES:
@@ -98,34 +93,20 @@ class Bpf:
         try:
             self._program = _Program.take()
         except BaseException:
-            os.close(self._fd)
-            self._fd = -1
+            super().close()
             raise
         self.info = self._program.info
 
     def close(self) -> None:
         """Close the process and leave the program to the next. Closing twice is harmless."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
             self._program.give_back()
+        super().close()
 
     def _check(self, result: int) -> int:
         if result == -errno.ESRCH:
             raise self._proc.gone()
         return _ffi.check(result, f"{self._proc.path}/pagemap")
-
-    def fill(self, vaddrs: Any, entries: Any, paddrs: Any) -> int:
-        """Look up virtual addresses. Arguments and result as in `pagemap.Pagemap.fill()`.
-
-        The entries are in pagemap's form, with what a walk knows: present and frame number, or
-        swap type and offset.
-        """
-        import numpy as np
-
-        pages = self.pages(vaddrs)
-        np.asarray(entries)[:], np.asarray(paddrs)[:] = as_pagemap(vaddrs, pages)
-        return int((pages["kind"] == PageKind.BEYOND).sum())
 
     def pages(self, vaddrs: Any) -> npt.NDArray[Any]:
         """Look up virtual addresses in any order.
@@ -153,36 +134,6 @@ class Bpf:
         )
         self._check(result)
         return pages
-
-    def next_populated(self, start: int, end: int) -> int:
-        """First address at or after `start` with an entry that is not empty; `end` if none."""
-        for extents in self.iter_extents(start, end, nr=1):
-            return int(extents["vaddr"][0])
-        return end
-
-    def iter_extents(
-        self, start: int, end: int, *, nr: int = _NR_EXTENTS
-    ) -> Iterator[npt.NDArray[Any]]:
-        """Yield what a range holds, as pages contiguous in both address spaces.
-
-        Args:
-            start: First address, page-aligned.
-            end: First address after the range, page-aligned.
-            nr: How many extents one call may return.
-
-        Yields:
-            Structured arrays of WALK_EXTENT_DTYPE; the next call writes over the last.
-
-        Raises:
-            ProcessGone: The process ended.
-        """
-        import numpy as np
-
-        extents = np.empty(nr, dtype=WALK_EXTENT_DTYPE)
-        while start < end:
-            found, start = self.read_extents(start, end, extents)
-            if found:
-                yield extents[:found]
 
     def read_extents(self, start: int, end: int, extents: npt.NDArray[Any]) -> tuple[int, int]:
         """Walk a range once, as far as there is room.

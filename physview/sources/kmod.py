@@ -13,23 +13,21 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from physview.entry_rules import swap_offset, swap_type
-from physview.errors import AbiMismatch, AccessDenied, ModuleUnavailable, PhysviewError, Unsupported
-from physview.files.descriptor import Descriptor
+from physview.errors import AbiMismatch, AccessDenied, ModuleUnavailable, Unsupported
 from physview.model import (
-    NO_ENTRY,
-    NO_PADDR,
     PAGE_SHIFT,
-    PM_PRESENT,
-    PM_SWAP,
-    Level,
     PageKind,
     Walk,
 )
 from physview.runtime import invocation
+from physview.sources.page_tables import (
+    PAGE_DTYPE,
+    WALK,
+    PageTables,
+    decode_walk,
+)
 from physview.sources.procfs import ProcDir
 
 if TYPE_CHECKING:
@@ -45,21 +43,8 @@ ABI_VERSION = 1
 # The ABI structures. They have no padding. Byte order is native: both sides are one machine.
 TRANSLATE = struct.Struct("=QQ")
 INFO = struct.Struct("=IIIIQQ")
-PAGE = struct.Struct("=QQQII")
-LEVEL = struct.Struct("=QQII")
-WALK = struct.Struct("=iIQ" + PAGE.format[1:] + LEVEL.format[1:] * 5 + "Q")
 BATCH = struct.Struct("=iIQQQ")
-EXTENT = struct.Struct("=QQQQQII")
 RANGE = struct.Struct("=iIQQQQQ")
-
-PAGE_DTYPE = [(n, "u8") for n in ("paddr", "entry", "swap")] + [
-    ("kind", "u4"),
-    ("page_shift", "u4"),
-]
-WALK_EXTENT_DTYPE = [(n, "u8") for n in ("vaddr", "paddr", "length", "entry", "swap")] + [
-    ("kind", "u4"),
-    ("page_shift", "u4"),
-]
 
 _IOC_WRITE, _IOC_READ = 1, 2
 
@@ -74,10 +59,6 @@ IOCTL_INFO = _ioc(_IOC_READ, 2, INFO)
 IOCTL_WALK = _ioc(_IOC_READ | _IOC_WRITE, 3, WALK)
 IOCTL_BATCH = _ioc(_IOC_READ | _IOC_WRITE, 4, BATCH)
 IOCTL_RANGE = _ioc(_IOC_READ | _IOC_WRITE, 5, RANGE)
-
-LEVEL_NAMES = ("pgd", "p4d", "pud", "pmd", "pte")
-_FOLDED, _LEAF, _HIDDEN = 1, 2, 4
-_NR_EXTENTS = 4096
 
 
 class Info(NamedTuple):
@@ -98,7 +79,7 @@ class Info(NamedTuple):
     user_end: int
 
 
-class Kmod(Descriptor):
+class Kmod(PageTables):
     """Walks the page tables of a process.
 
     Args:
@@ -113,7 +94,6 @@ class Kmod(Descriptor):
     """
 
     name = "kmod"
-    sees_pfnmaps = True
 
     def __init__(self, proc: ProcDir) -> None:
         self._proc = proc
@@ -204,18 +184,6 @@ class Kmod(Descriptor):
     def _pid(self) -> int:
         return 0 if self._proc.pid == os.getpid() else self._proc.pid
 
-    def fill(self, vaddrs: Any, entries: Any, paddrs: Any) -> int:
-        """Look up virtual addresses. Arguments and result are those of `pagemap.Pagemap.fill()`.
-
-        The entries have the format of pagemap, but only the bits that a walk finds: present and
-        frame number, or swap type and offset.
-        """
-        import numpy as np
-
-        pages = self.pages(vaddrs)
-        np.asarray(entries)[:], np.asarray(paddrs)[:] = as_pagemap(vaddrs, pages)
-        return int((pages["kind"] == PageKind.BEYOND).sum())
-
     def pages(self, vaddrs: Any) -> npt.NDArray[Any]:
         """Look up virtual addresses in any order.
 
@@ -245,7 +213,7 @@ class Kmod(Descriptor):
             part = vaddrs[at : at + max_batch]
             addresses = part.ctypes.data, pages[at:].ctypes.data
             self._ioctl(IOCTL_BATCH, bytearray(BATCH.pack(self._pid, len(part), *addresses, 0)))
-        self._check_alive()
+        self.check_alive()
 
     def _translate_one_by_one(
         self, vaddrs: npt.NDArray[np.uint64], pages: npt.NDArray[Any]
@@ -256,43 +224,6 @@ class Kmod(Descriptor):
             self._ioctl(IOCTL_TRANSLATE, buffer)
             paddr = TRANSLATE.unpack(buffer)[1]
             pages[at] = paddr, 0, 0, PageKind.PRESENT if paddr else PageKind.NONE, PAGE_SHIFT
-
-    def next_populated(self, start: int, end: int) -> int:
-        """The first address at or after `start` whose entry is not empty; `end` if there is none.
-
-        Args:
-            start: First address, page-aligned.
-            end: First address after the range, page-aligned.
-        """
-        for extents in self.iter_extents(start, end, nr=1):
-            return int(extents["vaddr"][0])
-        return end
-
-    def iter_extents(
-        self, start: int, end: int, *, nr: int = _NR_EXTENTS
-    ) -> Iterator[npt.NDArray[Any]]:
-        """Yield the extents of a range: pages that are contiguous in both address spaces.
-
-        Args:
-            start: First address, page-aligned.
-            end: First address after the range, page-aligned.
-            nr: The maximum number of extents per call of the module.
-
-        Yields:
-            Structured arrays of WALK_EXTENT_DTYPE. The next array overwrites the previous one.
-
-        Raises:
-            AbiMismatch: The loaded module is the course's.
-            PhysviewError: The process is gone, or this user may not examine it.
-        """
-        import numpy as np
-
-        extents = np.empty(nr, dtype=WALK_EXTENT_DTYPE)
-        while start < end:
-            found, start = self.read_extents(start, end, extents)
-            if found:
-                yield extents[:found]
-        self._check_alive()
 
     def read_extents(self, start: int, end: int, extents: npt.NDArray[Any]) -> tuple[int, int]:
         """Walk a range by one call of the module, until `extents` is full.
@@ -323,7 +254,7 @@ class Kmod(Descriptor):
         _, found, _, _, _, start, _ = RANGE.unpack(buffer)
         return found, end if start == stop else start
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
         """Raise ProcessGone if the process has ended: the answer may be about a reused pid."""
         if self._pid and self._proc.stat() is None:
             raise self._proc.gone()
@@ -344,74 +275,6 @@ class Kmod(Descriptor):
         buffer = bytearray(WALK.pack(self._pid, 0, vaddr, *page, *[0] * 20, 0))
         self._ioctl(IOCTL_WALK, buffer)
         return decode_walk(buffer)
-
-
-def decode_walk(buffer: bytearray) -> Walk:
-    """What a `struct physicalview_walk` says.
-
-    Args:
-        buffer: The structure, filled in.
-    """
-    fields = WALK.unpack(buffer)
-    nr_levels = fields[1]
-    _, paddr, _, swap, kind, page_shift = fields[2:8]
-    levels = [_level(LEVEL_NAMES[i], *fields[8 + 4 * i : 12 + 4 * i]) for i in range(nr_levels)]
-    kind = PageKind(kind)
-    in_swap = kind not in (PageKind.NONE, PageKind.BEYOND, PageKind.BAD) and not kind.has_page
-    return Walk(
-        fields[2],
-        paddr if kind.has_page else None,
-        kind,
-        1 << page_shift,
-        (swap_type(swap), swap_offset(swap)) if in_swap else None,
-        levels,
-    )
-
-
-def as_pagemap(
-    vaddrs: Any, pages: npt.NDArray[Any]
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Convert pages of the module to the format of pagemap.
-
-    Args:
-        vaddrs: Buffer of uint64, shape (n,): the virtual addresses, for messages.
-        pages: Structured array of PAGE_DTYPE, shape (n,).
-
-    Returns:
-        Two uint64 arrays, shape (n,): entries, NO_ENTRY past the end of user space; and physical
-        addresses in bytes, NO_PADDR for an address without a page.
-
-    Raises:
-        PhysviewError: The page tables have an invalid entry.
-    """
-    import numpy as np
-
-    kind = pages["kind"]
-    if (kind == PageKind.BAD).any():
-        first = int(np.argmax(kind == PageKind.BAD))
-        raise PhysviewError(
-            f"the page tables are broken at {vaddrs[first]:#x}",
-            f"the entry {pages['entry'][first]:#x} is not valid",
-            f"see the kernel's log: {invocation.as_root('dmesg')}",
-        )
-    has_page = (kind == PageKind.PRESENT) | (kind == PageKind.PROT_NONE)
-    in_swap = (kind >= PageKind.SWAP) & (kind <= PageKind.MARKER)
-    frames = (pages["paddr"] >> np.uint64(PAGE_SHIFT)) | np.uint64(PM_PRESENT)
-    entries = np.where(has_page, frames, np.where(in_swap, pages["swap"] | np.uint64(PM_SWAP), 0))
-    entries[kind == PageKind.BEYOND] = NO_ENTRY
-    return entries.astype(np.uint64), np.where(has_page, pages["paddr"], np.uint64(NO_PADDR))
-
-
-def _level(name: str, address: int, entry: int, shift: int, flags: int) -> Level:
-    folded, hidden = bool(flags & _FOLDED), bool(flags & _HIDDEN)
-    return Level(
-        name,
-        None if folded or hidden else address,
-        None if hidden else entry,
-        1 << shift,
-        folded,
-        bool(flags & _LEAF),
-    )
 
 
 def _open_device() -> int:

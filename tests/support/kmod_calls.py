@@ -18,6 +18,7 @@ from memory import libc
 from physview import Process
 from physview.model import NO_PADDR, PageKind, Walk
 from physview.sources import kmod as abi
+from physview.sources import page_tables
 from physview.sources.kmod import Kmod
 from physview.sources.procfs import ProcDir
 
@@ -76,9 +77,9 @@ def call_on(fd: int, request: int, buffer: bytearray) -> int:
 
 def walk_errno(fd: int, pid: int, vaddr: int) -> int:
     """The errno of WALK, or 0. EIO stands for an address without a page."""
-    buffer = bytearray(abi.WALK.pack(pid, 0, vaddr, *[0] * 25, 0))
+    buffer = bytearray(page_tables.WALK.pack(pid, 0, vaddr, *[0] * 25, 0))
     code = call_on(fd, abi.IOCTL_WALK, buffer)
-    return code if code or abi.WALK.unpack(buffer)[3] else errno.EIO
+    return code if code or page_tables.WALK.unpack(buffer)[3] else errno.EIO
 
 
 def in_child(function: Callable[[], Any], *, uid: int | None = None) -> Any:
