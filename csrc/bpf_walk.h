@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What csrc/bpf_load.c and bpf_walk.c share, and Python does not see. */
+/* What csrc/bpf_*.c share, and Python does not see. */
 #ifndef PV_BPF_WALK_H
 #define PV_BPF_WALK_H
 
@@ -40,6 +40,7 @@ struct pv_bpf {
 	uint64_t saved[BPF_WALK_ENTRIES];
 };
 
+int pv_bpf_find_types(struct pv_bpf *bpf);
 int pv_bpf_run(struct pv_bpf *bpf, int fd, uint32_t nr_requests);
 
 #endif
