@@ -223,6 +223,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: browser.find() is not None,
         "no Chromium: apt-get install chromium-headless-shell",
     ),
+    "bpf": (detect.can_walk_by_bpf, "no walk by BPF: it needs root, x86-64 and Linux 5.17"),
     "cc": (lambda: shutil.which("cc") is not None, "no C compiler: apt-get install gcc"),
     "ia32": (
         detect.runs_32_bit_programs,

@@ -171,7 +171,7 @@ def test_a_process_that_maps_and_unmaps_while_it_is_read(python):
 
 
 def test_sources_and_pids_that_are_none():
-    with pytest.raises(UsageError, match="choose one of auto, pagemap, kmod, reference"):
+    with pytest.raises(UsageError, match="choose one of auto, pagemap, kmod, bpf, reference"):
         Process(source="guess")
     with pytest.raises(UsageError, match="is no process"):
         Process("1; true")

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from physview import _ffi
 from physview.memory.extents import find_zero_pfn
 from physview.model import PAGE_SHIFT, PAGE_SIZE
-from physview.sources.kmod import Kmod
-from physview.sources.page_tables import WALK_EXTENT_DTYPE
+from physview.sources.page_tables import WALK_EXTENT_DTYPE, PageTables
 from physview.sources.pagemap import Pagemap
 from physview.sources.procfs import ProcDir
 
@@ -30,16 +29,16 @@ class AgreementPass:
     Args:
         proc: The process.
         pagemap: One source.
-        kmod: The other source.
+        walker: The other source.
     """
 
-    def __init__(self, proc: ProcDir, pagemap: Pagemap, kmod: Kmod) -> None:
+    def __init__(self, proc: ProcDir, pagemap: Pagemap, walker: PageTables) -> None:
         import numpy as np
 
         ffi, self._lib = _ffi.load()
         self._proc = proc
         self._pagemap = pagemap
-        self._kmod = kmod
+        self._walker = walker
         self._entries, self._left = np.empty((2, CHUNK_PAGES), dtype=np.uint64)
         self._extents = np.empty(CHUNK_PAGES, dtype=WALK_EXTENT_DTYPE)
         self._entries_buffer = ffi.from_buffer("uint64_t[]", self._entries)
@@ -77,7 +76,7 @@ class AgreementPass:
         """
         while start < end:
             stop = min(start + CHUNK_PAGES * PAGE_SIZE, end)
-            nr_extents, stop = self._kmod.read_extents(start, stop, self._extents)
+            nr_extents, stop = self._walker.read_extents(start, stop, self._extents)
             nr_pages = (stop - start) >> PAGE_SHIFT
             if self._pagemap.read(start, self._entries[:nr_pages]) < nr_pages:
                 raise self._proc.gone()
@@ -97,6 +96,6 @@ class AgreementPass:
                 # Neither source has a page here: continue at the next page that one of them has.
                 stop = min(
                     self._pagemap.next_populated(stop, end),
-                    self._kmod.next_populated(stop, end),
+                    self._walker.next_populated(stop, end),
                 )
             start = stop

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from physview.analysis.agreement_pass import AgreementPass
 from physview.files.descriptor import Closable
 from physview.model import PM_GUARD_REGION, PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PageKind, Vma
-from physview.sources.kmod import Kmod
+from physview.sources.choice import open_page_tables
 from physview.sources.page_tables import as_pagemap
 from physview.sources.pagemap import Pagemap
 from physview.sources.procfs import MemoryMap, ProcDir
@@ -95,6 +95,13 @@ class Comparison:
         """Number of pages on which the sources differ for no known reason."""
         return sum(count for verdict, count in self.counts.items() if not verdict.explained)
 
+    def include(self, other: Comparison) -> None:
+        """Add the result of another process, without its addresses."""
+        for verdict, nr_pages in other.counts.items():
+            self.counts[verdict] = self.counts.get(verdict, 0) + nr_pages
+        self.nr_retried += other.nr_retried
+        self.seconds += other.seconds
+
     def add(self, verdict: Verdict, nr_pages: int, first: list[int]) -> None:
         """Count pages with a verdict; `first` are the addresses of the first few."""
         if nr_pages:
@@ -130,24 +137,30 @@ class Comparer(Closable):
 
     Args:
         proc: The process.
+        source: Who walks the page tables, as for `choice.open_page_tables()`.
 
     Raises:
         PhysviewError: One of the sources is not available.
     """
 
-    def __init__(self, proc: ProcDir) -> None:
+    def __init__(self, proc: ProcDir, *, source: str = "auto") -> None:
         self._proc = proc
-        self._kmod = Kmod(proc)
+        self._walker = open_page_tables(proc, source)
         try:
             self._pagemap = Pagemap(proc)
         except BaseException:
-            self._kmod.close()
+            self._walker.close()
             raise
 
     def close(self) -> None:
         """Close both sources."""
         self._pagemap.close()
-        self._kmod.close()
+        self._walker.close()
+
+    @property
+    def source(self) -> str:
+        """Who walks the page tables: "kmod" or "bpf"."""
+        return self._walker.name
 
     def compare(self, progress: Callable[[int, int], None] | None = None) -> Comparison:
         """Compare every page that at least one source knows.
@@ -160,16 +173,14 @@ class Comparer(Closable):
             AbiMismatch: The module is the course's, which cannot walk a range.
             ProcessGone: The process ended or ran another program meanwhile.
         """
-        if self._kmod.info is None:
-            raise self._kmod.only_the_course("all of a process")
         memory = MemoryMap(self._proc)
-        first_pass = AgreementPass(self._proc, self._pagemap, self._kmod)
+        first_pass = AgreementPass(self._proc, self._pagemap, self._walker)
         result = Comparison()
         start_time = time.monotonic()  # NumPy is loaded by now
         nr_resident = self._proc.nr_resident() if progress else 0
         nr_done, nr_left = 0, 0
         left = []
-        for start, end in memory.areas(self._kmod.info.user_end):
+        for start, end in memory.areas(self._walker.user_end()):
             for vaddrs in first_pass.iter_left(start, end):
                 left.append(vaddrs)
                 nr_left += len(vaddrs)
@@ -212,7 +223,7 @@ class Comparer(Closable):
 
     def _read(self, vaddrs: Addresses) -> TripleReading:
         before = self._read_pagemap(vaddrs)
-        pages = self._kmod.pages(vaddrs)
+        pages = self._walker.pages(vaddrs)
         after = self._read_pagemap(vaddrs)
         return TripleReading(before, as_pagemap(vaddrs, pages)[0], pages["kind"], after)
 

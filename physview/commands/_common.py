@@ -31,8 +31,22 @@ def add_source_option(parser: argparse.ArgumentParser) -> None:
         choices=tuple(SOURCES),
         default="auto",
         help="who answers: pagemap (read by the compiled core), kmod (the kernel module walks the"
-        " page tables), reference (pagemap read through ctypes, without the core), or auto:"
-        " pagemap; reference if the core is not built; kmod if only the module shows frames",
+        " page tables), bpf (a BPF program walks them), reference (pagemap read through ctypes,"
+        " without the core), or auto: pagemap; reference if the core is not built; kmod if only the"
+        " module shows frames",
+    )
+
+
+def add_walker_option(parser: argparse.ArgumentParser) -> None:
+    """Add --source, for the sources that walk page tables."""
+    from physview.sources.choice import WALKERS
+
+    parser.add_argument(
+        "--source",
+        choices=tuple(WALKERS),
+        default="auto",
+        help="who walks the page tables: kmod (the kernel module), bpf (a BPF program), or auto:"
+        " kmod if the module is loaded and this user may use it, or else bpf",
     )
 
 

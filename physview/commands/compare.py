@@ -1,42 +1,86 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compare pagemap with the kernel module's walk of the page tables, page by page.
+"""Compare pagemap with a walk of the page tables, page by page.
 
 Every page that one of the two sources knows gets a verdict. A verdict names the cause of a
-difference. Needs the kernel module. Exits with 1 if a difference stays unexplained.
+difference. The kernel module walks the page tables if it is loaded, or else a BPF program. Exits
+with 1 if a difference stays unexplained.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 
 from physview.commands import _common, _progress
+from physview.errors import AccessDenied, NoUserMemory, ProcessGone, UsageError
 from physview.reporters import compare as reporter
 from physview.reporters import documents
 from physview.runtime.resolve_pid import find_pid
 from physview.sources.procfs import ProcDir
 
 NAME = "compare"
-HELP = "pagemap compared with the module's walk, page by page; needs the kernel module"
+HELP = "pagemap compared with a walk of the page tables, page by page"
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("process", metavar="PID", help="a pid, self, or the name of one process")
+    parser.add_argument(
+        "process", metavar="PID", nargs="?", help="a pid, self, or the name of one process"
+    )
+    parser.add_argument("--all", action="store_true", help="all processes that you may examine")
+    _common.add_walker_option(parser)
     _common.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the comparison."""
+    if args.all is bool(args.process):
+        raise UsageError("which processes?", "give a PID or --all")
+    return _compare_all(args) if args.all else _compare_one(args)
+
+
+def _compare_one(args: argparse.Namespace) -> int:
     from physview.analysis.compare import Comparer
 
     with (
         ProcDir(find_pid(args.process)) as proc,
-        Comparer(proc) as comparer,
+        Comparer(proc, source=args.source) as comparer,
         _progress.progress_bar("comparing pages") as progress,
     ):
         comparison = comparer.compare(progress)
     if args.json:
-        documents.write(reporter.document(proc.pid, comparison))
+        documents.write(reporter.document(comparer.source, proc.pid, comparison))
     else:
-        reporter.print_table(proc.pid, comparison)
+        reporter.print_table(f"process {proc.pid}", comparison)
     return int(comparison.nr_unexplained > 0)
+
+
+def _compare_all(args: argparse.Namespace) -> int:
+    from physview.analysis.compare import Comparer, Comparison
+
+    total = Comparison()
+    source, nr_compared, refused = "", 0, None
+    pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+    with _progress.progress_bar("comparing processes") as progress:
+        for number, pid in enumerate(pids):
+            if progress:
+                progress(number, len(pids))
+            try:
+                with ProcDir(pid) as proc, Comparer(proc, source=args.source) as comparer:
+                    comparison = comparer.compare()
+            except (ProcessGone, NoUserMemory):
+                continue
+            except AccessDenied as error:
+                refused = error
+                continue
+            if comparison.nr_unexplained and not args.json:
+                reporter.print_table(f"process {pid}", comparison)
+            source, nr_compared = comparer.source, nr_compared + 1
+            total.include(comparison)
+    if not nr_compared and refused:
+        raise refused
+    if args.json:
+        documents.write(reporter.document(source, None, total))
+    else:
+        reporter.print_table(f"{nr_compared} processes", total)
+    return int(total.nr_unexplained > 0)

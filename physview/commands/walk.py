@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Walk the page tables for one address, as the processor does, and show the entry of each level.
 
-Needs the kernel module. Exits with 1 if the address has no page.
+The kernel module walks them if it is loaded, or else a BPF program. Exits with 1 if the address has
+no page.
 """
 
 from __future__ import annotations
@@ -14,35 +15,29 @@ from physview.commands import _common
 from physview.reporters import documents
 from physview.reporters import walk as reporter
 from physview.runtime.resolve_pid import find_pid
-from physview.sources.kmod import Kmod
+from physview.sources.choice import open_page_tables
 from physview.sources.procfs import ProcDir
 
 NAME = "walk"
-HELP = "the page-table entry of each level for one address; needs the kernel module"
+HELP = "the page-table entry of each level for one address"
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("process", metavar="PID", help="a pid, self, or the name of one process")
     parser.add_argument("address", metavar="ADDR", help="a virtual address, decimal or 0x…")
+    _common.add_walker_option(parser)
     _common.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the walk."""
     vaddr = _common.parse_address(args.address)
-    proc = ProcDir(find_pid(args.process))
-    try:
-        kmod = Kmod(proc)
-        try:
-            walk = kmod.walk(vaddr)
-        finally:
-            kmod.close()
-    finally:
-        proc.close()
+    with ProcDir(find_pid(args.process)) as proc, open_page_tables(proc, args.source) as tables:
+        walk = tables.walk(vaddr)
     names = _bit_names() if os.uname().machine == "x86_64" else (lambda _level: [])
     if args.json:
-        documents.write(reporter.document(proc.pid, walk, names))
+        documents.write(reporter.document(tables.name, proc.pid, walk, names))
     else:
         sys.stdout.write(reporter.walk_tree(walk, names))
     return int(walk.paddr is None)

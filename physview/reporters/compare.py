@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A comparison of pagemap with the module, as a table and as a JSON document (docs/json.md)."""
+"""A comparison of pagemap with a walk, as a table and as a JSON document (docs/json.md)."""
 
 from __future__ import annotations
 
@@ -9,32 +9,44 @@ from typing import Any
 from physview.analysis.compare import Comparison
 
 
-def print_table(pid: int, comparison: Comparison) -> None:
-    """Print the number of pages and the first few addresses for each verdict."""
+def print_table(what: str, comparison: Comparison) -> None:
+    """Print the number of pages and the first few addresses for each verdict.
+
+    Args:
+        what: What was compared, as "process 1".
+        comparison: The result.
+    """
     from rich.table import Table
     from rich.text import Text
 
     from physview.reporters.drawing import draw
 
     done = f"{comparison.nr_pages} pages in {comparison.seconds:.2f} s"
-    title = f"process {pid}: {done}, {comparison.nr_retried} of them read again"
+    title = f"{what}: {done}, {comparison.nr_retried} of them read again"
     table = Table(title=title, box=None, title_justify="left")
     table.add_column("pages", justify="right", no_wrap=True)
     table.add_column("verdict")
     table.add_column("first addresses")
     for verdict, count in sorted(comparison.counts.items(), key=lambda item: -item[1]):
         style = "" if verdict.explained else "bold red"
-        first = " ".join(hex(vaddr) for vaddr in comparison.examples[verdict])
+        first = " ".join(hex(vaddr) for vaddr in comparison.examples.get(verdict, []))
         table.add_row(str(count), Text(verdict.text, style=style), first)
     draw(table)
     unexplained = comparison.nr_unexplained
     sys.stdout.write(f"{unexplained} unexplained\n")
 
 
-def document(pid: int, compared: Comparison) -> dict[str, Any]:
-    """Make the JSON document of a comparison."""
+def document(source: str, pid: int | None, compared: Comparison) -> dict[str, Any]:
+    """Make the JSON document of a comparison.
+
+    Args:
+        source: Who walked the page tables.
+        pid: The process; None for all processes.
+        compared: The result.
+    """
     return {
         "pid": pid,
+        "source": source,
         "nr_pages": compared.nr_pages,
         "nr_retried": compared.nr_retried,
         "nr_unexplained": compared.nr_unexplained,
@@ -44,7 +56,7 @@ def document(pid: int, compared: Comparison) -> dict[str, Any]:
                 "verdict": verdict.value,
                 "explained": verdict.explained,
                 "nr_pages": count,
-                "first": [hex(vaddr) for vaddr in compared.examples[verdict]],
+                "first": [hex(vaddr) for vaddr in compared.examples.get(verdict, [])],
             }
             for verdict, count in compared.counts.items()
         ],

@@ -22,6 +22,7 @@ KIND_WORDS = {
     PageKind.MARKER: "a marker: userfaultfd, guard or poison",
     PageKind.BEYOND: "not a user address",
     PageKind.BAD: "an invalid entry",
+    PageKind.UNSTABLE: "unstable: the tables changed during each of several walks",
 }
 
 
@@ -55,10 +56,10 @@ def walk_tree(walk: Walk, bit_names: BitNames) -> str:
     return "\n".join([*lines, ""])
 
 
-def document(pid: int, walked: Walk, bit_names: BitNames) -> dict[str, Any]:
+def document(source: str, pid: int, walked: Walk, bit_names: BitNames) -> dict[str, Any]:
     """Make the JSON document of a walk: the result, and every level from the root down."""
     return {
-        "source": "kmod",
+        "source": source,
         "pid": pid,
         "vaddr": hex(walked.vaddr),
         "paddr": None if walked.paddr is None else hex(walked.paddr),

@@ -103,6 +103,10 @@ class Bpf(PageTables):
             self._program.give_back()
         super().close()
 
+    def user_end(self) -> int:
+        """See `PageTables.user_end()`."""
+        return self.info.user_end
+
     def _check(self, result: int) -> int:
         if result == -errno.ESRCH:
             raise self._proc.gone()

@@ -206,6 +206,12 @@ class Kmod(PageTables):
             self._batch(column, pages, self.info.max_batch)
         return pages
 
+    def user_end(self) -> int:
+        """See `PageTables.user_end()`."""
+        if self.info is None:
+            raise self.only_the_course("all of a process")
+        return self.info.user_end
+
     def _batch(
         self, vaddrs: npt.NDArray[np.uint64], pages: npt.NDArray[Any], max_batch: int
     ) -> None:

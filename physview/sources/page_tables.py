@@ -56,6 +56,14 @@ class PageTables(Descriptor):
     sees_pfnmaps = True
     names_every_page = True
 
+    def user_end(self) -> int:
+        """The end of user space: no address from there on is walked.
+
+        Raises:
+            AbiMismatch: The loaded module is the course's, which cannot walk a range.
+        """
+        raise NotImplementedError
+
     def check_alive(self) -> None:
         """Raise ProcessGone if an answer may be about another process."""
 

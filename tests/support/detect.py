@@ -13,6 +13,9 @@ import repository
 from memory import PAGE, Region, resident
 
 from physview import _native
+from physview.errors import PhysviewError
+from physview.sources.bpf import Bpf
+from physview.sources.procfs import ProcDir
 from physview.system import checks
 
 
@@ -24,6 +27,16 @@ def succeeds(*command: str) -> bool:
 def has_guard_regions() -> bool:
     """Whether madvise() can install guard pages."""
     return Region(1).madvise(Region.MADV_GUARD_INSTALL, check=False)
+
+
+def can_walk_by_bpf() -> bool:
+    """Whether the BPF program can be loaded and finds what it needs."""
+    try:
+        with ProcDir("self") as proc:
+            Bpf(proc).close()
+    except PhysviewError:
+        return False
+    return True
 
 
 def has_perl() -> bool:

@@ -7,8 +7,9 @@
  * entry, or a page that was never there. A page that no thread changes must
  * keep its answer.
  *
- * Usage: race SECONDS [faults]; prints how many walks there were. With faults
- * the walkers' calls meet those of inject.sh.
+ * Usage: race SECONDS [faults|mutate]; prints how many walks there were. With
+ * faults the walkers' calls meet those of inject.sh. With mutate nothing walks
+ * here: it prints where the arena is, for a walker in another process.
  */
 #include <fcntl.h>
 #include <pthread.h>
@@ -38,7 +39,7 @@
 
 static char *arena;
 static volatile int stop;
-static int with_faults;
+static int with_faults, only_mutate;
 static uint64_t nr_walked;
 static uint64_t nr_bad;
 
@@ -178,6 +179,11 @@ static void *look(void *arg)
 	return NULL;
 }
 
+static void *rest(void *arg)
+{
+	return arg;
+}
+
 int main(int argc, char **argv)
 {
 	unsigned int seconds = argc > 1 ? (unsigned int)atoi(argv[1]) : 60;
@@ -185,10 +191,16 @@ int main(int argc, char **argv)
 			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	pthread_t threads[5];
 
-	with_faults = argc > 2;
+	with_faults = argc > 2 && !strcmp(argv[2], "faults");
+	only_mutate = argc > 2 && !strcmp(argv[2], "mutate");
 	arena = (char *)(((uintptr_t)raw + HUGE_SIZE - 1) & ~(HUGE_SIZE - 1));
+	if (only_mutate) {
+		printf("%p %p\n", (void *)arena, (void *)(arena + ARENA_SIZE));
+		fflush(stdout);
+	}
 	for (uintptr_t i = 0; i < 2; i++) {
-		pthread_create(&threads[i], NULL, look, (void *)(i * 77 + 1));
+		pthread_create(&threads[i], NULL, only_mutate ? rest : look,
+			       (void *)(i * 77 + 1));
 		pthread_create(&threads[2 + i], NULL, mutate,
 			       arena + i * ARENA_SIZE / 2);
 	}
@@ -197,6 +209,8 @@ int main(int argc, char **argv)
 	stop = 1;
 	for (int i = 0; i < 5; i++)
 		pthread_join(threads[i], NULL);
+	if (only_mutate)
+		return 0;
 	printf("%llu walked, %llu bad\n", (unsigned long long)nr_walked,
 	       (unsigned long long)nr_bad);
 	return nr_bad || !nr_walked;
