@@ -46,6 +46,16 @@ class PhysviewError(Exception):
         self.pid = pid
         self.path = path
 
+    @property
+    def why(self) -> str:
+        """Why it failed."""
+        return self._parts[1]
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it; "" if nothing can be done."""
+        return self._parts[2]
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self._parts, self.pid, self.path)
 

@@ -117,7 +117,7 @@ def test_a_real_difference_is_found_and_is_no_movement(comparer_of, source):
         os.close(writer)
     # What Python itself wrote on either side since the fork differs, too, and stands still.
     assert comparison.counts[Verdict.UNEXPLAINED] >= 7
-    assert comparison.nr_unexplained < 5000
+    assert comparison.nr_unexplained < comparison.nr_pages // 2
     assert comparison.counts[Verdict.SAME_FRAME] > 93
 
 

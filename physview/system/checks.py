@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview import _ffi
-from physview.errors import PhysviewError
+from physview.errors import AccessDenied, PhysviewError
 from physview.model import PAGE_SIZE, PM_PRESENT, PM_SOFT_DIRTY, PagemapEntry
 from physview.runtime import extras, invocation, packages, proc_mount
+from physview.sources.bpf import Bpf
 from physview.sources.folio_sizes import THP
 from physview.sources.kmod import DEVICE
 from physview.sources.kmod import NAME as MODULE
+from physview.sources.procfs import ProcDir
 from physview.text import proctext
 
 if TYPE_CHECKING:
@@ -307,6 +309,18 @@ def check_hugetlb() -> CheckResult:
     return CheckResult("hugetlb", PART, f"no pages set aside ({value})", remedy, details=details)
 
 
+def check_bpf() -> CheckResult:
+    """Check whether a BPF program can walk page tables: the source bpf."""
+    try:
+        with ProcDir("self") as proc, Bpf(proc) as walker:
+            levels = walker.info.nr_levels
+    except AccessDenied as error:
+        return CheckResult("BPF walk", NO, error.why, needs_root=True)
+    except PhysviewError as error:
+        return CheckResult("BPF walk", NO, error.why, error.remedy)
+    return CheckResult("BPF walk", YES, f"{levels} levels of page tables are walked")
+
+
 def check_module() -> CheckResult:
     """Check whether the kernel module is loaded; it is the source kmod, which walks page tables."""
     loaded = os.path.isdir(f"/sys/module/{MODULE}")
@@ -434,6 +448,7 @@ CHECKS: tuple[Callable[[], CheckResult], ...] = (
     check_kpage_files,
     check_thp,
     check_hugetlb,
+    check_bpf,
     check_module,
     check_headers,
     check_tracefs,
