@@ -205,7 +205,7 @@ def test_ctrl_c_leaves_no_process():
     deadline = time.monotonic() + 60
     children = []
     while not children and time.monotonic() < deadline:
-        # Not by Process.children(), which compares start times, too: a clock that is set moves them.
+        # Not by Process.children(): it compares start times, which a change of the clock moves.
         children = [each for each in psutil.process_iter() if parent_of(each) == process.pid]
     assert children, process.poll()
     process.send_signal(signal.SIGINT)

@@ -22,6 +22,7 @@ ONLY_4_LEVELS = ("5.10",)  # Debian's was built without the fifth
 # Tests that read memory. Tests that start many processes would take minutes in an emulator.
 GUEST_TESTS = (
     *KMOD_TESTS,
+    "bpf",
     "process_addresses",
     "labs",
     "pagemap",
@@ -60,6 +61,7 @@ if LONG:
     )
 WHOLE_HAS = "root,pfn,kpage,swap,hugetlb,gigantic,thp,nodes"
 NEWER = ("6.12", "7.2", "7.3")
+BEFORE_BPF_LOOP = ("5.10",)  # bpf_loop() came with 5.17
 BEFORE_COLLAPSE = ("5.10",)  # MADV_COLLAPSE came with 6.1
 
 pytestmark = pytest.mark.needs("vm", "index", "cc")
@@ -79,8 +81,9 @@ def test_the_tests_pass_in_a_vm(tmp_path, series, la57):
     tests = GUEST_TESTS_OF_5_LEVELS if la57 else GUEST_TESTS
     if series == "6.1" and not la57:  # of which the documentation's transcripts are
         tests = (*tests, "documented::test_documented_commands_that_need_a_vm_run_there")
+    has = GUEST_HAS if series in BEFORE_BPF_LOOP else f"{GUEST_HAS},bpf"
     outcome, output = run_in_guest(
-        kernels.find_kernel(series), tmp_path, guest_tests(*tests), has=GUEST_HAS, la57=la57
+        kernels.find_kernel(series), tmp_path, guest_tests(*tests), has=has, la57=la57
     )
     assert outcome.exit_code == 0, output
     assert " passed" in output
