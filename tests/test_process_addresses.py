@@ -14,6 +14,7 @@ import pytest
 from memory import HUGE, PAGE, SHARED, Region, kpageflags, pfnmap_ranges, raw_entry
 
 from physview import Cause, Process
+from physview.model import PM_MMAP_EXCLUSIVE
 
 pytestmark = pytest.mark.needs("pfn")
 
@@ -242,6 +243,12 @@ def test_what_is_written_through_one_address_is_read_at_its_frame_through_anothe
     assert [ctypes.string_at(page, 1) for page in same] == [b"B"]
 
 
+def without_sharers(answer):
+    """A translation without the bit that changes when another process maps the page."""
+    raw = answer.entry and answer.entry.raw & ~PM_MMAP_EXCLUSIVE
+    return answer.vaddr, answer.paddr, answer.cause, raw
+
+
 def test_core_and_reference_agree_on_a_stopped_process(sleeper):
     os.kill(sleeper.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED | os.WNOWAIT)
@@ -249,6 +256,7 @@ def test_core_and_reference_agree_on_a_stopped_process(sleeper):
         assert (core.source, reference.source) == ("pagemap", "reference")
         pages = [p for vma in core.iter_vmas() for p in range(vma.start, vma.end, PAGE)]
         answers = core.translate_many(pages)
-        assert answers == reference.translate_many(pages)
+        expected = reference.translate_many(pages)
+    assert list(map(without_sharers, answers)) == list(map(without_sharers, expected))
     assert sum(answer.paddr is not None for answer in answers) > 50
     assert {answer.cause for answer in answers} >= {None, Cause.ABSENT}
