@@ -23,13 +23,13 @@ from physview.analysis.changes import CHANGES, IS_FRAME, WAS_FRAME, Change
 from physview.memory.extents import find_zero_pfn
 from physview.model import NO_ENTRY, PagemapEntry, Vma
 from physview.parquet.snapshot_file import SnapshotFile
-from physview.pictures import bands, moved, moves
+from physview.pictures import bands, diff_picture, page_changes
 from physview.pictures.kinds import DIFF_KINDS, NO_KIND, index_of
 from physview.pictures.model import make_frames
 from physview.pictures.runs import RUN_DTYPE, overlay
 from physview.sources import ram
 
-NR_BLOCK = moved.BLOCK
+NR_BLOCK = diff_picture.BLOCK
 
 
 def slug(kind):
@@ -38,7 +38,7 @@ def slug(kind):
 
 def made(items, *, vmas=None):
     """Moves from tuples: (page, pages, change, frame before or None, frame after or None)."""
-    rows = np.zeros(len(items), dtype=moves.MOVE_DTYPE)
+    rows = np.zeros(len(items), dtype=page_changes.MOVE_DTYPE)
     for row, (page, nr, change, before, after) in zip(rows, items, strict=True):
         row["vaddr"], row["nr_pages"], row["change"] = page * PAGE, nr, CHANGES.index(change)
         for name, pfn, bit in (("before", before, WAS_FRAME), ("after", after, IS_FRAME)):
@@ -46,7 +46,7 @@ def made(items, *, vmas=None):
             row["frames"] |= 0 if pfn is None else bit
     vmas = vmas or [Vma(0, 1000 * PAGE, "rw-p", 0, "00:00", 0, "")]
     zeros = (7, 7)
-    return moves.Moves(vmas, rows, moves._kinds(rows, zeros, True), zeros, True)
+    return page_changes.Moves(vmas, rows, page_changes._kinds(rows, zeros, True), zeros, True)
 
 
 def test_pages_and_frames_are_of_the_kind_that_they_became():
@@ -155,7 +155,7 @@ def test_what_is_gone_keeps_its_place_among_the_mappings():
 
     before = [vma(1, 4, ""), vma(10, 30, "/a", 5), vma(30, 32, "/b", 6), vma(90, 91, "[stack]")]
     after = [vma(2, 3, ""), vma(12, 14, "/c", 7), vma(20, 31, "/a", 5), vma(90, 91, "[stack]")]
-    found = moves.merge_mappings(before, after)
+    found = page_changes.merge_mappings(before, after)
     assert [(each.start // PAGE, each.end // PAGE, each.path) for each in found] == [
         *[(1, 2, "[anonymous] (gone)"), (2, 3, ""), (3, 4, "[anonymous] (gone)")],
         *[(10, 12, "/a (gone)"), (12, 14, "/c"), (14, 20, "/a (gone)"), (20, 31, "/a")],
@@ -163,18 +163,18 @@ def test_what_is_gone_keeps_its_place_among_the_mappings():
     ]
     assert found[5].offset == 4 * PAGE
     assert found[0].offset == 0
-    assert moves.merge_mappings([], after) == after
+    assert page_changes.merge_mappings([], after) == after
 
 
 def test_without_ram_only_what_is_named_is_drawn():
     def runs(*firsts):
         return np.array([(first, 2, 0) for first in firsts], dtype=RUN_DTYPE)
 
-    assert moved.named_ranges(runs(5)) == [(0, NR_BLOCK)]
-    assert moved.named_ranges(runs(NR_BLOCK - 1)) == [(0, 2 * NR_BLOCK)]
-    many = moved.named_ranges(runs(*range(0, 4000 * NR_BLOCK, 2 * NR_BLOCK)))
+    assert diff_picture.named_ranges(runs(5)) == [(0, NR_BLOCK)]
+    assert diff_picture.named_ranges(runs(NR_BLOCK - 1)) == [(0, 2 * NR_BLOCK)]
+    many = diff_picture.named_ranges(runs(*range(0, 4000 * NR_BLOCK, 2 * NR_BLOCK)))
     assert many == [(0, 3999 * NR_BLOCK)]
-    far = moved.named_ranges(runs(800 * NR_BLOCK, 3, 90 * NR_BLOCK))
+    far = diff_picture.named_ranges(runs(800 * NR_BLOCK, 3, 90 * NR_BLOCK))
     assert far == [(i * NR_BLOCK, (i + 1) * NR_BLOCK) for i in (0, 90, 800)]
 
 
@@ -409,7 +409,7 @@ def test_after_a_reboot_ram_is_not_that_of_this_boot(two, tmp_path):
     for path, name in zip(two, paths, strict=True):
         without(path, name, resources="drop", boot_id="another")
     found, picture, _ = draw(*paths)
-    assert picture.frames.ram == moved.named_ranges(over_of(found))
+    assert picture.frames.ram == diff_picture.named_ranges(over_of(found))
     assert any("is not known here" in note for note in picture.notes)
     for path, name in zip(two, paths, strict=True):
         without(path, name, boot_id="another")

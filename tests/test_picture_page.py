@@ -18,8 +18,8 @@ from physview.memory.snapshot import BASE_DTYPE
 from physview.model import NO_ENTRY, PM_PFRAME_MASK, Vma
 from physview.pictures import bands, pack, runs
 from physview.pictures.kinds import PROCESS_KINDS, index_of
-from physview.pictures.memory import Memory
 from physview.pictures.model import Picture, Space, make_frames
+from physview.pictures.process_pages import Memory
 
 pytestmark = pytest.mark.needs("browser")
 

@@ -11,6 +11,7 @@ What a frame can be, its kind, is not fixed: `make_frames()` takes kinds of one'
 `Picture` of its result is drawn like any other.
 """
 
+from physview.pictures.diff_picture import picture_moves
 from physview.pictures.html import to_html
 from physview.pictures.kinds import DIFF_KINDS, MACHINE_KINDS, PROCESS_KINDS, Kind
 from physview.pictures.layout import lay_out
@@ -22,9 +23,8 @@ from physview.pictures.model import (
     picture_machine,
     picture_process,
 )
-from physview.pictures.moved import picture_moves
-from physview.pictures.moves import Moves, read_moves
 from physview.pictures.output import SUFFIXES, THEMES, check_path, write_picture
+from physview.pictures.page_changes import Moves, read_moves
 from physview.pictures.png import to_png
 from physview.pictures.svg import to_svg
 

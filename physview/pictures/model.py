@@ -26,7 +26,7 @@ from physview.pictures.kinds import (
     machine_kind,
     rest_kind,
 )
-from physview.pictures.memory import Memory, read_memory
+from physview.pictures.process_pages import Memory, read_memory
 from physview.pictures.runs import overlay, read_runs
 from physview.sources.procfs import ProcDir
 from physview.sources.ram import Resource, ram_ranges, read_resources

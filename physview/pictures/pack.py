@@ -17,10 +17,10 @@ from physview.model import NO_ENTRY, PAGE_SIZE, PM_FLAG_NAMES, Cause, PagemapEnt
 from physview.pictures.bands import Pages, parts_of
 from physview.pictures.kinds import NO_KIND
 from physview.pictures.layout import Layout
-from physview.pictures.memory import Memory
 from physview.pictures.model import Picture
-from physview.pictures.moves import Moves
-from physview.pictures.pack_moves import distinct_rows, move_states
+from physview.pictures.pack_changes import distinct_rows, move_states
+from physview.pictures.page_changes import Moves
+from physview.pictures.process_pages import Memory
 from physview.sources.page_flags import flag_names, well_known
 
 if TYPE_CHECKING:

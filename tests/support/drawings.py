@@ -10,9 +10,9 @@ from physview.analysis.changes import diff
 from physview.memory.snapshot import BASE_DTYPE
 from physview.model import Vma
 from physview.parquet.snapshot_file import SnapshotFile
-from physview.pictures import moved, moves
+from physview.pictures import diff_picture, page_changes
 from physview.pictures.kinds import PROCESS_KINDS, index_of
-from physview.pictures.memory import Memory
+from physview.pictures.process_pages import Memory
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -51,8 +51,8 @@ def some_memory(sizes, *, path=""):
 def draw(before, after):
     """The moves, the picture and the counted changes between two snapshot files."""
     with SnapshotFile(before) as one, SnapshotFile(after) as other:
-        found = moves.read_moves(one, other)
-        return found, moved.picture_moves(found, one, other), diff(one, other)
+        found = page_changes.read_moves(one, other)
+        return found, diff_picture.picture_moves(found, one, other), diff(one, other)
 
 
 def over_of(found):

@@ -11,7 +11,7 @@ from physview.pictures import bands as bands_module
 from physview.pictures.bands import Links
 from physview.pictures.kinds import DIFF_KINDS, index_of
 from physview.pictures.model import Frames, Picture, Space, make_frames
-from physview.pictures.moves import Moves
+from physview.pictures.page_changes import Moves
 from physview.pictures.runs import RUN_DTYPE
 from physview.sources.ram import Resource, boot_id, ram_ranges, read_resources
 from physview.units import pages_size, size_words

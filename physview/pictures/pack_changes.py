@@ -9,7 +9,7 @@ from physview.analysis.changes import CHANGES, IS_FRAME, WAS_FRAME, Change
 from physview.entry_rules import is_in_area
 from physview.model import NO_ENTRY
 from physview.pictures.kinds import NO_KIND
-from physview.pictures.moves import SIDES, Moves
+from physview.pictures.page_changes import SIDES, Moves
 
 if TYPE_CHECKING:
     import numpy as np
