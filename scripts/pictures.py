@@ -158,7 +158,7 @@ def snapshots(code: str, act: Callable[[subprocess.Popen[bytes]], None]) -> pict
         process.kill()
         process.communicate()
         with physview.SnapshotFile(paths[0]) as before, physview.SnapshotFile(paths[1]) as after:
-            return pictures.picture_moves(pictures.read_moves(before, after), before, after)
+            return pictures.picture_changes(pictures.read_changes(before, after), before, after)
 
 
 def compact(process: subprocess.Popen[bytes]) -> None:
@@ -180,16 +180,17 @@ CHANGES: dict[str, tuple[str, Callable[[subprocess.Popen[bytes]], None]]] = {
 }
 
 
-def published(picture: pictures.Picture) -> pictures.Picture:
-    """The picture without this machine's name, its paths, and its kernel's local version."""
+def published(picture: pictures.Picture) -> pictures.Captions:
+    """The words without this machine's name, its paths, and its kernel's local version."""
     machine = os.uname()
+    captions = pictures.describe(picture)
     release = machine.release.partition("-")[0]
-    subtitle = picture.subtitle.replace(sys.executable, "python3").replace(f"{ROOT}/", "")
-    return picture._replace(
-        origin=picture.origin.replace(machine.nodename, "debian", 1).replace(
+    subtitle = captions.subtitle.replace(sys.executable, "python3").replace(f"{ROOT}/", "")
+    return captions._replace(
+        origin=captions.origin.replace(machine.nodename, "debian", 1).replace(
             machine.release, release
         ),
-        title=picture.title.replace(machine.nodename, "debian", 1),
+        title=captions.title.replace(machine.nodename, "debian", 1),
         subtitle=subtitle[:90],
     )
 
@@ -204,9 +205,10 @@ def main() -> int:
         else:
             with SUBJECTS[name]() as pid:
                 picture = pictures.picture_process(pid)
-        picture = published(picture)
-        size = pictures.write_picture(picture, f"{ROOT}/docs/pictures/{name}.svg", overwrite=True)
-        print(f"{name}: {size} bytes, {picture.summary}", flush=True)
+        captions = published(picture)
+        path = f"{ROOT}/docs/pictures/{name}.svg"
+        size = pictures.write_picture(picture, path, captions=captions, overwrite=True)
+        print(f"{name}: {size} bytes, {captions.summary}", flush=True)
         if size > MAX_BYTES:
             return 1
     return 0

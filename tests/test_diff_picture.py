@@ -23,7 +23,7 @@ from physview.analysis.changes import CHANGES, IS_FRAME, WAS_FRAME, Change
 from physview.memory.extents import find_zero_pfn
 from physview.model import NO_ENTRY, PagemapEntry, Vma
 from physview.parquet.snapshot_file import SnapshotFile
-from physview.pictures import bands, diff_picture, page_changes
+from physview.pictures import bands, describe, diff_picture, page_changes
 from physview.pictures.kinds import DIFF_KINDS, NO_KIND, index_of
 from physview.pictures.model import make_frames
 from physview.pictures.runs import RUN_DTYPE, overlay
@@ -37,8 +37,8 @@ def slug(kind):
 
 
 def made(items, *, vmas=None):
-    """Moves from tuples: (page, pages, change, frame before or None, frame after or None)."""
-    rows = np.zeros(len(items), dtype=page_changes.MOVE_DTYPE)
+    """Changes from tuples: (page, pages, change, frame before or None, frame after or None)."""
+    rows = np.zeros(len(items), dtype=page_changes.PAGE_CHANGE_DTYPE)
     for row, (page, nr, change, before, after) in zip(rows, items, strict=True):
         row["vaddr"], row["nr_pages"], row["change"] = page * PAGE, nr, CHANGES.index(change)
         for name, pfn, bit in (("before", before, WAS_FRAME), ("after", after, IS_FRAME)):
@@ -46,7 +46,7 @@ def made(items, *, vmas=None):
             row["frames"] |= 0 if pfn is None else bit
     vmas = vmas or [Vma(0, 1000 * PAGE, "rw-p", 0, "00:00", 0, "")]
     zeros = (7, 7)
-    return page_changes.Moves(vmas, rows, page_changes._kinds(rows, zeros, True), zeros, True)
+    return page_changes.PageChanges(vmas, rows, page_changes._kinds(rows, zeros, True), zeros, True)
 
 
 def test_pages_and_frames_are_of_the_kind_that_they_became():
@@ -76,7 +76,8 @@ def test_pages_and_frames_are_of_the_kind_that_they_became():
         *["new", "gone", "gone", "gone", "new", None, "zero", "zero"],
     ]
     now, past = (
-        {pfn: slug(kind) for pfn, kind in expand(placed.frames).items()} for placed in found.placed
+        {pfn: slug(kind) for pfn, kind in expand(placed.frames).items()}
+        for placed in found.page_frames
     )
     assert now == {
         **dict.fromkeys([100, 101, 102, 103, 140], "stayed"),
@@ -123,7 +124,7 @@ def test_a_frame_of_several_kinds_has_the_first_kind_and_links_have_every_page(s
             for i in range(nr if kind else 0):
                 index = index_of(DIFF_KINDS, kind)
                 expected[pfn + i] = min(index, expected.get(pfn + i, index))
-    over = np.concatenate([placed.frames for placed in found.placed])
+    over = np.concatenate([placed.frames for placed in found.page_frames])
     other = index_of(DIFF_KINDS, "other")
     runs = np.array([(0, 200, other)], dtype=RUN_DTYPE)
     drawn = expand(overlay(runs, over))
@@ -232,7 +233,7 @@ def test_every_frame_of_two_real_snapshots_is_what_became_of_it(actor, physview,
         actor.do(line)
     actor.keep()
     picture = check(actor)
-    assert not picture.missing
+    assert not describe(picture).missing
     there = ram.ram_ranges(ram.read_resources())
     assert picture.frames.ram == there
     for kind in ("stayed", "moved", "new", "left", "gone"):
@@ -410,7 +411,7 @@ def test_after_a_reboot_ram_is_not_that_of_this_boot(two, tmp_path):
         without(path, name, resources="drop", boot_id="another")
     found, picture, _ = draw(*paths)
     assert picture.frames.ram == diff_picture.named_ranges(over_of(found))
-    assert any("is not known here" in note for note in picture.notes)
+    assert any("is not known here" in note for note in describe(picture).notes)
     for path, name in zip(two, paths, strict=True):
         without(path, name, boot_id="another")
     assert draw(*paths)[1].frames.ram == ram.ram_ranges(ram.read_resources())

@@ -19,7 +19,7 @@ from physview.model import NO_ENTRY, PM_PFRAME_MASK, Vma
 from physview.pictures import bands, pack, runs
 from physview.pictures.kinds import PROCESS_KINDS, index_of
 from physview.pictures.model import Picture, Space, make_frames
-from physview.pictures.process_pages import Memory
+from physview.pictures.process_pages import ProcessPages
 
 pytestmark = pytest.mark.needs("browser")
 
@@ -131,7 +131,7 @@ def test_the_page_counts_as_the_picture_does(page, stopped):
         "physview.view.setLevel(physview.model.shift), physview.view.drawNow(),"
         " physview.view.links.reduce((sum, link) => sum + link.nr, 0)"
     )
-    assert linked == picture.space.memory.nr_resident
+    assert linked == picture.space.pages.nr_resident
 
 
 @pytest.mark.needs("pfn", "kpage")
@@ -219,14 +219,14 @@ def scattered(nr_pages):
     rows["flags"] = 1 << 12 | 1 << 11 | 1 << 5
     kinds = np.full(nr_pages, index_of(PROCESS_KINDS, "own_anon"), dtype=np.uint8)
     vma = Vma(start, start + nr_pages * PAGE, "rw-p", 0, "00:00", 0, "")
-    memory = Memory([vma], rows, kinds, True, nr_pages, nr_pages)
+    memory = ProcessPages([vma], rows, kinds, True, nr_pages, nr_pages)
     others = index_of(PROCESS_KINDS, "others")
     below = np.array([(first, end - first, others) for first, end in ram], dtype=runs.RUN_DTYPE)
     frames = make_frames(below, memory.frames, ram, PROCESS_KINDS, [])
     found = bands.make_bands(memory)
     links, _ = bands.make_links(memory, found, frames.grid, ram)
     space = Space(1, memory, found, bands.profiles(memory, found), links)
-    return Picture("t", "", "", "", PROCESS_KINDS, frames, space, (), (), ""), pfns
+    return Picture(None, PROCESS_KINDS, frames, space), pfns
 
 
 # Loads, zooms, finds and points, each a number of times; tells milliseconds.

@@ -88,7 +88,7 @@ def test_a_cell_counts_what_is_in_it():
     found = grid.Grid(2, (grid.Block(0, 2, ""), grid.Block(136, 1, "hole")), ("", "hole"))
     array = as_runs((0, 3, 0), (3, 997, 1), (70000, 100, 2))
     counts = grid.count_cells(found, array, 3)
-    assert counts.shape == (3, grid.COLUMNS, 3)
+    assert counts.shape == (3, grid.CELLS_PER_ROW, 3)
     assert counts[0, 0].tolist() == [3, 1, 0]
     assert counts.sum(axis=(0, 1)).tolist() == [3, 997, 100]
     assert counts[2, (70000 - 136 * 512) // 4].tolist() == [0, 0, 4]
@@ -154,9 +154,9 @@ def rss_kib(pid):
 def test_every_page_of_a_process_is_drawn_once(stopped):
     picture = pictures.picture_process(stopped.pid)
     space = picture.space
-    assert space.memory.nr_resident * PAGE == rss_kib(stopped.pid) * 1024
+    assert space.pages.nr_resident * PAGE == rss_kib(stopped.pid) * 1024
     nr_own = sum(band.nr_resident for band in space.bands)
-    assert nr_own == space.memory.nr_resident
+    assert nr_own == space.pages.nr_resident
     assert sum(link.nr_pages for link in space.links.links) == nr_own
     own = [i for i, kind in enumerate(PROCESS_KINDS) if kind.is_subject]
     by_profile = space.profile.sum(axis=(0, 1))
@@ -165,7 +165,7 @@ def test_every_page_of_a_process_is_drawn_once(stopped):
         sum(c) for c in zip(*(b.counts for b in space.bands), strict=True)
     ]
     # Frames that two mappings show are drawn once.
-    pfns = set(expand(space.memory.frames))
+    pfns = set(expand(space.pages.frames))
     assert sum(picture.frames.totals[i] for i in own) == len(pfns) <= nr_own
     assert sum(picture.frames.totals) == sum(e - f for f, e in picture.frames.ram)
 
@@ -182,7 +182,7 @@ def test_pages_are_of_the_kind_that_they_are():
     mapped.read()
     with Region.huge(1) as huge:
         huge.touch()
-        memory = pictures.picture_process().space.memory
+        memory = pictures.picture_process().space.pages
         expected = [
             (anon, "own_anon"),
             (shared, "own_shared"),
@@ -275,13 +275,14 @@ def test_a_picture_of_something_else():
     over = as_runs((100, 50, 4))
     drawn = pictures.make_frames(found, over, ram, kinds, [])
     assert drawn.totals == [450, 500, 50_000, 45_000, 50]
-    picture = pictures.Picture("a", "b", "c", "d", kinds, drawn, None, ("e",), (), "")
-    text = pictures.to_svg(pictures.lay_out(picture)[0])
-    for word in (*names, "group 0", "group 1", "group 2"):
+    picture = pictures.Picture(None, kinds, drawn, None)
+    captions = pictures.Captions("its title", summary="its summary", notes=("its note",))
+    text = pictures.to_svg(pictures.lay_out(picture, captions)[0])
+    for word in (*names, "its summary", "its note", "group 0", "group 1", "group 2"):
         assert f">{word}<" in text
     for name in names:
         assert f'class="c {name}"' in text
-    assert len(pictures.to_html(picture)) > 10_000
+    assert len(pictures.to_html(picture, captions)) > 10_000
 
 
 def test_a_process_that_ends_while_it_is_read(python):

@@ -48,20 +48,21 @@ def draw(
         read: Reads the data and makes the picture.
         remedy: How to get frame numbers if they are hidden; by default: run as root.
     """
-    from physview.pictures import check_path, write_picture
+    from physview.pictures import check_path, describe, write_picture
 
     check_path(path, overwrite=args.force)
     picture = read()
-    size = write_picture(picture, path, theme=args.theme, overwrite=args.force)
+    captions = describe(picture)
+    size = write_picture(picture, path, captions=captions, theme=args.theme, overwrite=args.force)
     if args.json:
         from physview.reporters import documents
         from physview.reporters import picture as reporter
 
-        documents.write(reporter.picture_document(picture, path, size))
+        documents.write(reporter.picture_document(picture, captions, path, size))
     else:
-        sys.stdout.write(f"{printable(path)}: {picture.title}: {picture.summary}\n")
+        sys.stdout.write(f"{printable(path)}: {captions.title}: {captions.summary}\n")
     _common.say_if_shared(path)
-    if picture.missing:
+    if captions.missing:
         _common.say(
-            f"physical memory is not drawn: {picture.missing}; {remedy or _common.root_remedy()}"
+            f"physical memory is not drawn: {captions.missing}; {remedy or _common.root_remedy()}"
         )

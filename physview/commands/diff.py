@@ -69,16 +69,16 @@ def _draw(args: argparse.Namespace) -> int:
         raise UsageError(what, "", "leave them out: a picture shows all changes")
     from physview.commands._progress import progress_bar
     from physview.parquet.snapshot_file import SnapshotFile
-    from physview.pictures import Moves, Picture, picture_moves, read_moves
+    from physview.pictures import PageChanges, Picture, picture_changes, read_changes
 
-    found: list[Moves] = []
+    found: list[PageChanges] = []
     with SnapshotFile(args.before) as before, SnapshotFile(args.after) as after:
         _warn_about_mismatch(before, after)
 
         def read() -> Picture:
             with progress_bar("comparing") as show:
-                found.append(read_moves(before, after, progress=show))
-            return picture_moves(found[0], before, after)
+                found.append(read_changes(before, after, progress=show))
+            return picture_changes(found[0], before, after)
 
         _pictures.draw(args, args.picture, read, remedy="take both snapshots as root")
     return 1 if found[0].is_changed.any() else 0

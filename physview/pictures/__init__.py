@@ -11,20 +11,15 @@ What a frame can be, its kind, is not fixed: `make_frames()` takes kinds of one'
 `Picture` of its result is drawn like any other.
 """
 
-from physview.pictures.diff_picture import picture_moves
+from physview.pictures.captions import Captions, describe
+from physview.pictures.diff_picture import picture_changes
 from physview.pictures.html import to_html
 from physview.pictures.kinds import DIFF_KINDS, MACHINE_KINDS, PROCESS_KINDS, Kind
 from physview.pictures.layout import lay_out
-from physview.pictures.model import (
-    Frames,
-    Picture,
-    Space,
-    make_frames,
-    picture_machine,
-    picture_process,
-)
+from physview.pictures.live_picture import picture_machine, picture_process
+from physview.pictures.model import DrawnFrames, Picture, Space, make_frames
 from physview.pictures.output import SUFFIXES, THEMES, check_path, write_picture
-from physview.pictures.page_changes import Moves, read_moves
+from physview.pictures.page_changes import PageChanges, read_changes
 from physview.pictures.png import to_png
 from physview.pictures.svg import to_svg
 
@@ -34,18 +29,20 @@ __all__ = [
     "PROCESS_KINDS",
     "SUFFIXES",
     "THEMES",
-    "Frames",
+    "Captions",
+    "DrawnFrames",
     "Kind",
-    "Moves",
+    "PageChanges",
     "Picture",
     "Space",
     "check_path",
+    "describe",
     "lay_out",
     "make_frames",
+    "picture_changes",
     "picture_machine",
-    "picture_moves",
     "picture_process",
-    "read_moves",
+    "read_changes",
     "to_html",
     "to_png",
     "to_svg",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from physview.memory.rows import split_at
 from physview.model import PAGE_SIZE, Vma, printable
-from physview.pictures.grid import COLUMN_SHIFT, MAX_ROWS, Grid
+from physview.pictures.grid import CELLS_SHIFT, MAX_ROWS, Grid
 from physview.pictures.kinds import NO_KIND, Kind
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from physview.pictures.runs import Runs
 
-    Columns = tuple[npt.NDArray[np.int64], ...]
+    IntArrays = tuple[npt.NDArray[np.int64], ...]
 
 MAX_BANDS = 16
 MAX_NAMES = 3
@@ -37,7 +37,7 @@ LINK_PARTS = LINK_STEPS[0][0]
 MAX_LINKS = 1200
 
 
-class Placed(NamedTuple):
+class PageFrames(NamedTuple):
     """Pages that have frames.
 
     Args:
@@ -49,7 +49,7 @@ class Placed(NamedTuple):
     frames: Runs
 
 
-class Pages(Protocol):
+class DrawnPages(Protocol):
     """What an address space has: a process's memory at one time, or what became of it."""
 
     @property
@@ -69,7 +69,7 @@ class Pages(Protocol):
         """Shape (n,): what the pages of each row are; NO_KIND where that is not drawn."""
 
     @property
-    def placed(self) -> list[Placed]:
+    def page_frames(self) -> list[PageFrames]:
         """Which have frames; a row may be there more than once."""
 
     @property
@@ -87,9 +87,9 @@ class Band(NamedTuple):
         start: The first address.
         end: The first address after the last.
         nr_pages: Base pages that are mapped.
-        counts: Pages of each kind.
-        nr_resident: Pages that have, or had, a frame of their own.
-        nr_changed: Pages that are not as they were; None if that is not what it is about.
+        counts: DrawnPages of each kind.
+        nr_resident: DrawnPages that have, or had, a frame of their own.
+        nr_changed: DrawnPages that are not as they were; None if that is not what it is about.
     """
 
     first: int
@@ -138,7 +138,7 @@ class Links(NamedTuple):
     links: tuple[Link, ...]
 
 
-def make_bands(memory: Pages, *, max_bands: int = MAX_BANDS) -> list[Band]:
+def make_bands(memory: DrawnPages, *, max_bands: int = MAX_BANDS) -> list[Band]:
     """Put mappings together until there are few enough bands.
 
     Those that have most in memory have bands of their own; the others share one with their
@@ -232,7 +232,7 @@ def name_of(vma: Vma) -> str:
     return printable(name or vma.path)
 
 
-def _offsets(memory: Pages, bands: list[Band]) -> tuple[Columns, npt.NDArray[np.int64]]:
+def _offsets(memory: DrawnPages, bands: list[Band]) -> tuple[IntArrays, npt.NDArray[np.int64]]:
     """Of each row its band and its offset in it, in pages; and how long each band is."""
     import numpy as np
 
@@ -249,8 +249,8 @@ def _offsets(memory: Pages, bands: list[Band]) -> tuple[Columns, npt.NDArray[np.
 
 
 def _split_parts(
-    memory: Pages, bands: list[Band], rows: npt.NDArray[np.intp], nr_parts: int
-) -> Columns:
+    memory: DrawnPages, bands: list[Band], rows: npt.NDArray[np.intp], nr_parts: int
+) -> IntArrays:
     """Cut rows where a part of a band ends; a page lies in the part that it begins in.
 
     Returns:
@@ -279,7 +279,7 @@ def parts_of(band: Band, nr_parts: int) -> int:
     return min(nr_parts, band.nr_pages)
 
 
-def profiles(memory: Pages, bands: list[Band]) -> npt.NDArray[np.int64]:
+def profiles(memory: DrawnPages, bands: list[Band]) -> npt.NDArray[np.int64]:
     """What each band has where: pages of each kind in each of its parts.
 
     Returns:
@@ -297,7 +297,7 @@ def profiles(memory: Pages, bands: list[Band]) -> npt.NDArray[np.int64]:
 
 
 def make_links(
-    memory: Pages, bands: list[Band], grid: Grid, ram: list[tuple[int, int]]
+    memory: DrawnPages, bands: list[Band], grid: Grid, ram: list[tuple[int, int]]
 ) -> tuple[Links, int]:
     """Bundle what leads from pages to frames, more coarsely until there are few enough.
 
@@ -312,8 +312,8 @@ def make_links(
     """
     import numpy as np
 
-    rows = np.concatenate([each.rows for each in memory.placed])
-    frames = np.concatenate([each.frames for each in memory.placed])
+    rows = np.concatenate([each.rows for each in memory.page_frames])
+    frames = np.concatenate([each.frames for each in memory.page_frames])
     row, band, part, first, nr = _split_parts(memory, bands, rows, LINK_PARTS)
     pfn, kind = frames["pfn"][row].astype(np.int64) + first, frames["kind"][row]
     edges = np.array(ram, dtype=np.int64)
@@ -324,9 +324,7 @@ def make_links(
         nr_inside += int(length.sum())
         again, start, length = split_at(start, length, 1 << grid.row_shift)
         which = mine.start + index[again]
-        places = np.array(
-            [band[which], part[which], grid.place(start) >> COLUMN_SHIFT, kind[which]]
-        )
+        places = np.array([band[which], part[which], grid.place(start) >> CELLS_SHIFT, kind[which]])
         # What is alike is one, so that the pieces are never there all at a time.
         distinct, same = np.unique(places, axis=1, return_inverse=True)
         pages = np.bincount(same.ravel(), weights=length).astype(np.int64)
@@ -360,7 +358,7 @@ def _few_pieces(
 
 def _within(
     pfn: npt.NDArray[np.int64], nr: npt.NDArray[np.int64], edges: npt.NDArray[np.int64]
-) -> Columns:
+) -> IntArrays:
     """Cut runs of frames to what lies in ranges of them.
 
     Args:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from physview.pictures.runs import Runs
 
-COLUMN_SHIFT = 7
-COLUMNS = 1 << COLUMN_SHIFT
+CELLS_SHIFT = 7
+CELLS_PER_ROW = 1 << CELLS_SHIFT
 MAX_ROWS = 112
 # A named hole takes as much room as so many rows.
 ROWS_PER_HOLE = 4
@@ -38,7 +38,7 @@ class Block(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Where frames are drawn: rows of COLUMNS cells, each of 2**shift frames.
+    """Where frames are drawn: rows of CELLS_PER_ROW cells, each of 2**shift frames.
 
     Rows without RAM are left out; so are cells, but those leave their place empty.
 
@@ -55,7 +55,7 @@ class Grid(NamedTuple):
     @property
     def row_shift(self) -> int:
         """Frames in a row, as a power of two."""
-        return self.shift + COLUMN_SHIFT
+        return self.shift + CELLS_SHIFT
 
     @property
     def nr_rows(self) -> int:
@@ -73,7 +73,7 @@ class Grid(NamedTuple):
         firsts = np.array([block.first_row for block in self.blocks])
         skipped = firsts - np.cumsum([0, *(block.nr_rows for block in self.blocks[:-1])])
         block = np.searchsorted(firsts, pfns >> self.row_shift, side="right") - 1
-        cells: npt.NDArray[np.int64] = (pfns >> self.shift) - (skipped[block] << COLUMN_SHIFT)
+        cells: npt.NDArray[np.int64] = (pfns >> self.shift) - (skipped[block] << CELLS_SHIFT)
         return cells
 
 
@@ -87,14 +87,14 @@ def make_grid(ram: list[tuple[int, int]], resources: list[Resource] | None) -> G
     """
     shift = 0
     while True:
-        spans = _row_spans(ram, shift + COLUMN_SHIFT)
+        spans = _row_spans(ram, shift + CELLS_SHIFT)
         if sum(nr for _, nr in spans) + ROWS_PER_HOLE * (len(spans) - 1) <= MAX_ROWS:
             break
         shift += 1
     holes = ("", *(_name_hole(ram, resources, i) for i in range(1, len(ram))))
     blocks = []
     for first, nr in spans:
-        after = next(i for i, (_, end) in enumerate(ram) if end > first << shift + COLUMN_SHIFT)
+        after = next(i for i, (_, end) in enumerate(ram) if end > first << shift + CELLS_SHIFT)
         blocks.append(Block(first, nr, holes[after]))
     return Grid(shift, tuple(blocks), holes)
 
@@ -136,12 +136,12 @@ def count_cells(grid: Grid, runs: Runs, nr_kinds: int) -> npt.NDArray[np.int64]:
         nr_kinds: How many kinds there are.
 
     Returns:
-        int64 array, shape (rows, COLUMNS, kinds).
+        int64 array, shape (rows, CELLS_PER_ROW, kinds).
     """
     import numpy as np
 
     index, first, nr = split_at(runs["pfn"], runs["nr"], 1 << grid.shift)
-    nr_cells = grid.nr_rows << COLUMN_SHIFT
+    nr_cells = grid.nr_rows << CELLS_SHIFT
     key = grid.place(first) * nr_kinds + runs["kind"][index]
     counts = np.bincount(key, weights=nr, minlength=nr_cells * nr_kinds)
-    return counts.astype(np.int64).reshape(grid.nr_rows, COLUMNS, nr_kinds)
+    return counts.astype(np.int64).reshape(grid.nr_rows, CELLS_PER_ROW, nr_kinds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from importlib import resources
 
+from physview.pictures.captions import Captions
 from physview.pictures.layout import lay_out
 from physview.pictures.model import Picture
 from physview.pictures.pack import pack
@@ -17,22 +18,23 @@ from physview.pictures.svg import body, number, style, text
 SCRIPTS = ("data.js", "view.js", "page.js")
 
 
-def to_html(picture: Picture, *, theme: str = "auto") -> str:
+def to_html(picture: Picture, captions: Captions | None = None, *, theme: str = "auto") -> str:
     """Write a picture as an HTML document.
 
     Args:
         picture: What to draw.
+        captions: Its words; by default those of `captions.describe()`.
         theme: "light", "dark" or "auto": what the viewer prefers.
     """
-    drawing, layout = lay_out(picture, with_frames=False)
+    drawing, layout = lay_out(picture, captions, with_frames=False)
     size = f"0 0 {number(drawing.width)} {number(drawing.height)}"
     parts = {
-        "title": text(picture.title),
+        "title": text(drawing.title),
         "theme": theme,
         "style": _read("page.css")
         + _variables(drawing.colours("light"), drawing.colours("dark"), theme)
         + style(drawing, theme),
-        "svg": f'<svg viewBox="{size}" role="img" aria-label="{text(picture.title)}">\n'
+        "svg": f'<svg viewBox="{size}" role="img" aria-label="{text(drawing.title)}">\n'
         f"{body(drawing)}</svg>",
         "script": "".join(map(_read, SCRIPTS)),
         "data": pack(picture, layout),

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from physview.model import PAGE_SHIFT, PAGE_SIZE
 from physview.pictures.bands import PARTS, Band, parts_of
-from physview.pictures.grid import COLUMNS, Grid
+from physview.pictures.captions import Captions, describe
+from physview.pictures.grid import CELLS_PER_ROW, Grid
 from physview.pictures.kinds import OWN, PAGES, REST, Kind
 from physview.pictures.model import Picture, Space
 from physview.pictures.shapes import Cells, Drawing, Rect, Ribbon, Shape, Text, fit, stripes
@@ -88,46 +89,50 @@ class Layout(NamedTuple):
     spans: tuple[Span, ...]
 
 
-def lay_out(picture: Picture, *, with_frames: bool = True) -> tuple[Drawing, Layout]:
+def lay_out(
+    picture: Picture, captions: Captions | None = None, *, with_frames: bool = True
+) -> tuple[Drawing, Layout]:
     """Make a page of a picture.
 
     Args:
         picture: What to draw.
+        captions: Its words; by default those of `captions.describe()`.
         with_frames: Whether to draw the frames and connectors; without them their place is empty.
     """
+    captions = captions or describe(picture)
     place = _place_frames(picture)
     spans = tuple(_place_bands(picture.space.bands)) if picture.space else ()
     bottom = max([place.bottom if place else 0, *(span.bottom for span in spans), TOP + 240])
-    shapes: list[Shape] = [*_header(picture)]
+    shapes: list[Shape] = [*_header(captions)]
     if picture.space:
         shapes += _bands(picture.space, spans, picture.kinds)
     if picture.frames and place:
         shapes.append(_heading(place.x, "Physical memory, from low to high addresses"))
         shapes += _frames(picture, place) if with_frames else []
     else:
-        shapes += _missing(picture)
+        shapes += _missing(captions, BODY + BODY_WIDTH + 60 if picture.space else MARGIN)
     if picture.space and picture.frames and place and with_frames:
         shapes += _links(picture.space, place, spans, picture.frames.grid, picture.kinds)
     legend, y = _legend(picture, bottom + 52)
     shapes += legend
-    for note in (*(picture.scale if with_frames else ()), *picture.notes):
+    for note in (*(captions.scale if with_frames else ()), *captions.notes):
         for line in textwrap.wrap(note, 200):
             shapes.append(Text(MARGIN, y, line, 13, "muted"))
             y += 19
         y += 3
     height = y + MARGIN - 22
     layout = Layout(height, place, spans)
-    return Drawing(WIDTH, height, picture.title, picture.kinds, shapes), layout
+    return Drawing(WIDTH, height, captions.title, picture.kinds, shapes), layout
 
 
-def _header(picture: Picture) -> list[Shape]:
+def _header(captions: Captions) -> list[Shape]:
     shapes: list[Shape] = [
-        Text(MARGIN, 74, fit(picture.title, 800, 32), 32, is_bold=True),
-        Text(RIGHT, 74, picture.origin, 13, "muted", is_right=True),
-        Text(MARGIN, 134 if picture.subtitle else 112, picture.summary, 15),
+        Text(MARGIN, 74, fit(captions.title, 800, 32), 32, is_bold=True),
+        Text(RIGHT, 74, captions.origin, 13, "muted", is_right=True),
+        Text(MARGIN, 134 if captions.subtitle else 112, captions.summary, 15),
     ]
-    if picture.subtitle:
-        shapes.append(Text(MARGIN, 102, fit(picture.subtitle, 1344, 14), 14, "muted"))
+    if captions.subtitle:
+        shapes.append(Text(MARGIN, 102, fit(captions.subtitle, 1344, 14), 14, "muted"))
     return shapes
 
 
@@ -135,8 +140,8 @@ def _place_frames(picture: Picture) -> Place | None:
     if not picture.frames:
         return None
     grid = picture.frames.grid
-    cell = 5.0 if picture.space else (RIGHT - AXIS_WIDTH - MARGIN) / COLUMNS
-    x = RIGHT - AXIS_WIDTH - COLUMNS * cell
+    cell = 5.0 if picture.space else (RIGHT - AXIS_WIDTH - MARGIN) / CELLS_PER_ROW
+    x = RIGHT - AXIS_WIDTH - CELLS_PER_ROW * cell
     room = HEIGHT - HOLE * (len(grid.blocks) - 1)
     pitch = min(12.0, room / grid.nr_rows)
     rows, first, y = [], 0, float(TOP)
@@ -154,7 +159,7 @@ def _frames(picture: Picture, place: Place) -> list[Shape]:
     grid = frames.grid
     shapes: list[Shape] = []
     codes = stripes(frames.counts, 1 << grid.shift, picture.kinds)
-    width = COLUMNS * place.cell
+    width = CELLS_PER_ROW * place.cell
     for row, block in zip(place.rows, grid.blocks, strict=True):
         if block.hole:
             hint = Text(place.x, row.y - 10, fit(block.hole, width, 12), 12, "muted")
@@ -171,7 +176,7 @@ def _axis(row: Row, first_row: int, place: Place, row_shift: int) -> list[Shape]
     step = 1
     while step * place.pitch < 40:
         step *= 2
-    x = place.x + COLUMNS * place.cell + 10
+    x = place.x + CELLS_PER_ROW * place.cell + 10
     texts: list[Shape] = []
     for i in range(row.nr):
         number = first_row + i
@@ -191,10 +196,9 @@ def _address(paddr: int) -> str:
     return str(paddr)
 
 
-def _missing(picture: Picture) -> list[Shape]:
-    x = BODY + BODY_WIDTH + 60 if picture.space else MARGIN
+def _missing(captions: Captions, x: float) -> list[Shape]:
     shapes: list[Shape] = [Text(x, TOP + 24, "Physical memory is not drawn", 18, is_bold=True)]
-    for i, line in enumerate(textwrap.wrap(picture.missing, 100)):
+    for i, line in enumerate(textwrap.wrap(captions.missing, 100)):
         shapes.append(Text(x, TOP + 52 + 20 * i, line, 14, "muted"))
     return shapes
 
@@ -321,8 +325,7 @@ def _legend(picture: Picture, top: float) -> tuple[list[Shape], float]:
     """What the colours are, and how much there is of each."""
     totals = _totals(picture)
     # Of what has come and gone a share of RAM would tell nothing.
-    is_diff = any(kind.is_past for kind in picture.kinds)
-    nr_ram = sum(picture.frames.totals) if picture.frames and not is_diff else 0
+    nr_ram = sum(picture.frames.totals) if picture.frames and not picture.is_diff else 0
     groups: dict[str, list[tuple[Kind, int]]] = {}
     for kind, nr in zip(picture.kinds, totals, strict=True):
         if nr:
@@ -356,7 +359,7 @@ def _legend_places(
         places = {
             OWN: (MARGIN, 300.0, 1),
             PAGES: (BODY + BODY_WIDTH + 28, 240.0, 1),
-            REST: (RIGHT - AXIS_WIDTH - 5 * COLUMNS, 300.0, 2),
+            REST: (RIGHT - AXIS_WIDTH - 5 * CELLS_PER_ROW, 300.0, 2),
         }
         return {name: places[name] for name in groups}
     # The longest gets one more, as long as there is room.
@@ -384,7 +387,7 @@ def _totals(picture: Picture) -> list[int]:
             pages = [one + other for one, other in zip(pages, band.counts, strict=True)]
     if not picture.frames:
         return pages
-    if any(kind.is_past for kind in picture.kinds):
+    if picture.is_diff:
         return [nr or frames for nr, frames in zip(pages, picture.frames.totals, strict=True)]
     return [
         frames if kind.has_frame else nr

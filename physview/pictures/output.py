@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from physview.errors import UsageError
 from physview.files.atomic_file import check_target, whole_file
+from physview.pictures.captions import Captions
 from physview.pictures.html import to_html
 from physview.pictures.layout import lay_out
 from physview.pictures.model import Picture
@@ -17,19 +18,19 @@ from physview.pictures.svg import to_svg
 THEMES = ("light", "dark")
 
 
-def _svg(picture: Picture, theme: str | None) -> bytes:
-    return to_svg(lay_out(picture)[0], theme=theme or "auto").encode()
+def _svg(picture: Picture, captions: Captions | None, theme: str | None) -> bytes:
+    return to_svg(lay_out(picture, captions)[0], theme=theme or "auto").encode()
 
 
-def _png(picture: Picture, theme: str | None) -> bytes:
-    return to_png(lay_out(picture)[0], theme=theme or "light")
+def _png(picture: Picture, captions: Captions | None, theme: str | None) -> bytes:
+    return to_png(lay_out(picture, captions)[0], theme=theme or "light")
 
 
-def _html(picture: Picture, theme: str | None) -> bytes:
-    return to_html(picture, theme=theme or "auto").encode()
+def _html(picture: Picture, captions: Captions | None, theme: str | None) -> bytes:
+    return to_html(picture, captions, theme=theme or "auto").encode()
 
 
-_WRITERS: dict[str, Callable[[Picture, str | None], bytes]] = {
+_WRITERS: dict[str, Callable[[Picture, Captions | None, str | None], bytes]] = {
     ".svg": _svg,
     ".png": _png,
     ".html": _html,
@@ -64,6 +65,7 @@ def write_picture(
     picture: Picture,
     path: str,
     *,
+    captions: Captions | None = None,
     theme: str | None = None,
     overwrite: bool = False,
     force: bool = False,
@@ -73,6 +75,7 @@ def write_picture(
     Args:
         picture: What to draw.
         path: The file; its suffix is one of SUFFIXES.
+        captions: Its words; by default those of `captions.describe()`.
         theme: One of THEMES; None lets the viewer of an SVG or of a page choose, and is light in a
             PNG.
         overwrite: Whether to replace a file of this name.
@@ -87,7 +90,7 @@ def write_picture(
     """
     overwrite = overwrite or force
     check_path(path, overwrite=overwrite)
-    data = _WRITERS[os.path.splitext(path)[1].lower()](picture, theme)
+    data = _WRITERS[os.path.splitext(path)[1].lower()](picture, captions, theme)
     # A page holds every frame's number; what is drawn does not tell them.
     private = path.lower().endswith(".html")
     with whole_file(path, overwrite=overwrite, private=private) as file:

@@ -14,13 +14,13 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from physview.model import NO_ENTRY, PAGE_SIZE, PM_FLAG_NAMES, Cause, PagemapEntry, printable
-from physview.pictures.bands import Pages, parts_of
+from physview.pictures.bands import DrawnPages, parts_of
 from physview.pictures.kinds import NO_KIND
 from physview.pictures.layout import Layout
 from physview.pictures.model import Picture
-from physview.pictures.pack_changes import distinct_rows, move_states
-from physview.pictures.page_changes import Moves
-from physview.pictures.process_pages import Memory
+from physview.pictures.pack_changes import change_states, distinct_rows
+from physview.pictures.page_changes import PageChanges
+from physview.pictures.process_pages import ProcessPages
 from physview.sources.page_flags import flag_names, well_known
 
 if TYPE_CHECKING:
@@ -43,16 +43,16 @@ def pack(picture: Picture, layout: Layout) -> str:
         header["shift"] = frames.grid.shift
         columns["run_nr"], columns["run_kind"] = frames.runs["nr"], frames.runs["kind"]
     if picture.space:
-        memory = picture.space.memory
+        memory = picture.space.pages
         header["vmas"] = [
             [f"{vma.start:x}", f"{vma.end:x}", vma.perms, f"{vma.offset:x}", printable(vma.path)]
             for vma in memory.vmas
         ]
         header["bands"] = [[band.first, band.nr, band.name] for band in picture.space.bands]
-        if isinstance(memory, Moves):
-            header["states"], columns["state"] = move_states(memory)
+        if isinstance(memory, PageChanges):
+            header["states"], columns["state"] = change_states(memory)
         else:
-            assert isinstance(memory, Memory)
+            assert isinstance(memory, ProcessPages)
             header["states"], columns["state"] = _states(memory)
         columns |= _extents(memory, picture.frames.ram if picture.frames else [])
     header["layout"] = _layout(picture, layout)
@@ -106,7 +106,7 @@ def _planes(values: npt.NDArray[Any]) -> tuple[int, bytes]:
     return nr, np.ascontiguousarray(as_bytes[:, :nr].T).tobytes()
 
 
-def _extents(memory: Pages, ram: list[tuple[int, int]]) -> dict[str, npt.NDArray[Any]]:
+def _extents(memory: DrawnPages, ram: list[tuple[int, int]]) -> dict[str, npt.NDArray[Any]]:
     """Columns of the extents, in address order.
 
     per_vma: how many each mapping has. gap: pages between the one before, or the mapping's start,
@@ -127,7 +127,7 @@ def _extents(memory: Pages, ram: list[tuple[int, int]]) -> dict[str, npt.NDArray
         "gap": page - before,
         "nr": rows["nr_pages"],
     }
-    for name, placed in zip(("frame", "past"), memory.placed, strict=False):
+    for name, placed in zip(("frame", "past"), memory.page_frames, strict=False):
         index = frame_index(placed.frames["pfn"], ram)
         inside = index >= 0
         index, nr = index[inside], placed.frames["nr"][inside].astype(np.int64)
@@ -152,7 +152,7 @@ def frame_index(pfns: npt.NDArray[np.uint64], ram: list[tuple[int, int]]) -> npt
     return index
 
 
-def _states(memory: Memory) -> tuple[list[Any], npt.NDArray[Any]]:
+def _states(memory: ProcessPages) -> tuple[list[Any], npt.NDArray[Any]]:
     """What can be said of an extent but for where it is, once for all that are alike.
 
     Returns:

@@ -9,7 +9,7 @@ from physview.analysis.changes import CHANGES, IS_FRAME, WAS_FRAME, Change
 from physview.entry_rules import is_in_area
 from physview.model import NO_ENTRY
 from physview.pictures.kinds import NO_KIND
-from physview.pictures.page_changes import SIDES, Moves
+from physview.pictures.page_changes import SIDES, PageChanges
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,41 +26,41 @@ _SWAPPED = {
 _ABSENT = {"before": (Change.APPEARED, Change.MAPPED), "after": (Change.WENT, Change.UNMAPPED)}
 
 
-def move_states(moves: Moves) -> tuple[list[Any], npt.NDArray[Any]]:
+def change_states(changes: PageChanges) -> tuple[list[Any], npt.NDArray[Any]]:
     """What can be said of a run of pages but for where it is and was.
 
     Returns:
         [kind, kind of the frames that were left, change, what that means, what was there, what is
         there] of each state; and each row's state. A frame of its own is not said, but "".
     """
-    rows = moves.rows
-    past = moves.past_kinds
-    places = [_places(moves, name) for name in SIDES]
-    firsts, state = distinct_rows([moves.kinds, past, rows["change"], *places])
+    rows = changes.rows
+    past = changes.past_kinds
+    places = [_places(changes, name) for name in SIDES]
+    firsts, state = distinct_rows([changes.kinds, past, rows["change"], *places])
     states = []
     for i in firsts.tolist():
         change = CHANGES[rows["change"][i]]
         words = [
-            _word(name, change, int(place[i]), knows_frames=moves.knows_frames)
+            _word(name, change, int(place[i]), knows_frames=changes.knows_frames)
             for name, place in zip(SIDES, places, strict=True)
         ]
-        kinds = [None if kind == NO_KIND else int(kind) for kind in (moves.kinds[i], past[i])]
+        kinds = [None if kind == NO_KIND else int(kind) for kind in (changes.kinds[i], past[i])]
         states.append([*kinds, change.value.replace("_", " "), change.text, *words])
     return states, state
 
 
-def _places(moves: Moves, name: str) -> npt.NDArray[np.uint8]:
+def _places(changes: PageChanges, name: str) -> npt.NDArray[np.uint8]:
     """What was, or is, where each row is."""
     import numpy as np
 
-    rows, values = moves.rows, moves.rows[name]
+    rows, values = changes.rows, changes.rows[name]
     is_frame = rows["frames"] & (WAS_FRAME, IS_FRAME)[SIDES.index(name)] != 0
     hidden = values == np.uint64(NO_ENTRY)
     places = np.where(is_in_area(values), _SLOT, _MARKER)
     places[hidden] = _NOTHING
     places[is_frame] = _ZERO
     places[is_frame & hidden] = _HIDDEN
-    places[moves.has_frame(name)] = _OWN
+    places[changes.has_frame(name)] = _OWN
     return places.astype(np.uint8)
 
 

@@ -12,7 +12,7 @@ from physview.errors import PhysviewError
 from physview.memory.extents import USER_END
 from physview.model import NO_ENTRY, PAGE_SIZE, Vma
 from physview.parquet.snapshot_file import SnapshotFile
-from physview.pictures.bands import Placed
+from physview.pictures.bands import PageFrames
 from physview.pictures.kinds import DIFF_KINDS, NO_KIND, Kind, index_of
 from physview.pictures.runs import RUN_DTYPE
 from physview.runtime import invocation
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Rows = npt.NDArray[np.void]
 
-MOVE_DTYPE = [
+PAGE_CHANGE_DTYPE = [
     ("vaddr", "u8"),
     ("nr_pages", "u8"),
     ("before", "u8"),
@@ -34,7 +34,7 @@ MOVE_DTYPE = [
     ("change", "u1"),
     ("frames", "u1"),
 ]
-"""As `changes.CHANGE_DTYPE`, but that vma is the index in `Moves.vmas`."""
+"""As `changes.CHANGE_DTYPE`, but that vma is the index in `PageChanges.vmas`."""
 
 # What the pages are whose frame is theirs alone; the zero page is none, and a guard is nothing.
 _KINDS = {
@@ -61,13 +61,13 @@ _LEFT = (Change.MOVED, Change.COPIED, Change.COLLAPSED)
 SIDES = ("before", "after")
 
 
-class Moves(NamedTuple):
+class PageChanges(NamedTuple):
     """What became of the pages between two snapshots.
 
     Args:
         vmas: The mappings of the later, and between them what is left of those that are gone, in
             address order.
-        rows: Structured array, shape (n,), of MOVE_DTYPE, in address order.
+        rows: Structured array, shape (n,), of PAGE_CHANGE_DTYPE, in address order.
         kinds: uint8 array, shape (n,): what the pages are, indices in DIFF_KINDS; NO_KIND for
             guards and markers.
         zero_pfns: The zero page's frame before and after; 0 where frames were hidden.
@@ -135,7 +135,7 @@ class Moves(NamedTuple):
         return kinds
 
     @property
-    def placed(self) -> list[Placed]:
+    def page_frames(self) -> list[PageFrames]:
         """The frames that pages are in, and those that they were in and no longer are."""
         import numpy as np
 
@@ -145,13 +145,13 @@ class Moves(NamedTuple):
             self._placed("before", np.flatnonzero(past != NO_KIND), past),
         ]
 
-    def _placed(self, name: str, chosen: Any, kinds: npt.NDArray[np.uint8]) -> Placed:
+    def _placed(self, name: str, chosen: Any, kinds: npt.NDArray[np.uint8]) -> PageFrames:
         import numpy as np
 
         frames: Runs = np.empty(len(chosen), dtype=RUN_DTYPE)
         frames["pfn"], frames["nr"] = self.rows[name][chosen], self.rows["nr_pages"][chosen]
         frames["kind"] = kinds[chosen]
-        return Placed(chosen, frames)
+        return PageFrames(chosen, frames)
 
     def nr_extents(self, name: str) -> int:
         """How many runs of pages there are, or were, that are in a row in both address spaces.
@@ -169,12 +169,12 @@ class Moves(NamedTuple):
         return len(rows) - int(goes_on.sum())
 
 
-def read_moves(
+def read_changes(
     before: SnapshotFile,
     after: SnapshotFile,
     *,
     progress: Callable[[int, int | None], None] | None = None,
-) -> Moves:
+) -> PageChanges:
     """Find what became of all pages.
 
     Args:
@@ -189,7 +189,7 @@ def read_moves(
 
     vmas = [vma for vma in merge_mappings(before.vmas, after.vmas) if vma.start < USER_END]
     starts = np.array([vma.start for vma in vmas], dtype=np.uint64)
-    batches = [np.empty(0, dtype=MOVE_DTYPE)]
+    batches = [np.empty(0, dtype=PAGE_CHANGE_DTYPE)]
     nr_done = nr_runs = 0
     for changes in iter_changes(before, after):
         nr_runs += len(changes)
@@ -198,7 +198,7 @@ def read_moves(
             why = f"they have more than {MAX_RUNS} runs of pages, which a picture can have"
             remedy = f"{invocation.physview('diff --extents')} lists them all"
             raise PhysviewError(what, why, remedy)
-        rows = np.empty(len(changes), dtype=MOVE_DTYPE)
+        rows = np.empty(len(changes), dtype=PAGE_CHANGE_DTYPE)
         for name in ("vaddr", "nr_pages", "before", "after", "change", "frames"):
             rows[name] = changes[name]
         # Runs end where a mapping of either does.
@@ -210,7 +210,7 @@ def read_moves(
     rows = np.concatenate(batches)
     zero_pfns = before.zero_pfn, after.zero_pfn
     knows_frames = before.knows_frames and after.knows_frames
-    return Moves(vmas, rows, _kinds(rows, zero_pfns, knows_frames), zero_pfns, knows_frames)
+    return PageChanges(vmas, rows, _kinds(rows, zero_pfns, knows_frames), zero_pfns, knows_frames)
 
 
 def merge_mappings(before: list[Vma], after: list[Vma]) -> list[Vma]:

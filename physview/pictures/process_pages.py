@@ -10,7 +10,7 @@ from physview.entry_rules import is_swapped
 from physview.memory.extents import USER_END
 from physview.memory.snapshot import Snapshot
 from physview.model import NO_ENTRY, PM_FILE, PM_MMAP_EXCLUSIVE, PM_PRESENT, Vma
-from physview.pictures.bands import Placed
+from physview.pictures.bands import PageFrames
 from physview.pictures.kinds import NO_KIND, PROCESS_KINDS, Kind, index_of, own_kind
 from physview.pictures.runs import RUN_DTYPE
 from physview.sources.page_flags import FLAG_BITS
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 HUGETLB = 1 << FLAG_BITS["huge"]
 
 
-class Memory(NamedTuple):
+class ProcessPages(NamedTuple):
     """What a process had in its page tables.
 
     Args:
@@ -32,7 +32,7 @@ class Memory(NamedTuple):
         rows: Structured array, shape (n,), of `snapshot.BASE_DTYPE` and what was asked for.
         kinds: uint8 array, shape (n,): indices in PROCESS_KINDS; NO_KIND for guards and markers.
         knows_frames: Whether there are frame numbers; without them rows have no flags either.
-        nr_resident: Pages as smaps' Rss counts them: without zero pages and hugetlb.
+        nr_resident: DrawnPages as smaps' Rss counts them: without zero pages and hugetlb.
         nr_exclusive: How many of these the kernel says are mapped only once.
     """
 
@@ -56,11 +56,11 @@ class Memory(NamedTuple):
     @property
     def frames(self) -> Runs:
         """The frames that the process maps; one that it maps twice is there twice."""
-        (placed,) = self.placed
+        (placed,) = self.page_frames
         return placed.frames
 
     @property
-    def placed(self) -> list[Placed]:
+    def page_frames(self) -> list[PageFrames]:
         """Its rows with frames, each once."""
         import numpy as np
 
@@ -72,7 +72,7 @@ class Memory(NamedTuple):
             rows["nr_pages"],
             self.kinds[chosen],
         )
-        return [Placed(chosen, frames)]
+        return [PageFrames(chosen, frames)]
 
     @property
     def all_kinds(self) -> tuple[Kind, ...]:
@@ -85,12 +85,12 @@ class Memory(NamedTuple):
         return None
 
 
-def read_memory(
+def read_process_pages(
     snapshot: Snapshot,
     *,
     with_mapcount: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
-) -> Memory:
+) -> ProcessPages:
     """Read all of a process.
 
     Args:
@@ -122,7 +122,7 @@ def read_memory(
         known = rows["flags"] != np.uint64(NO_ENTRY)
         counted &= ~known | (rows["flags"] & np.uint64(HUGETLB) == 0)
     exclusive = counted & (rows["entry"] & np.uint64(PM_MMAP_EXCLUSIVE) != 0)
-    return Memory(
+    return ProcessPages(
         [vma for vma in snapshot.vmas if vma.start < USER_END],
         rows,
         kinds,

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 from physview.model import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from physview.pictures import Picture
+    from physview.pictures import Captions, Picture
 
 
-def picture_document(picture: Picture, path: str, size_bytes: int) -> dict[str, Any]:
+def picture_document(
+    picture: Picture, captions: Captions, path: str, size_bytes: int
+) -> dict[str, Any]:
     """Make the JSON document of picture, frames --picture and diff --picture.
 
     Args:
         picture: The picture.
+        captions: Its words.
         path: Its file.
         size_bytes: The file's size.
     """
@@ -26,8 +29,8 @@ def picture_document(picture: Picture, path: str, size_bytes: int) -> dict[str, 
         "size_bytes": size_bytes,
         "page_size_bytes": PAGE_SIZE,
         "pid": space.pid if space else None,
-        "title": picture.title,
-        "missing": picture.missing or None,
+        "title": captions.title,
+        "missing": captions.missing or None,
         "kinds": [
             {"kind": kind.slug, "label": kind.label, "nr_frames": nr if kind.has_frame else None}
             for kind, nr in zip(picture.kinds, nr_frames, strict=True)

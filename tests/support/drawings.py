@@ -12,7 +12,7 @@ from physview.model import Vma
 from physview.parquet.snapshot_file import SnapshotFile
 from physview.pictures import diff_picture, page_changes
 from physview.pictures.kinds import PROCESS_KINDS, index_of
-from physview.pictures.process_pages import Memory
+from physview.pictures.process_pages import ProcessPages
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -45,16 +45,16 @@ def some_memory(sizes, *, path=""):
         at += (nr + 1) * PAGE
     array = np.array(rows, dtype=BASE_DTYPE)
     kinds = np.full(len(array), index_of(PROCESS_KINDS, "own_anon"), dtype=np.uint8)
-    return Memory(vmas, array, kinds, True, int(array["nr_pages"].sum()), 0)
+    return ProcessPages(vmas, array, kinds, True, int(array["nr_pages"].sum()), 0)
 
 
 def draw(before, after):
-    """The moves, the picture and the counted changes between two snapshot files."""
+    """The changes of pages, the picture and the counted changes between two snapshot files."""
     with SnapshotFile(before) as one, SnapshotFile(after) as other:
-        found = page_changes.read_moves(one, other)
-        return found, diff_picture.picture_moves(found, one, other), diff(one, other)
+        found = page_changes.read_changes(one, other)
+        return found, diff_picture.picture_changes(found, one, other), diff(one, other)
 
 
 def over_of(found):
     """The runs of frames, of both snapshots, that are drawn over RAM."""
-    return np.concatenate([placed.frames for placed in found.placed])
+    return np.concatenate([placed.frames for placed in found.page_frames])

@@ -75,8 +75,8 @@ def look(path, valid):
                 found = changes.diff(*pair)
                 reporter.print_table(*pair, found, changes.iter_changes(*pair), every)
                 reporter.print_document(*pair, found, None, every)
-                moves = pictures.read_moves(*pair)
-                to_svg(lay_out(pictures.picture_moves(moves, *pair))[0], theme="auto").encode()
+                became = pictures.read_changes(*pair)
+                to_svg(lay_out(pictures.picture_changes(became, *pair))[0], theme="auto").encode()
     except PhysviewError as error:
         return str(error).partition(": ")[2]
     return ""

@@ -31,7 +31,7 @@ def place_of(tab, pfn):
 def open_without_frames(tab, picture, path):
     """Open a picture's page as an unprivileged user gets it: without frames."""
     blind = picture._replace(
-        frames=None, missing="a test", space=picture.space._replace(links=None)
+        frames=None, refusal="a test", space=picture.space._replace(links=None)
     )
     pictures.write_picture(blind, str(path))
     tab.complaints.clear()
