@@ -20,8 +20,9 @@ pytestmark = pytest.mark.needs("browser", "pfn", "kpage")
 SUMS = """(() => {
     const {model, view} = physview, sums = model.kinds.map(() => 0);
     view.setLevel(%s);
+    const perRow = view.perRow * 2 ** view.level;
     for (const row of view.blocks.flatMap((block) => Array.from({length: block.nr},
-        (_, i) => ({first: (block.first + i) * 128 * 2 ** view.level, nr: 128 * 2 ** view.level}))))
+        (_, i) => ({first: (block.first + i) * perRow, nr: perRow}))))
         view.countRow(row).forEach((nr, i) => sums[i %% model.kinds.length] += nr);
     return sums;
 })()"""

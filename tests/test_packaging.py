@@ -87,7 +87,7 @@ def test_the_wheel_is_one_for_all(wheel):
     assert "physview/py.typed" in names
     for source in ("Kbuild", "Makefile", "main.c", "walk.c", "compat.h", "uapi/physicalview.h"):
         assert f"physview/kmod_source/{source}" in names
-    for source in ("page.html", "page.css", "data.js", "view.js", "page.js"):
+    for source in ("page.html", "page.css", "data.js", "links.js", "view.js", "page.js"):
         assert f"physview/pictures/{source}" in names
     assert not [name for name in names if name.startswith(("tests", "csrc"))]
     data = f"physview-{physview.__version__}.data/data/share"

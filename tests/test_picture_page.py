@@ -114,7 +114,7 @@ def test_the_page_counts_as_the_picture_does(page, stopped):
         view.setLevel(%s);
         for (const block of view.blocks)
             for (let row = block.first; row < block.first + block.nr; row++) {
-                const nr = 128 * 2 ** view.level;
+                const nr = view.perRow * 2 ** view.level;
                 const counts = view.countRow({first: row * nr, nr});
                 counts.forEach((nr, i) => sums[i %% sums.length] += nr);
             }

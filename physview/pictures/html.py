@@ -10,12 +10,12 @@ from __future__ import annotations
 from importlib import resources
 
 from physview.pictures.captions import Captions
-from physview.pictures.layout import lay_out
+from physview.pictures.layout import MARGIN, WIDTH, lay_out
 from physview.pictures.model import Picture
 from physview.pictures.pack import pack
-from physview.pictures.svg import body, number, style, text
+from physview.pictures.svg import FONT, body, number, style, text
 
-SCRIPTS = ("data.js", "view.js", "page.js")
+SCRIPTS = ("data.js", "links.js", "view.js", "page.js")
 
 
 def to_html(picture: Picture, captions: Captions | None = None, *, theme: str = "auto") -> str:
@@ -32,6 +32,7 @@ def to_html(picture: Picture, captions: Captions | None = None, *, theme: str = 
         "title": text(drawing.title),
         "theme": theme,
         "style": _read("page.css")
+        + _sizes()
         + _variables(drawing.colours("light"), drawing.colours("dark"), theme)
         + style(drawing, theme),
         "svg": f'<svg viewBox="{size}" role="img" aria-label="{text(drawing.title)}">\n'
@@ -51,6 +52,11 @@ def to_html(picture: Picture, captions: Captions | None = None, *, theme: str = 
 
 def _read(name: str) -> str:
     return resources.files("physview.pictures").joinpath(name).read_text("utf-8")
+
+
+def _sizes() -> str:
+    """The sizes and the typeface of the drawing, for page.css."""
+    return f":root{{--width:{WIDTH}px;--margin:{MARGIN}px;--font:{FONT}}}\n"
 
 
 def _variables(light: dict[str, str], dark: dict[str, str], theme: str) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from physview.model import PAGE_SHIFT, PAGE_SIZE
 from physview.pictures.bands import PARTS, Band, parts_of
 from physview.pictures.captions import Captions, describe
-from physview.pictures.grid import CELLS_PER_ROW, Grid
+from physview.pictures.grid import CELLS_PER_ROW, Block, Grid
 from physview.pictures.kinds import OWN, PAGES, REST, Kind
 from physview.pictures.model import Picture, Space
 from physview.pictures.shapes import Cells, Drawing, Rect, Ribbon, Shape, Text, fit, stripes
@@ -28,7 +28,14 @@ MIN_BAND, BAND_GAP, FAR_GAP = 19, 5, 24
 TWO_LINES = 36
 LINE = 22
 LEGEND_COLUMNS, LEGEND_GAP = 4, 40
+# Connectors begin right of the bands and end left of the cells.
+LINK_LEFT, LINK_GAP = BODY + BODY_WIDTH + 2, 6
 THINNEST, LINK_OPACITY = 0.8, 0.55
+# Text at the cells: its size, and its baseline below the top of a row or above that of a block.
+ADDRESS_SIZE, ADDRESS_BASELINE, ADDRESS_GAP = 11, 9, 10
+HOLE_SIZE, HOLE_BASELINE = 12, 10
+# Addresses have at least this distance from each other.
+ADDRESS_PITCH = 40
 
 
 class Row(NamedTuple):
@@ -52,6 +59,7 @@ class Place(NamedTuple):
         x: Left.
         cell: Width of a cell.
         pitch: From a row to the next.
+        gap: The part of the pitch that is left empty below a row.
         rows: The blocks.
         bottom: The end of the last row.
     """
@@ -59,8 +67,27 @@ class Place(NamedTuple):
     x: float
     cell: float
     pitch: float
+    gap: float
     rows: tuple[Row, ...]
     bottom: float
+
+    @property
+    def width(self) -> float:
+        """Of a row."""
+        return CELLS_PER_ROW * self.cell
+
+    @property
+    def address_x(self) -> float:
+        """Where the addresses beside the rows begin."""
+        return self.x + self.width + ADDRESS_GAP
+
+    @property
+    def address_step(self) -> int:
+        """Every so many rows have an address beside them."""
+        step = 1
+        while step * self.pitch < ADDRESS_PITCH:
+            step *= 2
+        return step
 
     def y(self, row: float) -> float:
         """The top of a row."""
@@ -82,11 +109,13 @@ class Layout(NamedTuple):
         height: Of the page.
         place: Where the frames are, or None.
         spans: Where each band is.
+        frame_labels: The text at the frames: addresses, and names of holes.
     """
 
     height: float
     place: Place | None
     spans: tuple[Span, ...]
+    frame_labels: tuple[Text, ...]
 
 
 def lay_out(
@@ -121,7 +150,8 @@ def lay_out(
             y += 19
         y += 3
     height = y + MARGIN - 22
-    layout = Layout(height, place, spans)
+    labels = _frame_labels(picture.frames.grid, place) if picture.frames and place else ()
+    layout = Layout(height, place, spans, labels)
     return Drawing(WIDTH, height, captions.title, picture.kinds, shapes), layout
 
 
@@ -150,7 +180,7 @@ def _place_frames(picture: Picture) -> Place | None:
         rows.append(Row(first, block.nr_rows, y))
         first += block.nr_rows
         y += block.nr_rows * pitch
-    return Place(x, cell, pitch, tuple(rows), y)
+    return Place(x, cell, pitch, min(1, pitch / 5), tuple(rows), y)
 
 
 def _frames(picture: Picture, place: Place) -> list[Shape]:
@@ -159,31 +189,47 @@ def _frames(picture: Picture, place: Place) -> list[Shape]:
     grid = frames.grid
     shapes: list[Shape] = []
     codes = stripes(frames.counts, 1 << grid.shift, picture.kinds)
-    width = CELLS_PER_ROW * place.cell
     for row, block in zip(place.rows, grid.blocks, strict=True):
-        if block.hole:
-            hint = Text(place.x, row.y - 10, fit(block.hole, width, 12), 12, "muted")
-            shapes.append(hint)
+        shapes += _hole_name(row, block, place)
         mine = codes[row.first : row.first + row.nr]
-        shapes.append(Cells(place.x, row.y, width, place.pitch, min(1, place.pitch / 5), mine))
-        shapes += _axis(row, block.first_row, place, grid.row_shift)
+        shapes.append(Cells(place.x, row.y, place.width, place.pitch, place.gap, mine))
+        shapes += _addresses(row, block.first_row, place, grid.row_shift)
     return shapes
 
 
-def _axis(row: Row, first_row: int, place: Place, row_shift: int) -> list[Shape]:
-    """Addresses beside the rows: at round ones, and where a block begins."""
+def _frame_labels(grid: Grid, place: Place) -> tuple[Text, ...]:
+    labels: list[Text] = []
+    for row, block in zip(place.rows, grid.blocks, strict=True):
+        labels += _hole_name(row, block, place)
+        labels += _addresses(row, block.first_row, place, grid.row_shift)
+    return tuple(labels)
+
+
+def fit_hole_name(name: str, place: Place) -> str:
+    """The name of a hole as it fits above the rows."""
+    return fit(name, place.width, HOLE_SIZE)
+
+
+def _hole_name(row: Row, block: Block, place: Place) -> list[Text]:
+    if not block.hole:
+        return []
+    name = fit_hole_name(block.hole, place)
+    return [Text(place.x, row.y - HOLE_BASELINE, name, HOLE_SIZE, "muted")]
+
+
+def _addresses(row: Row, first_row: int, place: Place, row_shift: int) -> list[Text]:
+    """Addresses beside the rows: at the first row of a block, and at round ones that are not too
+    close to the block's ends."""
     row_bytes = 1 << row_shift + PAGE_SHIFT
-    step = 1
-    while step * place.pitch < 40:
-        step *= 2
-    x = place.x + CELLS_PER_ROW * place.cell + 10
-    texts: list[Shape] = []
+    step = place.address_step
+    texts: list[Text] = []
     for i in range(row.nr):
         number = first_row + i
         is_round = number % step == 0 and row.nr - i >= step / 2
         if i == 0 or (is_round and i >= step / 2):
-            y = row.y + i * place.pitch
-            texts.append(Text(x, y + 9, _address(number * row_bytes), 11, "muted"))
+            y = row.y + i * place.pitch + ADDRESS_BASELINE
+            address = _address(number * row_bytes)
+            texts.append(Text(place.address_x, y, address, ADDRESS_SIZE, "muted"))
     return texts
 
 
@@ -290,6 +336,7 @@ def _links(
     begun: dict[tuple[int, int, bool], int] = {}
     filled: dict[int, int] = {}
     ribbons: list[tuple[int, Ribbon]] = []
+    ranks = link_ranks(kinds)
     for link in sorted(links.links):
         band, span = space.bands[link.band], spans[link.band]
         nr_parts = parts_of(band, links.nr_parts)
@@ -305,20 +352,30 @@ def _links(
         top = span.top + begin * per_page
         other = place.y(link.row) + end * per_frame
         ribbon = Ribbon(
-            BODY + BODY_WIDTH + 2,
+            LINK_LEFT,
             top,
             top + max(link.nr_pages * per_page, THINNEST),
-            place.x - 6,
+            place.x - LINK_GAP,
             other,
             other + max(link.nr_pages * per_frame, THINNEST),
             kinds[link.kind].slug,
             LINK_OPACITY,
         )
-        ribbons.append((link.kind, ribbon))
-    if any(kind.is_past for kind in kinds):
-        # First what stayed, over it where pages were, and over that where they are.
-        ribbons.sort(key=lambda each: (each[0] > 0, not kinds[each[0]].is_past, each[0]))
-    return [ribbon for _, ribbon in ribbons]
+        ribbons.append((ranks[link.kind], ribbon))
+    return [ribbon for _, ribbon in sorted(ribbons, key=lambda each: each[0])]
+
+
+def link_ranks(kinds: tuple[Kind, ...]) -> list[int]:
+    """The order in which connectors are drawn, of each kind: higher ranks over lower ones.
+
+    In a difference first those of pages that stayed, then those to where pages were, then those to
+    where they are. Otherwise all ranks are 0.
+    """
+    if not any(kind.is_past for kind in kinds):
+        return [0] * len(kinds)
+    indices = range(len(kinds))
+    order = sorted(indices, key=lambda i: (i > 0, not kinds[i].is_past, i))
+    return [order.index(i) for i in indices]
 
 
 def _legend(picture: Picture, top: float) -> tuple[list[Shape], float]:

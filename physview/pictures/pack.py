@@ -14,13 +14,16 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from physview.model import NO_ENTRY, PAGE_SIZE, PM_FLAG_NAMES, Cause, PagemapEntry, printable
-from physview.pictures.bands import DrawnPages, parts_of
+from physview.pictures import layout as positions
+from physview.pictures.bands import LINK_PARTS, LINK_STEPS, MAX_LINKS, DrawnPages, parts_of
+from physview.pictures.grid import CELLS_PER_ROW, Grid
 from physview.pictures.kinds import NO_KIND
-from physview.pictures.layout import Layout
+from physview.pictures.layout import Layout, Place
 from physview.pictures.model import Picture
 from physview.pictures.pack_changes import change_states, distinct_rows
 from physview.pictures.page_changes import PageChanges
 from physview.pictures.process_pages import ProcessPages
+from physview.pictures.shapes import LEAST, UNITS, Text
 from physview.sources.page_flags import flag_names, well_known
 
 if TYPE_CHECKING:
@@ -39,7 +42,6 @@ def pack(picture: Picture, layout: Layout) -> str:
     if picture.frames:
         frames = picture.frames
         header["ram"] = frames.ram
-        header["holes"] = frames.grid.holes
         header["shift"] = frames.grid.shift
         columns["run_nr"], columns["run_kind"] = frames.runs["nr"], frames.runs["kind"]
     if picture.space:
@@ -48,7 +50,10 @@ def pack(picture: Picture, layout: Layout) -> str:
             [f"{vma.start:x}", f"{vma.end:x}", vma.perms, f"{vma.offset:x}", printable(vma.path)]
             for vma in memory.vmas
         ]
-        header["bands"] = [[band.first, band.nr, band.name] for band in picture.space.bands]
+        header["bands"] = [
+            [band.first, band.nr, band.name, parts_of(band, LINK_PARTS)]
+            for band in picture.space.bands
+        ]
         if isinstance(memory, PageChanges):
             header["states"], columns["state"] = change_states(memory)
         else:
@@ -80,19 +85,54 @@ def _kinds(picture: Picture) -> list[Any]:
 
 
 def _layout(picture: Picture, layout: Layout) -> dict[str, Any]:
-    from physview.pictures import layout as module
-
-    place = layout.place
-    bands = picture.space.bands if picture.space else []
+    """Where the page draws what, and by which constants: the scripts have none of their own."""
+    frames = None
+    if picture.frames and layout.place:
+        frames = _frames_layout(picture.frames.grid, layout.place, layout.frame_labels)
     return {
-        "width": module.WIDTH,
+        "width": positions.WIDTH,
         "height": layout.height,
-        "top": module.TOP,
-        "hole": module.HOLE,
-        "body": [module.BODY, module.BODY_WIDTH],
-        "place": [place.x, place.cell, place.pitch, place.bottom] if place else None,
+        "labels": positions.LABELS,
+        "body": [positions.BODY, positions.BODY_WIDTH],
         "spans": [list(span) for span in layout.spans],
-        "parts": [parts_of(band, 32) for band in bands],
+        "frames": frames,
+        "links": {
+            "left": positions.LINK_LEFT,
+            "right": layout.place.x - positions.LINK_GAP if layout.place else None,
+            "parts": LINK_PARTS,
+            "steps": LINK_STEPS,
+            "most": MAX_LINKS,
+            "thinnest": positions.THINNEST,
+            "opacity": positions.LINK_OPACITY,
+            "ranks": positions.link_ranks(picture.kinds),
+        },
+    }
+
+
+def _frames_layout(grid: Grid, place: Place, labels: tuple[Text, ...]) -> dict[str, Any]:
+    return {
+        "x": place.x,
+        "top": positions.TOP,
+        "bottom": place.bottom,
+        "cell": place.cell,
+        "pitch": place.pitch,
+        "gap": place.gap,
+        "per_row": CELLS_PER_ROW,
+        "stripes": UNITS,
+        "least": LEAST,
+        "labels": [[each.x, each.y, each.text, each.size] for each in labels],
+        "addresses": {
+            "x": place.address_x,
+            "baseline": positions.ADDRESS_BASELINE,
+            "size": positions.ADDRESS_SIZE,
+            "step": place.address_step,
+        },
+        "holes": {
+            "names": [positions.fit_hole_name(hole, place) for hole in grid.holes],
+            "height": positions.HOLE,
+            "baseline": positions.HOLE_BASELINE,
+            "size": positions.HOLE_SIZE,
+        },
     }
 
 

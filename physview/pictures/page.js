@@ -8,11 +8,15 @@ function count(nr, word) {
 }
 
 class Page {
+	/** @param {Model} model */
 	constructor(model) {
 		this.model = model;
-		this.canvas = document.getElementById("canvas");
+		this.canvas = /** @type {HTMLCanvasElement} */ (document.getElementById("canvas"));
 		this.tip = document.getElementById("tip");
-		this.search = document.getElementById("search");
+		this.search = /** @type {HTMLInputElement} */ (document.getElementById("search"));
+		this.pinned = false; /* what is chosen stays so when the mouse moves */
+		this.last = 0; /* which of the mappings with the name that was searched for */
+		this.lastWords = "";
 		this.found = document.getElementById("found");
 		this.view = new View(model, this.canvas);
 		this.listen();
@@ -144,7 +148,7 @@ class Page {
 		if (pfn >= 0)
 			return [this.describeCell(pfn), null];
 		const band = model.layout.spans.findIndex(([top, bottom]) => y >= top && y <= bottom);
-		if (x < left + width && x > 40 && band >= 0)
+		if (x < left + width && x > model.layout.labels && band >= 0)
 			return [this.describeBand(band, y), band];
 		const context = this.canvas.getContext("2d");
 		context.save();
@@ -191,9 +195,9 @@ class Page {
 		const [kind, flags, bits, cause, mapcount] = model.states[model.state[extent]];
 		const isThere = model.index[extent] >= 0;
 		const pfn = isThere ? model.pfnOf(model.index[extent] + page - model.page[extent]) : -1;
-		const name = kind === null ? "" : model.kinds[kind][1];
+		const [slug, name] = kind === null ? ["", ""] : model.kinds[kind];
 		const place = isThere ? `physical ${model.address(pfn, offset)}  (frame ${pfn})`
-			: cause || (name === "zero page" ? "the zero page, which all share" : "outside of RAM");
+			: cause || (slug === "zero" ? "the zero page, which all share" : "outside of RAM");
 		lines.unshift(`virtual ${address}`, place);
 		lines.push(`${count(model.nr[extent], "page")} in a row, ${name || "no page"}`);
 		if (flags !== null)
@@ -338,7 +342,7 @@ class Page {
 async function start() {
 	try {
 		const [header, columns] = await unpack(document.getElementById("data").textContent);
-		window.physview = new Page(new Model(header, columns));
+		Object.assign(window, {physview: new Page(new Model(header, columns))});
 		document.documentElement.dataset.state = "ready";
 	} catch (error) {
 		document.documentElement.dataset.state = "failed";

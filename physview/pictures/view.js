@@ -1,52 +1,72 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Draws frames and connectors on the canvas, at any zoom, in the coordinates of the drawing that
- * lies below it. A level is how many frames a cell has, as a power of two.
+ * Draws frames and connectors on the canvas at any zoom, in the coordinates of the drawing below the
+ * canvas. All positions and constants of that drawing come from model.layout. A level is the number
+ * of frames in a cell, as a power of two.
  */
 
-const COLUMNS = 128;
-const MAX_LINKS = 1200;
-const LINK_STEPS = [[32, 1], [16, 1], [16, 2], [8, 2], [8, 4], [4, 4], [4, 8], [2, 8], [1, 8]];
-const LINK_OPACITY = 0.55;
-const THINNEST = 0.8;
-const LEAST = 0.25; /* of a cell, for what the picture is about; half of it where that is much */
+const NOTHING = 255; /* a stripe that is left empty */
+/* Opacity of cells and connectors that do not belong to what is chosen. */
+const DIM_CELL = 0.22, DIM_LINK = 0.06;
+const ROW_GAP = 1e-6; /* a row that is seen by less than this is not drawn */
 
 class View {
+	/**
+	 * @param {Model} model
+	 * @param {HTMLCanvasElement} canvas
+	 */
 	constructor(model, canvas) {
 		this.model = model;
 		this.canvas = canvas;
 		this.layout = model.layout;
+		this.bundles = new Bundles(model);
 		this.level = model.shift || 0;
 		this.scroll = 0;
-		this.chosen = null; /* {band} or {vma}: what is lit */
-		this.marked = null; /* {pfn, past, page, vma}: what was found */
+		/** @type {{band?: number, vma?: number} | null} */
+		this.chosen = null; /* what is drawn at full strength */
+		/** @type {{pfn: number, past?: number, page: number, vma: number} | null} */
+		this.marked = null; /* what was found */
+		/** @type {any[]} */
 		this.links = [];
+		/** @type {Record<string, any>} */
 		this.known = {};
-		if (this.layout.place) {
-			[this.x, this.cell, this.pitch, this.bottom] = this.layout.place;
-			this.top = this.layout.top;
+		this.isAsked = false;
+		/** @type {(name: string) => string} */
+		this.colour = () => "";
+		const {frames} = this.layout;
+		if (frames) {
+			this.x = frames.x;
+			this.top = frames.top;
+			this.bottom = frames.bottom;
+			this.cell = frames.cell;
+			this.pitch = frames.pitch;
+			this.perRow = frames.per_row;
 			this.blocks = this.makeBlocks(this.level);
 		}
 	}
 
 	get hasFrames() {
-		return Boolean(this.layout.place);
+		return this.layout.frames !== null;
 	}
 
-	/* Rows in a row that have RAM: first row, how many, where, and what is missing before. */
+	get isWhole() {
+		return this.level === this.model.shift;
+	}
+
+	/* Contiguous rows that have RAM: first row, how many, where, and the hole before them. */
 	makeBlocks(level) {
-		const perRow = COLUMNS * 2 ** level, blocks = [];
+		const perRow = this.perRow * 2 ** level, blocks = [], {holes} = this.layout.frames;
 		this.model.ram.forEach(([first, end], i) => {
 			const low = Math.floor(first / perRow), high = Math.ceil(end / perRow);
 			const last = blocks[blocks.length - 1];
 			if (last && low <= last.first + last.nr)
 				last.nr = Math.max(last.nr, high - last.first);
 			else
-				blocks.push({first: low, nr: high - low, hole: this.model.holes[i]});
+				blocks.push({first: low, nr: high - low, hole: holes.names[i], y: 0});
 		});
 		let y = 0;
 		for (const block of blocks) {
-			block.y = y += block.hole ? this.layout.hole : 0;
+			block.y = y += block.hole ? holes.height : 0;
 			y += block.nr * this.pitch;
 		}
 		this.height = y;
@@ -62,25 +82,30 @@ class View {
 		this.draw();
 	}
 
-	/* Where the cell of a frame is: its left and top, and whether that is on the canvas. */
+	/**
+	 * Left and top of a frame's cell, and whether it is seen.
+	 *
+	 * @param {number} pfn
+	 * @returns {[number, number, boolean]}
+	 */
 	where(pfn) {
-		const cell = Math.floor(pfn / 2 ** this.level), row = Math.floor(cell / COLUMNS);
+		const cell = Math.floor(pfn / 2 ** this.level), row = Math.floor(cell / this.perRow);
 		const block = this.blocks.find((each) => row < each.first + each.nr);
 		const y = this.top + block.y + (row - block.first) * this.pitch - this.scroll;
-		return [this.x + (cell % COLUMNS) * this.cell, y, y >= this.top - 1 && y < this.bottom];
+		return [this.x + (cell % this.perRow) * this.cell, y, y >= this.top - 1 && y < this.bottom];
 	}
 
-	/* The first frame of the cell at a place, or -1; it may have no RAM. */
+	/* The first frame of the cell at a place, or -1. The cell may have no RAM. */
 	pfnAt(x, y) {
 		if (!this.hasFrames || y < this.top || y > this.bottom)
 			return -1;
 		const column = Math.floor((x - this.x) / this.cell);
 		const at = y - this.top + this.scroll;
 		const block = this.blocks.find((each) => at < each.y + each.nr * this.pitch);
-		if (column < 0 || column >= COLUMNS || !block || at < block.y)
+		if (column < 0 || column >= this.perRow || !block || at < block.y)
 			return -1;
 		const row = block.first + Math.floor((at - block.y) / this.pitch);
-		return (row * COLUMNS + column) * 2 ** this.level;
+		return (row * this.perRow + column) * 2 ** this.level;
 	}
 
 	zoom(level, x, y) {
@@ -101,20 +126,21 @@ class View {
 		this.scrollTo(this.scroll + this.where(pfn)[1] - (this.top + this.bottom) / 2);
 	}
 
-	/* Rows that can be seen: the first frame, and where. */
+	/* Rows that are seen: first frame and frames, top, and place in their block. */
 	visibleRows() {
-		const rows = [], perRow = COLUMNS * 2 ** this.level;
+		const rows = [], perRow = this.perRow * 2 ** this.level;
 		for (const block of this.blocks) {
 			const top = this.scroll - block.y, room = this.bottom - this.top;
 			const first = Math.max(0, Math.floor(top / this.pitch));
-			const end = Math.min(block.nr, Math.ceil((top + room) / this.pitch - 1e-6));
+			const end = Math.min(block.nr, Math.ceil((top + room) / this.pitch - ROW_GAP));
 			for (let i = first; i < end; i++)
 				rows.push({
 					first: (block.first + i) * perRow,
 					nr: perRow,
 					y: this.top + block.y + i * this.pitch - this.scroll,
 					number: block.first + i,
-					isFirst: i === 0,
+					inBlock: i,
+					toEnd: block.nr - i,
 				});
 		}
 		return rows;
@@ -157,15 +183,15 @@ class View {
 		context.rect(this.x - 4, this.top - 2, this.layout.width, this.bottom - this.top + 4);
 		context.clip();
 		this.drawCells(context, rows);
-		this.drawWords(context, rows);
+		this.drawLabels(context, rows);
 		context.restore();
 		this.drawMark(context);
 	}
 
-	/* What each cell of a row has: frames of each kind. */
+	/* Frames of each kind in each cell of a row. */
 	countRow(row) {
 		const {kinds, runStart, runKind} = this.model, perCell = 2 ** this.level;
-		const counts = new Float64Array(COLUMNS * kinds.length);
+		const counts = new Float64Array(this.perRow * kinds.length);
 		this.model.eachRam(row.first, row.first + row.nr, (first, end, pfn) => {
 			const shift = pfn - first - row.first;
 			let run = firstWhere(0, runKind.length, (i) => runStart[i + 1] > first);
@@ -181,9 +207,9 @@ class View {
 		return counts;
 	}
 
-	/* Which cells of a row have frames of what is chosen. */
+	/* Which cells of a row have frames that belong to what is chosen. */
 	litCells(row) {
-		const perCell = 2 ** this.level, lit = new Uint8Array(COLUMNS);
+		const perCell = 2 ** this.level, lit = new Uint8Array(this.perRow);
 		this.model.eachRam(row.first, row.first + row.nr, (first, end, pfn) => {
 			const shift = pfn - first - row.first;
 			this.model.eachPiece(first, end, (piece, index, nr) => {
@@ -196,7 +222,7 @@ class View {
 		return lit;
 	}
 
-	/* What make() makes of what is seen; made again only when something else is. */
+	/* The result of make(), made again only if level or scroll changed since. */
 	remember(name, make) {
 		const key = `${this.level} ${this.scroll}`;
 		if (this.known.key !== key)
@@ -204,116 +230,105 @@ class View {
 		return this.known[name] ??= make();
 	}
 
+	/*
+	 * A row of cells as stripes by shares: the index of a kind for each stripe, or NOTHING. This is
+	 * stripes() of shapes.py, for the counts of countRow().
+	 */
+	stripes(counts) {
+		const {kinds} = this.model, {stripes: units, least} = this.layout.frames;
+		const perCell = 2 ** this.level, codes = new Uint8Array(this.perRow * units).fill(NOTHING);
+		const exact = new Float64Array(kinds.length), nr = new Int32Array(kinds.length);
+		const low = new Int32Array(kinds.length);
+		for (let cell = 0; cell < this.perRow; cell++) {
+			const here = counts.subarray(cell * kinds.length, (cell + 1) * kinds.length);
+			const isShown = (kind) => kinds[kind][2] && here[kind] > 0;
+			const nrShown = here.reduce((sum, _, kind) => sum + (isShown(kind) ? 1 : 0), 0);
+			const atLeast = nrShown * least > units ? 1 : least;
+			for (let kind = 0; kind < kinds.length; kind++) {
+				exact[kind] = here[kind] * units / perCell;
+				low[kind] = isShown(kind) ? atLeast : 0;
+				nr[kind] = Math.max(Math.floor(exact[kind]), low[kind]);
+			}
+			const sum = (list) => list.reduce((one, other) => one + other, 0);
+			let missing = Math.max(Math.ceil(sum(exact) - 1e-9), sum(low)) - sum(nr);
+			/* The largest remainder gets one; the kind with the most above its share gives one. */
+			for (; missing > 0; missing--)
+				nr[largest(kinds.length, (kind) => exact[kind] > 0 ? exact[kind] - nr[kind] : -Infinity)]++;
+			for (; missing < 0; missing++)
+				nr[largest(kinds.length, (kind) => nr[kind] > low[kind] ? nr[kind] - exact[kind] : -Infinity)]--;
+			let at = cell * units;
+			for (let kind = 0; kind < kinds.length; kind++)
+				codes.fill(kind, at, at += nr[kind]);
+		}
+		return codes;
+	}
+
 	drawCells(context, rows) {
-		const {kinds} = this.model, perCell = 2 ** this.level;
-		const height = this.pitch - Math.min(1, this.pitch / 5);
-		const stripes = kinds.map(() => [[], []]);
-		const counted = this.remember("counts", () => rows.map((row) => this.countRow(row)));
+		const {kinds} = this.model, {stripes: units, gap} = this.layout.frames;
+		const width = this.cell / units;
+		const rects = kinds.map(() => [[], []]);
+		const codes = this.remember("stripes", () => rows.map((row) => this.stripes(this.countRow(row))));
 		rows.forEach((row, number) => {
-			const counts = counted[number], lit = this.chosen && this.litCells(row);
-			for (let cell = 0; cell < COLUMNS; cell++) {
-				let x = this.x + cell * this.cell;
-				const end = x + this.cell, isDim = lit && !lit[cell] ? 1 : 0;
-				let nrShown = 0;
-				for (let kind = 0; kind < kinds.length; kind++)
-					nrShown += kinds[kind][2] && counts[cell * kinds.length + kind] ? 1 : 0;
-				const least = nrShown * LEAST > 1 ? LEAST / 2 : LEAST;
-				for (let kind = 0; kind < kinds.length && x < end; kind++) {
-					const nr = counts[cell * kinds.length + kind];
-					if (!nr)
-						continue;
-					const share = Math.max(nr / perCell, kinds[kind][2] ? least : 0);
-					const width = Math.min(share * this.cell, end - x);
-					stripes[kind][isDim].push(x, row.y, width);
-					x += width;
-				}
+			const mine = codes[number], lit = this.chosen && this.litCells(row);
+			const isDim = (at) => lit && !lit[Math.floor(at / units)] ? 1 : 0;
+			for (let at = 0, end; at < mine.length; at = end) {
+				const kind = mine[at], dim = isDim(at);
+				for (end = at + 1; end < mine.length && mine[end] === kind && isDim(end) === dim;)
+					end++;
+				if (kind !== NOTHING)
+					rects[kind][dim].push(this.x + at * width, row.y, (end - at) * width);
 			}
 		});
-		stripes.forEach((both, kind) => {
+		rects.forEach((both, kind) => {
 			context.fillStyle = this.colour(kinds[kind][0]);
-			both.forEach((list, isDim) => {
-				context.globalAlpha = isDim ? 0.22 : 1;
-				for (let i = 0; i < list.length; i += 3)
-					context.fillRect(list[i], list[i + 1], list[i + 2] + 0.05, height);
+			both.forEach((list, dim) => {
+				context.globalAlpha = dim ? DIM_CELL : 1;
+				for (let i = 0; i < list.length; i += 3) /* a bit wider, so that no seam is seen */
+					context.fillRect(list[i], list[i + 1], list[i + 2] + 0.05, this.pitch - gap);
 			});
 		});
 		context.globalAlpha = 1;
 	}
 
-	/* Addresses beside the rows, and what the holes are. */
-	drawWords(context, rows) {
-		const step = 2 ** Math.ceil(Math.log2(40 / this.pitch));
-		context.font = "11px " + getComputedStyle(document.body).fontFamily;
+	/* Addresses beside the rows, and names of holes. */
+	drawLabels(context, rows) {
+		const {labels, addresses, holes} = this.layout.frames;
+		const font = getComputedStyle(document.body).fontFamily;
 		context.fillStyle = this.colour("muted");
-		const x = this.x + COLUMNS * this.cell + 10;
-		const isWhole = this.level === this.model.shift;
+		const write = (text, x, y, size) => {
+			context.font = `${size}px ${font}`;
+			context.fillText(text, x, y);
+		};
+		if (this.isWhole) {
+			for (const [x, y, text, size] of labels)
+				write(text, x, y, size);
+			return;
+		}
+		const half = addresses.step / 2;
 		for (const row of rows)
-			if (row.isFirst || row.number % step === 0)
-				context.fillText(isWhole ? roundSize(row.first * this.model.pageSize)
-					: this.model.address(row.first), x, row.y + 9);
+			if (row.inBlock === 0 || (row.number % addresses.step === 0 && row.inBlock >= half
+				&& row.toEnd >= half))
+				write(this.model.address(row.first), addresses.x, row.y + addresses.baseline,
+					addresses.size);
 		for (const block of this.blocks)
 			if (block.hole)
-				context.fillText(block.hole, this.x, this.top + block.y - this.scroll - 10);
-	}
-
-	/* Bundle what leads to the rows that are seen: pages by band, part, row and kind. */
-	bundle(rows) {
-		const {model} = this, nrKinds = model.kinds.length, nrPieces = model.pieceIndex.length;
-		const {pieceIndex, pieceNr, pieceExtent, piecePart, pieceKind, vma, bandOf} = model;
-		const sums = new Map();
-		rows.forEach((row, number) => {
-			const here = new Float64Array(model.bands.length * 32 * nrKinds);
-			model.eachRam(row.first, row.first + row.nr, (first, end) => {
-				for (let i = model.pieceAfter(first); i < nrPieces && pieceIndex[i] < end; i++) {
-					const nr = Math.min(end, pieceIndex[i] + pieceNr[i]) - Math.max(first, pieceIndex[i]);
-					const extent = pieceExtent[i], place = bandOf[vma[extent]] * 32 + piecePart[i];
-					if (nr > 0)
-						here[place * nrKinds + pieceKind[i]] += nr;
-				}
-			});
-			here.forEach((nr, key) => nr && sums.set(number * here.length + key, nr));
-		});
-		for (const [nrParts, nrRows] of LINK_STEPS) {
-			const found = this.coarsen(sums, nrParts, nrRows);
-			if (found.size <= MAX_LINKS || nrParts === 1)
-				return [found, nrParts, nrRows];
-		}
-		return [new Map(), 1, 1];
-	}
-
-	coarsen(sums, nrParts, nrRows) {
-		const {model} = this, nrKinds = model.kinds.length;
-		const found = new Map();
-		for (const [key, nr] of sums) {
-			const kind = key % nrKinds, rest = Math.floor(key / nrKinds);
-			const band = Math.floor(rest / 32) % model.bands.length;
-			const {parts} = model.bands[band];
-			const part = Math.floor(rest % 32 * Math.min(nrParts, parts) / parts);
-			const row = Math.floor(rest / 32 / model.bands.length / nrRows) * nrRows;
-			/* Where there are kinds of what was, each has connectors of its own. */
-			const place = ((band * 32 + part) * 4096 + row) * 256 + (model.isDiff ? kind : 0);
-			const link = found.get(place) || {band, part, row, nr: 0, most: 0, kind};
-			link.nr += nr;
-			if (nr > link.most)
-				[link.most, link.kind] = [nr, kind];
-			found.set(place, link);
-		}
-		return found;
+				write(block.hole, this.x, this.top + block.y - this.scroll - holes.baseline,
+					holes.size);
 	}
 
 	drawLinks(context, rows) {
 		this.links = [];
 		if (!this.model.bands.length || !rows.length)
 			return;
-		const [found, nrParts, nrRows] = this.remember("links", () => this.bundle(rows));
+		const {parts: finest, thinnest, opacity, ranks} = this.layout.links;
+		const {links, nrParts, nrRows} = this.remember("links", () => this.bundles.bundle(rows));
 		const begun = new Map(), filled = new Map();
-		const places = [...found.keys()].sort((one, other) => one - other);
-		for (const place of places) {
-			const link = found.get(place), band = this.model.bands[link.band];
+		for (const link of links) {
+			const band = this.model.bands[link.band];
 			const [top, bottom] = this.layout.spans[link.band];
 			const parts = Math.min(nrParts, band.parts);
 			link.isPast = this.model.kinds[link.kind][4];
-			const at = (link.band * 32 + link.part) * 2 + (link.isPast ? 1 : 0);
+			const at = (link.band * finest + link.part) * 2 + (link.isPast ? 1 : 0);
 			const perPage = (bottom - top) / band.nrPages;
 			const start = top + (link.part * band.nrPages / parts + (begun.get(at) || 0)) * perPage;
 			const last = rows[Math.min(link.row + nrRows, rows.length) - 1];
@@ -321,19 +336,16 @@ class View {
 			const end = rows[link.row].y + (filled.get(link.row) || 0) * perFrame;
 			begun.set(at, (begun.get(at) || 0) + link.nr);
 			filled.set(link.row, (filled.get(link.row) || 0) + link.nr);
-			link.path = this.ribbon(start, Math.max(link.nr * perPage, THINNEST), end,
-				Math.max(link.nr * perFrame, THINNEST));
+			link.path = this.ribbon(start, Math.max(link.nr * perPage, thinnest), end,
+				Math.max(link.nr * perFrame, thinnest));
 			link.rows = [rows[link.row], last];
 			link.parts = parts;
 			this.links.push(link);
 		}
-		/* First what stayed, over it where pages were, and over that where they are. */
-		const order = (link) => link.kind === 0 ? 0 : link.isPast ? 1 : 2;
-		if (this.model.isDiff)
-			this.links.sort((one, other) => order(one) - order(other));
+		this.links.sort((one, other) => ranks[one.kind] - ranks[other.kind]);
 		const band = this.chosen && (this.chosen.band ?? this.model.bandOf[this.chosen.vma]);
 		for (const link of this.links) {
-			context.globalAlpha = this.chosen && link.band !== band ? 0.06 : LINK_OPACITY;
+			context.globalAlpha = this.chosen && link.band !== band ? DIM_LINK : opacity;
 			context.fillStyle = this.colour(this.model.kinds[link.kind][0]);
 			context.fill(link.path);
 		}
@@ -341,7 +353,7 @@ class View {
 	}
 
 	ribbon(start, height, end, endHeight) {
-		const x = this.layout.body[0] + this.layout.body[1] + 2, other = this.x - 6;
+		const {left: x, right: other} = this.layout.links;
 		const middle = (x + other) / 2, path = new Path2D();
 		path.moveTo(x, start);
 		path.bezierCurveTo(middle, start, middle, end, other, end);
@@ -351,7 +363,7 @@ class View {
 		return path;
 	}
 
-	/* Where in the drawing a page is. */
+	/* How far down in the drawing a page is. */
 	pageY(page, vma) {
 		const band = this.model.bandOf[vma], [top, bottom] = this.layout.spans[band];
 		const {nrPages} = this.model.bands[band];
@@ -373,7 +385,7 @@ class View {
 		context.setLineDash([]);
 	}
 
-	/* A frame around the cell of a frame, and a line from the page that it is of. */
+	/* A rectangle around the cell of a frame, and a line to it from its page. */
 	drawFrameMark(context, pfn, page, vma) {
 		const [left, width] = this.layout.body;
 		if (pfn < 0)
@@ -392,8 +404,25 @@ class View {
 	}
 }
 
+/* The first i in 0 .. nr with the largest score(i). */
+function largest(nr, score) {
+	let best = 0, most = -Infinity;
+	for (let i = 0; i < nr; i++) {
+		const value = score(i);
+		if (value > most)
+			[best, most] = [i, value];
+	}
+	return best;
+}
+
+/**
+ * @param {number} bytes
+ * @returns {string}
+ */
 function roundSize(bytes) {
-	for (const [unit, name] of [[2 ** 40, "TiB"], [2 ** 30, "GiB"], [2 ** 20, "MiB"], [1024, "KiB"]])
+	/** @type {[number, string][]} */
+	const units = [[2 ** 40, "TiB"], [2 ** 30, "GiB"], [2 ** 20, "MiB"], [1024, "KiB"]];
+	for (const [unit, name] of units)
 		if (bytes >= unit)
 			return +(bytes / unit).toFixed(2) + " " + name;
 	return bytes + (bytes ? " bytes" : "");
