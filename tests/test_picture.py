@@ -127,7 +127,7 @@ def test_wrong_output_paths_and_options_are_refused(physview, tmp_path):
     there.write_text("mine")
     cases = {
         "picture.gif": (2, "'.gif' is no kind of picture; end it in .svg, .png, .html"),
-        "picture": (2, "its name does not tell the kind; end it in .svg, .png, .html"),
+        "picture": (2, "the name has no suffix; end it in .svg, .png, .html"),
         "there.svg": (1, "it is there already; choose another name, or add --force"),
         "nowhere/p.svg": (1, f"there is no folder {tmp_path}/nowhere; make it"),
     }
@@ -235,13 +235,13 @@ def test_an_unprivileged_user_gets_the_virtual_half(physview, open_folder, suffi
     result = physview("picture", "self", "-o", str(path), prefix=AS_NOBODY)
     assert result.returncode == 0, result
     assert result.stderr.count("\n") == 1
-    why = "physical memory is not drawn: frame numbers are told to root only; run "
+    why = "physical memory is not drawn: only root may see frame numbers; run "
     assert why in result.stderr
     if suffix == ".svg":
         words = words_of(path)
         assert "Physical memory is not drawn" in words
-        assert any("frame numbers are told to root only" in word for word in words)
-        assert any("shared memory is told as files" in word for word in words)
+        assert any("only root may see frame numbers" in word for word in words)
+        assert any("shared memory is shown as files" in word for word in words)
         assert "libc.so.6" in words or any("mappings" in word for word in words)
     refused = physview("frames", "--picture", str(open_folder / f"m{suffix}"), prefix=AS_NOBODY)
     assert "run as root" in one_line(refused, 1)

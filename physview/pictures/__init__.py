@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pictures of memory: a process's address space, physical memory, and what connects them.
+"""Pictures of memory: a process's address space, physical memory, and their connections.
 
 >>> from physview import pictures
 >>> picture = pictures.picture_process("self")
@@ -7,8 +7,8 @@
 >>> pictures.to_svg(drawing).startswith("<svg")
 True
 
-What a frame can be, its kind, is not fixed: `make_frames()` takes kinds of one's own, and a
-`Picture` of its result is drawn like any other.
+The kinds of frames are not fixed: `make_frames()` takes other kinds too, and a `Picture` of its
+result is drawn like any other, with `Captions` that the caller writes.
 """
 
 from physview.pictures.captions import Captions, describe

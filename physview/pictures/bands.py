@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The address space as bands one below the other, and what leads from them to frames.
+"""The address space as bands, and the connectors from bands to frames.
 
-A band is a mapping, or mappings in a row: what has little in memory is told together, so that
-there are never more bands than one can read. Within a band a place is an offset in pages, with
-nothing left between its mappings.
+A band is one mapping or several neighbouring mappings. Mappings with few resident pages share a
+band, so that there are few enough bands to read. An offset in a band counts the pages of its
+mappings, without the gaps between them.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 MAX_BANDS = 16
 MAX_NAMES = 3
-# What a band is cut into, for its profile.
+# The profile of a band has this many parts.
 PARTS = 64
-# Connectors begin at so many places of a band, and end at so many rows of cells: the first that
-# makes few enough.
+# (parts of a band, rows of cells) that a connector bundles. The first step that makes at most
+# MAX_LINKS connectors is drawn; if none does, the last.
 LINK_STEPS = ((32, 1), (16, 1), (16, 2), (8, 2), (8, 4), (4, 4), (4, 8), (2, 8), (1, 8), (1, 16))
 LINK_PARTS = LINK_STEPS[0][0]
 MAX_LINKS = 1200
 
 
 class PageFrames(NamedTuple):
-    """Pages that have frames.
+    """The frames of some rows of pages.
 
     Args:
-        rows: intp array, shape (n,): which rows of the pages.
-        frames: Array of `runs.RUN_DTYPE`, shape (n,): the frames of each, and what they are.
+        rows: intp array, shape (n,): the indices of the rows.
+        frames: Array of `runs.RUN_DTYPE`, shape (n,): the frames of each row, and their kind.
     """
 
     rows: npt.NDArray[np.intp]
@@ -50,11 +50,11 @@ class PageFrames(NamedTuple):
 
 
 class DrawnPages(Protocol):
-    """What an address space has: a process's memory at one time, or what became of it."""
+    """The pages of an address space: at one time, or what became of them between two times."""
 
     @property
     def all_kinds(self) -> tuple[Kind, ...]:
-        """What its pages and frames can be."""
+        """The kinds of the pages and frames."""
 
     @property
     def vmas(self) -> list[Vma]:
@@ -66,30 +66,30 @@ class DrawnPages(Protocol):
 
     @property
     def kinds(self) -> npt.NDArray[np.uint8]:
-        """Shape (n,): what the pages of each row are; NO_KIND where that is not drawn."""
+        """Shape (n,): the kind of each row's pages; NO_KIND if they are not drawn."""
 
     @property
     def page_frames(self) -> list[PageFrames]:
-        """Which have frames; a row may be there more than once."""
+        """The rows with frames. A row may be there more than once."""
 
     @property
     def is_changed(self) -> npt.NDArray[np.bool_] | None:
-        """Shape (n,): which are not as they were; None if that is not what it is about."""
+        """Shape (n,): which rows changed; None for pages at one time."""
 
 
 class Band(NamedTuple):
-    """A mapping, or mappings in a row.
+    """One mapping, or several neighbouring mappings.
 
     Args:
-        first: The index of the first of them in the process's mappings.
+        first: The index of its first mapping in all mappings of the process.
         nr: How many mappings.
-        name: The mapping's name, or what they are together.
+        name: The name of the mapping, or of all of them.
         start: The first address.
         end: The first address after the last.
-        nr_pages: Base pages that are mapped.
-        counts: DrawnPages of each kind.
-        nr_resident: DrawnPages that have, or had, a frame of their own.
-        nr_changed: DrawnPages that are not as they were; None if that is not what it is about.
+        nr_pages: Base pages of its mappings.
+        counts: Pages of each kind.
+        nr_resident: Pages that have, or had, a frame of their own.
+        nr_changed: Pages that changed; None for pages at one time.
     """
 
     first: int
@@ -104,13 +104,13 @@ class Band(NamedTuple):
 
 
 class Link(NamedTuple):
-    """Pages of a part of a band whose frames lie in the same rows of the grid.
+    """A connector: pages of a part of a band whose frames are in the same rows of the grid.
 
     Args:
         band: The index of the band.
-        part: Which part of it, of so many as `Links.nr_parts`.
-        row: The first of the rows, over all that are drawn.
-        kind: What most of the pages are, or all, see `Links`.
+        part: The number of the part, of `Links.nr_parts`.
+        row: The first of the rows, numbered through the grid.
+        kind: The kind of most of the pages, or of all, see `Links`.
         nr_pages: How many pages.
     """
 
@@ -122,14 +122,14 @@ class Link(NamedTuple):
 
 
 class Links(NamedTuple):
-    """All that leads from bands to frames; every page that has a frame in RAM is in one.
+    """All connectors from bands to frames. Every page that has a frame in RAM is in one of them.
 
-    Where there are kinds of what was, each kind has links of its own, for then it tells apart where
-    pages were and where they are.
+    In a difference each kind has links of its own, so that links to where pages were differ from
+    links to where they are.
 
     Args:
         nr_parts: How many parts a band has, if it has so many pages.
-        nr_rows: How many rows a link ends at.
+        nr_rows: How many rows of cells a link ends at.
         links: By band, part, row and kind.
     """
 
@@ -138,39 +138,39 @@ class Links(NamedTuple):
     links: tuple[Link, ...]
 
 
-def make_bands(memory: DrawnPages, *, max_bands: int = MAX_BANDS) -> list[Band]:
-    """Put mappings together until there are few enough bands.
+def make_bands(pages: DrawnPages, *, max_bands: int = MAX_BANDS) -> list[Band]:
+    """Merge mappings into bands until there are few enough.
 
-    Those that have most in memory have bands of their own; the others share one with their
+    The mappings with most resident pages have bands of their own. Others share a band with their
     neighbours.
 
     Args:
-        memory: The pages.
-        max_bands: How many there may be.
+        pages: The pages.
+        max_bands: The largest number of bands.
     """
     import numpy as np
 
-    nr_kinds = len(memory.all_kinds)
-    has_frame = np.array([kind.has_frame for kind in memory.all_kinds])
-    known = memory.kinds != NO_KIND
-    key = memory.rows["vma"][known].astype(np.int64) * nr_kinds + memory.kinds[known]
-    weights = memory.rows["nr_pages"][known]
-    size = len(memory.vmas) * nr_kinds
+    nr_kinds = len(pages.all_kinds)
+    has_frame = np.array([kind.has_frame for kind in pages.all_kinds])
+    known = pages.kinds != NO_KIND
+    key = pages.rows["vma"][known].astype(np.int64) * nr_kinds + pages.kinds[known]
+    weights = pages.rows["nr_pages"][known]
+    size = len(pages.vmas) * nr_kinds
     counts = np.bincount(key, weights=weights, minlength=size).astype(np.int64)
-    counts = counts.reshape(len(memory.vmas), nr_kinds)
+    counts = counts.reshape(len(pages.vmas), nr_kinds)
     changed = None
-    if memory.is_changed is not None:
-        nr = np.where(memory.is_changed, memory.rows["nr_pages"], 0)
-        changed = np.bincount(memory.rows["vma"], weights=nr, minlength=len(memory.vmas))
-    bounds = _bounds(memory.vmas, counts.sum(axis=1).tolist(), max_bands)
+    if pages.is_changed is not None:
+        nr = np.where(pages.is_changed, pages.rows["nr_pages"], 0)
+        changed = np.bincount(pages.rows["vma"], weights=nr, minlength=len(pages.vmas))
+    bounds = _bounds(pages.vmas, counts.sum(axis=1).tolist(), max_bands)
     return [
         Band(
             first,
             end - first,
-            _name(memory.vmas[first:end]),
-            memory.vmas[first].start,
-            memory.vmas[end - 1].end,
-            sum(vma.end - vma.start for vma in memory.vmas[first:end]) // PAGE_SIZE,
+            _name(pages.vmas[first:end]),
+            pages.vmas[first].start,
+            pages.vmas[end - 1].end,
+            sum(vma.end - vma.start for vma in pages.vmas[first:end]) // PAGE_SIZE,
             tuple(counts[first:end].sum(axis=0).tolist()),
             int(counts[first:end, has_frame].sum()),
             None if changed is None else int(changed[first:end].sum()),
@@ -181,7 +181,7 @@ def make_bands(memory: DrawnPages, *, max_bands: int = MAX_BANDS) -> list[Band]:
 
 def _bounds(vmas: list[Vma], weights: list[int], max_bands: int) -> list[tuple[int, int]]:
     """(first, end) of the mappings of each band."""
-    groups: list[tuple[int, int]] = []  # mappings of the same file in a row belong together
+    groups: list[tuple[int, int]] = []  # neighbouring mappings of a file belong together
     for i, vma in enumerate(vmas):
         if groups and vma.path and vmas[groups[-1][0]].path == vma.path:
             groups[-1] = (groups[-1][0], i + 1)
@@ -207,8 +207,8 @@ FAR = 1 << 30
 
 
 def _is_far(vmas: list[Vma], index: int) -> bool:
-    """Whether there is much unmapped before a mapping: what is on either side has little to do
-    with the other."""
+    """Whether the gap before a mapping is so large that it should not share a band with the one
+    before."""
     return vmas[index].start - vmas[index - 1].end >= FAR
 
 
@@ -225,46 +225,46 @@ def _name(vmas: list[Vma]) -> str:
 
 
 def name_of(vma: Vma) -> str:
-    """What a mapping is called: its file's name without the folders."""
+    """The name of a mapping: that of its file, without the folders."""
     if not vma.path:
         return "anonymous"
     name = vma.path if vma.path.startswith("[") else os.path.basename(vma.path)
     return printable(name or vma.path)
 
 
-def _offsets(memory: DrawnPages, bands: list[Band]) -> tuple[IntArrays, npt.NDArray[np.int64]]:
-    """Of each row its band and its offset in it, in pages; and how long each band is."""
+def _offsets(pages: DrawnPages, bands: list[Band]) -> tuple[IntArrays, npt.NDArray[np.int64]]:
+    """The band and the offset in the band of each row, and the length of each band, in pages."""
     import numpy as np
 
-    sizes = np.array([(vma.end - vma.start) // PAGE_SIZE for vma in memory.vmas], dtype=np.int64)
+    sizes = np.array([(vma.end - vma.start) // PAGE_SIZE for vma in pages.vmas], dtype=np.int64)
     before = np.cumsum(sizes) - sizes
     band_of = np.repeat(np.arange(len(bands)), [band.nr for band in bands])
-    starts = np.array([vma.start for vma in memory.vmas], dtype=np.uint64)
-    vma = memory.rows["vma"].astype(np.intp)
+    starts = np.array([vma.start for vma in pages.vmas], dtype=np.uint64)
+    vma = pages.rows["vma"].astype(np.intp)
     band = band_of[vma]
     firsts = before[[each.first for each in bands]]
-    within = ((memory.rows["vaddr"] - starts[vma]) // np.uint64(PAGE_SIZE)).astype(np.int64)
+    within = ((pages.rows["vaddr"] - starts[vma]) // np.uint64(PAGE_SIZE)).astype(np.int64)
     lengths = np.array([each.nr_pages for each in bands], dtype=np.int64)
     return (band, before[vma] + within - firsts[band]), lengths
 
 
 def _split_parts(
-    memory: DrawnPages, bands: list[Band], rows: npt.NDArray[np.intp], nr_parts: int
+    pages: DrawnPages, bands: list[Band], rows: npt.NDArray[np.intp], nr_parts: int
 ) -> IntArrays:
-    """Cut rows where a part of a band ends; a page lies in the part that it begins in.
+    """Split rows where a part of a band ends. A page belongs to the part in which it begins.
 
     Returns:
-        Of each piece which of `rows`, its band, its part, its first page in the row and its pages.
+        For each piece: index in `rows`, band, part, first page in the row, and number of pages.
     """
     import numpy as np
 
-    (band, offset), lengths = _offsets(memory, bands)
+    (band, offset), lengths = _offsets(pages, bands)
     band, offset = band[rows], offset[rows]
-    nr = memory.rows["nr_pages"][rows].astype(np.int64)
+    nr = pages.rows["nr_pages"][rows].astype(np.int64)
     pieces: list[npt.NDArray[np.int64]] = [np.empty((5, 0), dtype=np.int64)]
     for each in np.unique(band).tolist():
         mine = np.flatnonzero(band == each)
-        # A part is length / scale pages: so count in scale-ths of a page.
+        # A part has length / scale pages, so count in units of 1 / scale page.
         scale = parts_of(bands[each], nr_parts)
         index, start, length = split_at(offset[mine] * scale, nr[mine] * scale, int(lengths[each]))
         low, high = -(-start // scale), -(-(start + length) // scale)
@@ -275,46 +275,46 @@ def _split_parts(
 
 
 def parts_of(band: Band, nr_parts: int) -> int:
-    """How many parts a band is cut into: no more than it has pages."""
+    """The number of parts of a band: at most one for each page."""
     return min(nr_parts, band.nr_pages)
 
 
-def profiles(memory: DrawnPages, bands: list[Band]) -> npt.NDArray[np.int64]:
-    """What each band has where: pages of each kind in each of its parts.
+def profiles(pages: DrawnPages, bands: list[Band]) -> npt.NDArray[np.int64]:
+    """Count the pages of each kind in each part of each band.
 
     Returns:
-        int64 array, shape (bands, PARTS, kinds); of a band of fewer pages only so many are used.
+        int64 array, shape (bands, PARTS, kinds). A band with fewer pages uses as many parts.
     """
     import numpy as np
 
-    rows = np.flatnonzero(memory.kinds != NO_KIND)
-    row, band, part, _, nr = _split_parts(memory, bands, rows, PARTS)
-    nr_kinds = len(memory.all_kinds)
-    key = (band * PARTS + part) * nr_kinds + memory.kinds[rows[row]]
+    rows = np.flatnonzero(pages.kinds != NO_KIND)
+    row, band, part, _, nr = _split_parts(pages, bands, rows, PARTS)
+    nr_kinds = len(pages.all_kinds)
+    key = (band * PARTS + part) * nr_kinds + pages.kinds[rows[row]]
     size = len(bands) * PARTS * nr_kinds
     counts = np.bincount(key, weights=nr, minlength=size).astype(np.int64)
     return counts.reshape(len(bands), PARTS, nr_kinds)
 
 
 def make_links(
-    memory: DrawnPages, bands: list[Band], grid: Grid, ram: list[tuple[int, int]]
+    pages: DrawnPages, bands: list[Band], grid: Grid, ram: list[tuple[int, int]]
 ) -> tuple[Links, int]:
-    """Bundle what leads from pages to frames, more coarsely until there are few enough.
+    """Bundle pages and their frames into connectors, more coarsely until there are few enough.
 
     Args:
-        memory: The pages; their frames must be known.
-        bands: Its bands.
-        grid: Where frames are drawn.
+        pages: The pages; their frames must be known.
+        bands: Their bands.
+        grid: The cells.
         ram: (first frame, first frame after it), in order.
 
     Returns:
-        The links, and how many pages have frames outside of RAM.
+        The connectors, and the number of pages with frames outside of RAM.
     """
     import numpy as np
 
-    rows = np.concatenate([each.rows for each in memory.page_frames])
-    frames = np.concatenate([each.frames for each in memory.page_frames])
-    row, band, part, first, nr = _split_parts(memory, bands, rows, LINK_PARTS)
+    rows = np.concatenate([each.rows for each in pages.page_frames])
+    frames = np.concatenate([each.frames for each in pages.page_frames])
+    row, band, part, first, nr = _split_parts(pages, bands, rows, LINK_PARTS)
     pfn, kind = frames["pfn"][row].astype(np.int64) + first, frames["kind"][row]
     edges = np.array(ram, dtype=np.int64)
     found = [np.empty((5, 0), dtype=np.int64)]
@@ -325,24 +325,24 @@ def make_links(
         again, start, length = split_at(start, length, 1 << grid.row_shift)
         which = mine.start + index[again]
         places = np.array([band[which], part[which], grid.place(start) >> CELLS_SHIFT, kind[which]])
-        # What is alike is one, so that the pieces are never there all at a time.
+        # Merged here, so that all pieces are never in memory at the same time.
         distinct, same = np.unique(places, axis=1, return_inverse=True)
-        pages = np.bincount(same.ravel(), weights=length).astype(np.int64)
-        found.append(np.concatenate([distinct, pages[np.newaxis]]))
+        nr_same = np.bincount(same.ravel(), weights=length).astype(np.int64)
+        found.append(np.concatenate([distinct, nr_same[np.newaxis]]))
     band, part, grid_row, kinds, nr_pages = np.concatenate(found, axis=1)
-    apart = any(each.is_past for each in memory.all_kinds)
+    apart = any(each.is_past for each in pages.all_kinds)
     links = _bundle(bands, band, part, grid_row, kinds.astype(np.uint8), nr_pages, apart)
     return links, int(nr.sum()) - nr_inside
 
 
 PIECES = 1 << 16
-"""How many pieces are looked up at once: what this takes of memory is the most that links take."""
+"""Pieces that are looked up at once: this bounds the memory for connectors."""
 
 
 def _few_pieces(
     pfn: npt.NDArray[np.int64], nr: npt.NDArray[np.int64], edges: npt.NDArray[np.int64], shift: int
 ) -> Iterator[slice]:
-    """Which runs of frames to cut together, so that they become PIECES or few more."""
+    """The runs of frames to split at once, so that they become about PIECES pieces."""
     import numpy as np
 
     nr_ranges = np.searchsorted(edges[:, 0], pfn + nr) - np.searchsorted(edges[:, 1], pfn, "right")
@@ -359,15 +359,15 @@ def _few_pieces(
 def _within(
     pfn: npt.NDArray[np.int64], nr: npt.NDArray[np.int64], edges: npt.NDArray[np.int64]
 ) -> IntArrays:
-    """Cut runs of frames to what lies in ranges of them.
+    """Split runs of frames by ranges of frames, and drop what is in no range.
 
     Args:
-        pfn: Shape (n,): the first frame of each.
-        nr: Shape (n,): how many.
+        pfn: Shape (n,): the first frame of each run.
+        nr: Shape (n,): the number of frames in it.
         edges: Shape (ranges, 2): first frame, and first frame after it, in order.
 
     Returns:
-        Of each piece the index of its run, its first frame, and how many it has.
+        For each piece: the index of its run, its first frame, and its number of frames.
     """
     import numpy as np
 
@@ -397,7 +397,7 @@ def _bundle(
         key = ((band << 10 | coarser) << 20 | row // nr_rows) << 8 | kind
         distinct, index = np.unique(key, return_inverse=True)
         pages = np.bincount(index, weights=nr).astype(np.int64)
-        # A place of its own for each kind, or the one that most are of.
+        # If kinds are not kept apart, the kind of most pages counts.
         places, firsts = np.unique(distinct >> (0 if apart else 8), return_index=True)
         if len(places) <= MAX_LINKS:
             break

@@ -81,8 +81,8 @@ def _describe_machine(picture: Picture, subject: MachineSubject) -> Captions:
         origin=_origin_and_time(subject),
         summary=f"{pages_size(nr_all)} of RAM, {nr_all:,} frames of {size_words(PAGE_SIZE)};"
         f" {pages_size(nr_free)} free, {share(nr_free, nr_all)}",
-        scale=(f"{_cell_size(picture.frames)} Its stripes are what the frames are, by their shares"
-               ", rounded to eighths.",),
+        scale=(f"{_cell_size(picture.frames)} The stripes of a cell show the share of each kind,"
+               " rounded to eighths.",),
     )  # fmt: skip
 
 
@@ -95,16 +95,19 @@ def _describe_process(picture: Picture, subject: ProcessSubject) -> Captions:
     missing = ""
     if frames and space.links:
         scale = (
-            f"{_cell_size(frames)} Its stripes are what the frames are, by their shares; what is of"
-            " this process takes a quarter of the cell at least.",
-            f"Each connector bundles the pages of {_part(space.links)} in {_rows(space.links)},"
-            " as broad as they are many.",
+            f"{_cell_size(frames)} The stripes of a cell show the share of each kind. A kind"
+            " of this process takes at least a quarter of the cell.",
+            f"Each connector bundles the pages of {_part(space.links)} in {_rows(space.links)}."
+            " Its width shows how many pages these are.",
         )
         notes = tuple(_outside(space))
     else:
-        missing = picture.refusal or "frame numbers are told to root only"
+        missing = picture.refusal or "only root may see frame numbers"
         if not space.pages.knows_frames:
-            notes = ("Without them shared memory is told as files, and large folios are not told.",)
+            notes = (
+                "Without frame numbers, shared memory is shown as files, and large folios are not"
+                " shown as such.",
+            )
     return Captions(
         title=f"{printable(subject.name)}, process {subject.pid}",
         subtitle=" ".join(map(printable, subject.arguments)),
@@ -139,18 +142,18 @@ def _describe_diff(picture: Picture, subject: DiffSubject) -> Captions:
     missing = ""
     if frames and space.links:
         scale = (
-            f"{_cell_size(frames)} Its stripes are what became of the frames, by their shares; each"
-            " kind that the process has or had takes a quarter of the cell at least, or an eighth"
-            " where there are more than four.",
+            f"{_cell_size(frames)} The stripes of a cell show the share of each kind. A kind"
+            " that the process has or had takes at least a quarter of the cell, or an"
+            " eighth if there are more than four such kinds.",
             f"Each connector bundles pages of {_part(space.links)} that are, or were, in"
-            f" {_rows(space.links)}, as broad as they are many: those that moved have one to where"
-            " they were and one to where they are.",
+            f" {_rows(space.links)}. Its width shows how many pages these are. Pages that moved"
+            " have two connectors: to where they were, and to where they are.",
         )
         notes = (*_left_notes(space, space.pages, frames), *_outside(space), *_ram_notes(frames))
     else:
         hidden = [each.path for each in subject if not each.knows_frames]
         missing = (
-            picture.refusal or f"frame numbers were hidden from who took {' and '.join(hidden)}"
+            picture.refusal or f"frame numbers were hidden when {' and '.join(hidden)} were taken"
         )
         notes = ("Without frame numbers it is not known what moved.",)
     return Captions(
@@ -204,20 +207,20 @@ def _left_notes(space: Space, changes: PageChanges, frames: DrawnFrames) -> Iter
     nr_drawn = sum(nr for kind, nr in zip(kinds, frames.totals, strict=True) if kind.is_past)
     if nr_drawn < nr_past - space.nr_outside:
         yield (
-            "A frame that a page has left is drawn as what it is now where the process has another"
-            " page in it, or the same at another address."
+            "Some frames that a page has left have another page of the process now, or the same"
+            " page at another address. They are drawn as they are now."
         )
 
 
 def _outside(space: Space) -> Iterator[str]:
     if space.nr_outside:
-        yield f"{space.nr_outside:,} pages lie outside of RAM: no frames are drawn for them."
+        yield f"{space.nr_outside:,} pages are in frames outside of RAM, which are not drawn."
 
 
 def _ram_notes(frames: DrawnFrames) -> Iterator[str]:
     if not frames.has_resources:
         yield (
-            "Where RAM is was not kept in these snapshots, and is not known here: only the memory"
+            "These snapshots do not say where RAM is, and it is not known here. So only the memory"
             " around the frames that they name is drawn."
         )
 
@@ -225,9 +228,9 @@ def _ram_notes(frames: DrawnFrames) -> Iterator[str]:
 def _cell_size(frames: DrawnFrames) -> str:
     cell, row = 1 << frames.grid.shift, 1 << frames.grid.row_shift
     page = size_words(PAGE_SIZE)
-    what = f"{cell:,} frames of {page}, {size_words(cell * PAGE_SIZE)}"
+    what = f"{cell:,} frames of {page} ({size_words(cell * PAGE_SIZE)})"
     return (
-        f"Each cell is {what if cell > 1 else f'a frame of {page}'}; each row"
+        f"Each cell is {what if cell > 1 else f'one frame of {page}'}; each row is"
         f" {size_words(row * PAGE_SIZE)}."
     )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Physical memory as rows of cells: a cell is so many frames, and has a mix of kinds."""
+"""Physical memory as rows of cells. A cell stands for a fixed number of contiguous frames."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 CELLS_SHIFT = 7
 CELLS_PER_ROW = 1 << CELLS_SHIFT
 MAX_ROWS = 112
-# A named hole takes as much room as so many rows.
+# The name of a hole takes the room of this many rows.
 ROWS_PER_HOLE = 4
 
 
 class Block(NamedTuple):
-    """Rows one below the other that all have RAM.
+    """Contiguous rows that all have RAM.
 
     Args:
         first_row: The row's first frame divided by the frames of a row.
-        nr_rows: How many.
-        hole: What is between the block before and this one, in words; empty for the first.
+        nr_rows: How many rows.
+        hole: The name of the hole before this block; empty for the first block.
     """
 
     first_row: int
@@ -38,14 +38,14 @@ class Block(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Where frames are drawn: rows of CELLS_PER_ROW cells, each of 2**shift frames.
+    """The cells: rows of CELLS_PER_ROW cells, each of 2**shift frames.
 
-    Rows without RAM are left out; so are cells, but those leave their place empty.
+    Rows without RAM are left out. A cell without RAM in a row that has some stays empty.
 
     Args:
         shift: Frames in a cell, as a power of two.
-        blocks: The rows that there are, in order.
-        holes: What is before each range of RAM, in words; empty for the first.
+        blocks: The rows, in order.
+        holes: The name of the hole before each range of RAM; empty for the first.
     """
 
     shift: int
@@ -54,19 +54,19 @@ class Grid(NamedTuple):
 
     @property
     def row_shift(self) -> int:
-        """Frames in a row, as a power of two."""
+        """The number of frames in a row of cells, as a power of two."""
         return self.shift + CELLS_SHIFT
 
     @property
     def nr_rows(self) -> int:
-        """Rows of all blocks."""
+        """The number of rows in all blocks."""
         return sum(block.nr_rows for block in self.blocks)
 
     def place(self, pfns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The cells of frames, counted over all rows that are drawn.
+        """The cells of frames, numbered through all rows.
 
         Args:
-            pfns: int64 array, shape (n,): frames that lie in the blocks.
+            pfns: int64 array, shape (n,): frames in the blocks.
         """
         import numpy as np
 
@@ -78,12 +78,12 @@ class Grid(NamedTuple):
 
 
 def make_grid(ram: list[tuple[int, int]], resources: list[Resource] | None) -> Grid:
-    """Choose how many frames a cell has, so that all of RAM fits.
+    """Choose the number of frames in a cell so that all of RAM fits.
 
     Args:
         ram: (first frame, first frame after it), in order.
-        resources: Those of /proc/iomem, for the names of holes; None if it is not known what lies
-            in them, and whether they have RAM.
+        resources: Those of /proc/iomem, for the names of holes; None if it is not known what the
+            holes are, and whether they have RAM.
     """
     shift = 0
     while True:
@@ -100,7 +100,7 @@ def make_grid(ram: list[tuple[int, int]], resources: list[Resource] | None) -> G
 
 
 def _row_spans(ram: list[tuple[int, int]], row_shift: int) -> list[tuple[int, int]]:
-    """(first row, how many) of rows in a row that have RAM."""
+    """(first row, number of rows) of contiguous rows that have RAM."""
     spans: list[tuple[int, int]] = []
     for first, end in ram:
         low, high = first >> row_shift, ((end - 1) >> row_shift) + 1
@@ -112,10 +112,10 @@ def _row_spans(ram: list[tuple[int, int]], row_shift: int) -> list[tuple[int, in
 
 
 def _name_hole(ram: list[tuple[int, int]], resources: list[Resource] | None, index: int) -> str:
-    """What is between a range of RAM and the one before it."""
+    """The name of the hole between a range of RAM and the one before it."""
     low, high = ram[index - 1][1] << PAGE_SHIFT, ram[index][0] << PAGE_SHIFT
     if resources is None:
-        return f"{pages_size((high - low) >> PAGE_SHIFT)} of which no frame is named"
+        return f"{pages_size((high - low) >> PAGE_SHIFT)} in which no frame is named"
     inside = [
         (min(each.end, high) - max(each.start, low), each.name)
         for each in resources
@@ -128,12 +128,12 @@ def _name_hole(ram: list[tuple[int, int]], resources: list[Resource] | None, ind
 
 
 def count_cells(grid: Grid, runs: Runs, nr_kinds: int) -> npt.NDArray[np.int64]:
-    """How many frames of each kind each cell has.
+    """Count the frames of each kind in each cell.
 
     Args:
-        grid: Where they are drawn.
+        grid: The cells.
         runs: All of RAM, each frame once.
-        nr_kinds: How many kinds there are.
+        nr_kinds: The number of kinds.
 
     Returns:
         int64 array, shape (rows, CELLS_PER_ROW, kinds).

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A picture as a page to look around in: one file, which loads nothing.
+"""A picture as an interactive page: one file that loads nothing else.
 
-page.html, page.css and the scripts are beside this file; the page is made by putting them together
-with the drawing and the data.
+The page is made of page.html, page.css, the scripts beside this file, the drawing and the data.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def to_html(picture: Picture, captions: Captions | None = None, *, theme: str = 
         "data": pack(picture, layout),
     }
     page = _read("page.html")
-    # One pass, so that nothing in a part is taken for the place of another.
+    # One pass, so that "{{" in a part is not taken for a placeholder.
     pieces = page.split("{{")
     filled = [pieces[0]]
     for piece in pieces[1:]:

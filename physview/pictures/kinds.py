@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a frame can be in a picture, and its colours.
+"""The kinds of frames and pages in pictures, and their colours.
 
-The colours are Okabe and Ito's, or near them: people who see fewer colours tell them apart, and
-each is of another lightness, so that they hold in grey, too. What the picture is about has colour;
-all else is grey, the nearer to the paper the less it is in use.
+The colours are those of Okabe and Ito or close to them, so that colour-blind people can tell them
+apart. Their lightness differs, so that they differ in grey, too. The subject of a picture has
+colour. Other frames are grey: the lighter, the less they are in use (on light paper).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from physview.frames.machine import MAPPED, Use, use_of
 from physview.model import NO_ENTRY
 from physview.sources.page_flags import FLAG_BITS
 
-# All flags that `use_of()` and what is below look at.
+# All flags that `use_of()` and the functions below look at.
 TELLING = sum(
     1 << bit
     for name, bit in FLAG_BITS.items()
@@ -25,21 +25,21 @@ LARGE = 1 << FLAG_BITS["thp"] | 1 << FLAG_BITS["huge"]
 
 
 NO_KIND = 255
-"""What is not drawn, in arrays of kinds: guards and markers."""
+"""In arrays of kinds: a page that is not drawn, such as a guard or a marker."""
 
 
 class Kind(NamedTuple):
-    """One thing that a frame, or a page, can be.
+    """A kind of frames, or of pages that have no frame.
 
     Args:
-        slug: Its name for programs.
+        slug: Its name in JSON, CSS and code.
         label: Its name in the legend.
         light: Its colour on light paper, "#rrggbb".
         dark: Its colour on dark paper.
-        group: The heading that it stands under in the legend.
-        is_subject: Whether the picture is about it: then a cell that has any of it shows some.
-        has_frame: Whether it is of frames; else it is of pages that have none of their own.
-        is_past: Whether it is what frames were, and not what they are.
+        group: Its heading in the legend.
+        is_subject: Whether the picture is about it. Then each cell that has such a frame shows it.
+        has_frame: Whether it is a kind of frames; otherwise of pages without a frame of their own.
+        is_past: Whether it tells what a frame was before, and not what it is now.
     """
 
     slug: str
@@ -72,7 +72,7 @@ PROCESS_KINDS = (
     Kind("own_huge", "anonymous, in large folios", *SKY, OWN, is_subject=True),
     Kind("own_file", "files", *ORANGE, OWN, is_subject=True),
     Kind("own_shared", "shared memory", *PURPLE, OWN, is_subject=True),
-    Kind("page_tables", "page tables, anyone's", *VERMILLION, REST),
+    Kind("page_tables", "page tables of all processes", *VERMILLION, REST),
     Kind("reserved", "reserved", *GREYS[4], REST),
     Kind("kernel", "kernel", *GREYS[3], REST),
     Kind("others", "other anonymous, shared", *GREYS[2], REST),
@@ -81,7 +81,7 @@ PROCESS_KINDS = (
     Kind("swapped", "swapped out", *GREYS[3], PAGES, has_frame=False),
     Kind("zero", "zero page", *GREYS[1], PAGES, has_frame=False),
 )
-"""What there is in the picture of a process."""
+"""The kinds in the picture of a process."""
 
 MACHINE_KINDS = (
     Kind("anon", "anonymous", *BLUE, USED),
@@ -95,9 +95,9 @@ MACHINE_KINDS = (
     Kind("page_cache", "page cache, not mapped", *GREYS[1], IDLE),
     Kind("free", "free", *GREYS[0], IDLE),
 )
-"""What there is in the picture of the machine."""
+"""The kinds in the picture of the machine."""
 
-NOW, BEFORE = "There now", "There before, and no longer"
+NOW, BEFORE = "In the frame now", "In the frame before"
 MACHINE = "The rest of RAM"
 
 DIFF_KINDS = (
@@ -113,8 +113,8 @@ DIFF_KINDS = (
     Kind("zero", "zero page", *GREYS[1], PAGES, has_frame=False),
     Kind("other", "not this process's", *GREYS[0], MACHINE),
 )
-"""What there is in the picture of a difference. What stayed is grey, as nothing became of it; what
-is there now is blue, and what was there is of the colours of rust."""
+"""The kinds in the picture of a difference. Grey: unchanged. Blue and purple: new in its frame.
+Orange to brown: no longer in its frame."""
 
 _RESERVED = (Use.RESERVED, Use.ZERO_PAGE, Use.POISONED, Use.OFFLINE, Use.NO_FRAME)
 _REST = {
@@ -135,15 +135,15 @@ _MACHINE = {
 
 
 def index_of(kinds: tuple[Kind, ...], slug: str) -> int:
-    """Where a kind stands among others."""
+    """The index of a kind."""
     return next(i for i, kind in enumerate(kinds) if kind.slug == slug)
 
 
 def rest_kind(flags: int) -> int:
-    """What a frame is in the picture of a process that does not map it.
+    """The kind of a frame in the picture of a process that does not map it.
 
     Args:
-        flags: Of /proc/kpageflags.
+        flags: From /proc/kpageflags.
 
     Returns:
         The index in PROCESS_KINDS.
@@ -155,11 +155,11 @@ def rest_kind(flags: int) -> int:
 
 
 def own_kind(flags: int, *, is_file: bool) -> int:
-    """What a frame is in the picture of a process that maps it.
+    """The kind of a frame in the picture of a process that maps it.
 
     Args:
-        flags: Of /proc/kpageflags; NO_ENTRY where they are hidden.
-        is_file: Bit 61 of the pagemap entry: it is of a file or of shared memory.
+        flags: From /proc/kpageflags; NO_ENTRY if they are hidden.
+        is_file: Bit 61 of the pagemap entry: a page of a file or of shared memory.
 
     Returns:
         The index in PROCESS_KINDS.
@@ -176,13 +176,13 @@ def own_kind(flags: int, *, is_file: bool) -> int:
         slug = "own_shared"
     elif use in (Use.ANON, Use.KSM, Use.HUGETLB):
         slug = "own_huge" if flags & LARGE else "own_anon"
-    else:  # page cache; and the kernel's own pages, as the vdso, which are no one's file
+    else:  # page cache, or the kernel's own pages such as the vdso, which belong to no file
         slug = "own_file" if is_file else "own_anon"
     return index_of(PROCESS_KINDS, slug)
 
 
 def machine_kind(flags: int) -> int:
-    """What a frame is in the picture of the machine: the index in MACHINE_KINDS.
+    """The kind of a frame in the picture of the machine: the index in MACHINE_KINDS.
 
     >>> MACHINE_KINDS[machine_kind(1 << 5 | 1 << 11)].slug
     'mapped_file'

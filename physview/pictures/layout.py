@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where everything stands on the page."""
+"""The positions of all shapes on the page."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ ADDRESS_PITCH = 40
 
 
 class Row(NamedTuple):
-    """Where rows of cells are drawn: of one block of the grid.
+    """The position of the rows of one block of the grid.
 
     Args:
-        first: The number of the first row, over all that are drawn.
-        nr: How many.
+        first: The number of the first row, through the grid.
+        nr: How many rows.
         y: The top of the first.
     """
 
@@ -53,12 +53,12 @@ class Row(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the frames are drawn.
+    """The position of the frames.
 
     Args:
         x: Left.
         cell: Width of a cell.
-        pitch: From a row to the next.
+        pitch: From the top of a row to that of the next.
         gap: The part of the pitch that is left empty below a row.
         rows: The blocks.
         bottom: The end of the last row.
@@ -73,17 +73,17 @@ class Place(NamedTuple):
 
     @property
     def width(self) -> float:
-        """Of a row."""
+        """Width of a row."""
         return CELLS_PER_ROW * self.cell
 
     @property
     def address_x(self) -> float:
-        """Where the addresses beside the rows begin."""
+        """The left end of the addresses beside the rows."""
         return self.x + self.width + ADDRESS_GAP
 
     @property
     def address_step(self) -> int:
-        """Every so many rows have an address beside them."""
+        """Rows from one round address to the next."""
         step = 1
         while step * self.pitch < ADDRESS_PITCH:
             step *= 2
@@ -96,19 +96,19 @@ class Place(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Where a band is drawn, from top to bottom."""
+    """The top and bottom of a band."""
 
     top: float
     bottom: float
 
 
 class Layout(NamedTuple):
-    """Where the parts of a picture are.
+    """The positions of the parts of a picture.
 
     Args:
-        height: Of the page.
-        place: Where the frames are, or None.
-        spans: Where each band is.
+        height: Height of the page.
+        place: The position of the frames, or None.
+        spans: The position of each band.
         frame_labels: The text at the frames: addresses, and names of holes.
     """
 
@@ -121,12 +121,12 @@ class Layout(NamedTuple):
 def lay_out(
     picture: Picture, captions: Captions | None = None, *, with_frames: bool = True
 ) -> tuple[Drawing, Layout]:
-    """Make a page of a picture.
+    """Make a drawing of a picture.
 
     Args:
         picture: What to draw.
         captions: Its words; by default those of `captions.describe()`.
-        with_frames: Whether to draw the frames and connectors; without them their place is empty.
+        with_frames: Whether to draw frames and connectors; otherwise their place stays empty.
     """
     captions = captions or describe(picture)
     place = _place_frames(picture)
@@ -254,7 +254,7 @@ def _heading(x: float, text: str) -> Text:
 
 
 def _place_bands(bands: list[Band]) -> list[Span]:
-    """The more a band has in memory, the higher; but none takes all."""
+    """The height of a band shows how much is resident, on a square-root scale."""
     gaps = [_gap(one, other) for one, other in pairwise(bands)]
     room = HEIGHT - sum(gaps) - MIN_BAND * len(bands)
     weights = [(band.nr_resident + 1) ** 0.5 for band in bands]
@@ -304,7 +304,7 @@ def _band_label(band: Band, span: Span) -> list[Shape]:
         return [Text(LABELS, middle + 4.5, name), Text(end, middle + 4.5, resident, is_right=True)]
     more = f"of {pages_size(band.nr_pages)}"
     if band.nr_changed is not None:
-        more = f"{pages_size(band.nr_changed)} changed" if band.nr_changed else "as it was"
+        more = f"{pages_size(band.nr_changed)} changed" if band.nr_changed else "unchanged"
     return [
         Text(LABELS, middle - 3, name),
         Text(end, middle - 3, resident, is_right=True),
@@ -318,16 +318,14 @@ def _band_hint(band: Band, kinds: tuple[Kind, ...]) -> str:
         f"{kind.label} {pages_size(nr)}" for kind, nr in zip(kinds, band.counts, strict=True) if nr
     ]
     where = f"{band.start:#x}-{band.end:#x}"
-    return (
-        f"{band.name}\n{where}, {pages_size(band.nr_pages)}\n{', '.join(found) or 'nothing there'}"
-    )
+    return f"{band.name}\n{where}, {pages_size(band.nr_pages)}\n{', '.join(found) or 'no pages'}"
 
 
 def _links(
     space: Space, place: Place, spans: tuple[Span, ...], grid: Grid, kinds: tuple[Kind, ...]
 ) -> list[Shape]:
-    """A ribbon for each link, as broad at both ends as what it bundles is there: side by side, so
-    that one sees how much goes where. Those to where pages were begin where those do that lead to
+    """A ribbon for each link. Its width at each end is that of its pages in the band or the rows,
+    and ribbons lie side by side. Ribbons to where pages were begin at the same place as those to
     where they are."""
     assert space.links
     links = space.links
@@ -341,7 +339,7 @@ def _links(
         band, span = space.bands[link.band], spans[link.band]
         nr_parts = parts_of(band, links.nr_parts)
         at = (link.band, link.part, kinds[link.kind].is_past)
-        # In pages from the start of the band, and in frames from the start of the rows.
+        # begin: in pages from the start of the band. end: in frames from the start of the rows.
         begin = link.part * band.nr_pages / nr_parts + begun.get(at, 0)
         end = filled.get(link.row, 0)
         begun[at] = begun.get(at, 0) + link.nr_pages
@@ -379,9 +377,9 @@ def link_ranks(kinds: tuple[Kind, ...]) -> list[int]:
 
 
 def _legend(picture: Picture, top: float) -> tuple[list[Shape], float]:
-    """What the colours are, and how much there is of each."""
+    """The colours, and how much there is of each kind."""
     totals = _totals(picture)
-    # Of what has come and gone a share of RAM would tell nothing.
+    # In a difference a share of RAM would not tell anything.
     nr_ram = sum(picture.frames.totals) if picture.frames and not picture.is_diff else 0
     groups: dict[str, list[tuple[Kind, int]]] = {}
     for kind, nr in zip(picture.kinds, totals, strict=True):
@@ -411,15 +409,15 @@ def _legend(picture: Picture, top: float) -> tuple[list[Shape], float]:
 def _legend_places(
     picture: Picture, groups: dict[str, list[tuple[Kind, int]]]
 ) -> dict[str, tuple[float, float, int]]:
-    """Of each group its left, the width of a column, and how many columns it has."""
-    if OWN in groups:  # below what they are about
+    """For each group: its left end, the width of a column, and the number of columns."""
+    if OWN in groups:  # below the half of the picture that they are about
         places = {
             OWN: (MARGIN, 300.0, 1),
             PAGES: (BODY + BODY_WIDTH + 28, 240.0, 1),
             REST: (RIGHT - AXIS_WIDTH - 5 * CELLS_PER_ROW, 300.0, 2),
         }
         return {name: places[name] for name in groups}
-    # The longest gets one more, as long as there is room.
+    # The group with the longest columns gets one more, as long as there is room.
     columns = dict.fromkeys(groups, 1)
     while sum(columns.values()) < LEGEND_COLUMNS:
         longest = max(groups, key=lambda name: len(groups[name]) / columns[name])
@@ -434,9 +432,9 @@ def _legend_places(
 
 
 def _totals(picture: Picture) -> list[int]:
-    """Frames of each kind; of what has no frame, or where frames are not known, pages.
+    """Frames of each kind; or pages, if the kind has no frames or frames are not known.
 
-    Of a difference, pages; and frames of what no page is, as of those that were left.
+    In a difference pages; but frames of the kinds that no page has, such as those that were left.
     """
     pages = [0] * len(picture.kinds)
     if picture.space:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pictures as files: written whole or not at all, and never over what is there unasked."""
+"""Pictures as files: written whole or not at all; a file that exists is kept, unless force."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ _WRITERS: dict[str, Callable[[Picture, Captions | None, str | None], bytes]] = {
     ".html": _html,
 }
 SUFFIXES = tuple(_WRITERS)
-"""What the name of a picture can end in."""
+"""The suffixes that the name of a picture can have."""
 
 
 def check_path(path: str, *, overwrite: bool = False, force: bool = False) -> None:
-    """Find out whether a picture could be written, before much is read for it.
+    """Check that a picture can be written, before its data is read.
 
     Args:
         path: The file; its suffix is one of SUFFIXES.
-        overwrite: Whether it may be there already.
+        overwrite: Whether the file may exist.
         force: The earlier name of `overwrite`.
 
     Raises:
-        UsageError: The suffix is none of them.
-        PhysviewError: The file is there, or its folder is not or is not ours to write to; or what
-            writes such files is not installed.
+        UsageError: The suffix is not one of them.
+        PhysviewError: The file exists, its folder does not or cannot be written to, or a package
+            for this format is not installed.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in _WRITERS:
-        why = f"'{suffix}' is no kind of picture" if suffix else "its name does not tell the kind"
+        why = f"'{suffix}' is no kind of picture" if suffix else "the name has no suffix"
         raise UsageError(f"cannot draw '{path}'", why, f"end it in {', '.join(SUFFIXES)}")
     if suffix == ".png":
         need_pillow()
@@ -76,13 +76,13 @@ def write_picture(
         picture: What to draw.
         path: The file; its suffix is one of SUFFIXES.
         captions: Its words; by default those of `captions.describe()`.
-        theme: One of THEMES; None lets the viewer of an SVG or of a page choose, and is light in a
-            PNG.
+        theme: One of THEMES. With None the viewer of an SVG or of a page chooses, and a PNG is
+            light.
         overwrite: Whether to replace a file of this name.
         force: The earlier name of `overwrite`.
 
     Returns:
-        How many bytes it has.
+        The size of the file in bytes.
 
     Raises:
         As `check_path()`.
@@ -91,7 +91,7 @@ def write_picture(
     overwrite = overwrite or force
     check_path(path, overwrite=overwrite)
     data = _WRITERS[os.path.splitext(path)[1].lower()](picture, captions, theme)
-    # A page holds every frame's number; what is drawn does not tell them.
+    # A page has all frame numbers; an SVG or a PNG shows none of them.
     private = path.lower().endswith(".html")
     with whole_file(path, overwrite=overwrite, private=private) as file:
         file.write(data)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""All extents and frames in few bytes, for the page: columns of differences, byte by byte.
+"""Pack all extents and frames for the page in few bytes. data.js unpacks them.
 
-data.js, which reads this, tells how: a JSON header, then columns. Numbers of a column are stored as
-planes: the lowest byte of all of them, then the next byte of all, as many as the largest needs, so
-that deflate finds what is alike.
+The format is a JSON header and columns of numbers, most of them differences. A column is stored in
+planes: the lowest byte of all its numbers, then the next byte of all, as many as the largest number
+needs. Deflate compresses planes better than whole numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# What was measured: level 6 takes three times as long, and saves a tenth.
+# Measured: level 6 takes three times as long, and saves a tenth.
 LEVEL = 4
 ENTRY_BITS_SHIFT = 55
 
@@ -45,21 +45,21 @@ def pack(picture: Picture, layout: Layout) -> str:
         header["shift"] = frames.grid.shift
         columns["run_nr"], columns["run_kind"] = frames.runs["nr"], frames.runs["kind"]
     if picture.space:
-        memory = picture.space.pages
+        pages = picture.space.pages
         header["vmas"] = [
             [f"{vma.start:x}", f"{vma.end:x}", vma.perms, f"{vma.offset:x}", printable(vma.path)]
-            for vma in memory.vmas
+            for vma in pages.vmas
         ]
         header["bands"] = [
             [band.first, band.nr, band.name, parts_of(band, LINK_PARTS)]
             for band in picture.space.bands
         ]
-        if isinstance(memory, PageChanges):
-            header["states"], columns["state"] = change_states(memory)
+        if isinstance(pages, PageChanges):
+            header["states"], columns["state"] = change_states(pages)
         else:
-            assert isinstance(memory, ProcessPages)
-            header["states"], columns["state"] = _states(memory)
-        columns |= _extents(memory, picture.frames.ram if picture.frames else [])
+            assert isinstance(pages, ProcessPages)
+            header["states"], columns["state"] = _states(pages)
+        columns |= _extents(pages, picture.frames.ram if picture.frames else [])
     header["layout"] = _layout(picture, layout)
     planes = []
     header["columns"] = []
@@ -85,7 +85,7 @@ def _kinds(picture: Picture) -> list[Any]:
 
 
 def _layout(picture: Picture, layout: Layout) -> dict[str, Any]:
-    """Where the page draws what, and by which constants: the scripts have none of their own."""
+    """All positions and constants for the page: the scripts have none of their own."""
     frames = None
     if picture.frames and layout.place:
         frames = _frames_layout(picture.frames.grid, layout.place, layout.frame_labels)
@@ -137,7 +137,7 @@ def _frames_layout(grid: Grid, place: Place, labels: tuple[Text, ...]) -> dict[s
 
 
 def _planes(values: npt.NDArray[Any]) -> tuple[int, bytes]:
-    """How many bytes a number takes, and all lowest bytes, all next ones, and so on."""
+    """The number of planes, and the planes: all lowest bytes, all next bytes, and so on."""
     import numpy as np
 
     largest = int(values.max()) if len(values) else 0
@@ -146,28 +146,28 @@ def _planes(values: npt.NDArray[Any]) -> tuple[int, bytes]:
     return nr, np.ascontiguousarray(as_bytes[:, :nr].T).tobytes()
 
 
-def _extents(memory: DrawnPages, ram: list[tuple[int, int]]) -> dict[str, npt.NDArray[Any]]:
+def _extents(pages: DrawnPages, ram: list[tuple[int, int]]) -> dict[str, npt.NDArray[Any]]:
     """Columns of the extents, in address order.
 
-    per_vma: how many each mapping has. gap: pages between the one before, or the mapping's start,
-    and this. nr: pages. frame: 0 without one; else its place in RAM less that of the frame which
-    would go on, with the sign in the lowest bit, plus 1. past: the same of the frame that pages
-    were in, where that is another.
+    per_vma: extents of each mapping. gap: pages from the end of the previous extent, or from the
+    start of the mapping, to this one. nr: pages. frame: 0 without a frame; otherwise 1 plus the
+    index in RAM as a difference to the frame after the previous extent, with the sign in the
+    lowest bit. past: the same for the frame that the pages were in, if it is another.
     """
     import numpy as np
 
-    rows = memory.rows
-    starts = np.array([vma.start for vma in memory.vmas], dtype=np.uint64) // np.uint64(PAGE_SIZE)
+    rows = pages.rows
+    starts = np.array([vma.start for vma in pages.vmas], dtype=np.uint64) // np.uint64(PAGE_SIZE)
     page = rows["vaddr"] // np.uint64(PAGE_SIZE)
     end = page + rows["nr_pages"]
     is_first = np.concatenate([[True], rows["vma"][1:] != rows["vma"][:-1]])
     before = np.where(is_first, starts[rows["vma"]], np.concatenate([end[:1], end[:-1]]))
     columns = {
-        "per_vma": np.bincount(rows["vma"], minlength=len(memory.vmas)),
+        "per_vma": np.bincount(rows["vma"], minlength=len(pages.vmas)),
         "gap": page - before,
         "nr": rows["nr_pages"],
     }
-    for name, placed in zip(("frame", "past"), memory.page_frames, strict=False):
+    for name, placed in zip(("frame", "past"), pages.page_frames, strict=False):
         index = frame_index(placed.frames["pfn"], ram)
         inside = index >= 0
         index, nr = index[inside], placed.frames["nr"][inside].astype(np.int64)
@@ -178,7 +178,7 @@ def _extents(memory: DrawnPages, ram: list[tuple[int, int]]) -> dict[str, npt.ND
 
 
 def frame_index(pfns: npt.NDArray[np.uint64], ram: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
-    """The place of frames in RAM, counted without its holes; -1 outside of it."""
+    """The indices of frames in RAM, counted without its holes; -1 outside of RAM."""
     import numpy as np
 
     if not ram:
@@ -192,20 +192,20 @@ def frame_index(pfns: npt.NDArray[np.uint64], ram: list[tuple[int, int]]) -> npt
     return index
 
 
-def _states(memory: ProcessPages) -> tuple[list[Any], npt.NDArray[Any]]:
-    """What can be said of an extent but for where it is, once for all that are alike.
+def _states(pages: ProcessPages) -> tuple[list[Any], npt.NDArray[Any]]:
+    """The properties of extents without their addresses: each combination is a state.
 
     Returns:
-        [kind, flags, bits of the entry, cause, mapcount] of each state; and each row's state.
+        [kind, flags, bits of the entry, cause, mapcount] of each state; and the state of each row.
     """
     import numpy as np
 
-    rows = memory.rows
-    parts: list[Any] = [rows["entry"] >> np.uint64(ENTRY_BITS_SHIFT), memory.kinds]
+    rows = pages.rows
+    parts: list[Any] = [rows["entry"] >> np.uint64(ENTRY_BITS_SHIFT), pages.kinds]
     names = rows.dtype.names or ()
     parts += [rows[name] for name in ("flags", "mapcount") if name in names]
     firsts, state = distinct_rows(parts)
-    return [_state(rows[i], int(memory.kinds[i])) for i in firsts.tolist()], state
+    return [_state(rows[i], int(pages.kinds[i])) for i in firsts.tolist()], state
 
 
 def _state(row: Any, kind: int) -> list[Any]:

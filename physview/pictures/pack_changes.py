@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the page says of pages that became something, once for all that are alike."""
+"""What the page says of changed pages: each combination of properties is packed once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# What is at a place, as far as it is told: a frame of its own is said by its address.
+# What was or is at an address. A frame of its own has no words: the page shows its number.
 _OWN, _ZERO, _HIDDEN, _SLOT, _MARKER, _NOTHING = range(6)
-_WORDS = ("", "the zero page, which all share", "in memory, in a frame that is hidden", "in swap",
-          "a marker, or in migration", "no page")  # fmt: skip
+_WORDS = ("", "the zero page, which all processes share", "in memory, in a frame that is hidden",
+          "in swap", "a marker, or in migration", "no page")  # fmt: skip
 _SWAPPED = {
     "before": (Change.SWAPPED_IN, Change.STILL_SWAPPED, Change.RESWAPPED),
     "after": (Change.SWAPPED_OUT, Change.STILL_SWAPPED, Change.RESWAPPED),
@@ -27,11 +27,11 @@ _ABSENT = {"before": (Change.APPEARED, Change.MAPPED), "after": (Change.WENT, Ch
 
 
 def change_states(changes: PageChanges) -> tuple[list[Any], npt.NDArray[Any]]:
-    """What can be said of a run of pages but for where it is and was.
+    """The properties of runs of pages without their addresses: each combination is a state.
 
     Returns:
-        [kind, kind of the frames that were left, change, what that means, what was there, what is
-        there] of each state; and each row's state. A frame of its own is not said, but "".
+        [kind, kind of the frames that were left, change, its meaning, what was there, what is there
+        now] of each state; and the state of each row. For a frame of its own "" is there.
     """
     rows = changes.rows
     past = changes.past_kinds
@@ -50,7 +50,7 @@ def change_states(changes: PageChanges) -> tuple[list[Any], npt.NDArray[Any]]:
 
 
 def _places(changes: PageChanges, name: str) -> npt.NDArray[np.uint8]:
-    """What was, or is, where each row is."""
+    """What was or is at the addresses of each row: _OWN, _ZERO and so on."""
     import numpy as np
 
     rows, values = changes.rows, changes.rows[name]
@@ -69,11 +69,11 @@ def _word(name: str, change: Change, place: int, *, knows_frames: bool) -> str:
         return _WORDS[place]
     if change in _SWAPPED[name]:
         return "in swap, in a slot that is hidden"
-    return "a guard" if knows_frames else "a swap entry or a guard: which is hidden"
+    return "a guard" if knows_frames else "a swap entry or a guard: it is hidden which"
 
 
 def distinct_rows(parts: list[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Of columns, the first row of each that differs, and which of these each row is like."""
+    """The first row of each combination of values, and the index of each row's combination."""
     import numpy as np
 
     key = np.zeros(len(parts[0]), dtype=np.int64)

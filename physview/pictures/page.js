@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What the page does when it is pointed at, typed at and asked. */
+/* What the page does when the user points, types and searches. */
 
 const MAX_LISTED = 4;
 
@@ -51,7 +51,11 @@ class Page {
 		matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => view.draw());
 	}
 
-	/* Where an event is, in the coordinates of the drawing. */
+	/**
+	 * Where an event is, in the coordinates of the drawing.
+	 *
+	 * @returns {[number, number]}
+	 */
 	place(event) {
 		const box = this.canvas.getBoundingClientRect();
 		const scale = this.model.layout.width / box.width;
@@ -91,7 +95,7 @@ class Page {
 		else if (view.mostScroll)
 			view.scrollTo(view.scroll + event.deltaY);
 		else
-			return; /* the page scrolls */
+			return; /* the browser scrolls the page */
 		event.preventDefault();
 		this.point(event);
 	}
@@ -141,7 +145,7 @@ class Page {
 			this.view.draw();
 	}
 
-	/* What is to be said of a place, and the band that it is about. */
+	/* The text for the tip at a place, and the band that it is about. */
 	describePlace(x, y) {
 		const {view, model} = this, [left, width] = model.layout.body;
 		const pfn = view.pfnAt(x, y);
@@ -181,7 +185,7 @@ class Page {
 		return [...lines, ...this.describePage(model.vmas[vma].first + offset, vma)].join("\n");
 	}
 
-	/* A page: its address, where it is, its flags, its mapping, and whose its frame is. */
+	/* A page: its addresses, its mapping, its flags, and the owners of its frame. */
 	describePage(page, vma, offset = 0) {
 		const {model} = this, mapping = model.vmas[vma];
 		const where = `${mapping.perms} ${mapping.path || "[anonymous]"}`;
@@ -197,21 +201,21 @@ class Page {
 		const pfn = isThere ? model.pfnOf(model.index[extent] + page - model.page[extent]) : -1;
 		const [slug, name] = kind === null ? ["", ""] : model.kinds[kind];
 		const place = isThere ? `physical ${model.address(pfn, offset)}  (frame ${pfn})`
-			: cause || (slug === "zero" ? "the zero page, which all share" : "outside of RAM");
+			: cause || (slug === "zero" ? "the zero page, which all processes share" : "outside of RAM");
 		lines.unshift(`virtual ${address}`, place);
-		lines.push(`${count(model.nr[extent], "page")} in a row, ${name || "no page"}`);
+		lines.push(`extent: ${count(model.nr[extent], "page")}, ${name || "not present"}`);
 		if (flags !== null)
 			lines.push(`flags: ${flags || "none"}`);
 		lines.push(`pagemap: ${bits}`);
 		if (mapcount !== null)
 			lines.push(`owners: this process; mapped ${count(mapcount, "time")} in all`);
 		else if (isThere)
-			lines.push(/exclusive/.test(bits) ? "owners: this process alone"
-				: "owners: this process, and maybe others");
+			lines.push(/exclusive/.test(bits) ? "owners: this process only"
+				: "owners: this process, maybe others too");
 		return lines;
 	}
 
-	/* What became of a page: what that is called, and where it was and is. */
+	/* What became of a page: the change, and where the page was and is. */
 	describeChange(extent, page, offset) {
 		const {model} = this, state = model.states[model.state[extent]];
 		const [, pastKind, change, text, was, is] = state;
@@ -224,7 +228,7 @@ class Page {
 		const past = (pastKind === null ? model.index : model.past)[extent];
 		return [`${change}: ${text}`, `before: ${was || place(past)}`,
 			`now: ${is || place(model.index[extent])}`,
-			`in a run of ${count(model.nr[extent], "page")} of which the same became`];
+			`the same change: ${count(model.nr[extent], "page")}`];
 	}
 
 	describeCell(pfn) {
@@ -257,7 +261,7 @@ class Page {
 		return lines.join("\n");
 	}
 
-	/* Find what was typed, show it, and say what it is. */
+	/* Find what was typed, show where it is, and describe it. */
 	find(words) {
 		const {view} = this;
 		this.pinned = false;
@@ -290,7 +294,7 @@ class Page {
 		const hasPast = extent >= 0 && model.past[extent] >= 0;
 		const past = hasPast ? model.pfnOf(model.past[extent] + page - model.page[extent]) : -1;
 		view.marked = {pfn, past, page, vma};
-		if (isThere && hasPast) /* both are to be seen, however far from each other */
+		if (isThere && hasPast) /* both must be seen, however far apart they are */
 			view.setLevel(model.shift);
 		else if (isThere || hasPast)
 			view.show(isThere ? pfn : past);
@@ -300,7 +304,7 @@ class Page {
 	findFrame(pfn, offset, isPhysical = true) {
 		const {model, view} = this, index = model.indexOf(pfn);
 		if (index < 0) {
-			this.found.textContent = isPhysical ? "no RAM is there" : "nothing is mapped there, and no RAM is";
+			this.found.textContent = isPhysical ? "there is no RAM" : "nothing is mapped there, and there is no RAM";
 			return;
 		}
 		let page = -1, vma = -1;
@@ -320,10 +324,10 @@ class Page {
 		const {model, view} = this;
 		const all = model.vmas.map((_, i) => i).filter((i) => model.vmas[i].name.toLowerCase().includes(words));
 		if (!all.length) {
-			this.found.textContent = "no mapping has that name, and it is no address: write 0x…";
+			this.found.textContent = "no mapping has that name; write an address as 0x…";
 			return;
 		}
-		/* Asked again, the next of that name. */
+		/* A repeated search finds the next mapping of that name. */
 		this.last = this.lastWords === words ? (this.last + 1) % all.length : 0;
 		this.lastWords = words;
 		const vma = all[this.last], {first, end, firstExtent, endExtent} = model.vmas[vma];

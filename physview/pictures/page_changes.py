@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What became of a process's pages as a picture needs it: runs of pages with their kinds, and the
-frames that they were in and are in."""
+"""What became of a process's pages, for a picture: runs of pages with their kinds, and their frames
+before and after."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ PAGE_CHANGE_DTYPE = [
     ("change", "u1"),
     ("frames", "u1"),
 ]
-"""As `changes.CHANGE_DTYPE`, but that vma is the index in `PageChanges.vmas`."""
+"""As `changes.CHANGE_DTYPE`, but vma is the index in `PageChanges.vmas`."""
 
-# What the pages are whose frame is theirs alone; the zero page is none, and a guard is nothing.
+# Kinds of pages with a frame of their own. Zero pages and guards are treated in _kinds().
 _KINDS = {
     Change.STAYED: "stayed",
     Change.SPLIT: "stayed",
@@ -54,8 +54,8 @@ _KINDS = {
     Change.UNMAPPED: "gone",
     Change.UNTOLD: "untold",
 }
-# A picture holds all runs of pages at once, 270 bytes each: so many are 55 MiB. Anybody may have
-# made the files.
+# A picture holds all runs of pages in memory, 270 bytes each: this many take 55 MiB. The files may
+# come from an attacker.
 MAX_RUNS = 200_000
 _LEFT = (Change.MOVED, Change.COPIED, Change.COLLAPSED)
 SIDES = ("before", "after")
@@ -65,12 +65,12 @@ class PageChanges(NamedTuple):
     """What became of the pages between two snapshots.
 
     Args:
-        vmas: The mappings of the later, and between them what is left of those that are gone, in
-            address order.
+        vmas: The mappings of the later snapshot, and between them the parts of earlier mappings
+            that are gone, in address order.
         rows: Structured array, shape (n,), of PAGE_CHANGE_DTYPE, in address order.
-        kinds: uint8 array, shape (n,): what the pages are, indices in DIFF_KINDS; NO_KIND for
+        kinds: uint8 array, shape (n,): the kinds of the pages, indices in DIFF_KINDS; NO_KIND for
             guards and markers.
-        zero_pfns: The zero page's frame before and after; 0 where frames were hidden.
+        zero_pfns: The zero page's frame before and after; 0 if frames were hidden.
         knows_frames: Whether both snapshots have frame numbers.
     """
 
@@ -82,12 +82,12 @@ class PageChanges(NamedTuple):
 
     @property
     def all_kinds(self) -> tuple[Kind, ...]:
-        """What its pages and frames can be."""
+        """The kinds of its pages and frames."""
         return DIFF_KINDS
 
     @property
     def is_changed(self) -> npt.NDArray[np.bool_]:
-        """Bool array, shape (n,): which pages are not as they were."""
+        """Bool array, shape (n,): which rows changed."""
         import numpy as np
 
         same = np.array([change.same for change in CHANGES])
@@ -96,7 +96,7 @@ class PageChanges(NamedTuple):
 
     @property
     def counts(self) -> dict[Change, int]:
-        """How many pages each change became of."""
+        """Pages per change."""
         import numpy as np
 
         nr = np.bincount(
@@ -105,10 +105,10 @@ class PageChanges(NamedTuple):
         return {change: nr for change, nr in zip(CHANGES, nr.tolist(), strict=True) if nr}
 
     def has_frame(self, name: str) -> npt.NDArray[np.bool_]:
-        """Bool array, shape (n,): which rows are, or were, in frames of their own that are known.
+        """Bool array, shape (n,): which rows are, or were, in known frames of their own.
 
         Args:
-            name: Of SIDES.
+            name: One of SIDES.
         """
         import numpy as np
 
@@ -120,8 +120,8 @@ class PageChanges(NamedTuple):
 
     @property
     def past_kinds(self) -> npt.NDArray[np.uint8]:
-        """uint8 array, shape (n,): what the frames are that pages were in and no longer are;
-        NO_KIND where there are none."""
+        """uint8 array, shape (n,): the kinds of the frames that the pages have left; NO_KIND if
+        they have left none."""
         import numpy as np
 
         rows = self.rows
@@ -136,7 +136,7 @@ class PageChanges(NamedTuple):
 
     @property
     def page_frames(self) -> list[PageFrames]:
-        """The frames that pages are in, and those that they were in and no longer are."""
+        """The frames of the pages now, and the frames that they have left."""
         import numpy as np
 
         past = self.past_kinds
@@ -154,10 +154,10 @@ class PageChanges(NamedTuple):
         return PageFrames(chosen, frames)
 
     def nr_extents(self, name: str) -> int:
-        """How many runs of pages there are, or were, that are in a row in both address spaces.
+        """Count the extents: pages that are contiguous in both address spaces.
 
         Args:
-            name: Of SIDES.
+            name: One of SIDES.
         """
         import numpy as np
 
@@ -180,10 +180,11 @@ def read_changes(
     Args:
         before: The earlier snapshot.
         after: The later one.
-        progress: Called with how many extents of the earlier are done, and how many it has.
+        progress: Called with how many extents of the earlier snapshot are done, and how many it
+            has.
 
     Raises:
-        PhysviewError: They cannot be compared, a file is damaged, or there is too much to draw.
+        PhysviewError: They cannot be compared, a file is damaged, or there are too many runs.
     """
     import numpy as np
 
@@ -195,13 +196,13 @@ def read_changes(
         nr_runs += len(changes)
         if nr_runs > MAX_RUNS:
             what = f"cannot draw {before.path} and {after.path}"
-            why = f"they have more than {MAX_RUNS} runs of pages, which a picture can have"
+            why = f"they have more than {MAX_RUNS} runs of pages, the most that a picture can have"
             remedy = f"{invocation.physview('diff --extents')} lists them all"
             raise PhysviewError(what, why, remedy)
         rows = np.empty(len(changes), dtype=PAGE_CHANGE_DTYPE)
         for name in ("vaddr", "nr_pages", "before", "after", "change", "frames"):
             rows[name] = changes[name]
-        # Runs end where a mapping of either does.
+        # A run ends where a mapping of either snapshot ends.
         rows["vma"] = np.searchsorted(starts, rows["vaddr"], side="right") - 1
         batches.append(rows)
         if progress:
@@ -214,9 +215,9 @@ def read_changes(
 
 
 def merge_mappings(before: list[Vma], after: list[Vma]) -> list[Vma]:
-    """The mappings of the later, and what of the earlier lies where it has none, in address order.
+    """The later mappings, and the parts of earlier ones where no later one is, in address order.
 
-    What is gone says so in its path.
+    The paths of parts that are gone end in "(gone)".
 
     >>> gone, there = Vma(0, 9, "rw-p", 0, "", 0, "a"), Vma(3, 5, "rw-p", 0, "", 0, "b")
     >>> [(vma.start, vma.end, vma.path) for vma in merge_mappings([gone], [there])]
@@ -243,7 +244,7 @@ def merge_mappings(before: list[Vma], after: list[Vma]) -> list[Vma]:
 
 
 def _kinds(rows: Rows, zero_pfns: tuple[int, int], knows_frames: bool) -> npt.NDArray[np.uint8]:
-    """What the pages are."""
+    """The kinds of the pages."""
     import numpy as np
 
     none = np.uint64(NO_ENTRY)
@@ -262,7 +263,7 @@ def _kinds(rows: Rows, zero_pfns: tuple[int, int], knows_frames: bool) -> npt.ND
     went = np.isin(rows["change"], [CHANGES.index(c) for c in (Change.WENT, Change.UNMAPPED)])
     special = rows["change"] == CHANGES.index(Change.SPECIAL)
     change_to("swapped", came & ~is_now)
-    if knows_frames:  # what has neither frame nor slot is a guard; else slots are hidden, too
+    if knows_frames:  # no frame and no swap slot: a guard
         change_to("nothing", came & ~is_now & (rows["after"] == none))
         change_to("nothing", went & ~was & (rows["before"] == none))
     change_to("gone", special & was)

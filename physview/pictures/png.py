@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A drawing as PNG, by Pillow, which brings a typeface of its own: no fonts have to be installed.
+"""A drawing as PNG, made by Pillow. Pillow has a typeface of its own, so no fonts are needed.
 
 Source: https://pillow.readthedocs.io
 """
@@ -15,7 +15,7 @@ from physview.runtime.extras import need
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
-# For screens that have two dots a pixel.
+# Dots per pixel of the drawing.
 SCALE = 2
 STEPS = 24
 
@@ -36,7 +36,7 @@ def to_png(drawing: Drawing, *, theme: str = "light") -> bytes:
     colours = drawing.colours(theme)
     size = (round(drawing.width * SCALE), round(drawing.height * SCALE))
     image = Image.new("RGB", size, colours["paper"])
-    # In this mode what is drawn is blended with what is there.
+    # In this mode shapes are blended with the image.
     canvas = ImageDraw.Draw(image, "RGBA")
     for shape in drawing.shapes:
         if isinstance(shape, Rect):
@@ -53,10 +53,10 @@ def to_png(drawing: Drawing, *, theme: str = "light") -> bytes:
 
 
 def need_pillow() -> None:
-    """Find out whether there is Pillow.
+    """Check that Pillow is installed.
 
     Raises:
-        Unsupported: There is not.
+        Unsupported: It is not.
     """
     need("PIL", "cannot write a PNG")
 
@@ -77,7 +77,7 @@ def _draw_text(canvas: ImageDraw.ImageDraw, shape: Text, colours: dict[str, str]
         fill=colours[shape.colour],
         font=font,
         anchor="rs" if shape.is_right else "ls",
-        # Pillow's typeface has one weight: a thin outline makes it bold.
+        # Pillow's typeface has only one weight: a thin outline makes it bold.
         stroke_width=shape.size * SCALE / 60 if shape.is_bold else 0,
     )
 
@@ -113,7 +113,7 @@ def _draw_ribbon(canvas: ImageDraw.ImageDraw, shape: Ribbon, colours: dict[str, 
 
 
 def _curve(x: float, y: float, other_x: float, other_y: float) -> list[tuple[float, float]]:
-    """Points of the curve that SVG draws with both handles halfway between the ends."""
+    """Points of the curve that the SVG has: a Bézier curve with both handles halfway."""
     points = []
     for i in range(STEPS + 1):
         t = i / STEPS

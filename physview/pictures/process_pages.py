@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A process's memory as a picture needs it: extents with their kinds, and mappings."""
+"""The pages of a process for a picture: extents with their kinds, and mappings."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ HUGETLB = 1 << FLAG_BITS["huge"]
 
 
 class ProcessPages(NamedTuple):
-    """What a process had in its page tables.
+    """The pages of a process at one time.
 
     Args:
-        vmas: The mappings, in address order, without [vsyscall], which is the kernel's.
-        rows: Structured array, shape (n,), of `snapshot.BASE_DTYPE` and what was asked for.
+        vmas: The mappings, in address order, without [vsyscall], which belongs to the kernel.
+        rows: Structured array, shape (n,), of `snapshot.BASE_DTYPE`, flags and mapcount.
         kinds: uint8 array, shape (n,): indices in PROCESS_KINDS; NO_KIND for guards and markers.
-        knows_frames: Whether there are frame numbers; without them rows have no flags either.
-        nr_resident: DrawnPages as smaps' Rss counts them: without zero pages and hugetlb.
-        nr_exclusive: How many of these the kernel says are mapped only once.
+        knows_frames: Whether rows have frame numbers and flags.
+        nr_resident: Resident pages, counted as Rss in smaps: without zero pages and hugetlb.
+        nr_exclusive: How many of them are mapped only once, as the kernel says.
     """
 
     vmas: list[Vma]
@@ -45,8 +45,7 @@ class ProcessPages(NamedTuple):
 
     @property
     def has_frames(self) -> npt.NDArray[np.bool_]:
-        """Bool array, shape (n,): which rows have frames that are known. Zero pages have none of
-        their own."""
+        """Bool array, shape (n,): which rows have a known frame of their own; zero pages do not."""
         import numpy as np
 
         own = [i for i, kind in enumerate(PROCESS_KINDS) if kind.is_subject]
@@ -55,13 +54,13 @@ class ProcessPages(NamedTuple):
 
     @property
     def frames(self) -> Runs:
-        """The frames that the process maps; one that it maps twice is there twice."""
+        """The frames that the process maps. A frame that is mapped twice is there twice."""
         (placed,) = self.page_frames
         return placed.frames
 
     @property
     def page_frames(self) -> list[PageFrames]:
-        """Its rows with frames, each once."""
+        """The rows with frames, each once."""
         import numpy as np
 
         chosen = np.flatnonzero(self.has_frames)
@@ -76,12 +75,12 @@ class ProcessPages(NamedTuple):
 
     @property
     def all_kinds(self) -> tuple[Kind, ...]:
-        """What its pages and frames can be."""
+        """The kinds of its pages and frames."""
         return PROCESS_KINDS
 
     @property
     def is_changed(self) -> None:
-        """It is of one moment."""
+        """None, as the pages were read at one time only."""
         return None
 
 
@@ -91,16 +90,16 @@ def read_process_pages(
     with_mapcount: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> ProcessPages:
-    """Read all of a process.
+    """Read all pages of a process.
 
     Args:
         snapshot: The process.
-        with_mapcount: Whether to read, too, how often each frame is mapped; some kernels had a
-            bug in telling that.
+        with_mapcount: Whether to read also how often each frame is mapped. Some kernels had a bug
+            in this file.
         progress: Called with how many pages were read, and None.
 
     Raises:
-        ProcessGone: It ended or ran another program meanwhile.
+        ProcessGone: It ended or started another program meanwhile.
     """
     import numpy as np
 
@@ -113,7 +112,7 @@ def read_process_pages(
         if progress:
             progress(nr_pages, None)
     if not batches:
-        raise snapshot.proc.gone()  # no living process is without a page
+        raise snapshot.proc.gone()  # every living process has pages
     rows = np.concatenate(batches)
     kinds = _kinds(rows, knows_frames=snapshot.knows_frames)
     present = rows["entry"] & np.uint64(PM_PRESENT) != 0
@@ -133,7 +132,7 @@ def read_process_pages(
 
 
 def _kinds(rows: Any, *, knows_frames: bool) -> npt.NDArray[np.uint8]:
-    """The kind of each row, once for each combination of what it hangs on."""
+    """The kind of each row: looked up once for each combination of flags and entry bits."""
     import numpy as np
 
     entries = rows["entry"]

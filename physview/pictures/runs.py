@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Frames in a row of one kind: how the whole of RAM is held, and cut, and laid over itself."""
+"""Runs: contiguous frames of one kind. All of RAM is held as runs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     Runs = npt.NDArray[np.void]
 
 RUN_DTYPE = [("pfn", "u8"), ("nr", "u8"), ("kind", "u1")]
-"""Frames in a row of one kind: the first frame number, how many, and the index of the kind."""
+"""A run: the first frame number, the number of frames, and the index of the kind."""
 
-# Frames that one thread reads at a time: 20 ms or so of the kernel's work.
+# Frames that one thread reads at a time: about 20 ms.
 SLICE = 1 << 18
 
 
@@ -34,14 +34,14 @@ def read_runs(
 
     Args:
         ram: (first frame, first frame after it), in order.
-        kind_of: The index of the kind of a frame with such flags, of which it gets TELLING.
+        kind_of: Gets the flags of a frame that are in TELLING, and returns the index of its kind.
         progress: Called with how many frames were read, and how many there are.
 
     Returns:
         Structured array of RUN_DTYPE, in order; every frame of RAM is in one.
 
     Raises:
-        AccessDenied: Flags are root's.
+        AccessDenied: Only root may read flags.
         Unsupported: The kernel was built without kpageflags.
     """
     import numpy as np
@@ -75,7 +75,7 @@ def _read_slice(file: KpageFile, first: int, nr: int, kind_of: Callable[[int], i
     frames = np.array([(first, nr)], dtype=FRAMES_DTYPE)
     batches = []
     for pieces in file.iter_pieces(frames):
-        # First by all flags that kinds hang on, then by kind: fewer are left to look up.
+        # First by all flags that decide a kind, then by kind: this leaves fewer to look up.
         values = pieces["value"] & np.uint64(TELLING)
         begins = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
         runs = np.empty(len(begins), dtype=RUN_DTYPE)
@@ -89,7 +89,7 @@ def _read_slice(file: KpageFile, first: int, nr: int, kind_of: Callable[[int], i
 
 
 def join_runs(runs: Runs) -> Runs:
-    """Make one of runs that go on in each other."""
+    """Merge contiguous runs of the same kind."""
     import numpy as np
 
     if len(runs) < 2:
@@ -103,12 +103,12 @@ def join_runs(runs: Runs) -> Runs:
 
 
 def overlay(runs: Runs, over: Runs) -> Runs:
-    """Lay runs over others: where both have a frame, it is what `over` says.
+    """Replace frames of runs by those of other runs: `over` decides the kind of a frame in both.
 
     Args:
         runs: In order, each frame once.
-        over: In any order; of a frame that is in several the first kind counts. What lies outside
-            of `runs` is left out.
+        over: In any order. A frame that is in several of them is of the first of their kinds.
+            Frames that are not in `runs` are left out.
 
     Returns:
         The frames of `runs`, in order.
@@ -117,7 +117,7 @@ def overlay(runs: Runs, over: Runs) -> Runs:
 
     if not len(over) or not len(runs):
         return runs
-    over = over[np.argsort(over["pfn"])]  # what is in order is found faster
+    over = over[np.argsort(over["pfn"])]  # sorted values are found faster
     run_ends, over_ends = runs["pfn"] + runs["nr"], over["pfn"] + over["nr"]
     edges = np.sort(np.concatenate([runs["pfn"], run_ends, over["pfn"], over_ends]), kind="stable")
     edges = edges[np.concatenate([[True], edges[1:] != edges[:-1]])]

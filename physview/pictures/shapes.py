@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What pictures are drawn of, whoever writes them: rectangles, text, cells and connectors.
+"""The shapes of a drawing, for every file format: rectangles, text, cells and connectors.
 
-A colour is a name: of a kind, or one of PAPER. Lengths are in pixels of a page WIDTH wide.
+A colour is a name: of a kind, or one of PAPER. Lengths are in pixels.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ PAPER = {
 """The colours of the page itself, on light paper and on dark."""
 
 NOTHING = 255
+"""In arrays of stripes: a stripe that is left empty."""
+
 UNITS = 8
-"""A cell is so many stripes wide."""
+"""The number of stripes in a cell."""
 
 LEAST = 2
-"""What the picture is about has so many stripes at least, in a cell that has any of it; or one,
-where that would be more than there are."""
+"""A kind that the picture is about has at least this many stripes in each cell that has some of it;
+or one, if a cell has too many such kinds."""
 
 
 class Rect(NamedTuple):
-    """A rectangle; `hint` is what a viewer says of it when pointed at."""
+    """A rectangle; a viewer shows `hint` when the mouse points at it."""
 
     x: float
     y: float
@@ -45,7 +47,7 @@ class Rect(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A line of text; x, y is the left, or with `is_right` the right end of its baseline."""
+    """A line of text; x, y is the left end of its baseline, or with `is_right` the right end."""
 
     x: float
     y: float
@@ -64,8 +66,8 @@ class Cells(NamedTuple):
         y: Top.
         width: Of all.
         pitch: From the top of a row to that of the next.
-        gap: What of that is left empty.
-        codes: uint8 array, shape (rows, stripes): indices of kinds; NOTHING where there is none.
+        gap: The part of the pitch that is left empty.
+        codes: uint8 array, shape (rows, stripes): indices of kinds, or NOTHING.
     """
 
     x: float
@@ -77,7 +79,7 @@ class Cells(NamedTuple):
 
 
 class Ribbon(NamedTuple):
-    """A connector, from a stretch of one vertical line to one of another."""
+    """A connector, from a range of one vertical line to a range of another."""
 
     x: float
     top: float
@@ -98,9 +100,9 @@ class Drawing(NamedTuple):
     Args:
         width: In pixels.
         height: In pixels.
-        title: What it is of, in one line.
-        kinds: Their slugs are names of colours.
-        shapes: In the order in which they are drawn.
+        title: The title of the document.
+        kinds: The kinds whose slugs are names of colours.
+        shapes: The shapes in drawing order.
     """
 
     width: float
@@ -110,7 +112,7 @@ class Drawing(NamedTuple):
     shapes: list[Shape]
 
     def colours(self, theme: str) -> dict[str, str]:
-        """What each name of a colour is, "#rrggbb". `theme`: "light" or "dark"."""
+        """The value of each colour, "#rrggbb". `theme`: "light" or "dark"."""
         which = ("light", "dark").index(theme)
         return {name: pair[which] for name, pair in PAPER.items()} | {
             kind.slug: (kind.light, kind.dark)[which] for kind in self.kinds
@@ -120,15 +122,15 @@ class Drawing(NamedTuple):
 def stripes(
     counts: npt.NDArray[np.int64], capacity: npt.NDArray[np.int64] | int, kinds: tuple[Kind, ...]
 ) -> npt.NDArray[np.uint8]:
-    """Cells as stripes by shares, rounded to UNITS.
+    """Make stripes of cells: the share of each kind, rounded to 1 / UNITS.
 
-    What the picture is about has LEAST stripes at least in a cell that has any of it; what else a
-    cell has may be too little to be seen.
+    Each kind that the picture is about has at least LEAST stripes in a cell that has some of it.
+    Other kinds may be too few to be seen.
 
     Args:
         counts: Shape (rows, columns, kinds).
-        capacity: What a cell has room for; shape (rows, columns, 1) if not all are alike.
-        kinds: What the last axis is.
+        capacity: Frames or pages in a full cell; shape (rows, columns, 1) if cells differ.
+        kinds: The kinds of the last axis.
 
     Returns:
         uint8 array, shape (rows, columns * UNITS): indices of kinds, or NOTHING.
@@ -146,7 +148,7 @@ def stripes(
         missing = wanted - units.sum(axis=2)
         if not missing.any():
             break
-        # The largest remainder gets one; what has the most over its share gives one.
+        # The largest remainder gets one; the kind with the most above its share gives one.
         short = np.where(exact > 0, exact - units, -np.inf)
         over = np.where(units > least, units - exact, -np.inf)
         for step, where, score in ((1, missing > 0, short), (-1, missing < 0, over)):
@@ -161,6 +163,6 @@ def stripes(
 
 
 def fit(text: str, width: float, size: float) -> str:
-    """Cut a text off where it would not fit; how wide letters are is not known, but about."""
+    """Shorten a text that does not fit, by an estimate of the width of its letters."""
     room = int(width / (size * 0.58))
     return text if len(text) <= room else text[: max(room - 1, 1)].rstrip() + "…"

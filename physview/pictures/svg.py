@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A drawing as SVG: text stays text, and the colours follow the viewer's theme.
+"""A drawing as SVG. Text stays text, and the colours follow the viewer's theme.
 
 Source: https://www.w3.org/TR/SVG2/
 """
@@ -92,7 +92,7 @@ def _text(shape: Text) -> str:
 
 
 def _cells(shape: Cells, drawing: Drawing) -> str:
-    """A path for each kind, whose lines are the stripes: short, as there are many."""
+    """A path for each kind, with a line for each stripe. The text is short, as there are many."""
     import numpy as np
 
     rows, units = shape.codes.shape
@@ -113,7 +113,7 @@ def _cells(shape: Cells, drawing: Drawing) -> str:
             steps.append(f"m{column - before[1]} {row - before[0]}h{length}")
             before = (row, column + length)
         paths.append(f'<path class="c {drawing.kinds[kind].slug}" d="{"".join(steps)}"/>\n')
-    # Stripes are drawn in the middle of their row, and are as thick as it is without its gap.
+    # A stripe is a line in the middle of its row, as thick as the row without the gap.
     thickness = 1 - shape.gap / shape.pitch
     y = shape.y + shape.pitch * thickness / 2
     return (
@@ -124,7 +124,7 @@ def _cells(shape: Cells, drawing: Drawing) -> str:
 
 
 def _ribbons(ribbons: list[Ribbon]) -> str:
-    """Those of one colour and about the same strength share what says so."""
+    """Ribbons of one colour and about the same opacity are one group."""
     parts = []
     for (colour, level), some in groupby(ribbons, lambda each: (each.colour, _level(each.opacity))):
         paths = "".join(f'<path d="{_outline(ribbon)}"/>' for ribbon in some)
@@ -148,12 +148,11 @@ def _outline(ribbon: Ribbon) -> str:
 
 
 def number(value: float) -> str:
-    """A length in as few characters as will do."""
+    """A length with one decimal at most."""
     return f"{value:.1f}".removesuffix(".0")
 
 
 def text(words: str) -> str:
-    """Text that is safe in XML, also within quotes; it has no control characters and no lone
-    surrogates."""
+    """Text that is safe in XML, also in quotes: without control characters and lone surrogates."""
     allowed = "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in words)
     return escape(allowed, {'"': "&quot;"})
