@@ -97,8 +97,8 @@ def _describe_process(picture: Picture, subject: ProcessSubject) -> Captions:
         scale = (
             f"{_cell_size(frames)} The stripes of a cell show the share of each kind. A kind"
             " of this process takes at least a quarter of the cell.",
-            f"Each connector bundles the pages of {_part(space.links)} in {_rows(space.links)}."
-            " Its width shows how many pages these are.",
+            f"Each connector bundles the pages of {_part(space.links)} in {_rows(space.links)};"
+            " its width shows how many.",
         )
         notes = tuple(_outside(space))
     else:
@@ -146,8 +146,8 @@ def _describe_diff(picture: Picture, subject: DiffSubject) -> Captions:
             " that the process has or had takes at least a quarter of the cell, or an"
             " eighth if there are more than four such kinds.",
             f"Each connector bundles pages of {_part(space.links)} that are, or were, in"
-            f" {_rows(space.links)}. Its width shows how many pages these are. Pages that moved"
-            " have two connectors: to where they were, and to where they are.",
+            f" {_rows(space.links)}; its width shows how many. Pages that moved have two"
+            " connectors: to where they were, and to where they are.",
         )
         notes = (*_left_notes(space, space.pages, frames), *_outside(space), *_ram_notes(frames))
     else:

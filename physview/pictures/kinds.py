@@ -72,7 +72,7 @@ PROCESS_KINDS = (
     Kind("own_huge", "anonymous, in large folios", *SKY, OWN, is_subject=True),
     Kind("own_file", "files", *ORANGE, OWN, is_subject=True),
     Kind("own_shared", "shared memory", *PURPLE, OWN, is_subject=True),
-    Kind("page_tables", "page tables of all processes", *VERMILLION, REST),
+    Kind("page_tables", "all page tables", *VERMILLION, REST),
     Kind("reserved", "reserved", *GREYS[4], REST),
     Kind("kernel", "kernel", *GREYS[3], REST),
     Kind("others", "other anonymous, shared", *GREYS[2], REST),
