@@ -279,7 +279,7 @@ static bool add_page(struct output *output,
 }
 
 /* Add what a lowest table holds from at to end; returns where to go on. */
-static uint64_t add_table(const struct pv_bpf *bpf, const uint64_t *table,
+static uint64_t add_table(const struct pv_bpf *bpf, const __u64 *table,
 			  uint64_t at, uint64_t end, struct output *output)
 {
 	struct physicalview_extent *last = NULL;

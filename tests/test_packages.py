@@ -70,7 +70,7 @@ def test_where_no_module_can_be_none_is_offered(physview):
         assert "this kernel was built without loadable modules; " in result.stderr
         assert "linux-headers" not in result.stderr
         assert " vm -- " in result.stderr
-    for command in (("walk", "self", "0x0"), ("memview", "--source", "kmod")):
+    for command in (("walk", "self", "0x0", "--source", "kmod"), ("memview", "--source", "kmod")):
         result = physview(*command)
         assert "; in a throwaway VM: " in result.stderr
         assert "module load" not in result.stderr
