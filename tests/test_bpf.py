@@ -231,6 +231,7 @@ def loaded_programs():
         found.add(number)
 
 
+@pytest.mark.alone("other tests load programs, too")
 @pytest.mark.needs("bpf")
 @pytest.mark.parametrize("ending", ["", "os.kill(os.getpid(), 9)"])
 def test_nothing_stays_loaded(ending):
