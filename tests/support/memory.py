@@ -110,8 +110,10 @@ class Region:
         inner.start = outer.start + -outer.start % HUGE
         inner.size = nr_huge * HUGE
         inner.madvise(cls.MADV_HUGEPAGE, check=False)
-        yield inner
-        inner.size = 0
+        try:
+            yield inner
+        finally:
+            inner.size = 0  # the outer region unmaps it
 
     def is_huge(self) -> bool:
         """Whether smaps counts the whole region as huge pages."""
