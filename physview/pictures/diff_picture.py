@@ -98,7 +98,7 @@ def _find_ram(before: SnapshotFile, after: SnapshotFile, over: Runs) -> _Ram:
 
 
 def named_ranges(over: Runs) -> list[tuple[int, int]]:
-    """Ranges of whole blocks of memory that have all named frames.
+    """Guess where RAM is from the frames of a diff: ranges of whole blocks that have all of them.
 
     Args:
         over: Frames, array of `runs.RUN_DTYPE`, in any order.

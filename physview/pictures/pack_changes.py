@@ -30,8 +30,9 @@ def change_states(changes: PageChanges) -> tuple[list[Any], npt.NDArray[Any]]:
     """The properties of runs of pages without their addresses: each combination is a state.
 
     Returns:
-        [kind, kind of the frames that were left, change, its meaning, what was there, what is there
-        now] of each state; and the state of each row. For a frame of its own "" is there.
+        For each state [kind, kind of the frames that the pages had before, change, its meaning,
+        what was there, what is there now]; and for each row the index of its state. What was or is
+        there is "" for a frame of its own.
     """
     rows = changes.rows
     past = changes.past_kinds
