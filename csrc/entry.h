@@ -43,8 +43,9 @@ static inline bool pv_is_in_area(uint64_t slot)
 /*
  * How the entry changes from one page of an extent to the next: frames follow
  * each other, and swap slots do. The zero page, hidden frames and slots, guards
- * and markers have the same entry in all pages of an extent. The entry is that
- * of a page that is present or has a swap entry.
+ * and markers have the same entry in all pages of an extent. So pages whose
+ * steps differ are never in one extent. The entry is that of a page that is
+ * present or has a swap entry.
  */
 static inline uint64_t pv_step_of(uint64_t entry, uint64_t zero_pfn)
 {

@@ -66,8 +66,9 @@ struct scan {
 	const uint64_t *cuts, *last_cut; /* the cuts that are still ahead */
 	struct pv_extent *extents;
 	uint64_t nr, room;
-	/* the page that would continue the last extent */
-	uint64_t next_vaddr, next_entry;
+	/* the page that would continue the last extent, and that extent's step
+	 */
+	uint64_t next_vaddr, next_entry, step;
 	uint64_t zero_pfn;
 	struct page_region regions[NR_REGIONS];
 	uint64_t chunk[CHUNK];
@@ -88,13 +89,16 @@ static uint64_t add_chunk(struct scan *scan, uint64_t vaddr, uint64_t nr,
 	const uint64_t page_size = UINT64_C(1) << scan->page_shift;
 
 	for (uint64_t i = 0; i < nr; i++, vaddr += page_size) {
-		uint64_t entry = scan->chunk[i];
+		uint64_t entry = scan->chunk[i], step;
 
 		if (!(entry & (PM_PRESENT | PM_SWAP)))
 			continue;
 		if (scan->cuts < scan->last_cut && *scan->cuts <= vaddr)
 			pass_cuts(scan, vaddr);
-		if (vaddr == scan->next_vaddr && entry == scan->next_entry) {
+		step = pv_step_of(entry, scan->zero_pfn);
+		/* The zero page's frame continues no run of other frames. */
+		if (vaddr == scan->next_vaddr && entry == scan->next_entry &&
+		    step == scan->step) {
 			scan->extents[scan->nr - 1].nr_pages++;
 		} else {
 			if (scan->nr == scan->room)
@@ -103,7 +107,8 @@ static uint64_t add_chunk(struct scan *scan, uint64_t vaddr, uint64_t nr,
 				(struct pv_extent){ vaddr, entry, 1 };
 		}
 		scan->next_vaddr = vaddr + page_size;
-		scan->next_entry = entry + pv_step_of(entry, scan->zero_pfn);
+		scan->next_entry = entry + step;
+		scan->step = step;
 		++*nr_populated;
 	}
 	return nr;

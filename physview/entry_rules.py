@@ -84,7 +84,8 @@ def step_of(entry: Any, zero_pfn: int) -> Any:
     """Return the difference between the entries of neighbouring pages of an extent.
 
     Frames and swap slots are contiguous, so their entries increase from page to page. The zero
-    page, hidden frames and slots, guards and markers have the same entry in all pages.
+    page, hidden frames and slots, guards and markers have the same entry in all pages. So pages
+    whose steps differ are never in one extent.
 
     Args:
         entry: The entry of a page that is present or has a swap entry.

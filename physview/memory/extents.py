@@ -291,7 +291,8 @@ def _continues(one: Any, other: Any, cuts: npt.NDArray[np.uint64], zero_pfn: int
     next_vaddr, next_entry, _ = (int(field) for field in other.item())
     if vaddr + nr_pages * PAGE_SIZE != next_vaddr:
         return False
-    if entry + nr_pages * step_of(entry, zero_pfn) != next_entry:
+    step = step_of(entry, zero_pfn)
+    if entry + nr_pages * step != next_entry or step != step_of(next_entry, zero_pfn):
         return False
     at = np.searchsorted(cuts, np.uint64(next_vaddr))
     return bool(at == len(cuts) or cuts[at] != next_vaddr)

@@ -166,10 +166,10 @@ def join(rows: Rows, zero_pfn: int) -> Rows:
 
     if len(rows) < 2:
         return rows
+    step = steps(rows, zero_pfn)
     continues = rows["vaddr"][1:] == ends(rows)[:-1]
-    continues &= (
-        rows["entry"][1:] == (rows["entry"] + rows["nr_pages"] * steps(rows, zero_pfn))[:-1]
-    )
+    continues &= rows["entry"][1:] == (rows["entry"] + rows["nr_pages"] * step)[:-1]
+    continues &= step[1:] == step[:-1]
     for name in {"vma", *COLUMNS} & set(rows.dtype.names or ()):
         continues &= rows[name][1:] == rows[name][:-1]
     if not continues.any():
