@@ -149,13 +149,14 @@ static int load_program(struct pv_bpf *bpf, char *log, uint32_t log_bytes)
 	return 0;
 }
 
-/* Run the program once, for the process behind a descriptor of pagemap. */
-int pv_bpf_run(struct pv_bpf *bpf, int fd, uint32_t nr_requests)
+/* Answer some requests, for the process behind a descriptor of pagemap. */
+int pv_bpf_run(struct pv_bpf *bpf, int fd, uint32_t first, uint32_t nr)
 {
 	union bpf_attr attributes = { 0 };
 
 	bpf->area->fd = (uint32_t)fd;
-	bpf->area->nr_requests = nr_requests;
+	bpf->area->first = first;
+	bpf->area->nr = nr;
 	attributes.test.prog_fd = (uint32_t)bpf->program_fd;
 	if (sys_bpf(BPF_PROG_TEST_RUN, &attributes))
 		return -errno;
@@ -197,7 +198,7 @@ static int find_direct_map(struct pv_bpf *bpf, int pagemap_fd)
 		goto out;
 	}
 	area->word_at = 0;
-	error = pv_bpf_run(bpf, pagemap_fd, 0);
+	error = pv_bpf_run(bpf, pagemap_fd, 0, 0);
 	if (error)
 		goto out;
 	error = -ENXIO;
@@ -211,13 +212,13 @@ static int find_direct_map(struct pv_bpf *bpf, int pagemap_fd)
 			break;
 		}
 		area->word_at = base + (uint64_t)frame * PV_PAGE;
-		if (pv_bpf_run(bpf, pagemap_fd, 0) || area->word != *pages)
+		if (pv_bpf_run(bpf, pagemap_fd, 0, 0) || area->word != *pages)
 			continue;
 		frame = frame_of(pagemap_fd, other);
 		if (frame < 0)
 			continue;
 		area->word_at = base + (uint64_t)frame * PV_PAGE;
-		if (pv_bpf_run(bpf, pagemap_fd, 0) || area->word != *other)
+		if (pv_bpf_run(bpf, pagemap_fd, 0, 0) || area->word != *other)
 			continue;
 		area->direct_map = base;
 		error = 0;

@@ -46,16 +46,17 @@ static unsigned int shift_of(const struct pv_bpf *bpf, uint32_t level)
 	return bpf->area->shifts[level];
 }
 
-static uint64_t user_end(const struct pv_bpf *bpf)
+uint64_t pv_bpf_user_end(const struct pv_bpf *bpf)
 {
 	return (UINT64_C(1) << (shift_of(bpf, 0) + PV_TABLE_SHIFT - 1)) -
 	       PV_PAGE;
 }
 
-uint64_t pv_bpf_user_end(const struct pv_bpf *bpf)
-{
-	return user_end(bpf);
-}
+/* What stands at an address that no page table covers. */
+static const struct physicalview_page beyond = {
+	.kind = PHYSICALVIEW_KIND_BEYOND,
+	.page_shift = PV_PAGE_SHIFT,
+};
 
 static void request(struct pv_bpf *bpf, uint32_t i, uint64_t vaddr,
 		    uint32_t nr_levels, bool copy)
@@ -70,40 +71,26 @@ static bool is_stable(const struct bpf_walk_answer *answer)
 	return !(answer->state & (BPF_WALK_UNSTABLE | BPF_WALK_FAULT));
 }
 
-/*
- * Run the first nr requests, and again those whose answer changed meanwhile.
- * Answers that never stood still keep their mark.
- */
-static int run_stable(struct pv_bpf *bpf, int fd, uint32_t nr)
+/* Whether there is a good copy of the table that a request asks for. */
+static bool has_table(const struct bpf_walk_answer *answer)
 {
-	struct bpf_walk_area *area = bpf->area;
-	int error = pv_bpf_run(bpf, fd, nr);
+	return answer->state == BPF_WALK_COPIED;
+}
 
-	for (uint32_t i = 0; !error && i < nr; i++) {
-		struct bpf_walk_request first = area->requests[0];
-		struct bpf_walk_answer answer = area->answers[0];
+/*
+ * Answer the first nr requests, and again those whose answer changed meanwhile.
+ * Answers that changed each time keep their mark.
+ */
+static int answer_requests(struct pv_bpf *bpf, int fd, uint32_t nr)
+{
+	int error = pv_bpf_run(bpf, fd, 0, nr);
 
-		if (is_stable(&area->answers[i]))
-			continue;
-		/* Slot 0 is where one request alone goes; keep what is there.
-		 */
-		if (i)
-			memcpy(bpf->saved, area->tables[0], sizeof(bpf->saved));
+	for (uint32_t i = 0; i < nr; i++)
 		for (int tries = 0; !error && tries < MAX_TRIES; tries++) {
-			area->requests[0] = area->requests[i];
-			error = pv_bpf_run(bpf, fd, 1);
-			if (is_stable(&area->answers[0]))
+			if (is_stable(&bpf->area->answers[i]))
 				break;
+			error = pv_bpf_run(bpf, fd, i, 1);
 		}
-		if (i) {
-			area->answers[i] = area->answers[0];
-			memcpy(area->tables[i], area->tables[0],
-			       sizeof(area->tables[i]));
-			memcpy(area->tables[0], bpf->saved, sizeof(bpf->saved));
-			area->answers[0] = answer;
-			area->requests[0] = first;
-		}
-	}
 	return error;
 }
 
@@ -129,15 +116,12 @@ int pv_bpf_walk(struct pv_bpf *bpf, int fd, struct physicalview_walk *walk)
 	int error;
 
 	walk->nr_levels = 0;
-	if (walk->vaddr >= user_end(bpf)) {
-		walk->page = (struct physicalview_page){
-			.kind = PHYSICALVIEW_KIND_BEYOND,
-			.page_shift = PV_PAGE_SHIFT
-		};
+	if (walk->vaddr >= pv_bpf_user_end(bpf)) {
+		walk->page = beyond;
 		return 0;
 	}
 	request(bpf, 0, walk->vaddr, bpf->nr_levels, false);
-	error = run_stable(bpf, fd, 1);
+	error = answer_requests(bpf, fd, 1);
 	if (error)
 		return error;
 	found(bpf, answer, walk->vaddr, &walk->page);
@@ -176,66 +160,69 @@ static uint32_t index_of(uint64_t vaddr, unsigned int shift)
 	return vaddr >> shift & (BPF_WALK_ENTRIES - 1);
 }
 
-/* Addresses in any order; neighbours that share a lowest table take one copy of
- * it. */
+/*
+ * Ask for the first of some addresses, and for those after it that share its
+ * lowest table. Returns how many addresses these are.
+ */
+static uint64_t request_pages(struct pv_bpf *bpf, uint32_t i,
+			      const uint64_t *vaddrs, uint64_t nr)
+{
+	uint64_t nr_alike = 1;
+
+	if (vaddrs[0] >= pv_bpf_user_end(bpf)) {
+		request(bpf, i, 0, 0, false);
+		return 1;
+	}
+	while (nr_alike < nr &&
+	       region_of(vaddrs[nr_alike]) == region_of(vaddrs[0]))
+		nr_alike++;
+	/* For one address its entry is enough. */
+	if (nr_alike == 1)
+		request(bpf, i, vaddrs[0], bpf->nr_levels, false);
+	else
+		request(bpf, i, vaddrs[0], bpf->nr_levels - 1, true);
+	return nr_alike;
+}
+
+/* What an answer says of one of the addresses that it was asked for. */
+static void found_page(const struct pv_bpf *bpf, uint32_t i, uint64_t vaddr,
+		       struct physicalview_page *page)
+{
+	const struct bpf_walk_answer *answer = &bpf->area->answers[i];
+
+	if (!bpf->area->requests[i].nr_levels)
+		*page = beyond;
+	else if (has_table(answer))
+		decode(bpf, vaddr,
+		       bpf->area->tables[i][index_of(vaddr, PV_PAGE_SHIFT)],
+		       PV_PAGE_SHIFT, page);
+	else
+		found(bpf, answer, vaddr, page);
+}
+
+/* Look addresses up, in any order; neighbours are the fastest. */
 int pv_bpf_pages(struct pv_bpf *bpf, int fd, const uint64_t *vaddrs,
 		 uint64_t nr, struct physicalview_page *pages)
 {
-	uint64_t firsts[BPF_WALK_REQUESTS + 1];
-	uint64_t at = 0;
+	uint64_t firsts[BPF_WALK_REQUESTS + 1] = { 0 };
 
-	while (at < nr) {
+	while (firsts[0] < nr) {
 		uint32_t nr_requests = 0;
-		uint64_t i = at;
+		uint64_t at = firsts[0];
 		int error;
 
-		while (i < nr && nr_requests < BPF_WALK_REQUESTS) {
-			uint64_t first = i;
-
-			if (vaddrs[i] >= user_end(bpf)) {
-				request(bpf, nr_requests, 0, 0, false);
-				i++;
-			} else {
-				while (i < nr &&
-				       region_of(vaddrs[i]) ==
-					       region_of(vaddrs[first]))
-					i++;
-				if (i - first > 1)
-					request(bpf, nr_requests, vaddrs[first],
-						bpf->nr_levels - 1, true);
-				else
-					request(bpf, nr_requests, vaddrs[first],
-						bpf->nr_levels, false);
-			}
-			firsts[nr_requests++] = first;
+		while (at < nr && nr_requests < BPF_WALK_REQUESTS) {
+			at += request_pages(bpf, nr_requests, &vaddrs[at],
+					    nr - at);
+			firsts[++nr_requests] = at;
 		}
-		firsts[nr_requests] = i;
-		error = run_stable(bpf, fd, nr_requests);
+		error = answer_requests(bpf, fd, nr_requests);
 		if (error)
 			return error;
-		for (uint32_t r = 0; r < nr_requests; r++) {
-			const struct bpf_walk_answer *answer =
-				&bpf->area->answers[r];
-
-			for (uint64_t k = firsts[r]; k < firsts[r + 1]; k++) {
-				if (!bpf->area->requests[r].nr_levels)
-					pages[k] = (struct physicalview_page){
-						.kind = PHYSICALVIEW_KIND_BEYOND,
-						.page_shift = PV_PAGE_SHIFT
-					};
-				else if (is_stable(answer) &&
-					 answer->state & BPF_WALK_COPIED)
-					decode(bpf, vaddrs[k],
-					       bpf->area->tables[r][index_of(
-						       vaddrs[k],
-						       PV_PAGE_SHIFT)],
-					       PV_PAGE_SHIFT, &pages[k]);
-				else
-					found(bpf, answer, vaddrs[k],
-					      &pages[k]);
-			}
-		}
-		at = i;
+		for (uint32_t i = 0; i < nr_requests; i++)
+			for (uint64_t k = firsts[i]; k < firsts[i + 1]; k++)
+				found_page(bpf, i, vaddrs[k], &pages[k]);
+		firsts[0] = at;
 	}
 	return 0;
 }
@@ -317,33 +304,36 @@ static uint64_t end_of(uint64_t vaddr, unsigned int shift, uint64_t end)
 	return next < end ? next : end;
 }
 
-/* Add what an entry above the lowest level says of all that it reaches. */
+/* Add what an entry of a level says of all that it reaches, up to end. */
+static uint64_t add_span(struct output *output,
+			 const struct physicalview_page *page,
+			 unsigned int shift, uint64_t at, uint64_t end)
+{
+	uint64_t next = end_of(at, shift, end);
+
+	return add_page(output, page, at, next - at) ? next : at;
+}
+
 static uint64_t add_entry(const struct pv_bpf *bpf, uint64_t entry,
 			  unsigned int shift, uint64_t at, uint64_t end,
 			  struct output *output)
 {
-	uint64_t next = end_of(at, shift, end);
 	struct physicalview_page page;
 
 	decode(bpf, at, entry, shift, &page);
-	return add_page(output, &page, at, next - at) ? next : at;
+	return add_span(output, &page, shift, at, end);
 }
 
-/* The same of an answer that never stood still, or that ends above a table. */
+/* The same for an answer that ends above a table, or that is not stable. */
 static uint64_t add_answer(const struct pv_bpf *bpf,
 			   const struct bpf_walk_answer *answer, uint64_t at,
 			   uint64_t end, struct output *output)
 {
-	unsigned int shift = shift_of(bpf, answer->nr_read - 1);
 	struct physicalview_page page;
-	uint64_t next;
 
-	if (is_stable(answer))
-		return add_entry(bpf, answer->entry[answer->nr_read - 1], shift,
-				 at, end, output);
 	found(bpf, answer, at, &page);
-	next = end_of(at, shift, end);
-	return add_page(output, &page, at, next - at) ? next : at;
+	return add_span(output, &page, shift_of(bpf, answer->nr_read - 1), at,
+			end);
 }
 
 /*
@@ -360,11 +350,10 @@ static int copy_table(struct pv_bpf *bpf, int fd, uint64_t vaddr,
 		return 1;
 	table->is_valid = false;
 	request(bpf, 0, vaddr, level, true);
-	error = run_stable(bpf, fd, 1);
+	error = answer_requests(bpf, fd, 1);
 	if (error)
 		return error;
-	if (!is_stable(&bpf->area->answers[0]) ||
-	    !(bpf->area->answers[0].state & BPF_WALK_COPIED))
+	if (!has_table(&bpf->area->answers[0]))
 		return 0;
 	table->start = vaddr >> span << span;
 	table->is_valid = true;
@@ -373,119 +362,110 @@ static int copy_table(struct pv_bpf *bpf, int fd, uint64_t vaddr,
 }
 
 /*
- * Ask for lowest tables from an address on, as many as one run takes; *end is
- * set to where what was asked for ends.
+ * Ask for the lowest tables below the middle one from an address on, as many as
+ * one run takes. *end is set to where these end.
  */
-static int copy_lowest(struct pv_bpf *bpf, int fd,
-		       const struct pv_table *middle, uint64_t at,
-		       uint64_t *end)
+static int copy_lowest(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t *end)
 {
 	unsigned int shift = shift_of(bpf, bpf->nr_levels - 2);
 	uint64_t stop = end_of(at, shift + PV_TABLE_SHIFT, *end);
 	uint32_t nr = 0;
 
 	while (at < stop && nr < BPF_WALK_REQUESTS) {
-		if (entry_is_table(middle->entries[index_of(at, shift)]))
+		if (entry_is_table(bpf->middle.entries[index_of(at, shift)]))
 			request(bpf, nr++, at, bpf->nr_levels - 1, true);
 		at = end_of(at, shift, stop);
 	}
 	*end = at;
-	return nr ? run_stable(bpf, fd, nr) : 0;
+	return nr ? answer_requests(bpf, fd, nr) : 0;
 }
 
 /*
- * Add all that lies in a range whose middle table (of 1 GiB) is there. Returns
- * where to go on, which is before end if the room is full.
+ * Add what lies below the middle table from at on, as far as one run reaches or
+ * there is room. *next is where to continue. Returns 0 or -errno.
  */
-static int add_middle(struct pv_bpf *bpf, int fd, const struct pv_table *middle,
-		      uint64_t *at, uint64_t end, struct output *output)
+static int add_middle(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t end,
+		      struct output *output, uint64_t *next)
 {
 	unsigned int shift = shift_of(bpf, bpf->nr_levels - 2);
-	uint32_t nr = 0;
-	int error = copy_lowest(bpf, fd, middle, *at, &end);
+	uint32_t i = 0;
+	int error = copy_lowest(bpf, fd, at, &end);
 
 	if (error)
 		return error;
-	while (*at < end) {
-		uint64_t entry = middle->entries[index_of(*at, shift)];
-		uint64_t stop = end_of(*at, shift, end), next;
+	while (at < end) {
+		uint64_t entry = bpf->middle.entries[index_of(at, shift)];
+		uint64_t stop = end_of(at, shift, end);
 
 		if (!entry_is_table(entry)) {
-			next = add_entry(bpf, entry, shift, *at, stop, output);
+			at = add_entry(bpf, entry, shift, at, stop, output);
 		} else {
 			const struct bpf_walk_answer *answer =
-				&bpf->area->answers[nr];
+				&bpf->area->answers[i];
 
-			if (is_stable(answer) &&
-			    answer->state & BPF_WALK_COPIED)
-				next = add_table(bpf, bpf->area->tables[nr],
-						 *at, stop, output);
-			else
-				next = add_answer(bpf, answer, *at, stop,
+			at = has_table(answer)
+				     ? add_table(bpf, bpf->area->tables[i], at,
+						 stop, output)
+				     : add_answer(bpf, answer, at, stop,
 						  output);
-			nr++;
+			i++;
 		}
-		*at = next;
-		if (next < stop)
-			return 1;
+		if (at < stop)
+			break;
 	}
+	*next = at;
 	return 0;
 }
 
 /*
+ * Copy the middle table that reaches an address, through the upper one. Returns
+ * 1 if there is one. Returns 0 if what is higher says all: then this is added,
+ * and *next is where to continue.
+ */
+static int find_middle(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t end,
+		       struct output *output, uint64_t *next)
+{
+	const uint32_t level = bpf->nr_levels - 2;
+	unsigned int shift = shift_of(bpf, level - 1);
+	int there = copy_table(bpf, fd, at, level - 1, &bpf->upper);
+
+	if (there > 0) {
+		uint64_t entry = bpf->upper.entries[index_of(at, shift)];
+
+		if (!entry_is_table(entry)) {
+			*next = add_entry(bpf, entry, shift, at, end, output);
+			return 0;
+		}
+		there = copy_table(bpf, fd, at, level, &bpf->middle);
+	}
+	if (!there)
+		*next = add_answer(bpf, &bpf->area->answers[0], at, end,
+				   output);
+	return there;
+}
+
+/*
  * All that lies from *at to end, as extents, until the room is full; *at is set
- * to where to go on. Returns how many there are, or -errno.
+ * to where to continue. Returns how many there are, or -errno.
  */
 int64_t pv_bpf_extents(struct pv_bpf *bpf, int fd, uint64_t *at, uint64_t end,
 		       struct physicalview_extent *extents, uint64_t room)
 {
 	struct output output = { extents, 0, room };
-	struct pv_table *upper = &bpf->upper, *middle = &bpf->middle;
-	const uint32_t middle_level = bpf->nr_levels - 2;
 
 	/* What was copied in an earlier call is old. */
-	upper->is_valid = middle->is_valid = false;
-	if (end > user_end(bpf))
-		end = user_end(bpf);
-	while (*at < end) {
-		unsigned int shift = shift_of(bpf, middle_level - 1);
-		uint64_t entry, next;
-		int there = copy_table(bpf, fd, *at, middle_level - 1, upper);
+	bpf->upper.is_valid = bpf->middle.is_valid = false;
+	if (end > pv_bpf_user_end(bpf))
+		end = pv_bpf_user_end(bpf);
+	while (*at < end && output.nr < room) {
+		uint64_t next = *at;
+		int there = find_middle(bpf, fd, *at, end, &output, &next);
 
+		if (there > 0)
+			there = add_middle(bpf, fd, *at, end, &output, &next);
 		if (there < 0)
 			return there;
-		if (!there) {
-			next = add_answer(bpf, &bpf->area->answers[0], *at, end,
-					  &output);
-			if (next == *at)
-				break;
-			*at = next;
-			continue;
-		}
-		entry = upper->entries[index_of(*at, shift)];
-		if (!entry_is_table(entry)) {
-			next = add_entry(bpf, entry, shift, *at, end, &output);
-			if (next == *at)
-				break;
-			*at = next;
-			continue;
-		}
-		there = copy_table(bpf, fd, *at, middle_level, middle);
-		if (there < 0)
-			return there;
-		if (!there) {
-			next = add_answer(bpf, &bpf->area->answers[0], *at, end,
-					  &output);
-			if (next == *at)
-				break;
-			*at = next;
-			continue;
-		}
-		there = add_middle(bpf, fd, middle, at, end, &output);
-		if (there < 0)
-			return there;
-		if (there)
-			break;
+		*at = next;
 	}
 	return (int64_t)output.nr;
 }

@@ -37,10 +37,9 @@ struct pv_bpf {
 	struct bpf_walk_area *area;
 	uint8_t swap_kinds[1 << SWAP_TYPE_BITS];
 	struct pv_table upper, middle;
-	uint64_t saved[BPF_WALK_ENTRIES];
 };
 
 int pv_bpf_find_types(struct pv_bpf *bpf);
-int pv_bpf_run(struct pv_bpf *bpf, int fd, uint32_t nr_requests);
+int pv_bpf_run(struct pv_bpf *bpf, int fd, uint32_t first, uint32_t nr);
 
 #endif

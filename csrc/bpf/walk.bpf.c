@@ -67,6 +67,7 @@ static long walk_one(__u64 i, void *arg)
 	__u32 state = 0;
 	__u32 level;
 
+	i += area.first;
 	if (i >= BPF_WALK_REQUESTS)
 		return 1;
 	request = &area.requests[i];
@@ -106,12 +107,13 @@ static long walk_one(__u64 i, void *arg)
 
 SECTION("raw_tp") int walk(void *context)
 {
-	area.mm = find_mm();
-	area.pgd = read_word(area.mm + area.offsets.mm_pgd);
-	area.nr_users = read_count(area.mm + area.offsets.mm_users);
+	__u64 mm = find_mm();
+
+	area.pgd = read_word(mm + area.offsets.mm_pgd);
+	area.nr_users = read_count(mm + area.offsets.mm_users);
 	if (area.word_at)
 		area.word = read_word(area.word_at);
-	loop(area.nr_requests, walk_one, 0, 0);
-	area.nr_users_after = read_count(area.mm + area.offsets.mm_users);
+	loop(area.nr, walk_one, 0, 0);
+	area.nr_users_after = read_count(mm + area.offsets.mm_users);
 	return 0;
 }

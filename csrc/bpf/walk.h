@@ -53,15 +53,14 @@ struct bpf_walk_area {
 	__u64 index_mask;	       /* entries in a table, less one */
 	__u32 shifts[BPF_WALK_LEVELS]; /* of the address, for each level's index
 					*/
-	__u32 fd; /* of /proc/PID/pagemap, of this process */
-	__u32 nr_requests;
-	__u32 reserved;
-	__u64 mm;   /* written: the address space, */
-	__u64 pgd;  /* its root table, */
-	__u64 word; /* what stands at the address in word_at, */
-	__u64 word_at;
-	__u32 nr_users; /* and how many tasks have the address space: 0 if none
-			 */
+	__u32 fd;      /* of /proc/PID/pagemap, of this process */
+	__u32 first;   /* the first request to answer */
+	__u32 nr;      /* and how many */
+	__u64 word_at; /* an address to read, or 0 */
+	/* The program writes what follows. */
+	__u64 word;	/* what stands at word_at */
+	__u64 pgd;	/* the root table */
+	__u32 nr_users; /* tasks with the address space: 0 if it is gone */
 	__u32 nr_users_after;
 	struct bpf_walk_request requests[BPF_WALK_REQUESTS];
 	struct bpf_walk_answer answers[BPF_WALK_REQUESTS];
