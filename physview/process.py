@@ -24,6 +24,7 @@ from physview.model import (
     Translation,
     Vma,
 )
+from physview.sources.choice import open_bpf, open_kmod
 from physview.sources.pagemap import Pagemap
 from physview.sources.procfs import MemoryMap, ProcDir
 
@@ -58,18 +59,6 @@ def _reference(proc: ProcDir) -> Source:
     return ReferencePagemap(proc)
 
 
-def _kmod(proc: ProcDir) -> Source:
-    from physview.sources.kmod import Kmod
-
-    return Kmod(proc)
-
-
-def _bpf(proc: ProcDir) -> Source:
-    from physview.sources.bpf import Bpf
-
-    return Bpf(proc)
-
-
 def _auto(proc: ProcDir) -> Source:
     """Choose pagemap; or the module, if there is no pagemap, or if only the module shows frames."""
     from physview.sources.kmod import DEVICE
@@ -80,12 +69,12 @@ def _auto(proc: ProcDir) -> Source:
     try:
         source: Source = plain(proc)
     except Unsupported:
-        return _kmod(proc)
+        return open_kmod(proc)
     # The module shows other processes only to users from whom pagemap hides nothing, either.
     if proc.pid != os.getpid() or not _hides_frames(source):
         return source
     try:
-        walker = _kmod(proc)
+        walker = open_kmod(proc)
     except PhysviewError:  # the device exists, but we may not use it
         return source
     source.close()
@@ -103,8 +92,8 @@ def _hides_frames(source: Source) -> bool:
 SOURCES: dict[str, Callable[[ProcDir], Source]] = {
     "auto": _auto,
     "pagemap": Pagemap,
-    "kmod": _kmod,
-    "bpf": _bpf,
+    "kmod": open_kmod,
+    "bpf": open_bpf,
     "reference": _reference,
 }
 
@@ -118,10 +107,10 @@ class Process(Closable):
 
     Args:
         pid: Process id, or "self".
-        source: "pagemap" (read by the compiled core), "kmod" (the kernel module), "reference"
-            (pagemap read through ctypes, needs no compiler) or "auto". "auto" is pagemap; the
-            reference if the core is not built; the module if pagemap hides this process's frames
-            and the module was loaded for everybody.
+        source: "pagemap" (read by the compiled core), "kmod" (the kernel module), "bpf" (a BPF
+            program), "reference" (pagemap read through ctypes, needs no compiler) or "auto". "auto"
+            is pagemap; the reference if the core is not built; the module if pagemap hides this
+            process's frames and the module was loaded for everybody.
 
     Raises:
         ProcessGone: There is no such process.
@@ -158,7 +147,7 @@ class Process(Closable):
 
     @property
     def source(self) -> str:
-        """Name of the source that answers: "pagemap", "kmod" or "reference"."""
+        """Name of the source that answers: "pagemap", "kmod", "bpf" or "reference"."""
         return self._source.name
 
     def close(self) -> None:

@@ -9,14 +9,13 @@ with 1 if a difference stays unexplained.
 from __future__ import annotations
 
 import argparse
-import os
 
 from physview.commands import _common, _progress
 from physview.errors import AccessDenied, NoUserMemory, ProcessGone, UsageError
 from physview.reporters import compare as reporter
 from physview.reporters import documents
 from physview.runtime.resolve_pid import find_pid
-from physview.sources.procfs import ProcDir
+from physview.sources.procfs import ProcDir, list_pids
 
 NAME = "compare"
 HELP = "pagemap compared with a walk of the page tables, page by page"
@@ -60,7 +59,7 @@ def _compare_all(args: argparse.Namespace) -> int:
 
     total = Comparison()
     source, nr_compared, refused = "", 0, None
-    pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+    pids = list_pids()
     with _progress.progress_bar("comparing processes") as progress:
         for number, pid in enumerate(pids):
             if progress:

@@ -106,7 +106,9 @@ def _pids(args: argparse.Namespace) -> list[int | str]:
     if args.processes:
         return list(dict.fromkeys(find_pid(word) for word in args.processes))
     if args.all:
-        return [*sorted(int(name) for name in os.listdir("/proc") if name.isdigit())]
+        from physview.sources.procfs import list_pids
+
+        return [*list_pids()]
     from physview.sources.cgroups import cgroup_pids
 
     try:

@@ -24,7 +24,7 @@ from physview.frames.machine import Use, use_of
 from physview.memory.extents import ExtentReader
 from physview.model import NO_ENTRY, PAGE_SIZE, PM_PFRAME_MASK, PM_PRESENT, Vma
 from physview.sources.kpage import FRAMES_DTYPE, KpageFile
-from physview.sources.procfs import ProcDir
+from physview.sources.procfs import ProcDir, list_pids
 from physview.sources.ram import ram_ranges, read_resources
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def find_owners(
     flags = KpageFile("kpageflags")  # open it first: an unprivileged user gets the error at once
     try:
         search = _FrameSearch(
-            runs, _pids() if pids is None else list(pids), strict=pids is not None
+            runs, list_pids() if pids is None else list(pids), strict=pids is not None
         )
         found = search.run(progress)
         # Read the flags after the processes. Otherwise a frame that was free first, and was mapped
@@ -260,10 +260,6 @@ def _runs(
     is_ram = [any(low <= first < high for low, high in ram) for first, _ in pieces]
     runs = np.array([(first, end - first) for first, end in pieces], dtype=FRAMES_DTYPE)
     return runs, is_ram
-
-
-def _pids() -> list[int]:
-    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
 class _FrameSearch:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from physview import _ffi
 from physview.errors import AccessDenied, PhysviewError, Unsupported
-from physview.model import Walk
-from physview.sources.page_tables import PAGE_DTYPE, WALK, PageTables, decode_walk
+from physview.sources.page_tables import PageTables
 from physview.sources.procfs import ProcDir
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
 _LOG_BYTES = 1 << 16
@@ -112,77 +112,34 @@ class Bpf(PageTables):
             raise self._proc.gone()
         return _ffi.check(result, f"{self._proc.path}/pagemap")
 
-    def pages(self, vaddrs: Any) -> npt.NDArray[Any]:
-        """Look up virtual addresses in any order.
-
-        Args:
-            vaddrs: Buffer of uint64, shape (n,).
-
-        Returns:
-            Structured array of PAGE_DTYPE, shape (n,).
-
-        Raises:
-            ProcessGone: The process ended.
-        """
-        import numpy as np
-
+    def _walk_pages(self, vaddrs: npt.NDArray[np.uint64], pages: npt.NDArray[Any]) -> None:
         ffi, lib = self._program.ffi, self._program.lib
-        column = np.ascontiguousarray(vaddrs, dtype=np.uint64)
-        pages = np.empty(len(column), dtype=PAGE_DTYPE)
         result = lib.pv_bpf_pages(
             self._program.handle,
             self._fd,
-            ffi.from_buffer("uint64_t[]", column),
-            len(column),
+            ffi.from_buffer("uint64_t[]", vaddrs),
+            len(vaddrs),
             ffi.cast("struct physicalview_page *", pages.ctypes.data),
         )
         self._check(result)
-        return pages
 
-    def read_extents(self, start: int, end: int, extents: npt.NDArray[Any]) -> tuple[int, int]:
-        """Walk a range once, as far as there is room.
-
-        Args:
-            start: First address, page-aligned.
-            end: First address after the range, page-aligned.
-            extents: Structured array of WALK_EXTENT_DTYPE, written.
-
-        Returns:
-            How many extents there are, and where to go on.
-
-        Raises:
-            As `iter_extents()`.
-        """
-        stop = min(end, self.info.user_end)
-        if start >= stop:
-            return 0, end
+    def _walk_range(self, start: int, end: int, extents: npt.NDArray[Any]) -> tuple[int, int]:
         ffi, lib = self._program.ffi, self._program.lib
         at = ffi.new("uint64_t *", start)
         found = lib.pv_bpf_extents(
             self._program.handle,
             self._fd,
             at,
-            stop,
+            end,
             ffi.cast("struct physicalview_extent *", extents.ctypes.data),
             len(extents),
         )
-        self._check(found)
-        return found, end if at[0] == stop else at[0]
+        return self._check(found), at[0]
 
-    def walk(self, vaddr: int) -> Walk:
-        """Walk the page tables for one address and keep what every level says.
-
-        Args:
-            vaddr: Virtual address.
-
-        Raises:
-            ProcessGone: The process ended.
-        """
+    def _walk_levels(self, buffer: bytearray) -> None:
         ffi, lib = self._program.ffi, self._program.lib
-        buffer = bytearray(WALK.pack(0, 0, vaddr, *[0] * 5, *[0] * 20, 0))
-        address = ffi.cast("struct physicalview_walk *", ffi.from_buffer(buffer))
-        self._check(lib.pv_bpf_walk(self._program.handle, self._fd, address))
-        return decode_walk(buffer)
+        walk = ffi.cast("struct physicalview_walk *", ffi.from_buffer(buffer))
+        self._check(lib.pv_bpf_walk(self._program.handle, self._fd, walk))
 
 
 def _why(number: int, stage: int, lib: Any, log: str) -> PhysviewError:

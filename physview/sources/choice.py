@@ -5,19 +5,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from physview.errors import UsageError
-from physview.sources.page_tables import PageTables
-from physview.sources.procfs import ProcDir
+
+if TYPE_CHECKING:
+    from physview.sources.page_tables import PageTables
+    from physview.sources.procfs import ProcDir
 
 
-def _kmod(proc: ProcDir) -> PageTables:
+def open_kmod(proc: ProcDir) -> PageTables:
+    """Open the page tables by the kernel module; see `kmod.Kmod`."""
     from physview.sources.kmod import Kmod
 
     return Kmod(proc)
 
 
-def _bpf(proc: ProcDir) -> PageTables:
+def open_bpf(proc: ProcDir) -> PageTables:
+    """Open the page tables by a BPF program; see `bpf.Bpf`."""
     from physview.sources.bpf import Bpf
 
     return Bpf(proc)
@@ -26,10 +31,14 @@ def _bpf(proc: ProcDir) -> PageTables:
 def _auto(proc: ProcDir) -> PageTables:
     from physview.sources.kmod import DEVICE
 
-    return _kmod(proc) if os.access(DEVICE, os.R_OK) else _bpf(proc)
+    return open_kmod(proc) if os.access(DEVICE, os.R_OK) else open_bpf(proc)
 
 
-WALKERS: dict[str, Callable[[ProcDir], PageTables]] = {"auto": _auto, "kmod": _kmod, "bpf": _bpf}
+WALKERS: dict[str, Callable[[ProcDir], PageTables]] = {
+    "auto": _auto,
+    "kmod": open_kmod,
+    "bpf": open_bpf,
+}
 
 
 def open_page_tables(proc: ProcDir, source: str = "auto") -> PageTables:

@@ -19,14 +19,11 @@ from physview.errors import AbiMismatch, AccessDenied, ModuleUnavailable, Unsupp
 from physview.model import (
     PAGE_SHIFT,
     PageKind,
-    Walk,
 )
 from physview.runtime import invocation
 from physview.sources.page_tables import (
-    PAGE_DTYPE,
     WALK,
     PageTables,
-    decode_walk,
 )
 from physview.sources.procfs import ProcDir
 
@@ -182,29 +179,14 @@ class Kmod(PageTables):
 
     @property
     def _pid(self) -> int:
+        # Not only at the start: after fork() this goes on showing the parent.
         return 0 if self._proc.pid == os.getpid() else self._proc.pid
 
-    def pages(self, vaddrs: Any) -> npt.NDArray[Any]:
-        """Look up virtual addresses in any order.
-
-        Args:
-            vaddrs: Buffer of uint64, shape (n,).
-
-        Returns:
-            Structured array of PAGE_DTYPE, shape (n,).
-
-        Raises:
-            PhysviewError: The process is gone, or this user may not examine it.
-        """
-        import numpy as np
-
-        column = np.ascontiguousarray(vaddrs, dtype=np.uint64)
-        pages = np.empty(len(column), dtype=PAGE_DTYPE)
+    def _walk_pages(self, vaddrs: npt.NDArray[np.uint64], pages: npt.NDArray[Any]) -> None:
         if self.info is None:
-            self._translate_one_by_one(column, pages)
+            self._translate_one_by_one(vaddrs, pages)
         else:
-            self._batch(column, pages, self.info.max_batch)
-        return pages
+            self._batch(vaddrs, pages, self.info.max_batch)
 
     def user_end(self) -> int:
         """See `PageTables.user_end()`."""
@@ -232,55 +214,27 @@ class Kmod(PageTables):
             pages[at] = paddr, 0, 0, PageKind.PRESENT if paddr else PageKind.NONE, PAGE_SHIFT
 
     def read_extents(self, start: int, end: int, extents: npt.NDArray[Any]) -> tuple[int, int]:
-        """Walk a range by one call of the module, until `extents` is full.
-
-        If the process ends, another process may get its pid. So the caller must check afterwards
-        that the process is still alive, as `iter_extents()` does.
-
-        Args:
-            start: First address, page-aligned.
-            end: First address after the range, page-aligned.
-            extents: Structured array of WALK_EXTENT_DTYPE, written.
-
-        Returns:
-            The number of extents, and the address at which to continue.
-
-        Raises:
-            AbiMismatch: The loaded module is the course's.
-            PhysviewError: The process is gone, or this user may not examine it.
-        """
+        """See `PageTables.read_extents()`."""
         if self.info is None:
             raise self.only_the_course("a range")
-        stop = min(end, self.info.user_end)
-        if start >= stop:
-            return 0, end
-        arg = RANGE.pack(self._pid, len(extents), start, stop, extents.ctypes.data, 0, 0)
+        return super().read_extents(start, end, extents)
+
+    def _walk_range(self, start: int, end: int, extents: npt.NDArray[Any]) -> tuple[int, int]:
+        arg = RANGE.pack(self._pid, len(extents), start, end, extents.ctypes.data, 0, 0)
         buffer = bytearray(arg)
         self._ioctl(IOCTL_RANGE, buffer)
         _, found, _, _, _, start, _ = RANGE.unpack(buffer)
-        return found, end if start == stop else start
+        return found, start
 
     def check_alive(self) -> None:
         """Raise ProcessGone if the process has ended: the answer may be about a reused pid."""
         if self._pid and self._proc.stat() is None:
             raise self._proc.gone()
 
-    def walk(self, vaddr: int) -> Walk:
-        """Walk the page tables for one address, and return the entry of every level.
-
-        Args:
-            vaddr: Virtual address.
-
-        Raises:
-            AbiMismatch: The loaded module is the course's.
-            PhysviewError: The process is gone, or this user may not examine it.
-        """
+    def _walk_levels(self, buffer: bytearray) -> None:
         if self.info is None:
             raise self.only_the_course("level by level")
-        page = (0,) * 5
-        buffer = bytearray(WALK.pack(self._pid, 0, vaddr, *page, *[0] * 20, 0))
         self._ioctl(IOCTL_WALK, buffer)
-        return decode_walk(buffer)
 
 
 def _open_device() -> int:

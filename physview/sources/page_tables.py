@@ -50,11 +50,28 @@ _NR_EXTENTS = 4096
 
 
 class PageTables(Descriptor):
-    """The page tables of a process. A subclass walks them."""
+    """The page tables of a process. A subclass walks them: by the methods that raise here."""
 
     name: str
     sees_pfnmaps = True
     names_every_page = True
+
+    @property
+    def _pid(self) -> int:
+        """The process, where a walk asks by pid; 0 for this process."""
+        return 0
+
+    def _walk_pages(self, vaddrs: npt.NDArray[np.uint64], pages: npt.NDArray[Any]) -> None:
+        """Write what is at each address into `pages`, of PAGE_DTYPE."""
+        raise NotImplementedError
+
+    def _walk_range(self, start: int, end: int, extents: npt.NDArray[Any]) -> tuple[int, int]:
+        """Write the extents of a range below `user_end()`; see `read_extents()`."""
+        raise NotImplementedError
+
+    def _walk_levels(self, buffer: bytearray) -> None:
+        """Fill in a `struct physicalview_walk`."""
+        raise NotImplementedError
 
     def user_end(self) -> int:
         """The end of user space: no address from there on is walked.
@@ -79,10 +96,18 @@ class PageTables(Descriptor):
         Raises:
             PhysviewError: The process is gone, or this user may not examine it.
         """
-        raise NotImplementedError
+        import numpy as np
+
+        column = np.ascontiguousarray(vaddrs, dtype=np.uint64)
+        pages = np.empty(len(column), dtype=PAGE_DTYPE)
+        self._walk_pages(column, pages)
+        return pages
 
     def read_extents(self, start: int, end: int, extents: npt.NDArray[Any]) -> tuple[int, int]:
         """Walk a range by one call, until `extents` is full.
+
+        With the module, another process may get the pid of one that ends. So the caller must check
+        afterwards that the process is still alive, as `iter_extents()` does.
 
         Args:
             start: First address, page-aligned.
@@ -93,9 +118,14 @@ class PageTables(Descriptor):
             The number of extents, and the address at which to continue.
 
         Raises:
+            AbiMismatch: The loaded module is the course's.
             PhysviewError: The process is gone, or this user may not examine it.
         """
-        raise NotImplementedError
+        stop = min(end, self.user_end())
+        if start >= stop:
+            return 0, end
+        found, start = self._walk_range(start, stop, extents)
+        return found, end if start == stop else start
 
     def walk(self, vaddr: int) -> Walk:
         """Walk the page tables for one address, and return the entry of every level.
@@ -104,9 +134,12 @@ class PageTables(Descriptor):
             vaddr: Virtual address.
 
         Raises:
+            AbiMismatch: The loaded module is the course's.
             PhysviewError: The process is gone, or this user may not examine it.
         """
-        raise NotImplementedError
+        buffer = bytearray(WALK.pack(self._pid, 0, vaddr, *[0] * 25, 0))
+        self._walk_levels(buffer)
+        return decode_walk(buffer)
 
     def fill(self, vaddrs: Any, entries: Any, paddrs: Any) -> int:
         """Look up virtual addresses. Arguments and result are those of `pagemap.Pagemap.fill()`.

@@ -166,6 +166,11 @@ def parse_smaps_sizes(smaps: Iterable[bytes], names: frozenset[str]) -> dict[int
     return sizes
 
 
+def list_pids() -> list[int]:
+    """The pids of all processes that are visible in /proc, in ascending order."""
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
 class ProcDir(Descriptor):
     """/proc/PID, held open, so that a later process with the same pid is never read instead.
 
