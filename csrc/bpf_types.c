@@ -236,9 +236,10 @@ static void find_feature(const struct btf *btf, const struct btf_type *type,
 }
 
 /*
- * What the types of swap entries are, which no file tells: the highest numbers
- * are no swap areas. From the top: markers, errors (until 6.2), device memory,
- * migration, and broken frames. Source: include/linux/swap.h
+ * Name the types of swap entries. No file of the kernel lists them. The highest
+ * types are special and the others are swap areas. The special types from the
+ * highest down: markers, errors (until 6.2), device memory, migration, and
+ * broken frames. Source: include/linux/swap.h
  */
 static void name_swap_types(uint8_t *kinds, const struct features *features)
 {

@@ -10,10 +10,10 @@
 
 #include "x86_entry.h"
 
-/* So many times a table is read again that changed while it was copied. */
+/* A table that changed while it was copied is read again, at most so often. */
 #define MAX_TRIES 16
 
-/* What is called none, a page or swap at one level. */
+/* Decode the entry of a level: nothing, a page, or a page that is elsewhere. */
 static void decode(const struct pv_bpf *bpf, uint64_t vaddr, uint64_t entry,
 		   unsigned int shift, struct physicalview_page *page)
 {
@@ -52,7 +52,7 @@ uint64_t pv_bpf_user_end(const struct pv_bpf *bpf)
 	       PV_PAGE;
 }
 
-/* What stands at an address that no page table covers. */
+/* The result for an address above user space. */
 static const struct physicalview_page beyond = {
 	.kind = PHYSICALVIEW_KIND_BEYOND,
 	.page_shift = PV_PAGE_SHIFT,
@@ -94,7 +94,7 @@ static int answer_requests(struct pv_bpf *bpf, int fd, uint32_t nr)
 	return error;
 }
 
-/* What the last entry of an answer says of an address. */
+/* Decode the last entry of an answer, for one address. */
 static void found(const struct pv_bpf *bpf,
 		  const struct bpf_walk_answer *answer, uint64_t vaddr,
 		  struct physicalview_page *page)
@@ -108,7 +108,8 @@ static void found(const struct pv_bpf *bpf,
 	}
 }
 
-/* One address, every level: as the module's WALK. */
+/* Walk for one address and keep the entry of every level, as the module does.
+ */
 int pv_bpf_walk(struct pv_bpf *bpf, int fd, struct physicalview_walk *walk)
 {
 	const struct bpf_walk_answer *answer = &bpf->area->answers[0];
@@ -184,7 +185,7 @@ static uint64_t request_pages(struct pv_bpf *bpf, uint32_t i,
 	return nr_alike;
 }
 
-/* What an answer says of one of the addresses that it was asked for. */
+/* Decode an answer for one of the addresses that share it. */
 static void found_page(const struct pv_bpf *bpf, uint32_t i, uint64_t vaddr,
 		       struct physicalview_page *page)
 {
@@ -265,13 +266,15 @@ static bool add_page(struct output *output,
 	return true;
 }
 
-/* Add what a lowest table holds from at to end; returns where to go on. */
+/* Add the pages of a lowest table, from at to end. Returns where to continue.
+ */
 static uint64_t add_table(const struct pv_bpf *bpf, const __u64 *table,
 			  uint64_t at, uint64_t end, struct output *output)
 {
 	struct physicalview_extent *last = NULL;
 	struct physicalview_page page;
-	uint64_t expected = 0; /* the entry if the last extent goes on */
+	uint64_t expected =
+		0; /* the entry that would continue the last extent */
 
 	for (; at < end; at += PV_PAGE) {
 		uint64_t entry = table[index_of(at, PV_PAGE_SHIFT)];
@@ -453,7 +456,7 @@ int64_t pv_bpf_extents(struct pv_bpf *bpf, int fd, uint64_t *at, uint64_t end,
 {
 	struct output output = { extents, 0, room };
 
-	/* What was copied in an earlier call is old. */
+	/* Tables that an earlier call copied are stale. */
 	bpf->upper.is_valid = bpf->middle.is_valid = false;
 	if (end > pv_bpf_user_end(bpf))
 		end = pv_bpf_user_end(bpf);

@@ -40,7 +40,7 @@ static inline bool entry_is_page(uint64_t entry, bool is_lowest)
 	return entry & (X86_PRESENT | X86_PROTNONE | (is_lowest ? 0 : X86_PSE));
 }
 
-/* The frame. An entry that is not present has it inverted, against L1TF. */
+/* The frame. Entries that are not present have it inverted, against L1TF. */
 static inline uint64_t entry_paddr(uint64_t entry, unsigned int shift)
 {
 	if (!(entry & X86_PRESENT))

@@ -148,7 +148,7 @@ class TestProcesses:
             pass
 
     def test_threads_walk_at_once(self):
-        """Each has a program of its own, or waits for nobody."""
+        """Each thread uses its own program."""
         region = Region(4000).touch()
         vaddrs = np.array(list(region.pages), dtype=np.uint64)
         expected = frames(region)

@@ -26,7 +26,7 @@ _MACHINES = ("x86_64",)
 
 
 class Info(NamedTuple):
-    """What the program knows of this machine.
+    """What the program found out about this machine.
 
     Args:
         nr_levels: Levels of page tables: 4 or 5.
@@ -55,7 +55,7 @@ class _Program:
 
     @classmethod
     def take(cls) -> _Program:
-        """One that nobody uses now: loading takes longer than most walks."""
+        """Return a program that no object uses, or load one, which takes longer than most walks."""
         try:
             return cls.idle.pop()
         except IndexError:
@@ -73,10 +73,10 @@ class Bpf(PageTables):
         proc: The process.
 
     Raises:
-        AccessDenied: BPF programs are root's.
+        AccessDenied: This user may not load BPF programs.
         Unsupported: This kernel has no BPF, no BTF, or is older than 5.17; or the machine is not
             x86-64.
-        PhysviewError: The process cannot be looked into.
+        PhysviewError: This user may not examine the process.
     """
 
     name = "bpf"
@@ -143,12 +143,14 @@ class Bpf(PageTables):
 
 
 def _why(number: int, stage: int, lib: Any, log: str) -> PhysviewError:
-    """What kept the program from being loaded, and what helps."""
+    """Explain why the program was not loaded, with a remedy."""
     what = "cannot walk page tables by BPF"
     if number in (errno.EPERM, errno.EACCES) and stage != lib.PV_BPF_PROGRAM:
-        return AccessDenied(what, "it takes CAP_BPF and CAP_PERFMON", "run as root")
+        return AccessDenied(what, "this needs CAP_BPF and CAP_PERFMON", "run as root")
     if number == errno.EPERM:
-        return AccessDenied(what, "the kernel lets this process load no program", "run as root")
+        return AccessDenied(
+            what, "the kernel does not let this process load a program", "run as root"
+        )
     if stage == lib.PV_BPF_TYPES and number == errno.ENOENT:
         why = "the kernel does not describe its own types (no /sys/kernel/btf/vmlinux)"
         return Unsupported(what, why, "use a kernel with CONFIG_DEBUG_INFO_BTF, or the module")
