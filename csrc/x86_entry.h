@@ -32,8 +32,8 @@ static inline bool entry_is_table(uint64_t entry)
 }
 
 /*
- * Whether there is a page. Above the lowest level the size bit alone does:
- * while a huge page is split it is not present for a moment.
+ * Whether the entry maps a page. Above the lowest level the size bit is enough:
+ * while a huge page is split, its entry is not present for a moment.
  */
 static inline bool entry_is_page(uint64_t entry, bool is_lowest)
 {
