@@ -223,6 +223,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: browser.find() is not None,
         "no Chromium: apt-get install chromium-headless-shell",
     ),
+    "walk": (
+        lambda: os.path.exists("/dev/3000physicalview") or detect.can_walk_by_bpf(),
+        "neither the kernel module nor BPF can walk page tables here",
+    ),
     "bpf": (detect.can_walk_by_bpf, "no walk by BPF: it needs root, x86-64 and Linux 5.17"),
     "cc": (lambda: shutil.which("cc") is not None, "no C compiler: apt-get install gcc"),
     "ia32": (

@@ -35,7 +35,7 @@ def comparer_of(source):
     @contextlib.contextmanager
     def make(pid="self"):
         with ProcDir(pid) as proc, Comparer(proc, source=source) as comparer:
-            assert comparer.source == source
+            assert comparer.sources == ["pagemap", source]
             yield comparer
 
     return make
@@ -93,32 +93,80 @@ def test_swap_entries_are_counted(compare):
     assert comparison.counts[Verdict.SAME_SWAP] > 1000, "MADV_PAGEOUT swapped nothing out"
 
 
-def test_a_real_difference_is_found_and_is_no_movement(comparer_of, source):
-    """Compare pagemap of a process with the walk of its fork, which wrote to some of the pages."""
-    region = Region(100).touch()
+@contextlib.contextmanager
+def forked(region, value):
+    """A fork of this process that has frames of its own for pages 10 to 16 of a region."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        region.touch(*range(10, 17), value=2)
+        region.touch(*range(10, 17), value=value)
         os.write(writer, b"x")
         signal.pause()
     os.read(reader, 1)
-    other = ProcDir(pid)
+    os.close(reader)
+    os.close(writer)
     try:
-        with comparer_of() as comparer:
-            comparer._walker.close()
-            comparer._walker = open_page_tables(other, source)
-            comparison = comparer.compare()
+        with ProcDir(pid) as proc:
+            yield proc
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        other.close()
-        os.close(reader)
-        os.close(writer)
+
+
+def test_a_real_difference_is_found_and_is_no_movement(comparer_of, source):
+    """Compare pagemap of a process with the walk of its fork, which wrote to some of the pages."""
+    region = Region(100).touch()
+    with forked(region, 2) as other, comparer_of() as comparer:
+        comparer._walkers.pop().close()
+        comparer._walkers.append(open_page_tables(other, source))
+        comparison = comparer.compare()
     # What Python itself wrote on either side since the fork differs, too, and stands still.
     assert comparison.counts[Verdict.UNEXPLAINED] >= 7
     assert comparison.nr_unexplained < comparison.nr_pages // 2
     assert comparison.counts[Verdict.SAME_FRAME] > 93
+
+
+@pytest.mark.needs("bpf")
+@pytest.mark.parametrize(
+    ("kmod_of", "bpf_of", "verdict"),
+    [
+        ("self", "fork", Verdict.BPF_ALONE),
+        ("fork", "self", Verdict.KMOD_ALONE),
+        ("fork", "fork", Verdict.PAGEMAP_ALONE),
+        ("fork", "another fork", Verdict.NO_TWO_AGREE),
+    ],
+)
+def test_who_stands_alone(kmod_of, bpf_of, verdict):
+    """Three sources of which one or two read another process. Both walks are by BPF here."""
+    region = Region(100).touch()
+    with forked(region, 2) as fork, forked(region, 3) as another, ProcDir() as proc:
+        of = {"self": proc, "fork": fork, "another fork": another}
+        with Comparer(proc, source="bpf") as comparer:
+            comparer._walkers.pop().close()
+            for name, process in (("kmod", kmod_of), ("bpf", bpf_of)):
+                walker = open_page_tables(of[process], "bpf")
+                walker.name = name
+                comparer._walkers.append(walker)
+            comparison = comparer.compare()
+    assert comparison.counts[verdict] >= 7
+    assert comparison.counts[Verdict.SAME_FRAME] > 93
+    assert comparison.nr_unexplained < comparison.nr_pages // 2
+
+
+@pytest.mark.needs("kmod", "bpf")
+def test_three_sources(python):
+    child = python(
+        "import memory\n"
+        "kept = memory.Region(1000).touch(*range(0, 1000, 2))\n"
+        f"kept.madvise({MADV_PAGEOUT}, check=False)\n"
+        "more = memory.Region(1000).touch()\n"
+    )
+    for pid in (child.pid, "self", 1):
+        with ProcDir(pid) as proc, Comparer(proc) as comparer:
+            assert comparer.sources == ["pagemap", "kmod", "bpf"]
+            comparison = comparer.compare()
+        assert comparison.nr_unexplained == 0, comparison.examples
+        assert comparison.counts[Verdict.SAME_FRAME] > 300
 
 
 def test_a_busy_process_has_no_lasting_difference(python, compare):
@@ -198,7 +246,7 @@ def test_the_command(physview, sleeper, source):
     assert result.stdout.endswith("0 unexplained\n")
     result = physview("compare", str(sleeper.pid), "--json", "--source", source)
     document = json.loads(result.stdout)
-    assert (document["source"], document["nr_unexplained"]) == (source, 0)
+    assert (document["sources"], document["nr_unexplained"]) == (["pagemap", source], 0)
     by_name = {verdict["verdict"]: verdict for verdict in document["verdicts"]}
     assert by_name["same_frame"]["nr_pages"] > 1000
     assert sum(verdict["nr_pages"] for verdict in by_name.values()) == document["nr_pages"]
@@ -220,7 +268,8 @@ def test_all_processes(physview, source):
     result = physview("compare", "--all", "--source", source, "--json")
     assert (result.returncode, result.stderr) == (0, "")
     document = json.loads(result.stdout)
-    assert (document["pid"], document["source"], document["nr_unexplained"]) == (None, source, 0)
+    assert (document["pid"], document["nr_unexplained"]) == (None, 0)
+    assert document["sources"] == ["pagemap", source]
     assert document["nr_pages"] > 1000
     table = physview("compare", "--all", "--source", source)
     assert table.stdout.endswith("0 unexplained\n")

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compares two sources, pagemap and the module's walk, page by page.
+"""Compares pagemap with walks of the page tables, page by page.
 
-First, all pages are read once from each source, and the core counts those on which they agree. The
+The kernel module walks, or a BPF program, or both: then a difference says which of the three
+sources stands alone.
+
+First, all pages are read once from each source, and the core counts those on which all agree. The
 process runs on during this time. So most of the few remaining pages have only moved between the
-two readings. These pages are read again, several times and with growing pauses: pagemap, then the
+readings. These pages are read again, several times and with growing pauses: pagemap, then the
 page tables, then pagemap. A page that moves looks different from one reading to the next. Only a
 difference that stays the same is a real one.
 """
@@ -18,8 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from physview.analysis.agreement_pass import AgreementPass
 from physview.files.descriptor import Closable
 from physview.model import PM_GUARD_REGION, PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PageKind, Vma
-from physview.sources.choice import open_page_tables
-from physview.sources.page_tables import as_pagemap
+from physview.sources.choice import open_walkers
+from physview.sources.page_tables import PageTables, as_pagemap
 from physview.sources.pagemap import Pagemap
 from physview.sources.procfs import MemoryMap, ProcDir
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Addresses = npt.NDArray[np.uint64]
+    Kinds = npt.NDArray[np.uint32]
     Mask = npt.NDArray[np.bool_]
 
 # Pages that are read again are collected up to this number.
@@ -36,7 +40,7 @@ MAX_TRIES = 8
 FIRST_PAUSE_SECONDS = 0.0005
 MAX_EXAMPLES = 4
 
-# The bits of a pagemap entry that both sources know. pagemap alone knows the others.
+# The bits of a pagemap entry that all sources know. pagemap alone knows the others.
 _COMMON = PM_PRESENT | PM_SWAP | PM_PFRAME_MASK
 
 
@@ -44,14 +48,14 @@ class Verdict(Enum):
     """The result of comparing a page: `text` describes it, `explained` is false for a real
     difference."""
 
-    SAME_FRAME = ("same_frame", "both name the same frame", True)
-    ZERO_PAGE = ("zero_page", "both name the zero page, which all untouched pages share", True)
-    SAME_SWAP = ("same_swap", "both name the same swap entry", True)
-    SAME_MARKER = ("same_marker", "both see a marker: a guard, userfaultfd or poison", True)
-    POISONED = ("poisoned", "both see a page whose frame is broken", True)
-    DEVICE_MEMORY = ("device_memory", "both see a page in a device's own memory", True)
-    MIGRATION = ("migration", "both see a page on its way to another frame", True)
-    HIDDEN = ("hidden", "pagemap hides the frame from this user; the walk names it", True)
+    SAME_FRAME = ("same_frame", "all sources name the same frame", True)
+    ZERO_PAGE = ("zero_page", "the zero page, which all untouched pages share", True)
+    SAME_SWAP = ("same_swap", "all sources name the same swap entry", True)
+    SAME_MARKER = ("same_marker", "a marker: a guard, userfaultfd or poison", True)
+    POISONED = ("poisoned", "a page whose frame is broken", True)
+    DEVICE_MEMORY = ("device_memory", "a page in a device's own memory", True)
+    MIGRATION = ("migration", "a page on its way to another frame", True)
+    HIDDEN = ("hidden", "pagemap hides the frame from this user; a walk names it", True)
     SWAP_HIDDEN = ("swap_hidden", "pagemap hides the swap entry from this user", True)
     DEVICE = ("device", "a device mapping (VM_PFNMAP), which pagemap never shows", True)
     HUGETLB = ("hugetlb", "a hugetlb entry without a page, which pagemap never shows", True)
@@ -59,6 +63,10 @@ class Verdict(Enum):
     CHANGED = ("changed", "its mapping went away during the comparison", True)
     SWAP_OF_ONE = ("swap_of_one", "only one source sees a swap entry", False)
     UNEXPLAINED = ("unexplained", "the sources differ, and the cause is not known", False)
+    PAGEMAP_ALONE = ("pagemap_alone", "both walks agree, and pagemap differs", False)
+    KMOD_ALONE = ("kmod_alone", "pagemap and bpf agree, and kmod differs", False)
+    BPF_ALONE = ("bpf_alone", "pagemap and kmod agree, and bpf differs", False)
+    NO_TWO_AGREE = ("no_two_agree", "all three sources differ", False)
 
     text: str
     explained: bool
@@ -110,26 +118,44 @@ class Comparison:
             examples += first[: MAX_EXAMPLES - len(examples)]
 
 
-class TripleReading(NamedTuple):
-    """Pages read from pagemap, by a walk, and from pagemap again. All arrays have shape (n,).
+class Reading(NamedTuple):
+    """Pages read from pagemap, by each walk, and from pagemap again. All arrays have shape (n,).
 
     Args:
-        before: Entries of pagemap before the walk.
-        walked: What the walk found, in the form of pagemap entries.
-        kinds: What the walk found, as PageKind.
-        after: Entries of pagemap after the walk.
+        before: Entries of pagemap before the walks.
+        walks: What each walk found: in the form of pagemap entries, and as PageKind.
+        after: Entries of pagemap after the walks.
     """
 
     before: Addresses
-    walked: Addresses
-    kinds: npt.NDArray[np.uint32]
+    walks: list[tuple[Addresses, Kinds]]
     after: Addresses
 
-    def where(self, which: Mask) -> TripleReading:
+    def where(self, which: Mask) -> Reading:
         """Return the reading of the selected pages only."""
-        return TripleReading(
-            self.before[which], self.walked[which], self.kinds[which], self.after[which]
-        )
+        walks = [(walked[which], kinds[which]) for walked, kinds in self.walks]
+        return Reading(self.before[which], walks, self.after[which])
+
+    def walks_agree(self) -> Mask:
+        """Return a mask: where all walks found the same."""
+        import numpy as np
+
+        same: Mask = np.ones(len(self.before), dtype=bool)
+        first = self.walks[0][0]
+        for walked, _ in self.walks[1:]:
+            same &= walked == first
+        return same
+
+    def has_moved(self, last: Reading | None) -> Mask:
+        """Return a mask: which pages changed during this reading, or since the last one."""
+        moved = _differ(self.before, self.after)
+        for _, kinds in self.walks:
+            moved |= kinds == PageKind.UNSTABLE
+        if last is not None:
+            moved |= _differ(self.after, last.after)
+            for (walked, _), (walked_last, _) in zip(self.walks, last.walks, strict=True):
+                moved |= walked != walked_last
+        return moved
 
 
 class Comparer(Closable):
@@ -137,7 +163,8 @@ class Comparer(Closable):
 
     Args:
         proc: The process.
-        source: Who walks the page tables, as for `choice.open_page_tables()`.
+        source: Who walks the page tables: "kmod" (the kernel module), "bpf" (a BPF program), or
+            "auto": each of them that works here.
 
     Raises:
         PhysviewError: One of the sources is not available.
@@ -145,22 +172,23 @@ class Comparer(Closable):
 
     def __init__(self, proc: ProcDir, *, source: str = "auto") -> None:
         self._proc = proc
-        self._walker = open_page_tables(proc, source)
+        self._pagemap = Pagemap(proc)
         try:
-            self._pagemap = Pagemap(proc)
+            self._walkers: list[PageTables] = open_walkers(proc, source)
         except BaseException:
-            self._walker.close()
+            self._pagemap.close()
             raise
 
     def close(self) -> None:
-        """Close both sources."""
+        """Close all sources."""
         self._pagemap.close()
-        self._walker.close()
+        for walker in self._walkers:
+            walker.close()
 
     @property
-    def source(self) -> str:
-        """Who walks the page tables: "kmod" or "bpf"."""
-        return self._walker.name
+    def sources(self) -> list[str]:
+        """The sources that are compared: "pagemap", then "kmod", "bpf" or both."""
+        return ["pagemap", *(walker.name for walker in self._walkers)]
 
     def compare(self, progress: Callable[[int, int], None] | None = None) -> Comparison:
         """Compare every page that at least one source knows.
@@ -174,13 +202,13 @@ class Comparer(Closable):
             ProcessGone: The process ended or ran another program meanwhile.
         """
         memory = MemoryMap(self._proc)
-        first_pass = AgreementPass(self._proc, self._pagemap, self._walker)
+        first_pass = AgreementPass(self._proc, self._pagemap, self._walkers)
         result = Comparison()
         start_time = time.monotonic()  # NumPy is loaded by now
         nr_resident = self._proc.nr_resident() if progress else 0
         nr_done, nr_left = 0, 0
         left = []
-        for start, end in memory.areas(self._walker.user_end()):
+        for start, end in memory.areas(min(walker.user_end() for walker in self._walkers)):
             for vaddrs in first_pass.iter_left(start, end):
                 left.append(vaddrs)
                 nr_left += len(vaddrs)
@@ -209,9 +237,7 @@ class Comparer(Closable):
             if attempt > 1:
                 time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
             reading = self._read(vaddrs)
-            unstable |= _differ(reading.before, reading.after)
-            if last is not None:
-                unstable |= _differ(reading.after, last.after) | (reading.walked != last.walked)
+            unstable |= reading.has_moved(last)
             is_open = _classify(memory, vaddrs, reading, result)
             vaddrs, unstable = vaddrs[is_open], unstable[is_open]
             last = reading.where(is_open)
@@ -221,11 +247,12 @@ class Comparer(Closable):
         assert last is not None
         self._classify_rest(vaddrs, unstable, last, result)
 
-    def _read(self, vaddrs: Addresses) -> TripleReading:
+    def _read(self, vaddrs: Addresses) -> Reading:
         before = self._read_pagemap(vaddrs)
-        pages = self._walker.pages(vaddrs)
+        found = [walker.pages(vaddrs) for walker in self._walkers]
         after = self._read_pagemap(vaddrs)
-        return TripleReading(before, as_pagemap(vaddrs, pages)[0], pages["kind"], after)
+        walks = [(as_pagemap(vaddrs, pages)[0], pages["kind"]) for pages in found]
+        return Reading(before, walks, after)
 
     def _read_pagemap(self, vaddrs: Addresses) -> Addresses:
         import numpy as np
@@ -236,34 +263,49 @@ class Comparer(Closable):
         return entries
 
     def _classify_rest(
-        self, vaddrs: Addresses, unstable: Mask, reading: TripleReading, result: Comparison
+        self, vaddrs: Addresses, unstable: Mask, reading: Reading, result: Comparison
     ) -> None:
         """Give a verdict to the pages that still differ after all readings."""
         memory = MemoryMap(self._proc)
-        columns = (vaddrs, unstable, reading.after, reading.walked)
-        for vaddr, moves, entry, walked in zip(*(c.tolist() for c in columns), strict=True):
+        columns = [reading.after, *(walked for walked, _ in reading.walks)]
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for vaddr, moves, row in zip(vaddrs.tolist(), unstable.tolist(), rows, strict=True):
             vma = memory.find(vaddr)
+            nothing = not row[0] & (PM_PRESENT | PM_SWAP)
             if vma is None:
                 verdict = Verdict.CHANGED
             elif moves:
                 verdict = Verdict.MOVED
-            elif not entry & (PM_PRESENT | PM_SWAP) and memory.has_flag(vma, "ht"):
+            elif nothing and len(set(row[1:])) == 1 and memory.has_flag(vma, "ht"):
                 verdict = Verdict.HUGETLB
-            elif (entry ^ walked) & PM_SWAP:
-                verdict = Verdict.SWAP_OF_ONE
             else:
-                verdict = Verdict.UNEXPLAINED
+                verdict = self._blame(*row)
             result.add(verdict, 1, [vaddr])
 
+    def _blame(self, entry: int, *walks: int) -> Verdict:
+        """Return which source stands alone, if there are three."""
+        if len(walks) == 1:
+            one_swap = (entry ^ walks[0]) & PM_SWAP
+            return Verdict.SWAP_OF_ONE if one_swap else Verdict.UNEXPLAINED
+        if len(set(walks)) == 1:
+            return Verdict.PAGEMAP_ALONE
+        alone = [
+            w.name
+            for w, walked in zip(self._walkers, walks, strict=True)
+            if (walked ^ entry) & _COMMON
+        ]
+        return _ALONE[alone[0]] if len(alone) == 1 else Verdict.NO_TWO_AGREE
 
-def _classify(
-    memory: MemoryMap, vaddrs: Addresses, reading: TripleReading, result: Comparison
-) -> Mask:
+
+_ALONE = {"kmod": Verdict.KMOD_ALONE, "bpf": Verdict.BPF_ALONE}
+
+
+def _classify(memory: MemoryMap, vaddrs: Addresses, reading: Reading, result: Comparison) -> Mask:
     """Give a verdict to pages whose readings leave no doubt, and return a mask of the others."""
     import numpy as np
 
-    # A page that changed during the reading gets no verdict yet.
-    steady = ~_differ(reading.before, reading.after)
+    # No verdict yet for a page that changed during the reading, or on which the walks differ.
+    steady = ~_differ(reading.before, reading.after) & reading.walks_agree()
     settled = np.zeros(len(vaddrs), dtype=bool)
 
     def settle(verdict: Verdict, which: Mask) -> None:
@@ -271,7 +313,10 @@ def _classify(
         settled[which] = True
         result.add(verdict, int(which.sum()), vaddrs[which][:MAX_EXAMPLES].tolist())
 
-    entries, walked, kinds = reading.after, reading.walked, reading.kinds
+    entries = reading.after
+    walked, kinds = reading.walks[0]
+    for _, others in reading.walks[1:]:
+        steady &= kinds == others
     present, swap = (entries & np.uint64(bit) != 0 for bit in (PM_PRESENT, PM_SWAP))
     here, there = (walked & np.uint64(bit) != 0 for bit in (PM_PRESENT, PM_SWAP))
     nothing = ~present & ~swap
@@ -300,7 +345,7 @@ _SAME_KINDS = {
 
 
 def _differ(one: Addresses, other: Addresses) -> Mask:
-    """Return a mask: where entries differ in bits that both sources know."""
+    """Return a mask: where entries differ in bits that all sources know."""
     import numpy as np
 
     differ: Mask = (one ^ other) & np.uint64(_COMMON) != 0

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compare pagemap with a walk of the page tables, page by page.
+"""Compare pagemap with walks of the page tables, page by page.
 
-Every page that one of the two sources knows gets a verdict. A verdict names the cause of a
-difference. The kernel module walks the page tables if it is loaded, or else a BPF program. Exits
-with 1 if a difference stays unexplained.
+Every page that one of the sources knows gets a verdict. A verdict names the cause of a difference.
+A BPF program walks the page tables, and the kernel module, too, if it is loaded: then a difference
+says which of the three sources stands alone. Exits with 1 if a difference stays unexplained.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from physview.runtime.resolve_pid import find_pid
 from physview.sources.procfs import ProcDir, list_pids
 
 NAME = "compare"
-HELP = "pagemap compared with a walk of the page tables, page by page"
+HELP = "pagemap compared with walks of the page tables, page by page"
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +48,9 @@ def _compare_one(args: argparse.Namespace) -> int:
     ):
         comparison = comparer.compare(progress)
     if args.json:
-        documents.write(reporter.document(comparer.source, proc.pid, comparison))
+        documents.write(reporter.document(comparer.sources, proc.pid, comparison))
     else:
-        reporter.print_table(f"process {proc.pid}", comparison)
+        reporter.print_table(f"process {proc.pid}", comparer.sources, comparison)
     return int(comparison.nr_unexplained > 0)
 
 
@@ -58,7 +58,8 @@ def _compare_all(args: argparse.Namespace) -> int:
     from physview.analysis.compare import Comparer, Comparison
 
     total = Comparison()
-    source, nr_compared, refused = "", 0, None
+    sources: list[str] = []
+    nr_compared, refused = 0, None
     pids = list_pids()
     with _progress.progress_bar("comparing processes") as progress:
         for number, pid in enumerate(pids):
@@ -72,14 +73,14 @@ def _compare_all(args: argparse.Namespace) -> int:
             except AccessDenied as error:
                 refused = error
                 continue
+            sources, nr_compared = comparer.sources, nr_compared + 1
             if comparison.nr_unexplained and not args.json:
-                reporter.print_table(f"process {pid}", comparison)
-            source, nr_compared = comparer.source, nr_compared + 1
+                reporter.print_table(f"process {pid}", sources, comparison)
             total.include(comparison)
     if not nr_compared and refused:
         raise refused
     if args.json:
-        documents.write(reporter.document(source, None, total))
+        documents.write(reporter.document(sources, None, total))
     else:
-        reporter.print_table(f"{nr_compared} processes", total)
+        reporter.print_table(f"{nr_compared} processes", sources, total)
     return int(total.nr_unexplained > 0)

@@ -117,7 +117,7 @@ complete -c physview -n '_shtab_physview_using walk' -s h -l help -d 'show this 
 complete -c physview -n '_shtab_physview_using walk' -l source -xka "auto kmod bpf" -d 'who walks the page tables: kmod (the kernel module), bpf (a BPF program), or auto: kmod if the module is loaded and this user may use it, or else bpf'
 complete -c physview -n '_shtab_physview_using walk' -l json -d 'print one JSON document'
 complete -c physview -n '_shtab_physview_using walk; and test $_shtab_physview_npos -eq 0' -ka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | LC_ALL=C tr -c '\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'a pid, self, or the name of one process'
-complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a compare -d 'Compare pagemap with a walk of the page tables, page by page.'
+complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a compare -d 'Compare pagemap with walks of the page tables, page by page.'
 complete -c physview -n '_shtab_physview_using compare' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using compare' -l all -d 'all processes that you may examine'
 complete -c physview -n '_shtab_physview_using compare' -l source -xka "auto kmod bpf" -d 'who walks the page tables: kmod (the kernel module), bpf (a BPF program), or auto: kmod if the module is loaded and this user may use it, or else bpf'

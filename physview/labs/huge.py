@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from typing import NamedTuple
 
@@ -106,30 +105,23 @@ def _measure(name: str, size: int, advice: int) -> MeasuredBlock:
 def _mapped_by(memory: MappedPages) -> str:
     """Return the kind of entry that maps the first page.
 
-    The answer comes from the kernel module's walk, or without the module from /proc/PID/smaps.
+    The answer comes from a walk of the page tables, or where none can be had from /proc/PID/smaps.
     """
-    from physview.sources.kmod import DEVICE, Kmod
+    from physview.sources.choice import open_page_tables
     from physview.sources.procfs import MemoryMap, ProcDir
 
-    proc = ProcDir()
-    try:
-        if os.access(DEVICE, os.R_OK):
-            try:
-                kmod = Kmod(proc)
-                try:
-                    leaf = [level for level in kmod.walk(memory.start).levels if level.leaf]
-                finally:
-                    kmod.close()
-                if leaf:
-                    name = leaf[0].name
-                    return "pte entries" if name == "pte" else f"a {name} entry"
-            except PhysviewError:  # this is the course's module, which can't walk levels
-                pass
+    with ProcDir() as proc:
+        try:
+            with open_page_tables(proc) as tables:
+                leaf = [level for level in tables.walk(memory.start).levels if level.leaf]
+            if leaf:
+                name = leaf[0].name
+                return "pte entries" if name == "pte" else f"a {name} entry"
+        except PhysviewError:  # neither the module nor BPF: smaps knows enough
+            pass
         maps = MemoryMap(proc)
         vma = maps.find(memory.start)
         sizes = maps.sizes(vma) if vma else {}
-    finally:
-        proc.close()
     return "a pmd entry" if sizes.get("AnonHugePages") else "pte entries"
 
 

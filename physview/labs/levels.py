@@ -22,10 +22,10 @@ TITLE = "four levels of page tables, or five"
 HIGH = 1 << 48
 ENTRY_BYTES = 8
 PLAN = (
-    "Requests memory at an address above 47 bits, and finds the end of the user address space. If"
-    " the kernel module is loaded, the lab also walks the page tables, level by level, for main, a"
-    " buffer, a local variable and the requested memory. One machine can run with four levels or"
-    " with five: physview vm --la57 off, or on."
+    "Requests memory at an address above 47 bits, and finds the end of the user address space. Then"
+    " the lab walks the page tables, level by level, for main, a buffer, a local variable and the"
+    " requested memory. The kernel module walks if it is loaded, or else a BPF program. One machine"
+    " can run with four levels or with five: physview vm --la57 off, or on."
 )
 QUESTIONS = (
     Question(
@@ -47,7 +47,8 @@ def run() -> Evidence:
         def visit(probes: list[Probe]) -> list[tuple[str, int]]:
             return [(p.label, p.vaddr) for p in probes if p.label in LABELS]
 
-        if requirements.kernel_module(NAME) is None:
+        refused = requirements.page_tables(NAME, "--la57 on")
+        if refused is None:
 
             def walk(probes: list[Probe]) -> None:
                 labelled = visit(probes) + ([("above 47 bits", high)] if high >= 1 << 47 else [])
@@ -55,10 +56,7 @@ def run() -> Evidence:
 
             visit_probes(walk)
         else:
-            evidence.note(
-                "the kernel module is not loaded, or this user may not use it, so the lab walked no"
-                f" page tables: {invocation.in_vm(f'lab {NAME}', '--la57 on')}, and with off"
-            )
+            evidence.note(f"{refused.why}; {refused.remedy}, and with off")
     return evidence
 
 
@@ -114,21 +112,12 @@ def _explain_end(evidence: Evidence, high: int, end: int) -> None:
 
 
 def _walk(evidence: Evidence, labelled: list[tuple[str, int]]) -> None:
-    from physview.sources.kmod import Kmod
+    from physview.sources.choice import open_page_tables
     from physview.sources.procfs import ProcDir
 
-    proc = ProcDir()
-    try:
-        kmod = Kmod(proc)
-        try:
-            if kmod.info is None:
-                raise kmod.only_the_course("level by level")
-            walks = [(label, kmod.walk(vaddr)) for label, vaddr in labelled]
-            nr_levels = kmod.info.nr_levels
-        finally:
-            kmod.close()
-    finally:
-        proc.close()
+    with ProcDir() as proc, open_page_tables(proc) as tables:
+        walks = [(label, tables.walk(vaddr)) for label, vaddr in labelled]
+        nr_levels = tables.nr_levels()
     table = evidence.table(
         "walks",
         "the walks: each level's entry and its value; * means: a table not used by a walk above",
@@ -165,8 +154,8 @@ def _explain_walks(evidence: Evidence, walks: list[Walk], nr_levels: int) -> Non
     evidence.check(
         "levels",
         nr_levels == expected,
-        f"The module reports {nr_levels} levels, which agrees with the addresses.{folded_words}",
-        f"The module reports {nr_levels} levels, but the addresses indicate {expected}."
+        f"The walk goes through {nr_levels} levels, which agrees with the addresses.{folded_words}",
+        f"The walk goes through {nr_levels} levels, but the addresses indicate {expected}."
         f"{folded_words} This command shows both: {invocation.physview('doctor')}.",
     )
     if any(level.entry is None for levels in real for level in levels):

@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from physview.errors import AccessDenied, ModuleUnavailable, PhysviewError, Unsupported
+from physview.errors import AccessDenied, PhysviewError, Unsupported
 from physview.runtime import invocation, proc_mount
-from physview.sources.kmod import DEVICE
 from physview.text import proctext
 
 Requirement = Callable[[str], PhysviewError | None]
@@ -67,16 +66,18 @@ def compiled_core(lab: str) -> PhysviewError | None:
     )
 
 
-def kernel_module(lab: str) -> PhysviewError | None:
-    """Require that the kernel module is loaded and that this user may open its device."""
-    if os.access(DEVICE, os.R_OK):
-        return None
-    if os.path.exists(DEVICE):
-        return AccessDenied(
-            f"cannot do the lab {lab}", "only root may use the kernel module", "run as root"
-        )
-    remedy = invocation.module_or_vm(f"lab {lab}")
-    return ModuleUnavailable(f"cannot do the lab {lab}", "the kernel module is not loaded", remedy)
+def page_tables(lab: str, vm_options: str = "") -> PhysviewError | None:
+    """Require a source that walks page tables: the kernel module or a BPF program."""
+    from physview.sources.choice import open_page_tables
+    from physview.sources.procfs import ProcDir
+
+    try:
+        with ProcDir() as proc, open_page_tables(proc):
+            return None
+    except PhysviewError as error:
+        remedy = ", ".join(filter(None, [error.remedy, in_vm(lab, vm_options)]))
+        why = f"no page table can be walked: {error.why}"
+        return type(error)(f"cannot do the lab {lab}", why, remedy)
 
 
 def swap_area(lab: str) -> PhysviewError | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The lab witnesses: a comparison of pagemap and the module's walk, for each page of a process."""
+"""The lab witnesses: a comparison of pagemap with walks, for each page of a process."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from physview.runtime import invocation
 NAME = "witnesses"
 TITLE = "pagemap against the page tables"
 PLAN = (
-    "Starts a process, reads the entries of all its pages from /proc/PID/pagemap, and lets the"
-    " kernel module walk its page tables. Then the lab compares both sources page by page, and"
-    " gives every page a verdict."
+    "Starts a process, reads the entries of all its pages from /proc/PID/pagemap, and walks its"
+    " page tables: by a BPF program, by the kernel module if it is loaded, or by both. Then the lab"
+    " compares the sources page by page, and gives every page a verdict."
 )
 QUESTIONS = (
     Question(
-        "Both sources are compared for every page of a process. Which pages differ?",
+        "Every page of a process is read from all sources. On which pages do the sources differ?",
         (
             "none",
             "only pages that pagemap does not show, or that the kernel migrated meanwhile",
@@ -27,7 +27,7 @@ QUESTIONS = (
 
 
 def run() -> Evidence:
-    """Compare both sources for a new process."""
+    """Compare the sources for a new process."""
     from physview.analysis.compare import Comparer, Verdict
     from physview.sources.procfs import ProcDir
 
@@ -37,14 +37,15 @@ def run() -> Evidence:
         try:
             comparer = Comparer(proc)
             try:
-                result = comparer.compare()
+                result, sources = comparer.compare(), comparer.sources
             finally:
                 comparer.close()
         finally:
             proc.close()
     table = evidence.table(
         "verdicts",
-        f"{result.nr_pages} pages of process {process.pid}; * means: the sources differ",
+        f"{result.nr_pages} pages of process {process.pid}, from {', '.join(sources)}; * means: the"
+        " sources differ",
         [
             EvidenceColumn("pages", "pages", NUMBER),
             EvidenceColumn("verdict", "verdict"),
@@ -68,7 +69,7 @@ def run() -> Evidence:
     evidence.check(
         "frames",
         nr_same > 0 and result.nr_unexplained == 0,
-        f"Both sources report the same frame for {nr_same} of {result.nr_pages} pages, and every"
+        f"All sources report the same frame for {nr_same} of {result.nr_pages} pages, and every"
         " difference has a known cause. The kernel fills pagemap from the same page-table entries"
         " that the walk reads.",
         f"For {result.nr_unexplained} of {result.nr_pages} pages the sources differ without a known"
@@ -91,7 +92,7 @@ LAB = Lab(
     PLAN,
     QUESTIONS,
     requirements.checker(
-        NAME, requirements.compiled_core, requirements.kernel_module, requirements.frame_numbers
+        NAME, requirements.compiled_core, requirements.page_tables, requirements.frame_numbers
     ),
     run,
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A comparison of pagemap with a walk, as a table and as a JSON document (docs/json.md)."""
+"""A comparison of pagemap with walks, as a table and as a JSON document (docs/json.md)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 from physview.analysis.compare import Comparison
 
 
-def print_table(what: str, comparison: Comparison) -> None:
+def print_table(what: str, sources: list[str], comparison: Comparison) -> None:
     """Print the number of pages and the first few addresses for each verdict.
 
     Args:
         what: What was compared, as "process 1".
+        sources: Who was asked.
         comparison: The result.
     """
     from rich.table import Table
@@ -21,8 +22,9 @@ def print_table(what: str, comparison: Comparison) -> None:
 
     from physview.reporters.drawing import draw
 
-    done = f"{comparison.nr_pages} pages in {comparison.seconds:.2f} s"
-    title = f"{what}: {done}, {comparison.nr_retried} of them read again"
+    named = f"{', '.join(sources[:-1])} and {sources[-1]}"
+    done = f"{comparison.nr_pages} pages of {named} in {comparison.seconds:.2f} s"
+    title = f"{what}: {done}, {comparison.nr_retried} read again"
     table = Table(title=title, box=None, title_justify="left")
     table.add_column("pages", justify="right", no_wrap=True)
     table.add_column("verdict")
@@ -36,17 +38,17 @@ def print_table(what: str, comparison: Comparison) -> None:
     sys.stdout.write(f"{unexplained} unexplained\n")
 
 
-def document(source: str, pid: int | None, compared: Comparison) -> dict[str, Any]:
+def document(sources: list[str], pid: int | None, compared: Comparison) -> dict[str, Any]:
     """Make the JSON document of a comparison.
 
     Args:
-        source: Who walked the page tables.
+        sources: Who was asked.
         pid: The process; None for all processes.
         compared: The result.
     """
     return {
         "pid": pid,
-        "source": source,
+        "sources": sources,
         "nr_pages": compared.nr_pages,
         "nr_retried": compared.nr_retried,
         "nr_unexplained": compared.nr_unexplained,

@@ -107,6 +107,10 @@ class Bpf(PageTables):
         """See `PageTables.user_end()`."""
         return self.info.user_end
 
+    def nr_levels(self) -> int:
+        """See `PageTables.nr_levels()`."""
+        return self.info.nr_levels
+
     def _check(self, result: int) -> int:
         if result == -errno.ESRCH:
             raise self._proc.gone()

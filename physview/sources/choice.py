@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from physview.errors import UsageError
+from physview.errors import AbiMismatch, AccessDenied, Unsupported, UsageError
 
 if TYPE_CHECKING:
     from physview.sources.page_tables import PageTables
@@ -29,9 +29,22 @@ def open_bpf(proc: ProcDir) -> PageTables:
 
 
 def _auto(proc: ProcDir) -> PageTables:
+    return _open_kmod_if_loaded(proc) or open_bpf(proc)
+
+
+def _open_kmod_if_loaded(proc: ProcDir) -> PageTables | None:
+    """Open the page tables by the module, if this user may use it and it is not the course's."""
     from physview.sources.kmod import DEVICE
 
-    return open_kmod(proc) if os.access(DEVICE, os.R_OK) else open_bpf(proc)
+    if not os.access(DEVICE, os.R_OK):
+        return None
+    kmod = open_kmod(proc)
+    try:
+        kmod.user_end()
+    except AbiMismatch:
+        kmod.close()
+        return None
+    return kmod
 
 
 WALKERS: dict[str, Callable[[ProcDir], PageTables]] = {
@@ -47,7 +60,7 @@ def open_page_tables(proc: ProcDir, source: str = "auto") -> PageTables:
     Args:
         proc: The process.
         source: "kmod" (the kernel module), "bpf" (a BPF program) or "auto": the module if this user
-            may use it, or else BPF.
+            may use it and it is not the course's, or else BPF.
 
     Raises:
         UsageError: There is no such source.
@@ -56,3 +69,26 @@ def open_page_tables(proc: ProcDir, source: str = "auto") -> PageTables:
     if source not in WALKERS:
         raise UsageError(f"unknown source '{source}'", "", f"choose one of {', '.join(WALKERS)}")
     return WALKERS[source](proc)
+
+
+def open_walkers(proc: ProcDir, source: str = "auto") -> list[PageTables]:
+    """Open a process by each source that walks page tables: two of them check each other.
+
+    Args:
+        proc: The process.
+        source: As for `open_page_tables()`; "auto" means each source that can walk whole processes
+            here: the module if it is loaded and not the course's, and BPF.
+
+    Raises:
+        UsageError: There is no such source.
+        PhysviewError: No source is available, with the cause and a remedy.
+    """
+    if source != "auto":
+        return [open_page_tables(proc, source)]
+    kmod = _open_kmod_if_loaded(proc)
+    if kmod is None:
+        return [open_bpf(proc)]
+    try:
+        return [kmod, open_bpf(proc)]
+    except (AccessDenied, Unsupported):
+        return [kmod]

@@ -194,6 +194,12 @@ class Kmod(PageTables):
             raise self.only_the_course("all of a process")
         return self.info.user_end
 
+    def nr_levels(self) -> int:
+        """See `PageTables.nr_levels()`."""
+        if self.info is None:
+            raise self.only_the_course("level by level")
+        return self.info.nr_levels
+
     def _batch(
         self, vaddrs: npt.NDArray[np.uint64], pages: npt.NDArray[Any], max_batch: int
     ) -> None:

@@ -81,6 +81,14 @@ class PageTables(Descriptor):
         """
         raise NotImplementedError
 
+    def nr_levels(self) -> int:
+        """The number of levels of page tables, without folded ones: 4 or 5.
+
+        Raises:
+            AbiMismatch: The loaded module is the course's, which does not know it.
+        """
+        raise NotImplementedError
+
     def check_alive(self) -> None:
         """Raise ProcessGone if an answer may be about another process."""
 
