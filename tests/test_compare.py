@@ -122,7 +122,6 @@ def test_a_real_difference_is_found_and_is_no_movement(comparer_of, source):
         comparison = comparer.compare()
     # What Python itself wrote on either side since the fork differs, too, and stands still.
     assert comparison.counts[Verdict.UNEXPLAINED] >= 7
-    assert comparison.nr_unexplained < comparison.nr_pages // 2
     assert comparison.counts[Verdict.SAME_FRAME] > 93
 
 
@@ -150,7 +149,6 @@ def test_who_stands_alone(kmod_of, bpf_of, verdict):
             comparison = comparer.compare()
     assert comparison.counts[verdict] >= 7
     assert comparison.counts[Verdict.SAME_FRAME] > 93
-    assert comparison.nr_unexplained < comparison.nr_pages // 2
 
 
 @pytest.mark.needs("kmod", "bpf")
