@@ -79,7 +79,7 @@ class TestCompilers:
         assert "/nowhere/cc" in result.stderr
 
 
-@pytest.mark.needs("no-modules", "cc")
+@pytest.mark.needs("no-modules", "cc", "make")
 def test_where_no_module_can_be_loaded_no_headers_are_named(make):
     result, _ = make()
     assert result.returncode != 0
