@@ -159,7 +159,7 @@ class Process(Closable):
         """Yield the mappings in address order.
 
         Raises:
-            PhysviewError: The process is gone, or we may not look into it.
+            PhysviewError: The process is gone, or we may not examine it.
 
         Source: /proc/PID/maps
         """

@@ -248,7 +248,7 @@ class TestProc:
     def test_a_hidden_process_has_not_ended(self, physview, sleeper, how, command):
         prefix = [*with_proc(f"hidepid={how}"), *AS_NOBODY]
         line = one_line(physview(*command.format(sleeper.pid).split(), prefix=prefix), 1)
-        assert f"cannot look into process {sleeper.pid}: it is another user's" in line
+        assert f"cannot examine process {sleeper.pid}: it is another user's" in line
         assert "hidepid" in line
         none = one_line(physview(*command.format(4194303).split(), prefix=prefix), 1)
         assert "no process 4194303: there is no /proc/4194303" in none

@@ -191,7 +191,7 @@ def test_nobody_translates_to_unknown_and_is_refused_others(physview, sleeper):
     result = physview("translate", "self", "0", prefix=AS_NOBODY)
     assert result.returncode == 1
     line = one_line(physview("translate", str(sleeper.pid), "0", prefix=AS_NOBODY), 1)
-    assert f"process {sleeper.pid} is not yours to look into; run as root" in line
+    assert f"you may not examine process {sleeper.pid}; run as root" in line
 
 
 @pytest.mark.needs("pfn", "pfnmap")

@@ -46,9 +46,10 @@ class RamMap(NamedTuple):
 
 
 class RamRanges:
-    """The ranges of RAM, and their division into cells. Holes between the ranges are left out.
+    """The ranges of RAM, numbered through as if there were no holes between them.
 
-    The place of a frame is the number of RAM's frames below it.
+    Each frame has a place: the number of frames of RAM below it. The places are divided into cells
+    of equal size.
 
     Args:
         ranges: (first frame, first frame after it) of each range, in ascending order.

@@ -219,7 +219,7 @@ def address_ranges(events: Iterable[Event], kernel: KernelMap) -> list[AddressRa
 
 
 def read_memory(pid: int) -> list[Vma]:
-    """Read the mappings of a process; [] if it has ended, or if we may not look into it."""
+    """Read the mappings of a process; [] if it has ended, or if we may not examine it."""
     try:
         proc = ProcDir(pid)
     except ProcessGone:

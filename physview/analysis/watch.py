@@ -131,7 +131,7 @@ class Watcher(Closable):
 
         Raises:
             ProcessGone: The process ended or ran another program.
-            PhysviewError: The process has no memory any more, or we may no longer look into it.
+            PhysviewError: The process has no memory any more, or we may no longer examine it.
         """
         clock, began = time.monotonic(), time.process_time()
         if self._reader.refresh():

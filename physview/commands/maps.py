@@ -35,7 +35,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cgroup", metavar="PATH", help="the processes of a cgroup and of all cgroups below it"
     )
-    parser.add_argument("--all", action="store_true", help="all processes that you may look into")
+    parser.add_argument("--all", action="store_true", help="all processes that you may examine")
     parser.add_argument(
         "--rollup", action="store_true", help="print a line per process, not per mapping"
     )
@@ -125,7 +125,7 @@ def _pids(args: argparse.Namespace) -> list[int | str]:
 def _fail_on_none(args: argparse.Namespace, nr_refused: int) -> None:
     what = f"cgroup '{args.cgroup}'" if args.cgroup else "this machine"
     if nr_refused:
-        why = f"its {nr_refused} processes are not yours to look into"
+        why = f"you may not examine its {nr_refused} processes"
         raise AccessDenied(f"nothing to show of {what}", why, _common.root_remedy())
     raise PhysviewError(f"nothing to show of {what}", "it has no process with user memory")
 
@@ -140,5 +140,7 @@ def _say_what_is_missing(hidden: bool, nr_refused: int, why_no_flags: AccessDeni
         _common.say(f"large folios are not known: {why_no_flags}")
     if nr_refused:
         remedy = "" if os.geteuid() == 0 else f"; {_common.root_remedy()}"
-        processes = "1 process is" if nr_refused == 1 else f"{nr_refused} processes are"
-        _common.say(f"{processes} left out: not yours to look into{remedy}")
+        processes, them = (
+            ("1 process", "it") if nr_refused == 1 else (f"{nr_refused} processes", "them")
+        )
+        _common.say(f"{processes} left out: you may not examine {them}{remedy}")

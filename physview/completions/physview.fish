@@ -73,7 +73,7 @@ complete -c physview -n '_shtab_physview_using translate; and test $_shtab_physv
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a maps -d 'Show the physical memory of each mapping of a process, and how contiguous this memory is.'
 complete -c physview -n '_shtab_physview_using maps' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using maps' -l cgroup -xka "(__fish_complete_path (commandline -ct))" -d 'the processes of a cgroup and of all cgroups below it'
-complete -c physview -n '_shtab_physview_using maps' -l all -d 'all processes that you may look into'
+complete -c physview -n '_shtab_physview_using maps' -l all -d 'all processes that you may examine'
 complete -c physview -n '_shtab_physview_using maps' -l rollup -d 'print a line per process, not per mapping'
 complete -c physview -n '_shtab_physview_using maps' -l json -d 'print one JSON document'
 complete -c physview -n '_shtab_physview_using maps; and test $_shtab_physview_npos -ge 0' -ka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | LC_ALL=C tr -c '\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'a pid, self, or the name of one process'

@@ -148,9 +148,14 @@ def _tools(headers: Path) -> _BuildTools:
 
 
 def _cross(config: str) -> tuple[str, tuple[str, ...]]:
-    """Return the prefix of the tools' names, and make's options, for a foreign architecture.
+    """Return what is needed to build for another architecture than this machine's.
 
-    Both are empty for this machine's architecture.
+    Args:
+        config: The kernel's .config, which names the architecture.
+
+    Returns:
+        The prefix of the compiler's name, and options for make. Both are empty if the kernel is for
+        this machine's architecture.
     """
     # The third line of .config. Source: scripts/kconfig/confdata.c
     match = re.search(r"^# Linux/(\w+) ", config, re.MULTILINE)

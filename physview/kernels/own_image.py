@@ -22,15 +22,17 @@ from physview.runtime import invocation
 def fetch_own_image(
     tell: Callable[[str], object] | None = None, root: Path = Path("/")
 ) -> Kernel | None:
-    """Return the running kernel, with its image from the cache or fetched into the cache.
+    """Fetch the running kernel's image, if the installed one can be read by root only.
+
+    The image goes into the cache, and comes from there the next time.
 
     Args:
         tell: Called with a message before a step that takes long.
         root: The root folder of the kernel's files.
 
     Returns:
-        The kernel. None if a fetched image does not help: the installed image is readable or
-        missing, or the modules are not readable.
+        The kernel, with the fetched image. None if fetching does not help: the installed image is
+        readable or missing, or the modules are not readable.
 
     Raises:
         Unsupported: This machine can't fetch the image.

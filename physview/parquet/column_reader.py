@@ -296,7 +296,16 @@ def _check_pages(data: bytes, nr_rows: int, name: str) -> int:
 def _chunk(
     about: dict[int, Any], name: str, nr_rows: int, start: int, size: int, first_data: int
 ) -> dict[int, Any]:
-    """The description of a column for the footer of the small file."""
+    """Describe a column's data, for the footer of a small file that has this column only.
+
+    Args:
+        about: What the original file's footer says of the column.
+        name: The column.
+        nr_rows: The number of rows.
+        start: Where the column's data begins in the small file.
+        size: The size of the data in bytes.
+        first_data: Where the first page of values begins in the data, after a dictionary.
+    """
     encodings = [I32Value(each) for each in (_PLAIN, _RLE, _RLE_DICTIONARY)]
     described = {
         1: I32Value(_number(about, 1)),

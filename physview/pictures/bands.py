@@ -342,7 +342,7 @@ PIECES = 1 << 16
 def _few_pieces(
     pfn: npt.NDArray[np.int64], nr: npt.NDArray[np.int64], edges: npt.NDArray[np.int64], shift: int
 ) -> Iterator[slice]:
-    """The runs of frames to split at once, so that they become about PIECES pieces."""
+    """Yield slices of the runs of frames: each becomes about PIECES pieces when it is split."""
     import numpy as np
 
     nr_ranges = np.searchsorted(edges[:, 0], pfn + nr) - np.searchsorted(edges[:, 1], pfn, "right")

@@ -38,9 +38,9 @@ class Block(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """The cells: rows of CELLS_PER_ROW cells, each of 2**shift frames.
+    """The grid of cells that a picture draws RAM as. Each row has CELLS_PER_ROW cells.
 
-    Rows without RAM are left out. A cell without RAM in a row that has some stays empty.
+    A row without any RAM is left out. In the other rows, cells without RAM are drawn empty.
 
     Args:
         shift: Frames in a cell, as a power of two.

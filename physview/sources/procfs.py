@@ -276,7 +276,7 @@ class ProcDir(Descriptor):
         if without:
             return without
         if error.errno in (errno.EACCES, errno.EPERM):
-            why = f"process {self.pid} is not yours to look into"
+            why = f"you may not examine process {self.pid}"
             return AccessDenied(what, why, "run as root", **about)
         if error.errno == errno.ENOENT:
             remedy = "use a kernel with CONFIG_PROC_PAGE_MONITOR=y"
@@ -320,7 +320,7 @@ class ProcDir(Descriptor):
     def _hidden(self) -> AccessDenied:
         """The error for a process that exists, but is hidden by hidepid."""
         return AccessDenied(
-            f"cannot look into process {self.pid}",
+            f"cannot examine process {self.pid}",
             "it is another user's, and /proc is mounted with hidepid, which hides it",
             "run as root",
             pid=self.pid,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from physview.errors import AccessDenied, ModuleUnavailable, Unsupported
-from physview.runtime import invocation, proc_mount
+from physview.runtime import invocation, proc_mount, syscalls
 from physview.sources.kmod import DEVICE, NAME
 from physview.text import proctext
 
@@ -111,19 +111,11 @@ def unload() -> None:
     _call("delete_module", "unload", NAME.encode(), os.O_NONBLOCK)
 
 
-# Numbers of system calls. insmod and rmmod are not used, because minimal systems lack the package
-# kmod.
-# Source: arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h
-_SYSCALLS = {
-    "x86_64": {"finit_module": 313, "delete_module": 176},
-    "aarch64": {"finit_module": 273, "delete_module": 106},
-}
-
-
+# insmod and rmmod are not used, because minimal systems lack the package kmod.
 def _call(name: str, verb: str, *args: int | bytes) -> None:
     import ctypes
 
-    number = _SYSCALLS.get(os.uname().machine, {}).get(name)
+    number = syscalls.NUMBERS.get(os.uname().machine, {}).get(name)
     if number is None:
         raise Unsupported(
             f"cannot {verb} the module", f"physview does not support this on {os.uname().machine}"

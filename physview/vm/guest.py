@@ -23,7 +23,6 @@ READY, STDOUT, STDERR, EXIT, REFUSED = range(5)
 MESSAGE = struct.Struct("<BI")
 
 CHUNK_SIZE = 1 << 16
-SYS_FINIT_MODULE = 313  # arch/x86/entry/syscalls/syscall_64.tbl
 SIGPIPE, SIGXFSZ = 13, 25
 IFF_UP = 1
 ZRAM = "/dev/zram0"
@@ -90,7 +89,7 @@ def prepare(request: dict[str, Any]) -> None:
     write("/sys/class/net/lo/flags", hex(IFF_UP))
     link_modules(request["kernel_modules"])
     for path in request["modules"]:
-        insert_module(path)
+        insert_module(path, request["finit_module"])
     if request["swap_mib"]:
         turn_swap_on(request["swap_mib"])
     os.chdir(request["cwd"])
@@ -124,8 +123,12 @@ def link_modules(folder: str) -> None:
         os.symlink(folder, wanted)
 
 
-def insert_module(path: str) -> None:
+def insert_module(path: str, finit_module: int) -> None:
     """Load a module, with its parameters from the kernel's command line, as modprobe does.
+
+    Args:
+        path: The module.
+        finit_module: The number of the system call.
 
     Raises:
         OSError: The kernel refuses the module.
@@ -138,7 +141,7 @@ def insert_module(path: str) -> None:
     options = b" ".join(word.removeprefix(prefix) for word in words)
     libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    if libc.syscall(SYS_FINIT_MODULE, fd, options, 0):
+    if libc.syscall(finit_module, fd, options, 0):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), path)
     os.close(fd)

@@ -14,9 +14,12 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from physview.runtime import syscalls
+
 # arch/x86/entry/syscalls/syscall_64.tbl
 SYS_WRITE, SYS_OPEN, SYS_CLOSE, SYS_EXECVE, SYS_CHDIR = 1, 2, 3, 59, 80
-SYS_MKDIR, SYS_CHROOT, SYS_MOUNT, SYS_EXIT_GROUP, SYS_FINIT_MODULE = 83, 161, 165, 231, 313
+SYS_MKDIR, SYS_CHROOT, SYS_MOUNT, SYS_EXIT_GROUP = 83, 161, 165, 231
+SYS_FINIT_MODULE = syscalls.NUMBERS["x86_64"]["finit_module"]
 
 # include/uapi/linux/mount.h
 MS_RDONLY, MS_NOATIME, MS_MOVE = 0x1, 0x400, 0x2000

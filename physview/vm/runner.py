@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 from physview.errors import PhysviewError
 from physview.runtime import child_python, proc_mount
 from physview.text import output
-from physview.vm import guest, initramfs, qemu
+from physview.vm import guest, init, initramfs, qemu
 from physview.vm.failures import VmLost, VmUnusable
 from physview.vm.session import Session
 
@@ -122,6 +122,7 @@ def run(
         "command": list(command),
         "modules": [os.path.abspath(path) for path in modules],
         "kernel_modules": os.path.abspath(kernel.modules),
+        "finit_module": init.SYS_FINIT_MODULE,
         "swap_mib": swap_mib,
         "cwd": os.path.abspath(cwd or "."),
         "env": _environment(os.environ if env is None else env),
