@@ -121,10 +121,13 @@ def test_a_fork_shares_all_until_it_writes(physview, python, tmp_path):
 
 
 def test_nothing_happened(physview, stopped, tmp_path):
-    paths = [str(tmp_path / f"{i}.parquet") for i in (0, 1)]
-    for path in paths:
-        assert physview("snapshot", str(stopped.pid), "-o", path).returncode == 0
-    result = physview("diff", *paths)
+    for attempt in range(5):  # the kernel moves a page of a stopped process now and then
+        paths = [str(tmp_path / f"{attempt}-{i}.parquet") for i in (0, 1)]
+        for path in paths:
+            assert physview("snapshot", str(stopped.pid), "-o", path).returncode == 0
+        result = physview("diff", *paths)
+        if not result.returncode:
+            break
     assert (result.returncode, result.stderr) == (0, "")
     assert re.search(r"[0-9]+ +[0-9.]+M  stayed +in the same frame\n", result.stdout)
     assert "changes of each mapping" not in result.stdout
