@@ -3,7 +3,7 @@
 # fresh's variables here, checkout, suite, archive, work, logs and table.
 # shellcheck disable=SC2154 # fresh sets these variables
 
-# command_of WHAT: the README's command.
+# command_of WHAT: the README's command, or the job of CI.
 command_of() {
 	case $1 in
 	run | refuse) echo ./scripts/run ;;
@@ -15,6 +15,9 @@ command_of() {
 			./scripts/test tests/test_matrix.py
 		;;
 	debug) echo ./scripts/test --debug-kernel ;;
+	job-user) echo scripts/ci/user ;;
+	job-root) echo scripts/ci/root ;;
+	job-packages) echo scripts/ci/packages ;;
 	*) return 1 ;;
 	esac
 }
