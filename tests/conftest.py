@@ -39,6 +39,11 @@ pytest.register_assert_rewrite("actors", "failures", "plain_reads", "shown_comma
 
 # Commands write through a buffer, as they do for a user.
 os.environ.pop("PYTHONUNBUFFERED", None)
+# readline, which pytest imports, sets these for child processes, unseen by os.environ. It would cut
+# lines at a width of 80.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+    os.unsetenv(name)
 # Outside the checkout: root would leave a folder there that its owner cannot remove.
 os.environ.setdefault(
     "HYPOTHESIS_STORAGE_DIRECTORY", f"{tempfile.gettempdir()}/hypothesis-{os.geteuid()}"
