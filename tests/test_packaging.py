@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from pathlib import Path
 
+import detect
 import pytest
 from paths import ROOT
 
@@ -116,6 +118,10 @@ def test_the_wheel_runs_the_report_in_an_empty_environment(wheel, tmp_path, whic
     )
     assert len(result.stdout.splitlines()) == 41, result.stderr
     assert result.returncode == ("UNKNOWN" in result.stdout)
+    if detect.can_walk_by_bpf():  # the wheel has the BPF program, ready to load: no tool is needed
+        first = Path("/proc/self/maps").read_text().partition("-")[0]
+        walk = [program, "walk", str(os.getpid()), f"0x{first}", "--source", "bpf"]
+        assert " pte " in run(*walk, cwd="/", env={"PATH": "/nowhere"})
     code = "import physview; print(physview.__file__)"
     where = run(tmp_path / "venv/bin/python", "-c", code, cwd="/")
     assert where.startswith(str(tmp_path))
