@@ -11,15 +11,12 @@ import time
 
 import numpy as np
 import pytest
-from failures import one_line
 from guests import compile_program
 from memory import NORESERVE, PAGE, PRIVATE, Region, libc, raw_entry
 from paths import ROOT
-from users import AS_NOBODY
 
-from physview import NoUserMemory, ProcessGone, Unsupported
+from physview import NoUserMemory, ProcessGone
 from physview.model import PM_PFRAME_MASK, PageKind
-from physview.sources import bpf
 from physview.sources.bpf import Bpf
 from physview.sources.pagemap import Pagemap
 from physview.sources.procfs import ProcDir
@@ -255,22 +252,3 @@ def test_nothing_stays_loaded(ending):
     while loaded_programs() - before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not loaded_programs() - before
-
-
-class TestRefusals:
-    @pytest.mark.needs("bpf", "nobody")
-    def test_nobody_is_told_what_it_takes(self, physview):
-        result = physview("walk", "self", "0", "--source", "bpf", prefix=AS_NOBODY)
-        assert "CAP_BPF and CAP_PERFMON" in one_line(result, 1)
-
-    @pytest.mark.needs("bpf")
-    @pytest.mark.parametrize("capability", ["-bpf,-sys_admin", "-perfmon,-sys_admin"])
-    def test_root_without_the_capabilities(self, physview, capability):
-        prefix = ["setpriv", f"--bounding-set={capability}", f"--inh-caps={capability}"]
-        result = physview("compare", "self", "--source", "bpf", prefix=prefix)
-        assert "cannot walk page tables by BPF" in one_line(result, 1)
-
-    def test_another_machine(self, monkeypatch):
-        monkeypatch.setattr(bpf, "_MACHINES", ("pdp11",))
-        with pytest.raises(Unsupported, match="x86-64 only"), ProcDir("self") as proc:
-            Bpf(proc)

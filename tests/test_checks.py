@@ -106,8 +106,8 @@ def test_a_missing_package_is_named_with_what_needs_it():
 def test_a_process_name_cannot_forge_capabilities(tests_on_path):
     program = (
         "from memory import libc; libc.prctl(15, b'\\rCapEff:\\tff', 0, 0, 0);"
-        "from physview.system.checks import _effective_capabilities;"
-        "print(_effective_capabilities())"
+        "from physview.runtime.privileges import effective_capabilities;"
+        "print(effective_capabilities())"
     )
     run = [sys.executable, "-c", program]
     told = subprocess.run(run, check=True, capture_output=True, text=True, env=tests_on_path)

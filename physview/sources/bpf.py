@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from physview import _ffi
 from physview.errors import AccessDenied, PhysviewError, Unsupported
+from physview.runtime import privileges
 from physview.sources.page_tables import PageTables
 from physview.sources.procfs import ProcDir
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _LOG_BYTES = 1 << 16
+_LOG_LINES = 5
+_BPF_LOOP = (5, 17)  # the first release with bpf_loop()
 _MACHINES = ("x86_64",)
 
 
@@ -149,22 +153,30 @@ class Bpf(PageTables):
 def _why(number: int, stage: int, lib: Any, log: str) -> PhysviewError:
     """Explain why the program was not loaded, with a remedy."""
     what = "cannot walk page tables by BPF"
-    if number in (errno.EPERM, errno.EACCES) and stage != lib.PV_BPF_PROGRAM:
-        return AccessDenied(what, "this needs CAP_BPF and CAP_PERFMON", "run as root")
+    if number in (errno.EPERM, errno.EACCES, errno.ENOSYS) or privileges.lockdown():
+        forbidden = privileges.why_no_bpf()
+        if forbidden:
+            return AccessDenied(what, *forbidden)
     if number == errno.EPERM:
-        return AccessDenied(
-            what, "the kernel does not let this process load a program", "run as root"
-        )
+        return AccessDenied(what, "the kernel does not let this process load a program")
     if stage == lib.PV_BPF_TYPES and number == errno.ENOENT:
         why = "the kernel does not describe its own types (no /sys/kernel/btf/vmlinux)"
         return Unsupported(what, why, "use a kernel with CONFIG_DEBUG_INFO_BTF, or the module")
     if number == errno.ENOSYS:
         return Unsupported(what, "the kernel was built without BPF", "use the module")
+    if stage == lib.PV_BPF_PROGRAM and _release() < _BPF_LOOP:
+        why = "this kernel has no bpf_loop(), which came with Linux 5.17"
+        return Unsupported(what, why, "use a newer kernel, or the module")
     if stage == lib.PV_BPF_PROGRAM:
-        last = log.rstrip("\n").rpartition("\n")[2] or os.strerror(number)
-        why = f"the kernel refuses the program: {last}"
-        return Unsupported(what, why, "use Linux 5.17 or newer, or the module")
+        # The last lines count instructions. The verifier's reason is the line before.
+        told = [line for line in log.splitlines() if not line.startswith("processed ")]
+        why = f"the kernel refuses the program: {told[-1] if told else os.strerror(number)}"
+        return Unsupported(what, why, "use the module", tuple(told[-_LOG_LINES:-1]))
     if stage == lib.PV_BPF_DIRECT_MAP:
         why = f"the kernel's map of RAM was not found ({os.strerror(number)})"
         return Unsupported(what, why, "use the module")
     return PhysviewError(what, os.strerror(number))
+
+
+def _release() -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"[0-9]+", os.uname().release)[:2]))

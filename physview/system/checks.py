@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from physview import _ffi
 from physview.errors import AccessDenied, PhysviewError
 from physview.model import PAGE_SIZE, PM_PRESENT, PM_SOFT_DIRTY, PagemapEntry
-from physview.runtime import extras, invocation, packages, proc_mount
+from physview.runtime import extras, invocation, packages, privileges, proc_mount
 from physview.sources.bpf import Bpf
 from physview.sources.folio_sizes import THP
 from physview.sources.kmod import DEVICE
 from physview.sources.kmod import NAME as MODULE
 from physview.sources.procfs import ProcDir
-from physview.text import proctext
 
 if TYPE_CHECKING:
     from physview.tracing.tracefs import Tracefs
@@ -130,7 +129,7 @@ def _maps_above_47_bits() -> bool:
 
 def check_user() -> CheckResult:
     """Report the user, and which of the CAPABILITIES this process has."""
-    has = _effective_capabilities()
+    has = privileges.effective_capabilities()
     uid = os.geteuid()
     if has is None:
         missing = proc_mount.why_no_file("/proc/self/status")
@@ -139,9 +138,10 @@ def check_user() -> CheckResult:
         return CheckResult("user", PART, value, missing.remedy if missing else "")
     held = [name for bit, (name, _) in CAPABILITIES.items() if has >> bit & 1]
     lacking = [f"{n} ({use})" for b, (n, use) in CAPABILITIES.items() if not has >> b & 1]
-    details = {"uid": uid, "capabilities": held, "first_user_namespace": _in_first_user_namespace()}
+    is_first = privileges.in_first_user_namespace()
+    details = {"uid": uid, "capabilities": held, "first_user_namespace": is_first}
     who = f"uid {uid}" + (" (root)" if uid == 0 else "")
-    if not _in_first_user_namespace():
+    if not is_first:
         who += ", in a user namespace, where capabilities do not give access to frame numbers"
     if lacking:
         value = f"{who}; without {', '.join(lacking)}"
@@ -149,16 +149,6 @@ def check_user() -> CheckResult:
             "user", PART if held else NO, value, needs_root=uid != 0, details=details
         )
     return CheckResult("user", YES, f"{who}; {', '.join(held)}", details=details)
-
-
-def _effective_capabilities() -> int | None:
-    """The effective capabilities as a bit mask; None if /proc/self/status cannot be read."""
-    fields = proctext.fields_by_name(_read("/proc/self/status"))
-    return int(fields[b"CapEff"], 16) if b"CapEff" in fields else None
-
-
-def _in_first_user_namespace() -> bool:
-    return proctext.numbers(_read("/proc/self/uid_map")) in ([0, 0, 4294967295], [])
 
 
 def check_pagemap() -> CheckResult:
@@ -315,7 +305,9 @@ def check_bpf() -> CheckResult:
         with ProcDir("self") as proc, Bpf(proc) as walker:
             levels = walker.info.nr_levels
     except AccessDenied as error:
-        return CheckResult("BPF walk", NO, error.why, needs_root=True)
+        needs_root = error.remedy == "run as root"
+        remedy = "" if needs_root else error.remedy
+        return CheckResult("BPF walk", NO, error.why, remedy, needs_root=needs_root)
     except PhysviewError as error:
         return CheckResult("BPF walk", NO, error.why, error.remedy)
     return CheckResult("BPF walk", YES, f"{levels} levels of page tables are walked")

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Iterator
 
 from physview.errors import AccessDenied, PhysviewError, Unsupported
 from physview.files import filesystems
 from physview.files.descriptor import Descriptor
-from physview.runtime import invocation
+from physview.runtime import invocation, privileges
 from physview.text import proctext
 
 MOUNT = "mount -t tracefs nodev /sys/kernel/tracing"
-LOCKDOWN = "/sys/kernel/security/lockdown"
 
 
 def trace_in_vm() -> str:
@@ -159,20 +157,10 @@ def is_supported() -> bool:
         return b"nodev\ttracefs" in proctext.lines(file.read())
 
 
-def locked_down() -> str:
-    """Return the level of the kernel's lockdown; "" if lockdown is off."""
-    try:
-        with open(LOCKDOWN, "rb") as file:
-            match = re.search(rb"\[(\w+)\]", file.read())
-    except OSError:
-        return ""
-    return match[1].decode() if match and match[1] != b"none" else ""
-
-
 def refused(what: str, error: OSError, path: str) -> PhysviewError:
     """Return the error of physview for an OSError of a file in tracefs."""
     if error.errno in (errno.EACCES, errno.EPERM):
-        level = locked_down()
+        level = privileges.lockdown()
         if level:
             why = f"the kernel is locked down ({level})"
             return AccessDenied(what, why, f"boot without lockdown, or {trace_in_vm()}", path=path)
