@@ -41,11 +41,6 @@ static void decode(const struct pv_bpf *bpf, uint64_t vaddr, uint64_t entry,
 	}
 }
 
-static unsigned int shift_of(const struct pv_bpf *bpf, uint32_t level)
-{
-	return bpf->area->shifts[level];
-}
-
 uint64_t pv_bpf_user_end(const struct pv_bpf *bpf)
 {
 	return (UINT64_C(1) << (shift_of(bpf, 0) + PV_TABLE_SHIFT - 1)) -
@@ -64,17 +59,6 @@ static void request(struct pv_bpf *bpf, uint32_t i, uint64_t vaddr,
 	bpf->area->requests[i] = (struct bpf_walk_request){
 		.vaddr = vaddr, .nr_levels = nr_levels, .copy = copy
 	};
-}
-
-static bool is_stable(const struct bpf_walk_answer *answer)
-{
-	return !(answer->state & (BPF_WALK_UNSTABLE | BPF_WALK_FAULT));
-}
-
-/* Whether there is a good copy of the table that a request asks for. */
-static bool has_table(const struct bpf_walk_answer *answer)
-{
-	return answer->state == BPF_WALK_COPIED;
 }
 
 /*
@@ -154,11 +138,6 @@ int pv_bpf_walk(struct pv_bpf *bpf, int fd, struct physicalview_walk *walk)
 static uint64_t region_of(uint64_t vaddr)
 {
 	return vaddr >> (PV_PAGE_SHIFT + PV_TABLE_SHIFT);
-}
-
-static uint32_t index_of(uint64_t vaddr, unsigned int shift)
-{
-	return vaddr >> shift & (BPF_WALK_ENTRIES - 1);
 }
 
 /*
@@ -298,15 +277,6 @@ static uint64_t add_table(const struct pv_bpf *bpf, const __u64 *table,
 	return at;
 }
 
-/* Where the entry of a level that reaches an address ends, but no later than
- * end. */
-static uint64_t end_of(uint64_t vaddr, unsigned int shift, uint64_t end)
-{
-	uint64_t next = (vaddr | ((UINT64_C(1) << shift) - 1)) + 1;
-
-	return next < end ? next : end;
-}
-
 /* Add what an entry of a level says of all that it reaches, up to end. */
 static uint64_t add_span(struct output *output,
 			 const struct physicalview_page *page,
@@ -343,7 +313,7 @@ static uint64_t add_answer(const struct pv_bpf *bpf,
  * Copy the table of a level that reaches an address, unless it was the last one
  * copied. Returns 1 if there is one; 0 if what is higher says all, in answer 0.
  */
-static int copy_table(struct pv_bpf *bpf, int fd, uint64_t vaddr,
+int pv_bpf_copy_table(struct pv_bpf *bpf, int fd, uint64_t vaddr,
 		      uint32_t level, struct pv_table *table)
 {
 	unsigned int span = shift_of(bpf, level) + PV_TABLE_SHIFT;
@@ -368,7 +338,7 @@ static int copy_table(struct pv_bpf *bpf, int fd, uint64_t vaddr,
  * Ask for the lowest tables below the middle one from an address on, as many as
  * one run takes. *end is set to where these end.
  */
-static int copy_lowest(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t *end)
+int pv_bpf_copy_lowest(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t *end)
 {
 	unsigned int shift = shift_of(bpf, bpf->nr_levels - 2);
 	uint64_t stop = end_of(at, shift + PV_TABLE_SHIFT, *end);
@@ -392,7 +362,7 @@ static int add_middle(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t end,
 {
 	unsigned int shift = shift_of(bpf, bpf->nr_levels - 2);
 	uint32_t i = 0;
-	int error = copy_lowest(bpf, fd, at, &end);
+	int error = pv_bpf_copy_lowest(bpf, fd, at, &end);
 
 	if (error)
 		return error;
@@ -430,7 +400,7 @@ static int find_middle(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t end,
 {
 	const uint32_t level = bpf->nr_levels - 2;
 	unsigned int shift = shift_of(bpf, level - 1);
-	int there = copy_table(bpf, fd, at, level - 1, &bpf->upper);
+	int there = pv_bpf_copy_table(bpf, fd, at, level - 1, &bpf->upper);
 
 	if (there > 0) {
 		uint64_t entry = bpf->upper.entries[index_of(at, shift)];
@@ -439,7 +409,7 @@ static int find_middle(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t end,
 			*next = add_entry(bpf, entry, shift, at, end, output);
 			return 0;
 		}
-		there = copy_table(bpf, fd, at, level, &bpf->middle);
+		there = pv_bpf_copy_table(bpf, fd, at, level, &bpf->middle);
 	}
 	if (!there)
 		*next = add_answer(bpf, &bpf->area->answers[0], at, end,

@@ -27,7 +27,7 @@
 struct pv_table {
 	bool is_valid;
 	uint64_t start;
-	uint64_t entries[BPF_WALK_ENTRIES];
+	__u64 entries[BPF_WALK_ENTRIES];
 };
 
 /* One at a time: a thread that walks has its own. */
@@ -36,10 +36,47 @@ struct pv_bpf {
 	uint32_t nr_levels;
 	struct bpf_walk_area *area;
 	uint8_t swap_kinds[1 << SWAP_TYPE_BITS];
-	struct pv_table upper, middle;
+	struct pv_table top[2], upper, middle;
 };
 
+/* Entries of a level are of pieces of memory of 2 to the power of this. */
+static inline unsigned int shift_of(const struct pv_bpf *bpf, uint32_t level)
+{
+	return bpf->area->shifts[level];
+}
+
+static inline uint32_t index_of(uint64_t vaddr, unsigned int shift)
+{
+	return vaddr >> shift & (BPF_WALK_ENTRIES - 1);
+}
+
+/* Where the entry of a level that reaches an address ends, but no later than
+ * end. */
+static inline uint64_t end_of(uint64_t vaddr, unsigned int shift, uint64_t end)
+{
+	uint64_t next = (vaddr | ((UINT64_C(1) << shift) - 1)) + 1;
+
+	return next < end ? next : end;
+}
+
+static inline bool is_stable(const struct bpf_walk_answer *answer)
+{
+	return !(answer->state & (BPF_WALK_UNSTABLE | BPF_WALK_FAULT));
+}
+
+/* Whether there is a good copy of the table that a request asks for. */
+static inline bool has_table(const struct bpf_walk_answer *answer)
+{
+	return answer->state == BPF_WALK_COPIED;
+}
+
+/* bpf_load.c, bpf_types.c */
 int pv_bpf_find_types(struct pv_bpf *bpf);
 int pv_bpf_run(struct pv_bpf *bpf, int fd, uint32_t first, uint32_t nr);
+
+/* bpf_walk.c */
+int pv_bpf_copy_table(struct pv_bpf *bpf, int fd, uint64_t vaddr,
+		      uint32_t level, struct pv_table *table);
+int pv_bpf_copy_lowest(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t *end);
 
 #endif

@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 NAMES = (
     "account",
     "bpf_load",
+    "bpf_tables",
     "bpf_types",
     "bpf_walk",
     "compare",

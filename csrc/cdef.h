@@ -47,6 +47,12 @@ int64_t pv_scan_extents(int fd, unsigned int page_shift, int use_scan,
 			uint64_t nr_cuts, uint64_t zero_pfn,
 			struct pv_extent *extents, uint64_t room);
 
+/* Contiguous frames. */
+struct pv_frames {
+	uint64_t pfn;
+	uint64_t nr;
+};
+
 /* bpf_load.c, bpf_walk.c */
 
 /* At what loading the BPF program failed. */
@@ -67,13 +73,47 @@ int pv_bpf_pages(struct pv_bpf *bpf, int fd, const uint64_t *vaddrs,
 int64_t pv_bpf_extents(struct pv_bpf *bpf, int fd, uint64_t *at, uint64_t end,
 		       struct physicalview_extent *extents, uint64_t room);
 
-/* kpage.c */
+/* bpf_tables.c */
+enum { PV_NR_LEVELS = 5, PV_NR_FILLED = 7 };
+enum { PV_LEAF_TABLES = 64, PV_HUGE_PAGES = 4096 };
 
-/* Contiguous frames. */
-struct pv_frames {
-	uint64_t pfn;
-	uint64_t nr;
+/* The page tables of one level, and their entries. */
+struct pv_level_tables {
+	uint64_t nr_tables;
+	uint64_t nr_unstable; /* left out: changed while they were copied */
+	uint64_t nr_gone;     /* left out: removed before they were copied */
+	uint64_t nr_to_table; /* entries that lead to a table of the next level
+			       */
+	uint64_t nr_pages;    /* entries that map a page */
+	uint64_t nr_swapped;
+	uint64_t nr_special; /* guards, markers, migration and similar */
+	/* tables by the number of entries that are not empty */
+	uint64_t filled[7];
 };
+
+/* A table of the second lowest level that leads to no table. */
+struct pv_leaf_table {
+	uint64_t vaddr; /* the first address that it reaches */
+	uint64_t paddr;
+	uint64_t nr_filled;
+};
+
+/* What is known of a process's page tables. Begins as zeros. */
+struct pv_tables {
+	struct pv_level_tables levels[5]; /* from the root down */
+	uint64_t root;			  /* physical address of the root */
+	uint64_t at; /* where to continue: the tables up to here are counted */
+	/* What the last call found. */
+	uint64_t nr_leaf_tables;
+	uint64_t nr_huge;
+	struct pv_leaf_table leaf_tables[64];
+	/* frames that entries of the second lowest level name */
+	struct pv_frames huge[4096];
+};
+
+int pv_bpf_tables(struct pv_bpf *bpf, int fd, struct pv_tables *tables);
+
+/* kpage.c */
 
 /* How many frames have this value. */
 struct pv_count {

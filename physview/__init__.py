@@ -38,6 +38,7 @@ from physview.sources.probes import visit_probes
 
 if TYPE_CHECKING:
     from physview.analysis.changes import diff
+    from physview.analysis.shared_tables import read_tables
     from physview.frames.machine import read_machine
     from physview.frames.owners import find_owners
     from physview.memory.snapshot import Snapshot
@@ -74,6 +75,7 @@ __all__ = [
     "diff",
     "find_owners",
     "read_machine",
+    "read_tables",
     "visit_probes",
     "write_snapshot",
 ]
@@ -89,6 +91,7 @@ _LAZY = {
     "diff": "analysis.changes",
     "find_owners": "frames.owners",
     "read_machine": "frames.machine",
+    "read_tables": "analysis.shared_tables",
     "write_snapshot": "parquet.snapshot_file",
 }
 

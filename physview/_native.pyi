@@ -32,6 +32,8 @@ class _Lib:
     def pv_bpf_extents(
         self, bpf: Any, fd: int, at: Any, end: int, extents: Any, room: int
     ) -> int: ...
+    PV_NR_FILLED: int
+    def pv_bpf_tables(self, bpf: Any, fd: int, tables: Any) -> int: ...
     def pv_scan_extents(
         self,
         fd: int,

@@ -27,7 +27,7 @@ RUN = re.compile(r"(?:\./scripts/run|(?<![\w/.-])physview) ([a-z][^|;&)`]*)")
 VARIABLE = re.compile(r"\$\([^)]*\)|\$!|\$\w+")
 
 
-ONLY_IN_A_VM = {"kmod", "kmods", "kprobes", "swap"}
+ONLY_IN_A_VM = {"hugetlb", "kmod", "kmods", "kprobes", "swap"}
 
 
 def blocks(*, in_vm):

@@ -97,7 +97,7 @@ def test_every_command_is_run_in_every_form(outcomes, open_folder):
         if "--json" in parser._option_string_actions:
             assert "--json" in words
             assert any(json_of(result) is not None for result in results[command]) or command in (
-                "walk", "compare",  # need the module
+                "walk", "compare", "tables",  # need the module, or BPF
                 "trace",  # and a kernel that traces
                 *(("frames", "owners") if missing("kpage") else ()),
             ), command  # fmt: skip

@@ -23,6 +23,7 @@ ONLY_4_LEVELS = ("5.10",)  # Debian's was built without the fifth
 GUEST_TESTS = (
     *KMOD_TESTS,
     "bpf",
+    "tables",
     "process_addresses",
     "labs",
     "pagemap",

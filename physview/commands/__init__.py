@@ -31,6 +31,7 @@ COMMANDS = (
     "diff",
     "walk",
     "compare",
+    "tables",
     "frames",
     "owners",
     "file",

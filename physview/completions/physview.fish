@@ -50,7 +50,7 @@ function _shtab_physview_using
   test "$_shtab_physview_cmdpath" = "$argv"
 end
 
-set -g _shtab_physview_commands memview translate maps pages watch snapshot diff walk compare frames owners file picture lab trace module vm doctor completion
+set -g _shtab_physview_commands memview translate maps pages watch snapshot diff walk compare tables frames owners file picture lab trace module vm doctor completion
 set -g _shtab_physview_opts_with_value --append --buffer --cgroup --columns --cpus --flags --format --interval --kernel --la57 --memory --module --nodes --number --only --output --picture --pid --repeat --seconds --sleep --source --swap --theme --ticks --timeout -n -o
 
 complete -c physview -e
@@ -123,6 +123,11 @@ complete -c physview -n '_shtab_physview_using compare' -l all -d 'all processes
 complete -c physview -n '_shtab_physview_using compare' -l source -xka "auto kmod bpf" -d 'who walks the page tables: kmod (the kernel module), bpf (a BPF program), or auto: kmod if the module is loaded and this user may use it, or else bpf'
 complete -c physview -n '_shtab_physview_using compare' -l json -d 'print one JSON document'
 complete -c physview -n '_shtab_physview_using compare; and test $_shtab_physview_npos -eq 0' -ka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | LC_ALL=C tr -c '\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'a pid, self, or the name of one process'
+complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a tables -d 'Count the page tables of processes: how many, how full, and what they cost.'
+complete -c physview -n '_shtab_physview_using tables' -s h -l help -d 'show this help message and exit'
+complete -c physview -n '_shtab_physview_using tables' -l all -d 'all processes that you may examine'
+complete -c physview -n '_shtab_physview_using tables' -l json -d 'print one JSON document'
+complete -c physview -n '_shtab_physview_using tables; and test $_shtab_physview_npos -ge 0' -ka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | LC_ALL=C tr -c '\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'a pid, self, or the name of one process'
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a frames -d 'Show what the machine'"'"'s frames are used for.'
 complete -c physview -n '_shtab_physview_using frames' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using frames' -l flags -d 'show every combination of flags, not only the first'

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from physview import _ffi
@@ -114,6 +115,22 @@ class Bpf(PageTables):
     def nr_levels(self) -> int:
         """See `PageTables.nr_levels()`."""
         return self.info.nr_levels
+
+    def iter_tables(self) -> Iterator[Any]:
+        """Count the page tables, from the root down and piece by piece.
+
+        Yields:
+            The same `struct pv_tables` of csrc/cdef.h after each piece. Its counts grow. What it
+            says of the last piece is overwritten by the next.
+
+        Raises:
+            ProcessGone: The process ended or ran another program meanwhile.
+        """
+        ffi, lib = self._program.ffi, self._program.lib
+        tables = ffi.new("struct pv_tables *")
+        while tables.at < self.info.user_end:
+            self._check(lib.pv_bpf_tables(self._program.handle, self._fd, tables))
+            yield tables
 
     def _check(self, result: int) -> int:
         if result == -errno.ESRCH:

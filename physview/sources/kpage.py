@@ -88,6 +88,15 @@ class KpageFile(Descriptor):
         """
         return self._count(self._ffi.new("struct pv_frames *", (first, nr_frames)), 1)
 
+    def count_buffer(self, runs: Any, nr_runs: int) -> dict[int, int]:
+        """Count the frames of runs by their value, as `count()` does, but without NumPy.
+
+        Args:
+            runs: Buffer of the core, `struct pv_frames[]`.
+            nr_runs: The number of runs.
+        """
+        return self._count(runs, nr_runs)
+
     def _count(self, runs: Any, nr_runs: int) -> dict[int, int]:
         counts = self._ffi.new("struct pv_count[]", MAX_VALUES)
         nr = self._lib.pv_count_values(self._fd, runs, nr_runs, counts, len(counts))

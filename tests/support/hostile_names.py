@@ -165,6 +165,7 @@ def commands(target: Target, *, with_machine: bool) -> dict[str, list[list[str]]
         ],
         "walk": [[pid, vaddr], [pid, vaddr, "--json"]],
         "compare": [[pid], [pid, "--json"]],
+        "tables": [[pid], [pid, "self"], ["--all"], [pid, "--json"]],
         "frames": [["--picture", f"{target.folder}/no-frames.gif"]],
         "owners": [[vaddr, "--pid", pid], [vaddr, "--pid", pid, "--json"]],
         "file": [

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Counts the page tables of a process, and how full they are. Every table is
+ * copied once, by the BPF program. So the cost depends on the number of tables
+ * only, not on the size of the address space.
+ */
+#include "bpf_walk.h"
+
+#include <errno.h>
+
+#include "x86_entry.h"
+
+/* After so many steps, each of up to 256 tables, a call returns to its caller,
+ * who may be interrupted. */
+#define MAX_STEPS 64
+
+_Static_assert((int)PV_HUGE_PAGES >= (int)BPF_WALK_ENTRIES,
+	       "there is room for a table's entries");
+
+/* A level's latest table. The lowest level has none: its tables come in bulk.
+ */
+static struct pv_table *table_of(struct pv_bpf *bpf, uint32_t level)
+{
+	if (level == bpf->nr_levels - 2)
+		return &bpf->middle;
+	if (level == bpf->nr_levels - 3)
+		return &bpf->upper;
+	return &bpf->top[level];
+}
+
+/* Which of filled[] counts a table: 0, 1, 2-7, 8-63, 64-, half full, full. */
+static unsigned int bucket_of(uint64_t nr_filled)
+{
+	static const uint64_t least[PV_NR_FILLED] = {
+		0, 1, 2, 8, 64, BPF_WALK_ENTRIES / 2, BPF_WALK_ENTRIES
+	};
+	unsigned int bucket = PV_NR_FILLED - 1;
+
+	while (nr_filled < least[bucket])
+		bucket--;
+	return bucket;
+}
+
+static void count_entry(const struct pv_bpf *bpf, uint64_t entry,
+			bool is_lowest, struct pv_level_tables *level)
+{
+	if (!is_lowest && entry_is_table(entry))
+		level->nr_to_table++;
+	else if (entry_is_page(entry, is_lowest))
+		level->nr_pages++;
+	else if (bpf->swap_kinds[entry_swap_type(entry)] ==
+		 PHYSICALVIEW_KIND_SWAP)
+		level->nr_swapped++;
+	else
+		level->nr_special++;
+}
+
+/* Count a table and its entries. Returns how many entries are not empty. */
+static uint64_t count_table(const struct pv_bpf *bpf, const __u64 *entries,
+			    uint32_t level, struct pv_tables *tables)
+{
+	struct pv_level_tables *counts = &tables->levels[level];
+	uint32_t nr = BPF_WALK_ENTRIES;
+	uint64_t nr_filled = 0;
+
+	/* The rest of the root table is the kernel's. */
+	if (!level)
+		nr = index_of(pv_bpf_user_end(bpf) - 1, shift_of(bpf, 0)) + 1;
+	for (uint32_t i = 0; i < nr; i++) {
+		if (entry_is_none(entries[i]))
+			continue;
+		nr_filled++;
+		count_entry(bpf, entries[i], level == bpf->nr_levels - 1,
+			    counts);
+	}
+	counts->nr_tables++;
+	counts->filled[bucket_of(nr_filled)]++;
+	return nr_filled;
+}
+
+/* Note the frame that an entry of the second lowest level names, if any. */
+static void note_huge(const struct pv_bpf *bpf, uint64_t entry,
+		      unsigned int shift, struct pv_tables *tables)
+{
+	uint64_t pfn;
+
+	if (entry_is_none(entry) || entry_is_table(entry))
+		return;
+	if (entry_is_page(entry, false))
+		pfn = entry_paddr(entry, shift) >> PV_PAGE_SHIFT;
+	else if (bpf->swap_kinds[entry_swap_type(entry)] ==
+		 PHYSICALVIEW_KIND_MIGRATION)
+		pfn = entry_swap_offset(entry);
+	else
+		return;
+	tables->huge[tables->nr_huge++] = (struct pv_frames){ pfn, 1 };
+}
+
+/* Count a table that was copied, the one of a level above the lowest. */
+static void count_copied(const struct pv_bpf *bpf, uint32_t level,
+			 const struct pv_table *table, struct pv_tables *tables)
+{
+	const struct bpf_walk_area *area = bpf->area;
+	uint64_t nr_to_table = tables->levels[level].nr_to_table;
+	uint64_t nr_filled = count_table(bpf, table->entries, level, tables);
+
+	if (!level)
+		tables->root = area->pgd - area->direct_map;
+	if (level != bpf->nr_levels - 2)
+		return;
+	for (uint32_t i = 0; i < BPF_WALK_ENTRIES; i++)
+		note_huge(bpf, table->entries[i], shift_of(bpf, level), tables);
+	if (tables->levels[level].nr_to_table == nr_to_table)
+		tables->leaf_tables[tables->nr_leaf_tables++] =
+			(struct pv_leaf_table){
+				.vaddr = table->start,
+				.paddr = area->answers[0].entry[level - 1] &
+					 area->frame_mask,
+				.nr_filled = nr_filled,
+			};
+}
+
+/* Count a table that was not copied. */
+static void count_missed(const struct bpf_walk_answer *answer,
+			 struct pv_level_tables *level)
+{
+	if (is_stable(answer))
+		level->nr_gone++;
+	else
+		level->nr_unstable++;
+}
+
+/* Count the lowest tables from tables->at on, as many as one run takes. */
+static int count_lowest(struct pv_bpf *bpf, int fd, struct pv_tables *tables,
+			uint64_t end)
+{
+	const uint32_t level = bpf->nr_levels - 1;
+	unsigned int shift = shift_of(bpf, level - 1);
+	uint64_t at = tables->at;
+	uint32_t nr = 0;
+	int error = pv_bpf_copy_lowest(bpf, fd, at, &end);
+
+	if (error)
+		return error;
+	for (; at < end; at = end_of(at, shift, end)) {
+		if (!entry_is_table(bpf->middle.entries[index_of(at, shift)]))
+			continue;
+		if (has_table(&bpf->area->answers[nr]))
+			count_table(bpf, bpf->area->tables[nr], level, tables);
+		else
+			count_missed(&bpf->area->answers[nr],
+				     &tables->levels[level]);
+		nr++;
+	}
+	tables->at = end;
+	return 0;
+}
+
+/*
+ * Copy the table of a level that reaches tables->at, and count it if this is
+ * the first time that its addresses are reached. Returns 1 if there is one.
+ */
+static int find_table(struct pv_bpf *bpf, int fd, uint32_t level,
+		      struct pv_tables *tables)
+{
+	struct pv_table *table = table_of(bpf, level);
+	unsigned int span = shift_of(bpf, level) + PV_TABLE_SHIFT;
+	bool is_first = !(tables->at & ((UINT64_C(1) << span) - 1));
+	bool was_known =
+		table->is_valid && table->start == tables->at >> span << span;
+	int there = pv_bpf_copy_table(bpf, fd, tables->at, level, table);
+
+	if (there > 0 && is_first && !was_known)
+		count_copied(bpf, level, table, tables);
+	else if (!there && is_first)
+		count_missed(&bpf->area->answers[0], &tables->levels[level]);
+	return there;
+}
+
+/*
+ * The first address from at on for which a table has an entry that leads to a
+ * table, or where the table ends.
+ */
+static uint64_t next_table(const struct pv_table *table, unsigned int shift,
+			   uint64_t at, uint64_t end)
+{
+	uint64_t stop = end_of(at, shift + PV_TABLE_SHIFT, end);
+
+	while (at < stop &&
+	       !entry_is_table(table->entries[index_of(at, shift)]))
+		at = end_of(at, shift, stop);
+	return at;
+}
+
+/* Go down to the lowest tables at tables->at, count all on the way, and go on.
+ */
+static int step(struct pv_bpf *bpf, int fd, struct pv_tables *tables,
+		uint64_t end)
+{
+	for (uint32_t level = 0; level < bpf->nr_levels - 1; level++) {
+		unsigned int shift = shift_of(bpf, level);
+		uint64_t stop = end_of(tables->at, shift + PV_TABLE_SHIFT, end);
+		int there = find_table(bpf, fd, level, tables);
+
+		if (there < 0)
+			return there;
+		if (!there && !level)
+			return -EIO;
+		if (there)
+			tables->at = next_table(table_of(bpf, level), shift,
+						tables->at, end);
+		else
+			tables->at = stop;
+		if (tables->at >= stop)
+			return 0;
+	}
+	return count_lowest(bpf, fd, tables, end);
+}
+
+/*
+ * Count the tables from tables->at on. All is done when tables->at is the end
+ * of user space. Returns 0 or -errno.
+ */
+int pv_bpf_tables(struct pv_bpf *bpf, int fd, struct pv_tables *tables)
+{
+	const uint64_t end = pv_bpf_user_end(bpf);
+
+	/* Tables that an earlier call copied are stale. */
+	for (uint32_t level = 0; level < bpf->nr_levels - 1; level++)
+		table_of(bpf, level)->is_valid = false;
+	tables->nr_leaf_tables = tables->nr_huge = 0;
+	for (int steps = 0; steps < MAX_STEPS && tables->at < end; steps++) {
+		int error;
+
+		if (tables->nr_leaf_tables == PV_LEAF_TABLES ||
+		    tables->nr_huge > PV_HUGE_PAGES - BPF_WALK_ENTRIES)
+			break;
+		error = step(bpf, fd, tables, end);
+		if (error)
+			return error;
+	}
+	return 0;
+}

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Count the page tables of processes: how many, how full, and what they cost.
+
+For one process: the tables of each level, with their entries, and a histogram of filled entries.
+For several processes: a line for each, and the totals, in which a table that several processes
+share counts once. The sizes are compared with VmPTE of /proc/PID/status, and each difference gets
+a named cause. A BPF program reads the tables: this needs root. Exits with 1 if a difference stays
+unexplained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from physview.commands import _common, _progress
+from physview.errors import UsageError
+from physview.runtime.resolve_pid import find_pid
+
+NAME = "tables"
+HELP = "a process's page tables: their number and size, how full they are, and what they cost"
+
+
+def prepare_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.add_argument(
+        "processes", metavar="PID", nargs="*", help="a pid, self, or the name of one process"
+    )
+    parser.add_argument("--all", action="store_true", help="all processes that you may examine")
+    _common.add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the page tables."""
+    if args.all is bool(args.processes):
+        raise UsageError("which processes?", "give one of PID… and --all")
+    pids = None if args.all else [find_pid(word) for word in args.processes]
+
+    from physview.analysis.shared_tables import read_tables
+    from physview.reporters import documents
+    from physview.reporters import tables as reporter
+
+    with _progress.progress_bar("reading page tables") as progress:
+        report = read_tables(pids, progress=progress)
+    if args.all:  # the largest first
+        report.processes.sort(key=lambda each: -each.tables.size_bytes)
+    if args.json:
+        documents.write(reporter.document(report))
+    elif args.all or len(report.processes) > 1:
+        reporter.print_processes(report)
+    else:
+        reporter.print_process(report)
+    if report.nr_denied:
+        one = report.nr_denied == 1
+        processes = "1 process is" if one else f"{report.nr_denied} processes are"
+        remedy = "" if os.geteuid() == 0 else f"; {_common.root_remedy()}"
+        them = "it" if one else "them"
+        _common.say(f"{processes} left out: you may not examine {them}{remedy}")
+    return int(report.nr_unexplained > 0)

@@ -1,0 +1,495 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The count of page tables, against what processes do and what the kernel counts itself."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from actors import OBEY
+from failures import one_line
+from guests import compile_program
+from memory import HUGE, PAGE, kpageflags
+from plain_reads import agreed, plain_entries
+from screens import PtyRun
+from users import AS_NOBODY
+
+import physview
+from physview import AccessDenied, NoUserMemory, ProcessGone
+from physview.analysis import tables
+from physview.analysis.shared_tables import read_tables
+from physview.analysis.tables import FILLED, PteCause
+from physview.model import PM_PRESENT
+
+pytestmark = pytest.mark.needs("root", "pfn")
+
+PGTABLE = 1 << 26
+NR = 8
+# Blocks of 2 MiB for which nothing else has a page table: each is in the middle of a mapping.
+BLOCKS = f"""
+import ctypes, mmap, os
+from memory import *
+NR = {NR}
+def blocks(flags=PRIVATE | NORESERVE, fd=-1):
+    outer = Region((NR + 2) * HUGE // PAGE, flags=flags, fd=fd)
+    start = outer.start + -outer.start % HUGE
+    return outer, [start + i * HUGE for i in range(NR)]
+def touch(block, nr=1, step=1):
+    for i in range(0, nr, step):
+        ctypes.memset(block + i * PAGE, 1, 1)
+def advise(block, nr, advice):
+    assert libc.madvise(block, nr * PAGE, advice) == 0, ctypes.get_errno()
+"""
+
+
+class Child:
+    """A process that changes its memory on command, and its page tables."""
+
+    def __init__(self, child):
+        self.pid, self._child = child.pid, child
+
+    def do(self, line):
+        self._child.stdin.write(line + "\n")
+        self._child.stdin.flush()
+        assert self._child.stdout.readline() == "done\n"
+
+    def read(self):
+        (process,) = read_tables([self.pid]).processes
+        assert set(process.differences) <= {PteCause.PGD, PteCause.P4D}, process
+        found = process.tables.size_bytes + sum(process.differences.values())
+        assert found == process.vm_pte_bytes == vm_pte(self.pid)
+        return process
+
+
+@pytest.fixture
+def child(python):
+    child = Child(python(BLOCKS, wait=OBEY))
+    child.do("outer, found = blocks(); touch(found[0]); advise(found[0], 1, 4); del outer")
+    child.do("outer, found = blocks()")
+    return child
+
+
+def vm_pte(pid):
+    with open(f"/proc/{pid}/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmPTE:"))
+
+
+def level(process, name):
+    return next(each for each in process.tables.levels if each.name == name)
+
+
+def grown(before, after, name="pte"):
+    """How many tables a level has more, and of which class each is: the smallest number of filled
+    entries."""
+    old, new = level(before, name), level(after, name)
+    by_class = {
+        low: b - a for (low, _), a, b in zip(FILLED, old.filled, new.filled, strict=True) if a != b
+    }
+    assert sum(by_class.values()) == new.nr_tables - old.nr_tables
+    return new.nr_tables - old.nr_tables, by_class
+
+
+@pytest.mark.needs("bpf")
+class TestCounts:
+    @pytest.mark.parametrize("nr", [1, 2, 7, 8, 63, 64, 255, 256, 511, 512])
+    def test_as_many_tables_and_entries_as_were_touched(self, child, nr):
+        before = child.read()
+        child.do(f"for block in found: touch(block, {nr})")
+        after = child.read()
+        smallest = max(low for low, _ in FILLED if low <= nr)
+        assert grown(before, after) == (NR, {smallest: NR})
+        pages = level(after, "pte").nr_pages - level(before, "pte").nr_pages
+        assert pages == NR * nr
+        entries = level(after, "pmd").nr_to_table - level(before, "pmd").nr_to_table
+        assert entries == NR
+        # The blocks may be in a gigabyte of their own, for which there was no pmd table.
+        nr_pmd, _ = grown(before, after, "pmd")
+        assert after.vm_pte_bytes - before.vm_pte_bytes == (NR + nr_pmd) * PAGE
+
+    def test_one_page_in_each_gigabyte(self, child):
+        """The core needs several calls for so many pmd tables: none may be counted twice."""
+        child.do("far = Region(200 << 18, flags=PRIVATE | NORESERVE)")
+        before = child.read()
+        child.do("for i in range(200): far.touch(i << 18)")
+        after = child.read()
+        assert grown(before, after) == (200, {1: 200})
+        # The first gigabyte may have had a pmd table, which then has one entry more.
+        nr = level(after, "pmd").nr_tables - level(before, "pmd").nr_tables
+        assert nr in (199, 200)
+        assert level(after, "pud").nr_to_table - level(before, "pud").nr_to_table == nr
+        for name in ("pgd", "pud"):
+            entries = level(after, name).nr_to_table
+            below = after.tables.levels[after.tables.levels.index(level(after, name)) + 1]
+            assert below.nr_tables == entries
+        assert level(after, "pgd").nr_tables == 1
+
+    def test_pages_that_were_given_back_leave_an_empty_table(self, child, physview):
+        """The kernel keeps a table of which pages are discarded one by one."""
+        child.do("for block in found: touch(block, 8)")
+        before = child.read()
+        child.do("[advise(block + i * PAGE, 1, 4) for block in found for i in range(8)]")
+        after = child.read()
+        assert level(after, "pte").nr_tables == level(before, "pte").nr_tables
+        assert level(after, "pte").nr_empty - level(before, "pte").nr_empty == NR
+        nr_empty = after.tables.nr_empty
+        assert nr_empty >= NR
+        text = physview("tables", str(child.pid)).stdout
+        assert f"\n{nr_empty} of them are empty, {nr_empty * 4}" in text
+
+    def test_whole_blocks_that_were_given_back(self, child):
+        """From Linux 6.14 on (CONFIG_PT_RECLAIM) the kernel frees their tables, before it keeps
+        them: its own count says which."""
+        child.do("for block in found: touch(block, 512)")
+        before = child.read()
+        child.do("advise(found[0], NR * HUGE // PAGE, 4)")
+        after = child.read()
+        nr_freed = (before.vm_pte_bytes - after.vm_pte_bytes) // PAGE
+        assert nr_freed in (0, NR)
+        print(f"MADV_DONTNEED of {NR} blocks frees {nr_freed} tables")
+        assert level(before, "pte").nr_tables - level(after, "pte").nr_tables == nr_freed
+        nr_empty = level(after, "pte").nr_empty - level(before, "pte").nr_empty
+        assert nr_empty == NR - nr_freed
+
+    @pytest.mark.needs("swap")
+    def test_swapped_pages_keep_their_tables(self, child):
+        child.do("for block in found: touch(block, 4)")
+        child.do("for block in found: advise(block, 4, Region.MADV_PAGEOUT)")
+        (process,) = read_tables([child.pid]).processes
+        assert level(process, "pte").nr_swapped >= 2 * NR
+
+    @pytest.mark.needs("guard")
+    def test_guards_are_special_entries(self, child):
+        before = child.read()
+        child.do("for block in found: advise(block, 3, Region.MADV_GUARD_INSTALL)")
+        after = child.read()
+        assert level(after, "pte").nr_special - level(before, "pte").nr_special == 3 * NR
+        assert level(after, "pte").nr_pages == level(before, "pte").nr_pages
+        assert grown(before, after) == (NR, {2: NR})
+
+    @pytest.mark.needs("kpage")
+    def test_they_map_what_pagemap_shows(self, stopped):
+        """Both count the pages of a stopped process. pagemap does not show device mappings."""
+        devices = device_pages(stopped.pid)
+
+        def plain():
+            entries, _ = plain_entries(stopped.pid)
+            return sum(entry & PM_PRESENT != 0 for entry in entries.values())
+
+        def ours():
+            (process,) = read_tables([stopped.pid]).processes
+            return process.tables.mapped_bytes // PAGE - devices
+
+        assert agreed(plain, ours) > 5000
+
+    @pytest.mark.needs("kpage", "thp")
+    def test_the_kernel_calls_their_frames_page_tables(self, child):
+        """Of pmd tables that lead to no pte table the addresses are known."""
+        child.do("far = Region(4 << 18, flags=PRIVATE | NORESERVE)")
+        child.do("advise(far.start, 4 << 18, Region.MADV_HUGEPAGE)")
+        child.do("for i in range(1, 4): touch((far.start >> 30) + i << 30)")
+        process = child.read()
+        huge = [table for table in process.leaf_tables if table.nr_filled == 1]
+        assert len(huge) >= 3
+        for table in huge:
+            assert kpageflags(table.paddr // PAGE) & PGTABLE
+            assert table.vaddr % (1 << 30) == 0
+
+
+def device_pages(pid):
+    """The number of pages of a process in device mappings: each walked by another source."""
+    from physview.sources.bpf import Bpf
+    from physview.sources.procfs import MemoryMap, ProcDir
+
+    with ProcDir(pid) as proc, Bpf(proc) as walker:
+        memory = MemoryMap(proc)
+        return sum(
+            int(extents["length"].sum()) // PAGE
+            for vma in memory.vmas
+            if memory.has_flag(vma, "pf")
+            for extents in walker.iter_extents(vma.start, vma.end)
+        )
+
+
+@pytest.mark.needs("bpf")
+class TestVmPte:
+    def test_it_is_explained_for_memory_of_every_kind(self, stopped):
+        (process,) = read_tables([stopped.pid]).processes
+        known = {PteCause.PGD, PteCause.P4D}
+        assert set(process.differences) <= known
+        assert process.vm_pte_bytes == process.tables.size_bytes + sum(process.differences.values())
+        assert process.vm_pte_bytes == vm_pte(stopped.pid)
+
+    @pytest.mark.needs("thp")
+    def test_a_table_is_deposited_for_each_huge_page(self, child):
+        before = child.read()
+        child.do("advise(found[0], NR * HUGE // PAGE, Region.MADV_HUGEPAGE)")
+        child.do("for block in found: touch(block)")
+        after = child.read()
+        assert level(after, "pmd").nr_pages - level(before, "pmd").nr_pages == NR
+        assert after.tables.nr_deposited - before.tables.nr_deposited == NR
+        nr_pmd, _ = grown(before, after, "pmd")
+        assert after.vm_pte_bytes - before.vm_pte_bytes == (NR + nr_pmd) * PAGE
+        assert after.tables.mapped_bytes - before.tables.mapped_bytes == NR * HUGE
+        # A split takes the deposited table into use: the number of all tables stays.
+        child.do("libc.mprotect(found[0] + PAGE, PAGE, mmap.PROT_READ)")
+        split = child.read()
+        assert split.tables.nr_deposited == after.tables.nr_deposited - 1
+        assert grown(after, split) == (1, {512: 1})
+        assert split.vm_pte_bytes == after.vm_pte_bytes
+
+    @pytest.mark.needs("thp")
+    def test_a_table_is_deposited_for_the_huge_zero_page(self, child):
+        before = child.read()
+        child.do("advise(found[0], NR * HUGE // PAGE, Region.MADV_HUGEPAGE)")
+        child.do("for block in found: ctypes.string_at(block, 1)")
+        after = child.read()
+        nr_huge = level(after, "pmd").nr_pages - level(before, "pmd").nr_pages
+        with open("/sys/kernel/mm/transparent_hugepage/use_zero_page") as file:
+            assert nr_huge == (NR if file.read().strip() == "1" else 0)
+        assert after.tables.nr_deposited - before.tables.nr_deposited == nr_huge
+
+    @pytest.mark.needs("collapse")
+    def test_none_is_deposited_for_a_huge_page_of_shared_memory(self, child):
+        # The kernel wants both the address and the file's offset aligned.
+        child.do("fd = os.memfd_create('shared'); os.truncate(fd, NR * HUGE)")
+        child.do("libc.mmap(found[0], NR * HUGE, RW, mmap.MAP_SHARED | 0x10, fd, 0)")
+        before = child.read()
+        child.do("for block in found: touch(block, 512)")
+        child.do("for block in found: advise(block, 512, 25)")  # MADV_COLLAPSE
+        after = child.read()
+        assert level(after, "pmd").nr_pages - level(before, "pmd").nr_pages == NR
+        assert after.tables.nr_deposited == before.tables.nr_deposited
+
+    @pytest.mark.needs("hugetlb")
+    def test_none_is_deposited_for_hugetlb(self, child):
+        before = child.read()
+        child.do("huge = Region(4 * HUGE // PAGE, flags=PRIVATE | HUGETLB)")
+        child.do("for i in range(4): huge.touch(i * 512)")
+        after = child.read()
+        assert level(after, "pmd").nr_pages - level(before, "pmd").nr_pages == 4
+        assert after.tables.nr_deposited == before.tables.nr_deposited
+
+    def test_a_process_that_changes_is_never_unexplained(self, python):
+        busy = python(
+            BLOCKS + "import threading\n"
+            "def churn():\n"
+            "    while True:\n"
+            "        outer, found = blocks()\n"
+            "        for block in found: touch(block, 3)\n"
+            "for _ in range(2): threading.Thread(target=churn, daemon=True).start()",
+            wait="import time; time.sleep(600)",
+        )
+        seen = set()
+        for _ in range(20):
+            (process,) = read_tables([busy.pid]).processes
+            seen |= set(process.differences)
+        assert PteCause.UNEXPLAINED not in seen
+
+    def test_a_difference_without_a_cause_is_unexplained(self, child, monkeypatch):
+        """The kernel makes none that we know of: so its count is changed here."""
+        real = tables._vm_pte
+        monkeypatch.setattr(tables, "_vm_pte", lambda proc: real(proc) + 3 * PAGE)
+        report = read_tables([child.pid])
+        assert report.processes[0].differences[PteCause.UNEXPLAINED] == 3 * PAGE
+        assert report.nr_unexplained == 1
+        pages = iter(range(1000))
+        monkeypatch.setattr(tables, "_vm_pte", lambda proc: real(proc) + next(pages) * PAGE)
+        report = read_tables([child.pid])
+        assert report.processes[0].differences[PteCause.CHANGED] > 0
+        assert report.nr_unexplained == 0
+
+    @pytest.mark.needs("cc")
+    def test_a_race_with_all_that_changes_page_tables(self, tmp_path):
+        command = [compile_program(tmp_path, "race"), "60", "mutate"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as racing:
+            try:
+                racing.stdout.readline()
+                processes = [read_tables([racing.pid]).processes[0] for _ in range(40)]
+            finally:
+                racing.kill()
+        for process in processes:
+            assert process.unexplained_bytes == 0, process
+            assert 5 < process.tables.nr_tables < 100_000
+
+
+@pytest.mark.needs("bpf")
+class TestSeveral:
+    def test_tables_of_one_address_space_count_once(self, compiled, sleeper):
+        program = [compiled("sharers")]
+        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
+            other = int(one.stdout.readline().split()[1])
+            report = read_tables([one.pid, other, sleeper.pid])
+            one.stdin.close()
+        first, second, third = report.processes
+        assert first.root == second.root != third.root
+        same = [each.same_memory_as for each in report.processes]
+        assert same == [None, one.pid, None]
+        assert second.vm_pte_bytes == first.vm_pte_bytes
+        assert report.total.nr_tables == first.tables.nr_tables + third.tables.nr_tables
+        assert report.shared == []
+
+    def test_a_process_that_is_named_twice_counts_once(self, sleeper):
+        pids = ["self", sleeper.pid, os.getpid(), sleeper.pid]
+        report = read_tables(pids)
+        assert [each.pid for each in report.processes] == [os.getpid(), sleeper.pid]
+        tables = sum(each.tables.nr_tables for each in report.processes)
+        assert report.total.nr_tables == tables
+
+    @pytest.mark.needs("hugetlb")
+    def test_a_table_that_mappings_of_hugetlb_share(self, python):
+        """Two mappings of one process, and one of another: all of one aligned gigabyte."""
+        code = (
+            BLOCKS + "def gigabyte(fd):\n"
+            "    outer = libc.mmap(None, 2 << 30, 0, PRIVATE | NORESERVE, -1, 0)\n"
+            "    start = outer + -outer % (1 << 30)\n"
+            "    flags = mmap.MAP_SHARED | 0x10 | NORESERVE\n"
+            "    assert libc.mmap(start, 1 << 30, RW, flags, fd, 0) == start\n"
+            "    ctypes.memset(start, 1, 1)\n"
+            "    ctypes.memset(start + 9 * HUGE, 1, 1)\n"
+            "    return start\n"
+        )
+        make = (
+            "fd = os.memfd_create('shared', 4)\n"  # MFD_HUGETLB
+            "os.truncate(fd, 1 << 30)\n"
+            "print(fd, gigabyte(fd), gigabyte(fd), flush=True)\n"
+        )
+        first = python(code, wait=make + "input()")
+        fd, *starts = map(int, first.stdout.readline().split())
+        use = f"fd = os.open('/proc/{first.pid}/fd/{fd}', os.O_RDWR)\n"
+        second = python(code, wait=use + "print(gigabyte(fd), flush=True)\ninput()")
+        start = int(second.stdout.readline())
+        report = read_tables([first.pid, second.pid])
+        (table,) = report.shared
+        places = [(first.pid, starts[0]), (first.pid, starts[1]), (second.pid, start)]
+        assert sorted(map(tuple, table.places)) == sorted(places)
+        assert (table.level, table.nr_filled) == ("pmd", 2)
+        assert kpageflags(table.paddr // PAGE) & PGTABLE
+        alone = sum(each.tables.nr_tables for each in report.processes)
+        assert report.total.nr_tables == alone - 2
+        for process in report.processes:  # the kernel counts a shared table in each
+            assert set(process.differences) <= {PteCause.PGD, PteCause.P4D}
+        os.kill(second.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, second.pid, os.WEXITED | os.WNOWAIT)
+        (table,) = read_tables([first.pid]).shared
+        assert [place.vaddr for place in table.places] == sorted(starts)
+
+    def test_all_processes(self, physview):
+        result = physview("tables", "--all", "--json")
+        assert result.returncode == 0, result
+        document = json.loads(result.stdout)
+        assert bool(document["nr_denied"]) == (" left out: you may not" in result.stderr)
+        assert document["nr_unexplained"] == 0
+        processes = document["processes"]
+        assert len({each["pid"] for each in processes}) == len(processes) > 1
+        sizes = [each["size_bytes"] for each in processes]
+        assert sizes == sorted(sizes, reverse=True)
+        once = sum(each["nr_tables"] for each in processes if each["same_memory_as"] is None)
+        saved = sum(len(table["places"]) - 1 for table in document["shared"])
+        total = document["total"]
+        assert total["nr_tables"] == once - saved
+        assert total["size_bytes"] == total["nr_tables"] * PAGE
+        for each in [*processes, total]:
+            in_tree = sum(level["nr_tables"] for level in each["levels"])
+            assert each["nr_tables"] == in_tree + each["nr_deposited"]
+            for found in each["levels"]:
+                assert sum(part["nr_tables"] for part in found["filled"]) == found["nr_tables"]
+        for each in processes:
+            differences = sum(part["bytes"] for part in each["differences"])
+            assert each["vm_pte_bytes"] == each["size_bytes"] + differences
+
+    def test_a_machine_with_changing_processes(self):
+        """Processes start and end while all are read."""
+        with contextlib.ExitStack() as stack:
+            command = ["sh", "-c", "while :; do sleep 0.01; done"]
+            for _ in range(2):
+                child = stack.enter_context(subprocess.Popen(command))
+                stack.callback(child.kill)
+            for _ in range(5):
+                report = read_tables()
+                assert report.nr_unexplained == 0
+                assert len(report.processes) > 2
+
+
+@pytest.mark.needs("bpf")
+class TestCommand:
+    def test_one_process(self, physview, sleeper):
+        result = physview("tables", str(sleeper.pid))
+        assert (result.returncode, result.stderr) == (0, ""), result
+        lines = result.stdout.splitlines()
+        assert lines[0].startswith(f"process {sleeper.pid} (python")
+        assert lines[-1] == "0 KiB unexplained"
+        assert lines[-2].split()[:2] == [str(vm_pte(sleeper.pid) // 1024), "KiB"]
+        names = [line.split(" ")[0] for line in lines]
+        assert [names.count(name) for name in ("pgd", "pud", "pmd", "pte")] == [2] * 4
+
+    def test_several_processes(self, physview, sleeper):
+        result = physview("tables", str(sleeper.pid), "self")
+        assert (result.returncode, result.stderr) == (0, ""), result
+        lines = result.stdout.splitlines()
+        assert lines[1].split()[0] == str(sleeper.pid)
+        assert lines[3].split()[0] == "total"
+        assert lines[-1] == "VmPTE is unexplained for 0 of 2 processes"
+
+    @pytest.mark.parametrize("columns", [80, 100, 160])
+    def test_no_line_is_wider_than_the_terminal(self, sleeper, columns):
+        for words in (["tables", str(sleeper.pid)], ["tables", "--all"]):
+            command = [sys.executable, "-m", "physview", *words]
+            with PtyRun(command, columns=columns, lines=600) as run:
+                assert run.wait() == 0
+                assert "unexplained" in "".join(run.lines)
+                assert run.screen.nr_wraps == 0
+
+    def test_an_unexplained_difference_is_a_failure(self, child, monkeypatch, capsys):
+        from physview.commands import main
+
+        real = tables._vm_pte
+        monkeypatch.setattr(tables, "_vm_pte", lambda proc: real(proc) - 2 * PAGE)
+        assert main(["tables", str(child.pid)]) == 1
+        assert "-8 KiB unexplained" in capsys.readouterr().out
+        assert main(["tables", str(child.pid), str(os.getppid())]) == 1
+        out = capsys.readouterr().out
+        assert "-8K?" in out
+        assert f"process {child.pid}: -8 KiB in VmPTE: unexplained" in out
+        assert "VmPTE is unexplained for 2 of 2 processes" in out
+
+
+class TestErrors:
+    @pytest.mark.needs("bpf", "nobody")
+    def test_nobody(self, physview):
+        for words in (["self"], ["--all"]):
+            line = one_line(physview("tables", *words, prefix=AS_NOBODY), 1)
+            assert "run" in line
+        assert "CAP_SYS_ADMIN" in one_line(physview("tables", "self", prefix=AS_NOBODY), 1)
+
+    @pytest.mark.needs("bpf")
+    def test_a_process_that_cannot_be_read(self, physview, zombie):
+        with pytest.raises(NoUserMemory, match="zombie"):
+            read_tables([zombie.pid])
+        with pytest.raises(ProcessGone):
+            read_tables([1 << 22])
+        assert "zombie" in one_line(physview("tables", "self", str(zombie.pid)), 1)
+
+    @pytest.mark.needs("bpf", "kthread")
+    def test_a_kernel_thread(self, physview):
+        assert "kernel thread" in one_line(physview("tables", "2"), 1)
+
+    def test_which_processes(self, physview):
+        for words in ((), ("--all", "self")):
+            assert "one of PID… and --all" in one_line(physview("tables", *words), 2)
+
+    @pytest.mark.needs("bpf")
+    def test_the_first_process_that_ends(self, python):
+        child = python()
+        pid = child.pid
+        assert read_tables([pid]).processes[0].pid == pid
+        child.kill()
+        child.wait()
+        with pytest.raises(ProcessGone):
+            read_tables([pid])
+
+    def test_it_is_in_the_api(self):
+        assert physview.read_tables is read_tables
+        assert issubclass(AccessDenied, PermissionError)
