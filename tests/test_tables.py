@@ -478,7 +478,7 @@ class TestErrors:
 
     def test_which_processes(self, physview):
         for words in ((), ("--all", "self")):
-            assert "one of PID… and --all" in one_line(physview("tables", *words), 2)
+            assert "give one PID or more, or --all" in one_line(physview("tables", *words), 2)
 
     @pytest.mark.needs("bpf")
     def test_the_first_process_that_ends(self, python):

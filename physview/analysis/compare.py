@@ -49,7 +49,7 @@ class Verdict(Enum):
     difference."""
 
     SAME_FRAME = ("same_frame", "all sources name the same frame", True)
-    ZERO_PAGE = ("zero_page", "the zero page, which all untouched pages share", True)
+    ZERO_PAGE = ("zero_page", "the zero page, which pages share that were only read", True)
     SAME_SWAP = ("same_swap", "all sources name the same swap entry", True)
     SAME_MARKER = ("same_marker", "a marker: a guard, userfaultfd or poison", True)
     POISONED = ("poisoned", "a page whose frame is broken", True)
@@ -234,6 +234,7 @@ class Comparer(Closable):
         unstable: Mask = np.zeros(len(vaddrs), dtype=bool)
         last = None
         for attempt in range(MAX_TRIES):
+            result.nr_retried += len(vaddrs)
             if attempt > 1:
                 time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
             reading = self._read(vaddrs)
@@ -243,7 +244,6 @@ class Comparer(Closable):
             last = reading.where(is_open)
             if not len(vaddrs):
                 return
-            result.nr_retried += len(vaddrs)
         assert last is not None
         self._classify_rest(vaddrs, unstable, last, result)
 

@@ -37,8 +37,8 @@ def add_source_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_walker_option(parser: argparse.ArgumentParser) -> None:
-    """Add --source, for the sources that walk page tables."""
+def add_walker_option(parser: argparse.ArgumentParser, auto: str) -> None:
+    """Add --source, for the sources that walk page tables; `auto` says what auto means."""
     from physview.sources.choice import WALKERS
 
     parser.add_argument(
@@ -46,7 +46,7 @@ def add_walker_option(parser: argparse.ArgumentParser) -> None:
         choices=tuple(WALKERS),
         default="auto",
         help="who walks the page tables: kmod (the kernel module), bpf (a BPF program), or auto:"
-        " kmod if the module is loaded and this user may use it, or else bpf",
+        f" {auto}",
     )
 
 
@@ -253,6 +253,16 @@ def remedy(cause: Cause) -> str:
     if cause is Cause.UNTOLD:
         return invocation.load_own_module()
     return root_remedy() if cause in NEEDS_ROOT else cause.remedy
+
+
+def say_how_many_are_left_out(nr_denied: int) -> None:
+    """Say on stderr how many processes this user may not examine, if there are any."""
+    if not nr_denied:
+        return
+    one = nr_denied == 1
+    processes, them = ("1 process is", "it") if one else (f"{nr_denied} processes are", "them")
+    remedy = "" if os.geteuid() == 0 else f"; {root_remedy()}"
+    say(f"{processes} left out: you may not examine {them}{remedy}")
 
 
 def root_remedy() -> str:

@@ -27,14 +27,14 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "process", metavar="PID", nargs="?", help="a pid, self, or the name of one process"
     )
     parser.add_argument("--all", action="store_true", help="all processes that you may examine")
-    _common.add_walker_option(parser)
+    _common.add_walker_option(parser, "each of the two that works here")
     _common.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the comparison."""
     if args.all is bool(args.process):
-        raise UsageError("which processes?", "give a PID or --all")
+        raise UsageError("no process is named, or too many", "", "give one PID, or --all")
     return _compare_all(args) if args.all else _compare_one(args)
 
 
@@ -59,7 +59,8 @@ def _compare_all(args: argparse.Namespace) -> int:
 
     total = Comparison()
     sources: list[str] = []
-    nr_compared, refused = 0, None
+    nr_compared = nr_denied = 0
+    refused: AccessDenied | None = None
     pids = list_pids()
     with _progress.progress_bar("comparing processes") as progress:
         for number, pid in enumerate(pids):
@@ -71,7 +72,7 @@ def _compare_all(args: argparse.Namespace) -> int:
             except (ProcessGone, NoUserMemory):
                 continue
             except AccessDenied as error:
-                refused = error
+                refused, nr_denied = error, nr_denied + 1
                 continue
             sources, nr_compared = comparer.sources, nr_compared + 1
             if comparison.nr_unexplained and not args.json:
@@ -83,4 +84,5 @@ def _compare_all(args: argparse.Namespace) -> int:
         documents.write(reporter.document(sources, None, total))
     else:
         reporter.print_table(f"{nr_compared} processes", sources, total)
+    _common.say_how_many_are_left_out(nr_denied)
     return int(total.nr_unexplained > 0)

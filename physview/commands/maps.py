@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 from typing import TYPE_CHECKING
 
 from physview.commands import _common
@@ -138,9 +137,4 @@ def _say_what_is_missing(hidden: bool, nr_refused: int, why_no_flags: AccessDeni
         )
     elif why_no_flags:
         _common.say(f"large folios are not known: {why_no_flags}")
-    if nr_refused:
-        remedy = "" if os.geteuid() == 0 else f"; {_common.root_remedy()}"
-        processes, them = (
-            ("1 process", "it") if nr_refused == 1 else (f"{nr_refused} processes", "them")
-        )
-        _common.say(f"{processes} left out: you may not examine {them}{remedy}")
+    _common.say_how_many_are_left_out(nr_refused)

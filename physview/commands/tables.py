@@ -11,7 +11,6 @@ unexplained.
 from __future__ import annotations
 
 import argparse
-import os
 
 from physview.commands import _common, _progress
 from physview.errors import UsageError
@@ -33,7 +32,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the page tables."""
     if args.all is bool(args.processes):
-        raise UsageError("which processes?", "give one of PID… and --all")
+        raise UsageError("no process is named, or too many", "", "give one PID or more, or --all")
     pids = None if args.all else [find_pid(word) for word in args.processes]
 
     from physview.analysis.shared_tables import read_tables
@@ -50,10 +49,5 @@ def run(args: argparse.Namespace) -> int:
         reporter.print_processes(report)
     else:
         reporter.print_process(report)
-    if report.nr_denied:
-        one = report.nr_denied == 1
-        processes = "1 process is" if one else f"{report.nr_denied} processes are"
-        remedy = "" if os.geteuid() == 0 else f"; {_common.root_remedy()}"
-        them = "it" if one else "them"
-        _common.say(f"{processes} left out: you may not examine {them}{remedy}")
+    _common.say_how_many_are_left_out(report.nr_denied)
     return int(report.nr_unexplained > 0)

@@ -26,7 +26,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("process", metavar="PID", help="a pid, self, or the name of one process")
     parser.add_argument("address", metavar="ADDR", help="a virtual address, decimal or 0x…")
-    _common.add_walker_option(parser)
+    _common.add_walker_option(parser, "kmod if the module is loaded, or else bpf")
     _common.add_json_option(parser)
 
 

@@ -23,9 +23,10 @@ HIGH = 1 << 48
 ENTRY_BYTES = 8
 PLAN = (
     "Requests memory at an address above 47 bits, and finds the end of the user address space. Then"
-    " the lab walks the page tables, level by level, for main, a buffer, a local variable and the"
-    " requested memory. The kernel module walks if it is loaded, or else a BPF program. One machine"
-    " can run with four levels or with five: physview vm --la57 off, or on."
+    " the lab walks the page tables, level by level, for main, a local variable (&buf), a buffer"
+    " (buf[00]) and the requested memory, if that is above 47 bits. The kernel module walks if it"
+    " is loaded, or else a BPF program. One machine can run with four levels or with five: physview"
+    " vm --la57 off, or on."
 )
 QUESTIONS = (
     Question(
@@ -103,7 +104,8 @@ def _explain_end(evidence: Evidence, high: int, end: int) -> None:
             " addresses below 47 bits."
             if is_high
             else " Four levels of page tables of 9 bits each, and 12 bits for the offset within the"
-            " page, make 48 bits. The kernel uses the upper half of these addresses."
+            " page, make 48 bits. Half of these addresses are the kernel's, so user addresses have"
+            " 47 bits."
         ),
         f"User addresses end at {end:#x}, but the lab requested memory at {HIGH:#x} and the kernel"
         f" gave {high:#x}. A limit such as ulimit -v, or the process's personality, prevents it.",
@@ -120,7 +122,7 @@ def _walk(evidence: Evidence, labelled: list[tuple[str, int]]) -> None:
         nr_levels = tables.nr_levels()
     table = evidence.table(
         "walks",
-        "the walks: each level's entry and its value; * means: a table not used by a walk above",
+        "the walks: each level's entry and where it is; * means: the first use of this table",
         [
             EvidenceColumn("label", "label"),
             EvidenceColumn("level", "level"),

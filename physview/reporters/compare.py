@@ -23,16 +23,21 @@ def print_table(what: str, sources: list[str], comparison: Comparison) -> None:
     from physview.reporters.drawing import draw
 
     named = f"{', '.join(sources[:-1])} and {sources[-1]}"
-    done = f"{comparison.nr_pages} pages of {named} in {comparison.seconds:.2f} s"
-    title = f"{what}: {done}, {comparison.nr_retried} read again"
-    table = Table(title=title, box=None, title_justify="left")
+    title = (
+        f"{what}: {comparison.nr_pages} pages, read from {named} in {comparison.seconds:.2f} s,"
+        f" {comparison.nr_retried} again"
+    )
+    sys.stdout.write(f"{title}\n")  # as a title of the table it would wrap at the table's width
+    table = Table(box=None)
     table.add_column("pages", justify="right", no_wrap=True)
     table.add_column("verdict")
-    table.add_column("first addresses")
+    if comparison.examples:
+        table.add_column("first addresses")
     for verdict, count in sorted(comparison.counts.items(), key=lambda item: -item[1]):
         style = "" if verdict.explained else "bold red"
         first = " ".join(hex(vaddr) for vaddr in comparison.examples.get(verdict, []))
-        table.add_row(str(count), Text(verdict.text, style=style), first)
+        cells = (str(count), Text(verdict.text, style=style), first)
+        table.add_row(*cells[: len(table.columns)])
     draw(table)
     unexplained = comparison.nr_unexplained
     sys.stdout.write(f"{unexplained} unexplained\n")

@@ -95,10 +95,11 @@ def _summary(tables: TableCounts) -> str:
         words += f"\n{tables.nr_empty} of them are empty, {_size(tables.empty_bytes)}"
     per_page = _cost(tables, PAGE_SIZE)
     if per_page is None:
-        return f"{words}; they map nothing"
+        return f"{words}\nthe tables map nothing"
+    per_mib = _size(round(_cost(tables, 1 << 20) or 0))
     return (
-        f"{words}\nthey map {_size(tables.mapped_bytes)}: {_short_cost(_cost(tables, 1 << 20))} of"
-        f" tables per MiB, {per_page:.1f} bytes per page"
+        f"{words}\nthe tables map {_size(tables.mapped_bytes)}: {per_mib} of tables per MiB,"
+        f" {per_page:.1f} bytes per {_size(PAGE_SIZE)}"
     )
 
 
@@ -126,7 +127,7 @@ def _write_counts(tables: TableCounts) -> None:
     ):
         if nr:
             _write(f"{nr} more {'table' if nr == 1 else 'tables'} {why}\n")
-    _write(f"\nnumber of tables by filled entries, of {NR_ENTRIES}\n")
+    _write(f"\nnumber of tables by filled entries, of {NR_ENTRIES}; in the pgd only user space's\n")
     titles = [str(low) if low == high else f"{low}-{high}" for low, high in FILLED]
     filled = [[level.name, *map(_count, level.filled)] for level in tables.levels]
     write_table(["level", *titles], filled, (0,))
