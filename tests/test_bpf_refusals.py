@@ -49,7 +49,7 @@ def test_root_without_the_capability(physview):
     assert "this needs CAP_SYS_ADMIN" in one_line(result, 1)
 
 
-@pytest.mark.needs("bpf", "userns")
+@pytest.mark.needs("bpf", "userns", "no-capabilities")
 def test_a_user_namespace(physview):
     prefix = ["unshare", "--user", "--map-root-user"]
     for command in (("walk", "self", "0"), ("compare", "self")):
