@@ -21,11 +21,7 @@ _Static_assert((int)PV_HUGE_PAGES >= (int)BPF_WALK_ENTRIES,
  */
 static struct pv_table *table_of(struct pv_bpf *bpf, uint32_t level)
 {
-	if (level == bpf->nr_levels - 2)
-		return &bpf->middle;
-	if (level == bpf->nr_levels - 3)
-		return &bpf->upper;
-	return &bpf->top[level];
+	return &bpf->above[level];
 }
 
 /* Which of filled[] counts a table: 0, 1, 2-7, 8-63, 64-, half full, full. */
@@ -130,20 +126,42 @@ static void count_missed(const struct bpf_walk_answer *answer,
 		level->nr_unstable++;
 }
 
+/*
+ * Ask for the lowest tables below a middle one from an address on, as many as
+ * one run takes. *end is set to where these end.
+ */
+static int copy_lowest(struct pv_bpf *bpf, int fd,
+		       const struct pv_table *middle, uint64_t at,
+		       uint64_t *end)
+{
+	unsigned int shift = shift_of(bpf, bpf->nr_levels - 2);
+	uint64_t stop = end_of(at, shift + PV_TABLE_SHIFT, *end);
+	uint32_t nr = 0;
+
+	while (at < stop && nr < BPF_WALK_REQUESTS) {
+		if (entry_is_table(middle->entries[index_of(at, shift)]))
+			pv_bpf_request(bpf, nr++, at, bpf->nr_levels - 1, true);
+		at = end_of(at, shift, stop);
+	}
+	*end = at;
+	return nr ? pv_bpf_answer(bpf, fd, nr) : 0;
+}
+
 /* Count the lowest tables from tables->at on, as many as one run takes. */
 static int count_lowest(struct pv_bpf *bpf, int fd, struct pv_tables *tables,
 			uint64_t end)
 {
 	const uint32_t level = bpf->nr_levels - 1;
+	const struct pv_table *middle = table_of(bpf, level - 1);
 	unsigned int shift = shift_of(bpf, level - 1);
 	uint64_t at = tables->at;
 	uint32_t nr = 0;
-	int error = pv_bpf_copy_lowest(bpf, fd, at, &end);
+	int error = copy_lowest(bpf, fd, middle, at, &end);
 
 	if (error)
 		return error;
 	for (; at < end; at = end_of(at, shift, end)) {
-		if (!entry_is_table(bpf->middle.entries[index_of(at, shift)]))
+		if (!entry_is_table(middle->entries[index_of(at, shift)]))
 			continue;
 		if (has_table(&bpf->area->answers[nr]))
 			count_table(bpf, bpf->area->tables[nr], level, tables);

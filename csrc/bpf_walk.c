@@ -14,7 +14,7 @@
 #define MAX_TRIES 16
 
 /* Decode the entry of a level: nothing, a page, or a page that is elsewhere. */
-static void decode(const struct pv_bpf *bpf, uint64_t vaddr, uint64_t entry,
+void pv_bpf_decode(const struct pv_bpf *bpf, uint64_t vaddr, uint64_t entry,
 		   unsigned int shift, struct physicalview_page *page)
 {
 	*page = (struct physicalview_page){ .entry = entry,
@@ -48,24 +48,16 @@ uint64_t pv_bpf_user_end(const struct pv_bpf *bpf)
 }
 
 /* The result for an address above user space. */
-static const struct physicalview_page beyond = {
+const struct physicalview_page pv_bpf_beyond = {
 	.kind = PHYSICALVIEW_KIND_BEYOND,
 	.page_shift = PV_PAGE_SHIFT,
 };
-
-static void request(struct pv_bpf *bpf, uint32_t i, uint64_t vaddr,
-		    uint32_t nr_levels, bool copy)
-{
-	bpf->area->requests[i] = (struct bpf_walk_request){
-		.vaddr = vaddr, .nr_levels = nr_levels, .copy = copy
-	};
-}
 
 /*
  * Answer the first nr requests, and again those whose answer changed meanwhile.
  * Answers that changed each time keep their mark.
  */
-static int answer_requests(struct pv_bpf *bpf, int fd, uint32_t nr)
+int pv_bpf_answer(struct pv_bpf *bpf, int fd, uint32_t nr)
 {
 	int error = pv_bpf_run(bpf, fd, 0, nr);
 
@@ -79,13 +71,14 @@ static int answer_requests(struct pv_bpf *bpf, int fd, uint32_t nr)
 }
 
 /* Decode the last entry of an answer, for one address. */
-static void found(const struct pv_bpf *bpf,
-		  const struct bpf_walk_answer *answer, uint64_t vaddr,
-		  struct physicalview_page *page)
+void pv_bpf_decode_last(const struct pv_bpf *bpf,
+			const struct bpf_walk_answer *answer, uint64_t vaddr,
+			struct physicalview_page *page)
 {
 	uint32_t level = answer->nr_read - 1;
 
-	decode(bpf, vaddr, answer->entry[level], shift_of(bpf, level), page);
+	pv_bpf_decode(bpf, vaddr, answer->entry[level], shift_of(bpf, level),
+		      page);
 	if (!is_stable(answer)) {
 		page->kind = PV_KIND_UNSTABLE;
 		page->paddr = page->swap = 0;
@@ -102,14 +95,14 @@ int pv_bpf_walk(struct pv_bpf *bpf, int fd, struct physicalview_walk *walk)
 
 	walk->nr_levels = 0;
 	if (walk->vaddr >= pv_bpf_user_end(bpf)) {
-		walk->page = beyond;
+		walk->page = pv_bpf_beyond;
 		return 0;
 	}
-	request(bpf, 0, walk->vaddr, bpf->nr_levels, false);
-	error = answer_requests(bpf, fd, 1);
+	pv_bpf_request(bpf, 0, walk->vaddr, bpf->nr_levels, false);
+	error = pv_bpf_answer(bpf, fd, 1);
 	if (error)
 		return error;
-	found(bpf, answer, walk->vaddr, &walk->page);
+	pv_bpf_decode_last(bpf, answer, walk->vaddr, &walk->page);
 	for (uint32_t level = 0; level < answer->nr_read; level++) {
 		struct physicalview_level *at =
 			&walk->levels[walk->nr_levels++];
@@ -132,78 +125,6 @@ int pv_bpf_walk(struct pv_bpf *bpf, int fd, struct physicalview_walk *walk)
 	    walk->page.kind == PHYSICALVIEW_KIND_PROT_NONE)
 		walk->levels[walk->nr_levels - 1].flags |=
 			PHYSICALVIEW_LEVEL_LEAF;
-	return 0;
-}
-
-static uint64_t region_of(uint64_t vaddr)
-{
-	return vaddr >> (PV_PAGE_SHIFT + PV_TABLE_SHIFT);
-}
-
-/*
- * Ask for the first of some addresses, and for those after it that share its
- * lowest table. Returns how many addresses these are.
- */
-static uint64_t request_pages(struct pv_bpf *bpf, uint32_t i,
-			      const uint64_t *vaddrs, uint64_t nr)
-{
-	uint64_t nr_alike = 1;
-
-	if (vaddrs[0] >= pv_bpf_user_end(bpf)) {
-		request(bpf, i, 0, 0, false);
-		return 1;
-	}
-	while (nr_alike < nr &&
-	       region_of(vaddrs[nr_alike]) == region_of(vaddrs[0]))
-		nr_alike++;
-	/* For one address its entry is enough. */
-	if (nr_alike == 1)
-		request(bpf, i, vaddrs[0], bpf->nr_levels, false);
-	else
-		request(bpf, i, vaddrs[0], bpf->nr_levels - 1, true);
-	return nr_alike;
-}
-
-/* Decode an answer for one of the addresses that share it. */
-static void found_page(const struct pv_bpf *bpf, uint32_t i, uint64_t vaddr,
-		       struct physicalview_page *page)
-{
-	const struct bpf_walk_answer *answer = &bpf->area->answers[i];
-
-	if (!bpf->area->requests[i].nr_levels)
-		*page = beyond;
-	else if (has_table(answer))
-		decode(bpf, vaddr,
-		       bpf->area->tables[i][index_of(vaddr, PV_PAGE_SHIFT)],
-		       PV_PAGE_SHIFT, page);
-	else
-		found(bpf, answer, vaddr, page);
-}
-
-/* Look addresses up, in any order; neighbours are the fastest. */
-int pv_bpf_pages(struct pv_bpf *bpf, int fd, const uint64_t *vaddrs,
-		 uint64_t nr, struct physicalview_page *pages)
-{
-	uint64_t firsts[BPF_WALK_REQUESTS + 1] = { 0 };
-
-	while (firsts[0] < nr) {
-		uint32_t nr_requests = 0;
-		uint64_t at = firsts[0];
-		int error;
-
-		while (at < nr && nr_requests < BPF_WALK_REQUESTS) {
-			at += request_pages(bpf, nr_requests, &vaddrs[at],
-					    nr - at);
-			firsts[++nr_requests] = at;
-		}
-		error = answer_requests(bpf, fd, nr_requests);
-		if (error)
-			return error;
-		for (uint32_t i = 0; i < nr_requests; i++)
-			for (uint64_t k = firsts[i]; k < firsts[i + 1]; k++)
-				found_page(bpf, i, vaddrs[k], &pages[k]);
-		firsts[0] = at;
-	}
 	return 0;
 }
 
@@ -266,7 +187,7 @@ static uint64_t add_table(const struct pv_bpf *bpf, const __u64 *table,
 		last = NULL;
 		if (entry_is_none(entry))
 			continue;
-		decode(bpf, at, entry, PV_PAGE_SHIFT, &page);
+		pv_bpf_decode(bpf, at, entry, PV_PAGE_SHIFT, &page);
 		if (!add_page(output, &page, at, PV_PAGE))
 			break;
 		if (page.kind == PHYSICALVIEW_KIND_PRESENT) {
@@ -277,144 +198,49 @@ static uint64_t add_table(const struct pv_bpf *bpf, const __u64 *table,
 	return at;
 }
 
-/* Add what an entry of a level says of all that it reaches, up to end. */
-static uint64_t add_span(struct output *output,
-			 const struct physicalview_page *page,
-			 unsigned int shift, uint64_t at, uint64_t end)
-{
-	uint64_t next = end_of(at, shift, end);
-
-	return add_page(output, page, at, next - at) ? next : at;
-}
-
-static uint64_t add_entry(const struct pv_bpf *bpf, uint64_t entry,
-			  unsigned int shift, uint64_t at, uint64_t end,
-			  struct output *output)
+/*
+ * Add one entry for all that it reaches, up to the end. Returns where to
+ * continue.
+ */
+static uint64_t add_entry(const struct pv_bpf *bpf,
+			  const struct pv_found *found, struct output *output)
 {
 	struct physicalview_page page;
 
-	decode(bpf, at, entry, shift, &page);
-	return add_span(output, &page, shift, at, end);
-}
-
-/* The same for an answer that ends above a table, or that is not stable. */
-static uint64_t add_answer(const struct pv_bpf *bpf,
-			   const struct bpf_walk_answer *answer, uint64_t at,
-			   uint64_t end, struct output *output)
-{
-	struct physicalview_page page;
-
-	found(bpf, answer, at, &page);
-	return add_span(output, &page, shift_of(bpf, answer->nr_read - 1), at,
-			end);
-}
-
-/*
- * Copy the table of a level that reaches an address, unless it was the last one
- * copied. Returns 1 if there is one; 0 if what is higher says all, in answer 0.
- */
-int pv_bpf_copy_table(struct pv_bpf *bpf, int fd, uint64_t vaddr,
-		      uint32_t level, struct pv_table *table)
-{
-	unsigned int span = shift_of(bpf, level) + PV_TABLE_SHIFT;
-	int error;
-
-	if (table->is_valid && vaddr >> span == table->start >> span)
-		return 1;
-	table->is_valid = false;
-	request(bpf, 0, vaddr, level, true);
-	error = answer_requests(bpf, fd, 1);
-	if (error)
-		return error;
-	if (!has_table(&bpf->area->answers[0]))
-		return 0;
-	table->start = vaddr >> span << span;
-	table->is_valid = true;
-	memcpy(table->entries, bpf->area->tables[0], sizeof(table->entries));
-	return 1;
-}
-
-/*
- * Ask for the lowest tables below the middle one from an address on, as many as
- * one run takes. *end is set to where these end.
- */
-int pv_bpf_copy_lowest(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t *end)
-{
-	unsigned int shift = shift_of(bpf, bpf->nr_levels - 2);
-	uint64_t stop = end_of(at, shift + PV_TABLE_SHIFT, *end);
-	uint32_t nr = 0;
-
-	while (at < stop && nr < BPF_WALK_REQUESTS) {
-		if (entry_is_table(bpf->middle.entries[index_of(at, shift)]))
-			request(bpf, nr++, at, bpf->nr_levels - 1, true);
-		at = end_of(at, shift, stop);
+	pv_bpf_decode(bpf, found->start, found->entry, found->shift, &page);
+	if (!found->is_stable) {
+		page.kind = PV_KIND_UNSTABLE;
+		page.paddr = page.swap = 0;
 	}
-	*end = at;
-	return nr ? answer_requests(bpf, fd, nr) : 0;
+	return add_page(output, &page, found->start, found->end - found->start)
+		       ? found->end
+		       : found->start;
 }
 
-/*
- * Add what lies below the middle table from at on, as far as one run reaches or
- * there is room. *next is where to continue. Returns 0 or -errno.
- */
-static int add_middle(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t end,
-		      struct output *output, uint64_t *next)
+/* Writes what a walk finds as extents. */
+struct extents_visitor {
+	struct pv_visitor visitor;
+	const struct pv_bpf *bpf;
+	struct output output;
+};
+
+static uint64_t visit_extents(struct pv_visitor *visitor,
+			      const struct pv_found *found)
 {
-	unsigned int shift = shift_of(bpf, bpf->nr_levels - 2);
-	uint32_t i = 0;
-	int error = pv_bpf_copy_lowest(bpf, fd, at, &end);
+	struct extents_visitor *mine = (struct extents_visitor *)visitor;
 
-	if (error)
-		return error;
-	while (at < end) {
-		uint64_t entry = bpf->middle.entries[index_of(at, shift)];
-		uint64_t stop = end_of(at, shift, end);
-
-		if (!entry_is_table(entry)) {
-			at = add_entry(bpf, entry, shift, at, stop, output);
-		} else {
-			const struct bpf_walk_answer *answer =
-				&bpf->area->answers[i];
-
-			at = has_table(answer)
-				     ? add_table(bpf, bpf->area->tables[i], at,
-						 stop, output)
-				     : add_answer(bpf, answer, at, stop,
-						  output);
-			i++;
-		}
-		if (at < stop)
-			break;
-	}
-	*next = at;
-	return 0;
+	if (found->table)
+		return add_table(mine->bpf, found->table, found->start,
+				 found->end, &mine->output);
+	return add_entry(mine->bpf, found, &mine->output);
 }
 
-/*
- * Copy the middle table that reaches an address, through the upper one. Returns
- * 1 if there is one. Returns 0 if what is higher says all: then this is added,
- * and *next is where to continue.
- */
-static int find_middle(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t end,
-		       struct output *output, uint64_t *next)
+static uint64_t room_for_extents(const struct pv_visitor *visitor)
 {
-	const uint32_t level = bpf->nr_levels - 2;
-	unsigned int shift = shift_of(bpf, level - 1);
-	int there = pv_bpf_copy_table(bpf, fd, at, level - 1, &bpf->upper);
+	const struct output *output =
+		&((const struct extents_visitor *)visitor)->output;
 
-	if (there > 0) {
-		uint64_t entry = bpf->upper.entries[index_of(at, shift)];
-
-		if (!entry_is_table(entry)) {
-			*next = add_entry(bpf, entry, shift, at, end, output);
-			return 0;
-		}
-		there = pv_bpf_copy_table(bpf, fd, at, level, &bpf->middle);
-	}
-	if (!there)
-		*next = add_answer(bpf, &bpf->area->answers[0], at, end,
-				   output);
-	return there;
+	return (output->room - output->nr) / BPF_WALK_ENTRIES;
 }
 
 /*
@@ -424,21 +250,12 @@ static int find_middle(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t end,
 int64_t pv_bpf_extents(struct pv_bpf *bpf, int fd, uint64_t *at, uint64_t end,
 		       struct physicalview_extent *extents, uint64_t room)
 {
-	struct output output = { extents, 0, room };
+	struct extents_visitor mine = {
+		.visitor = { visit_extents, room_for_extents, 0 },
+		.bpf = bpf,
+		.output = { extents, 0, room },
+	};
+	int error = pv_bpf_visit(bpf, fd, at, end, &mine.visitor);
 
-	/* Tables that an earlier call copied are stale. */
-	bpf->upper.is_valid = bpf->middle.is_valid = false;
-	if (end > pv_bpf_user_end(bpf))
-		end = pv_bpf_user_end(bpf);
-	while (*at < end && output.nr < room) {
-		uint64_t next = *at;
-		int there = find_middle(bpf, fd, *at, end, &output, &next);
-
-		if (there > 0)
-			there = add_middle(bpf, fd, *at, end, &output, &next);
-		if (there < 0)
-			return there;
-		*at = next;
-	}
-	return (int64_t)output.nr;
+	return error ? error : (int64_t)mine.output.nr;
 }

@@ -8,6 +8,7 @@
 #include "physview.h"
 
 #include "bpf/walk.h"
+#include "kmod/uapi/physicalview.h"
 
 /* x86-64: arch/x86/include/asm/pgtable_types.h, page_64_types.h */
 #define PV_PAGE_SHIFT 12
@@ -30,13 +31,53 @@ struct pv_table {
 	__u64 entries[BPF_WALK_ENTRIES];
 };
 
+/*
+ * A middle table has the entries that lead to lowest tables. Where there is
+ * none, the entry above says all, and span is what that entry reaches.
+ */
+struct pv_middle {
+	uint64_t start, end;
+	bool is_table, is_stable;
+	unsigned int shift;
+	uint64_t entry;
+	__u64 entries[BPF_WALK_ENTRIES];
+};
+
+enum { PV_NR_MIDDLES = 64 };
+
 /* One at a time: a thread that walks has its own. */
 struct pv_bpf {
 	int map_fd, program_fd;
 	uint32_t nr_levels;
 	struct bpf_walk_area *area;
 	uint8_t swap_kinds[1 << SWAP_TYPE_BITS];
-	struct pv_table top[2], upper, middle;
+	struct pv_table above[BPF_WALK_LEVELS]; /* one for each higher level */
+	struct pv_middle middles[PV_NR_MIDDLES];
+};
+
+/*
+ * What a walk finds from start to end: a lowest table, or one entry that is
+ * higher, or that was not stable.
+ */
+struct pv_found {
+	uint64_t start, end;
+	const __u64 *table; /* of all that the table reaches; or NULL: */
+	uint64_t entry;
+	unsigned int shift; /* of what the entry reaches */
+	bool is_stable;
+};
+
+/* Who looks at what a walk of a range finds. */
+struct pv_visitor {
+	/*
+	 * Returns the end of what was found; or, if there is no room for more,
+	 * the address where to continue.
+	 */
+	uint64_t (*visit)(struct pv_visitor *visitor,
+			  const struct pv_found *found);
+	/* For so many tables there is certainly room. */
+	uint64_t (*room)(const struct pv_visitor *visitor);
+	int error; /* set by visit() to end the walk */
 };
 
 /* Entries of a level are of pieces of memory of 2 to the power of this. */
@@ -70,13 +111,31 @@ static inline bool has_table(const struct bpf_walk_answer *answer)
 	return answer->state == BPF_WALK_COPIED;
 }
 
+static inline void pv_bpf_request(struct pv_bpf *bpf, uint32_t i,
+				  uint64_t vaddr, uint32_t nr_levels, bool copy)
+{
+	bpf->area->requests[i] = (struct bpf_walk_request){
+		.vaddr = vaddr, .nr_levels = nr_levels, .copy = copy
+	};
+}
+
 /* bpf_load.c, bpf_types.c */
 int pv_bpf_find_types(struct pv_bpf *bpf);
 int pv_bpf_run(struct pv_bpf *bpf, int fd, uint32_t first, uint32_t nr);
 
-/* bpf_walk.c */
+/* bpf_range.c */
 int pv_bpf_copy_table(struct pv_bpf *bpf, int fd, uint64_t vaddr,
 		      uint32_t level, struct pv_table *table);
-int pv_bpf_copy_lowest(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t *end);
+int pv_bpf_visit(struct pv_bpf *bpf, int fd, uint64_t *at, uint64_t end,
+		 struct pv_visitor *visitor);
+
+/* bpf_walk.c */
+int pv_bpf_answer(struct pv_bpf *bpf, int fd, uint32_t nr);
+void pv_bpf_decode(const struct pv_bpf *bpf, uint64_t vaddr, uint64_t entry,
+		   unsigned int shift, struct physicalview_page *page);
+void pv_bpf_decode_last(const struct pv_bpf *bpf,
+			const struct bpf_walk_answer *answer, uint64_t vaddr,
+			struct physicalview_page *page);
+extern const struct physicalview_page pv_bpf_beyond;
 
 #endif

@@ -9,8 +9,12 @@ HERE = Path(__file__).parent
 # setuptools expects paths relative to setup.py.
 NAMES = (
     "account",
+    "bpf_find",
     "bpf_load",
     "bpf_tables",
+    "bpf_pages",
+    "bpf_range",
+    "bpf_scan",
     "bpf_types",
     "bpf_walk",
     "compare",
@@ -32,6 +36,7 @@ HEADERS = [
     "csrc/x86_entry.h",
     "csrc/physview.h",
     "csrc/runs.h",
+    "csrc/scan.h",
     "csrc/kmod/uapi/physicalview.h",
 ]
 

@@ -42,10 +42,8 @@ struct pv_extent {
 	uint64_t nr_pages;
 };
 
-int64_t pv_scan_extents(int fd, unsigned int page_shift, int use_scan,
-			uint64_t *at, uint64_t end, const uint64_t *cuts,
-			uint64_t nr_cuts, uint64_t zero_pfn,
-			struct pv_extent *extents, uint64_t room);
+/* How to read extents: bits. */
+enum { PV_USE_SCAN = 1, PV_COMMON_BITS = 2 };
 
 /* Contiguous frames. */
 struct pv_frames {
@@ -53,7 +51,12 @@ struct pv_frames {
 	uint64_t nr;
 };
 
-/* bpf_load.c, bpf_walk.c */
+int64_t pv_scan_extents(int fd, unsigned int page_shift, int how, uint64_t *at,
+			uint64_t end, const uint64_t *cuts, uint64_t nr_cuts,
+			uint64_t zero_pfn, struct pv_extent *extents,
+			uint64_t room);
+
+/* bpf_load.c, bpf_walk.c, bpf_scan.c, bpf_find.c */
 
 /* At what loading the BPF program failed. */
 enum { PV_BPF_MAP, PV_BPF_TYPES, PV_BPF_PROGRAM, PV_BPF_DIRECT_MAP };
@@ -72,6 +75,22 @@ int pv_bpf_pages(struct pv_bpf *bpf, int fd, const uint64_t *vaddrs,
 		 uint64_t nr, struct physicalview_page *pages);
 int64_t pv_bpf_extents(struct pv_bpf *bpf, int fd, uint64_t *at, uint64_t end,
 		       struct physicalview_extent *extents, uint64_t room);
+int64_t pv_bpf_translate(struct pv_bpf *bpf, int fd, const uint64_t *vaddrs,
+			 uint64_t nr, uint64_t *entries, uint64_t *paddrs);
+int64_t pv_bpf_scan(struct pv_bpf *bpf, int fd, int how, uint64_t *at,
+		    uint64_t end, const uint64_t *cuts, const uint8_t *doubts,
+		    uint64_t nr_cuts, uint64_t zero_pfn,
+		    struct pv_extent *extents, uint64_t room);
+
+/* Where a process maps some of the frames that are searched for. */
+struct pv_place {
+	int64_t error;	     /* -errno, or 0 */
+	uint64_t start, end; /* all of them lie in between; both 0: none */
+};
+
+void pv_bpf_find(struct pv_bpf *bpf, const int32_t *pids, uint64_t nr_pids,
+		 const struct pv_frames *runs, uint64_t nr_runs,
+		 struct pv_place *places);
 
 /* bpf_tables.c */
 enum { PV_NR_LEVELS = 5, PV_NR_FILLED = 7 };

@@ -20,6 +20,9 @@
 #define PM_PRESENT_BIT 63
 #define PM_PRESENT (UINT64_C(1) << PM_PRESENT_BIT)
 
+/* The bits that every source knows. Only pagemap knows the others. */
+#define PM_COMMON (PM_PRESENT | PM_SWAP | PM_GUARD | PM_PFRAME_MASK)
+
 #define SWAP_TYPE_BITS 5
 #define SWAP_TYPE_MASK ((UINT64_C(1) << SWAP_TYPE_BITS) - 1)
 #define SWAP_SLOT_STEP (UINT64_C(1) << SWAP_TYPE_BITS)

@@ -9,20 +9,13 @@
  * core reads while it finds pages, and scans where it finds none.
  */
 #include <errno.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 
-#include "physview.h"
+#include "scan.h"
 
-/* Entries in one read. For the choice see pagemap.c. */
-#define CHUNK 8192
-
-/*
- * Regions in one call. With more, walk_end can be before the end of the last
- * region (seen on 6.18).
- */
-#define NR_REGIONS 512
+#define CHUNK PV_SCAN_CHUNK
+#define NR_REGIONS PV_SCAN_REGIONS
 
 /* To read over a hole of so many pages costs less than a system call. */
 #define SHORT_HOLE 64
@@ -30,13 +23,7 @@
 /* Where a scan finds so many pages, nearly all pages are present. */
 #define MANY_PAGES 4096
 
-/* Source: include/uapi/linux/fs.h. The headers of older systems lack these. */
-struct page_region {
-	uint64_t start;
-	uint64_t end;
-	uint64_t categories;
-};
-
+/* Source: include/uapi/linux/fs.h. The headers of older systems lack this. */
 struct pm_scan_arg {
 	uint64_t size;
 	uint64_t flags;
@@ -56,62 +43,79 @@ struct pm_scan_arg {
 #define PAGE_IS_PRESENT (1 << 3)
 #define PAGE_IS_SWAPPED (1 << 4)
 
-/*
- * The state of one call of pv_scan_extents(). It is too large for a stack,
- * which may have 64 KiB (ulimit -s).
- */
-struct scan {
-	int fd;
-	unsigned int page_shift;
-	const uint64_t *cuts, *last_cut; /* the cuts that are still ahead */
-	struct pv_extent *extents;
-	uint64_t nr, room;
-	/* the page that would continue the last extent, and that extent's step
-	 */
-	uint64_t next_vaddr, next_entry, step;
-	uint64_t zero_pfn;
-	struct page_region regions[NR_REGIONS];
-	uint64_t chunk[CHUNK];
-};
-
 /* A mapping begins at or before vaddr. No extent may lie in two mappings. */
-static void pass_cuts(struct scan *scan, uint64_t vaddr)
+void pv_pass_cuts(struct scan *scan, uint64_t vaddr)
 {
 	while (scan->cuts < scan->last_cut && *scan->cuts <= vaddr)
 		scan->cuts++;
 	scan->next_vaddr = 0;
 }
 
-/* Add contiguous pages. Returns for how many of them there was room. */
-static uint64_t add_chunk(struct scan *scan, uint64_t vaddr, uint64_t nr,
-			  uint64_t *nr_populated)
+/*
+ * Add contiguous pages, all in one mapping. Returns for how many of them there
+ * was room.
+ */
+uint64_t pv_add_entries(struct scan *scan, uint64_t vaddr,
+			const uint64_t *entries, uint64_t nr)
 {
 	const uint64_t page_size = UINT64_C(1) << scan->page_shift;
+	const struct pv_extent *end = scan->extents + scan->room;
+	struct pv_extent *next = scan->extents + scan->nr;
+	uint64_t next_vaddr = scan->next_vaddr, step = scan->step;
+	uint64_t next_entry = scan->next_entry, i;
 
-	for (uint64_t i = 0; i < nr; i++, vaddr += page_size) {
-		uint64_t entry = scan->chunk[i], step;
+	for (i = 0; i < nr; i++, vaddr += page_size) {
+		uint64_t entry = entries[i], step_here;
 
 		if (!(entry & (PM_PRESENT | PM_SWAP)))
 			continue;
-		if (scan->cuts < scan->last_cut && *scan->cuts <= vaddr)
-			pass_cuts(scan, vaddr);
-		step = pv_step_of(entry, scan->zero_pfn);
+		step_here = pv_step_of(entry, scan->zero_pfn);
 		/* The zero page's frame continues no run of other frames. */
-		if (vaddr == scan->next_vaddr && entry == scan->next_entry &&
-		    step == scan->step) {
-			scan->extents[scan->nr - 1].nr_pages++;
+		if (vaddr == next_vaddr && entry == next_entry &&
+		    step_here == step) {
+			next[-1].nr_pages++;
 		} else {
-			if (scan->nr == scan->room)
-				return i;
-			scan->extents[scan->nr++] =
-				(struct pv_extent){ vaddr, entry, 1 };
+			if (next == end)
+				break;
+			*next++ = (struct pv_extent){ vaddr, entry, 1 };
 		}
-		scan->next_vaddr = vaddr + page_size;
-		scan->next_entry = entry + step;
-		scan->step = step;
-		++*nr_populated;
+		next_vaddr = vaddr + page_size;
+		next_entry = entry + step_here;
+		step = step_here;
 	}
-	return nr;
+	scan->nr = (uint64_t)(next - scan->extents);
+	scan->next_vaddr = next_vaddr;
+	scan->next_entry = next_entry;
+	scan->step = step;
+	return i;
+}
+
+/* Add the pages of a chunk. Returns for how many of them there was room. */
+static uint64_t add_chunk(struct scan *scan, uint64_t vaddr, uint64_t nr,
+			  uint64_t *nr_populated)
+{
+	uint64_t done = 0;
+
+	for (uint64_t i = 0; i < nr; i++) {
+		*nr_populated += !!(scan->chunk[i] & (PM_PRESENT | PM_SWAP));
+		scan->chunk[i] &= scan->bits;
+	}
+	while (done < nr) {
+		uint64_t at = vaddr + (done << scan->page_shift), added;
+		uint64_t stop = nr;
+
+		if (scan->cuts < scan->last_cut && *scan->cuts <= at)
+			pv_pass_cuts(scan, at);
+		if (scan->cuts < scan->last_cut &&
+		    (*scan->cuts - vaddr) >> scan->page_shift < nr)
+			stop = (*scan->cuts - vaddr) >> scan->page_shift;
+		added = pv_add_entries(scan, at, scan->chunk + done,
+				       stop - done);
+		done += added;
+		if (done < stop)
+			break;
+	}
+	return done;
 }
 
 /*
@@ -190,11 +194,10 @@ static int jump(struct scan *scan, uint64_t *at, uint64_t end, bool *is_full)
 }
 
 /* Read or jump from *at on, to end or until there is no more room. */
-static int scan_range(struct scan *scan, bool use_scan, uint64_t *at,
-		      uint64_t end)
+int pv_scan_range(struct scan *scan, uint64_t *at, uint64_t end)
 {
 	const uint64_t chunk_size = (uint64_t)CHUNK << scan->page_shift;
-	bool is_full = !use_scan;
+	bool is_full = !scan->use_scan;
 
 	while (*at < end && scan->nr < scan->room) {
 		uint64_t nr_populated = 0, start = *at;
@@ -206,9 +209,9 @@ static int scan_range(struct scan *scan, bool use_scan, uint64_t *at,
 						: end;
 
 			ret = read_range(scan, at, stop, &nr_populated);
-			is_full = !use_scan || 2 * nr_populated >=
-						       (*at - start) >>
-						       scan->page_shift;
+			is_full = !scan->use_scan || 2 * nr_populated >=
+							     (*at - start) >>
+							     scan->page_shift;
 		} else {
 			ret = jump(scan, at, end, &is_full);
 		}
@@ -221,15 +224,16 @@ static int scan_range(struct scan *scan, bool use_scan, uint64_t *at,
 /*
  * Read the extents of [*at, end), in address order, as many as there is room
  * for. Afterwards *at is the address where to continue. cuts are the sorted
- * addresses at which mappings begin. use_scan says to use PAGEMAP_SCAN, which
- * the kernel must have. zero_pfn is the zero page's frame; 0 if it is not
- * known. Returns how many extents there are, or -errno; -ESRCH if the address
- * space is gone: the process has exited or runs another program.
+ * addresses at which mappings begin. With PV_USE_SCAN it uses PAGEMAP_SCAN,
+ * which the kernel must have; with PV_COMMON_BITS it keeps only the bits of
+ * entries that all sources know. zero_pfn is the zero page's frame; 0 if it is
+ * not known. Returns how many extents there are, or -errno; -ESRCH if the
+ * address space is gone: the process has exited or runs another program.
  */
-int64_t pv_scan_extents(int fd, unsigned int page_shift, int use_scan,
-			uint64_t *at, uint64_t end, const uint64_t *cuts,
-			uint64_t nr_cuts, uint64_t zero_pfn,
-			struct pv_extent *extents, uint64_t room)
+int64_t pv_scan_extents(int fd, unsigned int page_shift, int how, uint64_t *at,
+			uint64_t end, const uint64_t *cuts, uint64_t nr_cuts,
+			uint64_t zero_pfn, struct pv_extent *extents,
+			uint64_t room)
 {
 	struct scan *scan = malloc(sizeof(*scan));
 	int64_t ret;
@@ -238,14 +242,16 @@ int64_t pv_scan_extents(int fd, unsigned int page_shift, int use_scan,
 		return -ENOMEM;
 	scan->fd = fd;
 	scan->page_shift = page_shift;
+	scan->use_scan = how & PV_USE_SCAN;
+	scan->bits = how & PV_COMMON_BITS ? PM_COMMON : UINT64_MAX;
 	scan->cuts = cuts;
 	scan->last_cut = cuts + nr_cuts;
 	scan->extents = extents;
 	scan->nr = 0;
 	scan->room = room;
-	scan->next_vaddr = scan->next_entry = 0;
+	scan->next_vaddr = scan->next_entry = scan->step = 0;
 	scan->zero_pfn = zero_pfn;
-	ret = scan_range(scan, use_scan, at, end);
+	ret = pv_scan_range(scan, at, end);
 	if (!ret)
 		ret = (int64_t)scan->nr;
 	free(scan);

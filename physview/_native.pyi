@@ -34,11 +34,33 @@ class _Lib:
     ) -> int: ...
     PV_NR_FILLED: int
     def pv_bpf_tables(self, bpf: Any, fd: int, tables: Any) -> int: ...
+    def pv_bpf_translate(
+        self, bpf: Any, fd: int, vaddrs: Any, nr: int, entries: Any, paddrs: Any
+    ) -> int: ...
+    def pv_bpf_scan(
+        self,
+        bpf: Any,
+        fd: int,
+        how: int,
+        at: Any,
+        end: int,
+        cuts: Any,
+        doubts: Any,
+        nr_cuts: int,
+        zero_pfn: int,
+        extents: Any,
+        room: int,
+    ) -> int: ...
+    def pv_bpf_find(
+        self, bpf: Any, pids: Any, nr_pids: int, runs: Any, nr_runs: int, places: Any
+    ) -> None: ...
+    PV_USE_SCAN: int
+    PV_COMMON_BITS: int
     def pv_scan_extents(
         self,
         fd: int,
         page_shift: int,
-        use_scan: bool,
+        how: int,
         at: Any,
         end: int,
         cuts: Any,

@@ -45,7 +45,7 @@ entries = st.one_of(
 ).filter(lambda entry: entry != NO_ENTRY)
 
 
-def scanned(pagemap, zero_pfn=ZERO_PFN):
+def scanned(pagemap, zero_pfn=ZERO_PFN, how=0):
     """The extents that the core finds in a pagemap: (index of the first page, entry, pages)."""
     ffi, lib = _ffi.load()
     fd = os.memfd_create("pagemap")
@@ -55,7 +55,7 @@ def scanned(pagemap, zero_pfn=ZERO_PFN):
         extents = ffi.new("struct pv_extent[]", room)
         end = room << PAGE_SHIFT
         cuts = ffi.new("uint64_t[]", 1)
-        nr = lib.pv_scan_extents(fd, PAGE_SHIFT, False, at, end, cuts, 0, zero_pfn, extents, room)
+        nr = lib.pv_scan_extents(fd, PAGE_SHIFT, how, at, end, cuts, 0, zero_pfn, extents, room)
     finally:
         os.close(fd)
     assert at[0] == end
@@ -109,6 +109,21 @@ def test_any_two_kinds_of_entries_are_one_extent_in_c_if_they_are_in_python():
         found = scanned(pagemap, zero_pfn)
         assert found == by_rule(pagemap, zero_pfn)
         assert {nr for _, _, nr in found} == {1, 2}
+
+
+@given(st.lists(entries, max_size=30))
+def test_extents_of_frames_only_are_those_of_entries_without_the_other_bits(pagemap):
+    _, lib = _ffi.load()
+    common = [entry & (PRESENT | SWAP | GUARD | (1 << 55) - 1) for entry in pagemap]
+    assert scanned(pagemap, how=lib.PV_COMMON_BITS) == by_rule(common)
+
+
+def test_bits_that_only_pagemap_has_split_no_extent_of_frames_only():
+    _, lib = _ffi.load()
+    bits = (SOFT_DIRTY, 1 << 56, 1 << 57, FILE, 0)
+    pagemap = [PRESENT | bit | 100 + i for i, bit in enumerate(bits)]
+    assert len(scanned(pagemap)) == len(bits)
+    assert scanned(pagemap, how=lib.PV_COMMON_BITS) == [(0, PRESENT | 100, len(bits))]
 
 
 @given(st.lists(st.one_of(entries, st.just(0)), max_size=30), st.sampled_from([ZERO_PFN, 0]))

@@ -205,7 +205,7 @@ def test_processes_that_come_and_go_meanwhile_do_no_harm():
 
 def test_without_frames_nothing_is_found():
     if os.access("/proc/kpageflags", os.R_OK):
-        assert find_owners([]) == ([], [], 0, 0, 0)
+        assert find_owners([]) == ([], [], 0, 0, 0, "pagemap")
 
 
 @pytest.mark.needs("pfn", "kpage")

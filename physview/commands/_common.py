@@ -50,6 +50,19 @@ def add_walker_option(parser: argparse.ArgumentParser, auto: str) -> None:
     )
 
 
+def add_frame_source_option(parser: argparse.ArgumentParser) -> None:
+    """Add --source, for answers that need frames only."""
+    from physview.sources.frame_source import FRAME_SOURCES
+
+    parser.add_argument(
+        "--source",
+        choices=FRAME_SOURCES,
+        default="auto",
+        help="who tells the frames of a process: pagemap, bpf (a BPF program walks the page"
+        " tables), or auto: bpf if it is available and faster; both tell the same",
+    )
+
+
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """Add --json."""
     parser.add_argument("--json", action="store_true", help="print one JSON document")

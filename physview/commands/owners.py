@@ -2,8 +2,8 @@
 """Show which processes map a frame and where, and what the frame is if no process maps it.
 
 A decimal number is a frame number. A number with 0x is a physical address, as translate prints it;
-it may point anywhere into its page. The pagemaps of all processes are read once. Needs root. Exits
-with 1 if any of the frames is mapped by no process.
+it may point anywhere into its page. All processes are searched once. Needs root. Exits with 1 if
+any of the frames is mapped by no process.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         metavar="PID",
         help="examine only this process: a pid, self, or the name of one; may be repeated",
     )
+    _common.add_frame_source_option(parser)
     _common.add_json_option(parser)
 
 
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     with _progress.progress_bar("examining processes") as progress:
         bounds = [(frames.first, frames.end) for frames in ranges]
-        ownership = find_owners(bounds, pids, progress=progress)
+        ownership = find_owners(bounds, pids, progress=progress, source=args.source)
     resources = read_resources()
     if args.json:
         documents.write(reporter.document(ranges, ownership, resources))

@@ -45,6 +45,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", metavar="FILE", help="the file for Parquet")
     _common.add_force_option(parser)
+    _common.add_frame_source_option(parser)
     _common.add_json_option(parser)
 
 
@@ -61,7 +62,10 @@ def run(args: argparse.Namespace) -> int:
 
     from physview.memory.snapshot import Snapshot
 
-    with Snapshot(pid) as snapshot:
+    # A Parquet file keeps all bits of the entries, which only pagemap has.
+    keeps_bits = args.format == "parquet"
+    source = "pagemap" if keeps_bits else args.source
+    with Snapshot(pid, source=source, frames_only=not keeps_bits) as snapshot:
         if args.summary:
             _summarize(args, snapshot, start, end, where)
             return 0
@@ -98,6 +102,11 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--summary and {other} exclude each other", "", "leave out one")
     if args.json and args.format:
         raise UsageError("--json and --format exclude each other", "", "leave out one")
+    if args.format == "parquet" and args.source == "bpf":
+        why = "a Parquet file has all bits of the entries, and only pagemap knows them"
+        raise UsageError(
+            "--source bpf and --format parquet exclude each other", why, "leave out one"
+        )
     if args.format == "parquet" and args.output is None:
         raise UsageError("Parquet is written to a file", "", "name it with -o FILE")
     if args.format != "parquet" and (args.output is not None or args.force):
@@ -131,7 +140,7 @@ def _summarize(
         )
     counts = count_flags(snapshot, start, end, where=where, raw=args.raw)
     if args.json:
-        reporter.write_summary_document(snapshot.pid, counts)
+        reporter.write_summary_document(snapshot.pid, snapshot.source, counts)
     else:
         reporter.print_summary(counts)
 
@@ -153,7 +162,7 @@ def _report(
     cgroups = cgroup_paths() if "cgroup" in columns else {}
     records = reporter.PageRecords(snapshot.vmas, columns, cgroups, each=args.each)
     if args.json:
-        reporter.write_document(snapshot.pid, records, batches)
+        reporter.write_document(snapshot.pid, snapshot.source, records, batches)
     elif args.format == "csv":
         reporter.write_csv(records, batches)
     elif args.format == "jsonl":

@@ -2,11 +2,12 @@
 """Finds which processes map given frames, and what these frames are used for.
 
 The kernel cannot tell which processes map a frame. So this module reads the pagemaps of all
-processes, once for all frames in question. The processes run meanwhile, so the result is not
-atomic: two processes may have been read at different moments. A process that starts meanwhile is
-missing.
+processes, once for all frames in question. With BPF, it searches the page tables of all processes
+instead, and then reads only the processes in which a frame was found. The processes run meanwhile,
+so the result is not atomic: two processes may have been read at different moments. A process that
+starts meanwhile is missing.
 
-Source: /proc/PID/pagemap, /proc/kpageflags
+Source: /proc/PID/pagemap or the page tables, /proc/kpageflags
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from physview.errors import AccessDenied, NoUserMemory, ProcessGone
 from physview.frames.machine import Use, use_of
 from physview.memory.extents import ExtentReader
 from physview.model import NO_ENTRY, PAGE_SIZE, PM_PFRAME_MASK, PM_PRESENT, Vma
+from physview.sources.frame_source import choose_frame_source
 from physview.sources.kpage import FRAMES_DTYPE, KpageFile
 from physview.sources.procfs import ProcDir, list_pids
 from physview.sources.ram import ram_ranges, read_resources
@@ -40,6 +42,11 @@ the number of pages.
 # The maximum number of tries to read a process. A try fails if the process runs another program
 # (exec) while it is read; then the new program is read.
 TRIES = 3
+
+# Processes that a thread searches at a time.
+PIDS_AT_ONCE = 16
+# So many processes are worth loading the BPF program, however little memory they have.
+MIN_PROCESSES = 16
 
 
 class FrameOwner(NamedTuple):
@@ -127,6 +134,7 @@ class Ownership(NamedTuple):
         nr_gone: The number of processes that ended while they were read, or ran another program
             each time (see TRIES).
         nr_denied: The number of processes that this user may not examine.
+        source: Who told the frames of the processes: "pagemap" or "bpf".
     """
 
     flag_runs: list[FlagRun]
@@ -134,6 +142,7 @@ class Ownership(NamedTuple):
     nr_processes: int
     nr_gone: int
     nr_denied: int
+    source: str
 
     def groups(self, first: int, end: int) -> list[FrameGroup]:
         """Group frames by their use.
@@ -191,6 +200,7 @@ def find_owners(
     pids: Sequence[int] | None = None,
     *,
     progress: Callable[[int, int], None] | None = None,
+    source: str = "auto",
 ) -> Ownership:
     """Find who maps frames, and what these frames are used for.
 
@@ -199,9 +209,14 @@ def find_owners(
             each frame is looked up once.
         pids: The processes to read; None means all processes that are visible in /proc.
         progress: Called with the number of processes that were read, and the number of all.
+        source: Who tells the frames of the processes: "pagemap", "bpf" (a BPF program walks the
+            page tables), or "auto": BPF if it is available and faster. Both tell the same.
 
     Raises:
-        AccessDenied: Only root may see frame numbers.
+        AccessDenied: Only root may see frame numbers; or `source` is "bpf", and this user may not
+            load BPF programs.
+        Unsupported: `source` is "bpf", and it does not work on this machine.
+        UsageError: There is no such source.
         ProcessGone: One of `pids` is gone.
         NoUserMemory: One of `pids` has no user memory: it is a kernel thread or a zombie.
         CoreUnavailable: The core is not built.
@@ -209,12 +224,13 @@ def find_owners(
     ram = ram_ranges(read_resources())
     runs, is_ram = _runs(ranges, ram)
     if not len(runs):
-        return Ownership([], [], 0, 0, 0)
+        return Ownership([], [], 0, 0, 0, "pagemap")
+    strict = pids is not None
+    pids = list_pids() if pids is None else list(pids)
+    source = _choose_source(source, pids)
     flags = KpageFile("kpageflags")  # open it first: an unprivileged user gets the error at once
     try:
-        search = _FrameSearch(
-            runs, list_pids() if pids is None else list(pids), strict=pids is not None
-        )
+        search = _FrameSearch(runs, pids, strict=strict, source=source)
         found = search.run(progress)
         # Read the flags after the processes. Otherwise a frame that was free first, and was mapped
         # meanwhile, would be reported as free although it has an owner.
@@ -232,7 +248,25 @@ def find_owners(
         for vma, pfn, nr, vaddr, nr_pages in one.owned
     ]
     owners.sort(key=lambda owner: (owner.pfn, owner.pid, owner.vaddr))
-    return Ownership(flag_runs, owners, search.nr_processes, search.nr_gone, search.nr_denied)
+    counts = search.nr_processes, search.nr_gone, search.nr_denied
+    return Ownership(flag_runs, owners, *counts, source)
+
+
+def _choose_source(source: str, pids: Sequence[int]) -> str:
+    """Choose who tells the frames of all processes, as `choose_frame_source()` does."""
+    nr_pages = NO_ENTRY if len(pids) >= MIN_PROCESSES else 0
+    if source == "auto" and not nr_pages:
+        nr_pages = sum(map(_nr_resident, pids))
+    return choose_frame_source(source, nr_pages)
+
+
+def _nr_resident(pid: int) -> int:
+    """The approximate number of resident pages; 0 for a process that cannot be read."""
+    try:
+        with ProcDir(pid) as proc:
+            return proc.nr_resident()
+    except OSError:
+        return 0
 
 
 def _runs(
@@ -269,9 +303,14 @@ class _FrameSearch:
         runs: Structured array of FRAMES_DTYPE, sorted by pfn.
         pids: The processes.
         strict: Whether an error of one process ends the search. Otherwise it is only counted.
+        source: "pagemap" or "bpf".
     """
 
-    def __init__(self, runs: npt.NDArray[Any], pids: list[int], *, strict: bool) -> None:
+    def __init__(
+        self, runs: npt.NDArray[Any], pids: list[int], *, strict: bool, source: str
+    ) -> None:
+        self._runs = runs
+        self._source = source
         self._firsts = runs["pfn"].copy()
         self._ends = runs["pfn"] + runs["nr"]
         self._pids = pids
@@ -283,7 +322,7 @@ class _FrameSearch:
         found = []
         with ThreadPoolExecutor(_ffi.nr_threads()) as pool:
             try:
-                for nr, one in enumerate(pool.map(self._try, self._pids), 1):
+                for nr, one in enumerate(self._search_all(pool), 1):
                     if isinstance(one, _ProcessFrames):
                         self.nr_processes += 1
                         if one.owned:
@@ -301,6 +340,29 @@ class _FrameSearch:
             )
         return found
 
+    def _search_all(self, pool: ThreadPoolExecutor) -> Iterator[_ProcessFrames | Exception]:
+        """Yield what was found in each process, in the order of the pids."""
+        if self._source == "pagemap":
+            yield from pool.map(self._try, self._pids)
+            return
+        self._sees_frames = True  # otherwise the program would not be loaded
+        parts = [
+            self._pids[at : at + PIDS_AT_ONCE] for at in range(0, len(self._pids), PIDS_AT_ONCE)
+        ]
+        for results in pool.map(self._search_by_bpf, parts):
+            yield from results
+
+    def _search_by_bpf(self, pids: list[int]) -> list[_ProcessFrames | Exception]:
+        """Search some processes, and read those in which there is something."""
+        from physview.sources import bpf
+
+        return [
+            self._try(pid, place.start, place.end)
+            if place.error or place.end
+            else _ProcessFrames(pid, "", [])
+            for pid, place in zip(pids, bpf.find_frames(pids, self._runs), strict=True)
+        ]
+
     def _count_error(self, one: _ProcessFrames | Exception) -> None:
         if isinstance(one, Exception) and self._strict:
             raise one
@@ -311,10 +373,11 @@ class _FrameSearch:
         elif isinstance(one, Exception) and not isinstance(one, NoUserMemory):
             raise one
 
-    def _try(self, pid: int) -> _ProcessFrames | Exception:
+    def _try(self, pid: int, start: int = 0, end: int = 0) -> _ProcessFrames | Exception:
+        """Read a process, or only a range of its addresses if `end` is not 0."""
         for left in reversed(range(TRIES)):
             try:
-                return self._search_process(pid)
+                return self._search_process(pid, start, end or None)
             except ProcessGone as error:
                 if not left or not os.path.exists(f"/proc/{pid}"):
                     return error
@@ -322,14 +385,14 @@ class _FrameSearch:
                 return error
         raise AssertionError
 
-    def _search_process(self, pid: int) -> _ProcessFrames:
+    def _search_process(self, pid: int, start: int, end: int | None) -> _ProcessFrames:
         proc = ProcDir(pid)
         try:
-            reader = ExtentReader(proc)
+            reader = ExtentReader(proc, source=self._source, frames_only=True)
             try:
                 owned = [
                     (vma, *columns)
-                    for batch in reader.iter_extents()
+                    for batch in reader.iter_extents(start, end)
                     for vma, columns in self._owned(reader, batch)
                 ]
             finally:

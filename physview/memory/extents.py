@@ -7,6 +7,7 @@ Source: fs/proc/task_mmu.c, Documentation/admin-guide/mm/pagemap.rst
 from __future__ import annotations
 
 import bisect
+import contextlib
 import errno
 import functools
 import os
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from physview import _ffi
 from physview.entry_rules import PM_PFRAME_MASK, step_of
 from physview.files.descriptor import Descriptor
-from physview.model import PAGE_SHIFT, PAGE_SIZE
+from physview.model import PAGE_SHIFT, PAGE_SIZE, Vma
+from physview.sources.frame_source import choose_frame_source
 from physview.sources.pagemap import PAGE_IS, scan
 from physview.sources.procfs import MemoryMap, ProcDir
 
@@ -45,6 +47,9 @@ SLICE_BYTES = 1 << 29
 MAX_SLICES = 512
 MAX_BATCHES_AHEAD = 8
 MIN_PAGES_FOR_THREADS = 1 << 17
+
+# Names of mappings that are certainly no device's; so are those without a name.
+ANONYMOUS = ("[heap]", "[stack]", "[anon")
 
 
 class Batch(NamedTuple):
@@ -75,18 +80,35 @@ class ExtentReader(Descriptor):
         use_scan: Whether to find pages with PAGEMAP_SCAN (Linux 6.7); None uses it if the kernel
             has it. Without it the cost grows with the mapped memory, not with the resident memory.
         batch: The maximum number of extents per call of the core.
+        source: Who is asked: "pagemap", "bpf" (a BPF program walks the page tables), or "auto": BPF
+            if it is available and faster. Both give the same extents if `frames_only` is set.
+        frames_only: Whether entries have only the bits that all sources know: present, swap, guard,
+            and the frame number or swap slot. Extents are then not split where only other bits
+            differ. It is always so unless `source` is "pagemap".
 
     Raises:
-        PhysviewError: The process is gone, or this user may not examine it.
+        UsageError: There is no such source.
+        PhysviewError: The process is gone, this user may not examine it, or `source` is "bpf" and
+            not available.
         CoreUnavailable: The core is not built.
     """
 
-    def __init__(self, proc: ProcDir, *, use_scan: bool | None = None, batch: int = BATCH) -> None:
+    def __init__(
+        self,
+        proc: ProcDir,
+        *,
+        use_scan: bool | None = None,
+        batch: int = BATCH,
+        source: str = "pagemap",
+        frames_only: bool = False,
+    ) -> None:
         self._ffi, self._lib = _ffi.load()
         self._allocate = self._ffi.new_allocator(should_clear_after_alloc=False)
         self._proc = proc
         self._batch = batch
         self.zero_pfn = find_zero_pfn()
+        self.frames_only = frames_only or source != "pagemap"
+        self.source = choose_frame_source(source, proc.nr_resident() if source == "auto" else 0)
         self._fd = proc.open_pagemap()
         try:
             self.use_scan = self._has_scan() if use_scan is None else use_scan
@@ -98,8 +120,13 @@ class ExtentReader(Descriptor):
     def _use_mappings(self, memory: MemoryMap) -> None:
         self.memory = memory
         # The ends are cuts, too: a mapping that appears after the end must not join the extent.
-        borders = {border for vma in memory.vmas for border in vma[:2]}
-        self._cuts = array("Q", sorted(borders))
+        # Each cut says whether what begins there may be a device mapping.
+        borders: dict[int, bool] = {}
+        for vma in memory.vmas:
+            borders[vma.start] = _may_be_device(vma)
+            borders[vma.end] = True
+        self._cuts = array("Q", borders)
+        self._doubts = bytes(borders.values())
 
     def refresh(self) -> bool:
         """Read the mappings again, and return whether they have changed.
@@ -181,7 +208,8 @@ class ExtentReader(Descriptor):
             nr_threads = self._choose_nr_threads()
         if nr_threads > 1:
             return self._read_at_once(function, ranges, nr_threads)
-        if self.use_scan and ranges:  # PAGEMAP_SCAN skips gaps; without it, gaps must not be read
+        # PAGEMAP_SCAN and BPF skip gaps; plain reading must not read them.
+        if (self.use_scan or self.source == "bpf") and ranges:
             ranges = [(ranges[0][0], ranges[-1][1])]
         return (function(batch) for low, high in ranges for batch in self._read(low, high))
 
@@ -200,27 +228,40 @@ class ExtentReader(Descriptor):
 
     def _read(self, start: int, end: int) -> Iterator[Batch]:
         at = self._ffi.new("uint64_t *", start)
-        first_cut = bisect.bisect_left(self._cuts, start)
+        with self._read_call(start) as call:
+            while at[0] < end:
+                extents = self._allocate("struct pv_extent[]", self._batch)
+                nr = call(at, end, extents)
+                if nr == -errno.ESRCH:
+                    raise self._proc.gone()
+                _ffi.check(nr, f"{self._proc.path}/pagemap")
+                if nr:
+                    yield Batch(extents, nr)
+
+    @contextlib.contextmanager
+    def _read_call(self, start: int) -> Iterator[Callable[[Any, int, Any], int]]:
+        """Make a function that reads extents by one call of the core, from `start` on or later."""
         cuts = self._ffi.from_buffer("uint64_t[]", self._cuts)
-        while at[0] < end:
-            extents = self._allocate("struct pv_extent[]", self._batch)
-            nr = self._lib.pv_scan_extents(
-                self._fd,
-                PAGE_SHIFT,
-                self.use_scan,
-                at,
-                end,
-                cuts + first_cut,
-                len(cuts) - first_cut,
-                self.zero_pfn,
-                extents,
-                self._batch,
+        nr, first = len(cuts), bisect.bisect_left(self._cuts, start)
+        how = self._lib.PV_USE_SCAN if self.use_scan else 0
+        if self.frames_only:
+            how |= self._lib.PV_COMMON_BITS
+        fd, zero_pfn, room = self._fd, self.zero_pfn, self._batch
+        if self.source == "bpf":
+            from physview.sources import bpf
+
+            scan_by_bpf = self._lib.pv_bpf_scan
+            doubts = self._ffi.from_buffer("uint8_t[]", self._doubts)
+            with bpf.borrowed_program() as program:
+                yield lambda at, end, extents: scan_by_bpf(
+                    program, fd, how, at, end, cuts, doubts, nr, zero_pfn, extents, room
+                )
+        else:
+            scan_pagemap = self._lib.pv_scan_extents
+            ahead = cuts + first
+            yield lambda at, end, extents: scan_pagemap(
+                fd, PAGE_SHIFT, how, at, end, ahead, nr - first, zero_pfn, extents, room
             )
-            if nr == -errno.ESRCH:
-                raise self._proc.gone()
-            _ffi.check(nr, f"{self._proc.path}/pagemap")
-            if nr:
-                yield Batch(extents, nr)
 
     def _read_at_once(
         self, function: Callable[[Batch], T], areas: list[tuple[int, int]], nr_threads: int
@@ -262,6 +303,10 @@ class ExtentReader(Descriptor):
             finally:
                 for _, future in ahead:
                     future.cancel()
+
+
+def _may_be_device(vma: Vma) -> bool:
+    return bool(vma.path) and not vma.path.startswith(ANONYMOUS)
 
 
 def _join(

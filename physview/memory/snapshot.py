@@ -34,13 +34,21 @@ class Snapshot(Closable):
     Args:
         pid: Process id, or "self" for this process.
         use_scan: Whether to use PAGEMAP_SCAN (Linux 6.7); None uses it if the kernel has it.
+        source: Who tells the pages: "pagemap", "bpf" (a BPF program walks the page tables), or
+            "auto": BPF if it is available and faster. All give the same rows if `frames_only` is
+            set.
+        frames_only: Whether the column entry has only the bits that all sources know: present,
+            swap, guard, and the frame number or swap slot. Rows are then not split where only other
+            bits differ. It is always so unless `source` is "pagemap".
 
     Raises:
+        UsageError: There is no such source.
         ProcessGone: There is no such process.
         AccessDenied: The process belongs to another user.
         NoUserMemory: The process is a kernel thread or a zombie.
         Unsupported: The kernel has no pagemap.
         CoreUnavailable: The core is not built.
+        PhysviewError: `source` is "bpf", which is not available, with the cause and a remedy.
 
     >>> with Snapshot("self") as snapshot:
     ...     nr_pages = sum(int(rows["nr_pages"].sum()) for rows in snapshot.iter_extents())
@@ -48,10 +56,19 @@ class Snapshot(Closable):
     True
     """
 
-    def __init__(self, pid: int | str = "self", *, use_scan: bool | None = None) -> None:
+    def __init__(
+        self,
+        pid: int | str = "self",
+        *,
+        use_scan: bool | None = None,
+        source: str = "pagemap",
+        frames_only: bool = False,
+    ) -> None:
         self.proc = ProcDir(pid)
         try:
-            self.reader = ExtentReader(self.proc, use_scan=use_scan)
+            self.reader = ExtentReader(
+                self.proc, use_scan=use_scan, source=source, frames_only=frames_only
+            )
         except BaseException:
             self.proc.close()
             raise
@@ -60,6 +77,11 @@ class Snapshot(Closable):
     def pid(self) -> int:
         """Process id."""
         return self.proc.pid
+
+    @property
+    def source(self) -> str:
+        """Who tells the pages: "pagemap" or "bpf"."""
+        return self.reader.source
 
     @property
     def vmas(self) -> Sequence[Vma]:

@@ -102,6 +102,7 @@ def document(
 ) -> dict[str, Any]:
     """Make the JSON document of owners (docs/json.md)."""
     return {
+        "source": ownership.source,
         "nr_processes": ownership.nr_processes,
         "nr_gone": ownership.nr_gone,
         "nr_denied": ownership.nr_denied,

@@ -195,11 +195,11 @@ def _record_document(item: PageRecord) -> dict[str, Any]:
     }
 
 
-def write_document(pid: int, records: PageRecords, batches: Iterable[Any]) -> None:
+def write_document(pid: int, source: str, records: PageRecords, batches: Iterable[Any]) -> None:
     """Print the JSON document: the mappings, and the extents. An extent has its mapping's index."""
     mappings = [mapping(vma) for vma in records.vmas]
     index = {vma.start: at for at, vma in enumerate(records.vmas)}
-    head = json.dumps({"pid": pid, "mappings": mappings, "extents": []})
+    head = json.dumps({"source": source, "pid": pid, "mappings": mappings, "extents": []})
     sys.stdout.write(head[: -len("]}")])
     separator = "\n"
     for item in records.iter_records(batches):
@@ -250,7 +250,7 @@ def _iter_csv(records: PageRecords, batches: Iterable[Any]) -> Iterator[str]:
         )
 
 
-def write_summary_document(pid: int, counts: FlagCounts) -> None:
+def write_summary_document(pid: int, source: str, counts: FlagCounts) -> None:
     """Print the JSON document of the number of pages by flags, largest number first."""
     rows = [
         {"flags": flag_names(flags), "nr_pages": nr}
@@ -259,6 +259,7 @@ def write_summary_document(pid: int, counts: FlagCounts) -> None:
         for flags, nr in sorted(counts.by_flags.items(), key=lambda item: -item[1])
     ]
     document = {
+        "source": source,
         "pid": pid,
         "nr_pages": sum(counts.by_flags.values()),
         "nr_swapped": counts.nr_swapped,

@@ -8,10 +8,11 @@ the kernel removes the program when its last descriptor is closed, however this 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from physview import _ffi
@@ -61,6 +62,7 @@ class _Program:
     @classmethod
     def take(cls) -> _Program:
         """Return a program that no object uses, or load one, which takes longer than most walks."""
+        _check_machine()
         try:
             return cls.idle.pop()
         except IndexError:
@@ -69,6 +71,72 @@ class _Program:
     def give_back(self) -> None:
         """Let others use it."""
         self.idle.append(self)
+
+
+def load() -> None:
+    """Load the program, unless this process has it already.
+
+    Raises:
+        As `Bpf`.
+    """
+    _Program.take().give_back()
+
+
+@contextlib.contextmanager
+def borrowed_program() -> Iterator[Any]:
+    """Lend a loaded program, a `struct pv_bpf *`, to one thread.
+
+    Raises:
+        As `Bpf`.
+    """
+    program = _Program.take()
+    try:
+        yield program.handle
+    finally:
+        program.give_back()
+
+
+class Place(NamedTuple):
+    """Where a process maps some of the frames that are searched for.
+
+    Args:
+        error: A number of errno if the process could not be searched; else 0.
+        start: The address of the first such page.
+        end: The first address after the last such page; 0 if there is none.
+    """
+
+    error: int
+    start: int
+    end: int
+
+
+def find_frames(pids: Sequence[int], runs: npt.NDArray[Any]) -> list[Place]:
+    """Search processes for frames by a walk of their page tables.
+
+    It may find too much, such as a device mapping, which pagemap does not show.
+
+    Args:
+        pids: The processes.
+        runs: Structured array of `kpage.FRAMES_DTYPE`, at least one, sorted by pfn.
+
+    Returns:
+        A place for each process.
+
+    Raises:
+        As `Bpf`.
+    """
+    ffi, lib = _ffi.load()
+    places = ffi.new("struct pv_place[]", len(pids))
+    with borrowed_program() as program:
+        lib.pv_bpf_find(
+            program,
+            ffi.new("int32_t[]", pids),
+            len(pids),
+            ffi.cast("struct pv_frames *", runs.ctypes.data),
+            len(runs),
+            places,
+        )
+    return [Place(-place.error, place.start, place.end) for place in places]
 
 
 class Bpf(PageTables):
@@ -87,12 +155,7 @@ class Bpf(PageTables):
     name = "bpf"
 
     def __init__(self, proc: ProcDir) -> None:
-        if os.uname().machine not in _MACHINES:
-            raise Unsupported(
-                "cannot walk page tables by BPF",
-                f"this is {os.uname().machine}, and the program knows x86-64 only",
-                "use the kernel module: --source kmod",
-            )
+        _check_machine()
         self._proc = proc
         self._fd = proc.open_pagemap()
         try:
@@ -148,6 +211,21 @@ class Bpf(PageTables):
         )
         self._check(result)
 
+    def fill(self, vaddrs: Any, entries: Any, paddrs: Any) -> int:
+        """See `PageTables.fill()`. pagemap is asked about an answer that is unstable."""
+        buffer = self._program.ffi.from_buffer
+        without = self._program.lib.pv_bpf_translate(
+            self._program.handle,
+            self._fd,
+            buffer("uint64_t[]", vaddrs),
+            len(vaddrs),
+            buffer("uint64_t[]", entries, require_writable=True),
+            buffer("uint64_t[]", paddrs, require_writable=True),
+        )
+        if without == -errno.EBADMSG:
+            return super().fill(vaddrs, entries, paddrs)  # this names the invalid entry
+        return self._check(without)
+
     def _walk_range(self, start: int, end: int, extents: npt.NDArray[Any]) -> tuple[int, int]:
         ffi, lib = self._program.ffi, self._program.lib
         at = ffi.new("uint64_t *", start)
@@ -165,6 +243,15 @@ class Bpf(PageTables):
         ffi, lib = self._program.ffi, self._program.lib
         walk = ffi.cast("struct physicalview_walk *", ffi.from_buffer(buffer))
         self._check(lib.pv_bpf_walk(self._program.handle, self._fd, walk))
+
+
+def _check_machine() -> None:
+    if os.uname().machine not in _MACHINES:
+        raise Unsupported(
+            "cannot walk page tables by BPF",
+            f"this is {os.uname().machine}, and the program knows x86-64 only",
+            "use the kernel module: --source kmod",
+        )
 
 
 def _why(number: int, stage: int, lib: Any, log: str) -> PhysviewError:
