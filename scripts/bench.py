@@ -183,6 +183,7 @@ def main() -> int:
     parser.add_argument("--gib", type=int, default=8, metavar="N", help="how large a process (8)")
     parser.add_argument("--machine", action="store_true", help="the machine: frames, owners")
     parser.add_argument("--picture", action="store_true", help="pictures of a dense process")
+    parser.add_argument("--walk", action="store_true", help="the walk by BPF")
     parser.add_argument("--module", action="store_true", help="what needs the kernel module")
     parser.add_argument("--vm", metavar="KERNEL", help="the same, in a VM with this kernel")
     args = parser.parse_args()
@@ -203,6 +204,10 @@ def main() -> int:
         import bench_picture
 
         return int(not bench_picture.run(args.n))
+    if args.walk:
+        import bench_walk
+
+        return int(not bench_walk.run(args.n))
     if args.module:
         kept = [bench_batch(args.n), bench_range(args.n)]
     else:

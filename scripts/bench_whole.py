@@ -82,16 +82,14 @@ def bench_extents(nr: int, pid: int, start: int, size: int) -> bool:
         return kept & report(f"{name}: extents, two threads / the same", ratio, 1 / 1.6, detail)
 
 
-def bench_sparse(nr: int) -> bool:
+@contextlib.contextmanager
+def sparse_terabyte() -> Iterator[tuple[int, int, int, Callable[[], float]]]:
+    """A process with SPARSE: its pid, address and size, and a function that scans it barely."""
     from physview.sources.pagemap import PAGE_IS, scan
 
     target, line = start_process(SPARSE)
     start, size = int(line), 1 << 40
-    with (
-        reader(target.pid) as make,
-        readloop(target.pid, start, size) as loop,
-        open(f"/proc/{target.pid}/pagemap", "rb") as pagemap,
-    ):
+    with open(f"/proc/{target.pid}/pagemap", "rb") as pagemap:
         anyof = PAGE_IS["present"] | PAGE_IS["swapped"]
 
         def bare() -> float:
@@ -101,13 +99,21 @@ def bench_sparse(nr: int) -> bool:
                 at, _ = scan(pagemap.fileno(), at, start + size, anyof)
             return time.perf_counter() - begin
 
+        yield target.pid, start, size, bare
+    target.kill()
+    target.communicate()
+
+
+def bench_sparse(nr: int) -> bool:
+    with (
+        sparse_terabyte() as (pid, start, size, bare),
+        reader(pid) as make,
+        readloop(pid, start, size) as loop,
+    ):
         ratio, detail = paired(make(start, size, 1), bare, nr)
         kept = report("1 TiB, 1,000 pages: extents / a bare PAGEMAP_SCAN", ratio, 2, detail)
         ratio, detail = paired(make(start, size, 1), loop, max(3, nr // 10))
-        kept &= report("1 TiB, 1,000 pages: extents / reading it all", ratio, 1 / 50, detail)
-    target.kill()
-    target.communicate()
-    return kept
+        return kept & report("1 TiB, 1,000 pages: extents / reading it all", ratio, 1 / 50, detail)
 
 
 def bench_page_types(nr: int, pid: int) -> bool:

@@ -128,7 +128,8 @@ def c_peer(name: str, *arguments: str) -> Iterator[Callable[[], float]]:
     """Make a function that has a C program do its work once, and returns the seconds."""
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/{name}"
-        subprocess.run(["cc", "-O2", "-o", program, HERE / "peers" / f"{name}.c"], check=True)
+        source = HERE / "peers" / f"{name}.c"
+        subprocess.run(["cc", "-O2", "-pthread", "-o", program, source], check=True)
         loop = subprocess.Popen(
             [program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -141,7 +142,8 @@ def c_peer(name: str, *arguments: str) -> Iterator[Callable[[], float]]:
 
 
 def readloop(
-    pid: int, start: int, size: int
+    pid: int, start: int, size: int, nr_threads: int = 1
 ) -> contextlib.AbstractContextManager[Callable[[], float]]:
     """As `c_peer()`, with the C program that reads a range of a pagemap."""
-    return c_peer("readloop", f"/proc/{pid}/pagemap", str(start // PAGE), str(size // PAGE))
+    numbers = map(str, (start // PAGE, size // PAGE, nr_threads))
+    return c_peer("readloop", f"/proc/{pid}/pagemap", *numbers)

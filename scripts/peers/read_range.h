@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static uint64_t buffer[65536];
+static __thread uint64_t buffer[65536];
 
 static int64_t now_ns(void)
 {
