@@ -38,15 +38,20 @@ print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
 input()
 """
 
-# Starts processes that wait. They end with this one.
+# Starts processes that wait, each with a page of its own. They end with this one.
 MANY = """
-import os, signal, sys
+import ctypes, mmap, os, signal, sys
+children = []
+memory = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 for _ in range(int(sys.argv[1])):
-    if os.fork() == 0:
+    children.append(os.fork())
+    if not children[-1]:
+        memory[0] = 1
         signal.pause()
-print(os.getpid(), flush=True)
+print(children[-1], ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
 input()
-os.killpg(0, signal.SIGKILL)
+for child in children:
+    os.kill(child, signal.SIGKILL)
 """
 
 # Reads the extents of a range by BPF, in the batches that the library makes.
@@ -56,7 +61,7 @@ from physview.memory.extents import ExtentReader
 from physview.sources.procfs import ProcDir
 pid, start, size = map(int, sys.argv[1:])
 reader = ExtentReader(ProcDir(pid), source="bpf")
-assert sum(nr for _, nr in reader.iter_batches(start, start + size))
+assert sum(nr for _, nr in reader.iter_batches(start, start + size, nr_threads=1))
 """
 
 
@@ -156,29 +161,25 @@ def bench_sparse(nr: int) -> bool:
 
 
 def bench_owners(nr: int) -> bool:
-    """The owners of one frame of one of 300 processes."""
+    """The owners of one frame that one of 300 processes maps."""
     from physview.frames.owners import find_owners
-    from physview.sources.procfs import ProcDir
 
     child, line = start_process(MANY, str(NR_PROCESSES))
-    with ProcDir(int(line)) as proc:
-        stack = next(vma for vma in proc.iter_vmas() if vma.path == "[stack]")
-    pfn = frame_of(int(line), stack.end - PAGE)
+    pid, vaddr = map(int, line.split())
+    pfn = frame_of(pid, vaddr)
 
-    def find(source: str) -> Callable[[], float]:
-        def ours() -> float:
-            begin = time.perf_counter()
-            assert find_owners([(pfn, pfn + 1)], source=source).owners
-            return time.perf_counter() - begin
+    def ours() -> float:
+        begin = time.perf_counter()
+        (owner,) = find_owners([(pfn, pfn + 1)]).owners
+        assert owner.pid == pid
+        return time.perf_counter() - begin
 
-        return ours
-
-    with c_peer("readall") as peer:
-        ratio, detail = paired(find("auto"), peer, nr)
-        kept = report("owners of a frame, 300 processes / every pagemap", ratio, 1, detail)
-    child.kill()
-    child.communicate()
-    return kept
+    try:
+        with c_peer("readall") as peer:
+            ratio, detail = paired(ours, peer, nr)
+    finally:
+        child.communicate("\n")
+    return report("owners of a frame, 300 processes / every pagemap", ratio, 1, detail)
 
 
 def frame_of(pid: int, vaddr: int) -> int:
@@ -192,7 +193,7 @@ def frame_of(pid: int, vaddr: int) -> int:
 
 
 def bench_start(nr: int) -> bool:
-    walk = timed(PHYSVIEW, "walk", "self", "0x400000", "--source", "bpf", code=1)
+    walk = timed(PHYSVIEW, "walk", "self", "0x0", "--source", "bpf", code=1)
     ratio, detail = paired(walk, timed(sys.executable, "-I", "-c", "pass"), nr)
     return report("start-up: physview walk self ADDR / python3 -I -c pass", ratio, 5, detail)
 
