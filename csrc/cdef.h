@@ -66,8 +66,8 @@ struct physicalview_walk;
 struct physicalview_page;
 struct physicalview_extent;
 
-int pv_bpf_open(struct pv_bpf **opened, int *stage, char *log,
-		uint32_t log_bytes);
+int pv_bpf_open(struct pv_bpf **opened, const struct pv_bpf *like, int *stage,
+		char *log, uint32_t log_bytes);
 void pv_bpf_close(struct pv_bpf *bpf);
 uint64_t pv_bpf_user_end(const struct pv_bpf *bpf);
 int pv_bpf_walk(struct pv_bpf *bpf, int fd, struct physicalview_walk *walk);
@@ -237,6 +237,7 @@ int pv_cachestat(int fd, uint64_t *counts);
 
 /* process.c */
 int pv_same_mm(int one, int other);
+int pv_order_of_mm(int one, int other);
 
 /* compare.c */
 enum { PV_AGREED_FRAME, PV_AGREED_ZERO, PV_AGREED_SWAP, PV_NR_AGREED };

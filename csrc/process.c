@@ -17,3 +17,17 @@ int pv_same_mm(int one, int other)
 
 	return order < 0 ? -errno : order == 0;
 }
+
+/*
+ * Order two processes by their address spaces, in an order of the kernel's own.
+ * Returns 0 if they share one, 1 if one comes first, 2 if other does, or
+ * -errno.
+ */
+int pv_order_of_mm(int one, int other)
+{
+	long order = syscall(SYS_kcmp, one, other, KCMP_VM, 0, 0);
+
+	if (order < 0)
+		return -errno;
+	return order <= 2 ? (int)order : -EINVAL;
+}

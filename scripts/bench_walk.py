@@ -49,9 +49,11 @@ for _ in range(int(sys.argv[1])):
         memory[0] = 1
         signal.pause()
 print(children[-1], ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
-input()
-for child in children:
-    os.kill(child, signal.SIGKILL)
+try:
+    input()
+finally:
+    for child in children:
+        os.kill(child, signal.SIGKILL)
 """
 
 # Reads the extents of a range by BPF, in the batches that the library makes.

@@ -151,6 +151,26 @@ def test_processes_that_share_an_address_space_are_one(compiled):
 
 
 @pytest.mark.needs("pfn", "kpage")
+def test_many_processes_that_map_one_frame_are_many_owners():
+    """Forks map the same frames at the same addresses, but share no address space."""
+    region = Region(1).touch()
+    pids = [os.getpid()]
+    try:
+        for _ in range(40):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                signal.pause()
+        pfn = pfn_of(region.start)
+        found = find_owners([(pfn, pfn + 1)])
+        assert [owner.pid for owner in found.owners] == sorted(pids)
+        assert not any(owner.sharers for owner in found.owners)
+    finally:
+        for pid in pids[1:]:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+@pytest.mark.needs("pfn", "kpage")
 def test_frames_that_no_process_maps(physview):
     beyond = max(high for _, high in _ram()) + (1 << 30)
     result = physview("owners", "0", str(beyond))

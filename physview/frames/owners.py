@@ -26,7 +26,7 @@ from physview.memory.extents import ExtentReader
 from physview.model import NO_ENTRY, PAGE_SIZE, PM_PFRAME_MASK, PM_PRESENT, Vma
 from physview.sources.frame_source import choose_frame_source
 from physview.sources.kpage import FRAMES_DTYPE, KpageFile
-from physview.sources.procfs import ProcDir, list_pids
+from physview.sources.procfs import ALL, ProcDir, list_pids
 from physview.sources.ram import ram_ranges, read_resources
 
 if TYPE_CHECKING:
@@ -388,7 +388,8 @@ class _FrameSearch:
     def _search_process(self, pid: int, start: int, end: int | None) -> _ProcessFrames:
         proc = ProcDir(pid)
         try:
-            reader = ExtentReader(proc, source=self._source, frames_only=True)
+            within = ALL if end is None else (start, end)
+            reader = ExtentReader(proc, source=self._source, frames_only=True, within=within)
             try:
                 owned = [
                     (vma, *columns)
@@ -445,18 +446,39 @@ class _FrameSearch:
 
 def _without_sharers(
     found: list[_ProcessFrames],
-) -> Iterator[tuple[_ProcessFrames, tuple[int, ...]]]:
-    """Yield one process for each address space, with the pids of the others that share it."""
+) -> list[tuple[_ProcessFrames, tuple[int, ...]]]:
+    """One process for each address space, with the pids of the others that share it."""
+    kept: list[tuple[_ProcessFrames, list[int]]] = []
+    # Compare only processes that map the same frames at the same addresses. In each of these groups
+    # the processes are in the kernel's order of address spaces. So a few comparisons are enough,
+    # also where hundreds of processes map a frame of a library.
+    groups: dict[Any, list[tuple[_ProcessFrames, list[int]]]] = {}
+    for one in found:
+        group = groups.setdefault((len(one.owned), one.owned[0]), [])
+        at, is_same = _find_mm(group, one.pid)
+        if is_same and group[at][0].owned == one.owned:
+            group[at][1].append(one.pid)
+            continue
+        kept.append((one, []))
+        if not is_same:
+            group.insert(at, kept[-1])
+    return [(one, tuple(sharers)) for one, sharers in kept]
+
+
+def _find_mm(group: list[tuple[_ProcessFrames, list[int]]], pid: int) -> tuple[int, bool]:
+    """Find the place of a process in a sorted group, and whether its address space is there.
+
+    If the kernel has no kcmp(), each process is reported separately.
+    """
     _, lib = _ffi.load()
-    left = list(found)
-    while left:
-        one = left.pop(0)
-        # Compare only processes that map the same frames at the same addresses: they are few, and
-        # easy to find. If the kernel has no kcmp(), each process is reported separately.
-        sharers = [
-            other
-            for other in left
-            if other.owned == one.owned and lib.pv_same_mm(one.pid, other.pid) == 1
-        ]
-        left = [other for other in left if other not in sharers]
-        yield one, tuple(other.pid for other in sharers)
+    low, high = 0, len(group)
+    while low < high:
+        middle = (low + high) // 2
+        order = lib.pv_order_of_mm(pid, group[middle][0].pid)
+        if order == 0:
+            return middle, True
+        if order == 2:
+            low = middle + 1
+        else:
+            high = middle
+    return low, False

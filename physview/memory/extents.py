@@ -23,7 +23,7 @@ from physview.files.descriptor import Descriptor
 from physview.model import PAGE_SHIFT, PAGE_SIZE, Vma
 from physview.sources.frame_source import choose_frame_source
 from physview.sources.pagemap import PAGE_IS, scan
-from physview.sources.procfs import MemoryMap, ProcDir
+from physview.sources.procfs import ALL, MemoryMap, ProcDir, Range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,6 +85,7 @@ class ExtentReader(Descriptor):
         frames_only: Whether entries have only the bits that all sources know: present, swap, guard,
             and the frame number or swap slot. Extents are then not split where only other bits
             differ. It is always so unless `source` is "pagemap".
+        within: Only this range of addresses will be read, (start, end).
 
     Raises:
         UsageError: There is no such source.
@@ -101,18 +102,20 @@ class ExtentReader(Descriptor):
         batch: int = BATCH,
         source: str = "pagemap",
         frames_only: bool = False,
+        within: Range = ALL,
     ) -> None:
         self._ffi, self._lib = _ffi.load()
         self._allocate = self._ffi.new_allocator(should_clear_after_alloc=False)
         self._proc = proc
         self._batch = batch
+        self._within = within
         self.zero_pfn = find_zero_pfn()
         self.frames_only = frames_only or source != "pagemap"
         self.source = choose_frame_source(source, proc.nr_resident() if source == "auto" else 0)
         self._fd = proc.open_pagemap()
         try:
             self.use_scan = self._has_scan() if use_scan is None else use_scan
-            self._use_mappings(MemoryMap(proc))
+            self._use_mappings(MemoryMap(proc, within=within))
         except BaseException:
             self.close()
             raise
@@ -134,7 +137,7 @@ class ExtentReader(Descriptor):
         The open pagemap belongs to the old address space. After exec, reading it raises
         ProcessGone.
         """
-        memory = MemoryMap(self._proc, self.memory)
+        memory = MemoryMap(self._proc, self.memory, within=self._within)
         changed = memory.vmas != self.memory.vmas
         if changed:
             self._use_mappings(memory)

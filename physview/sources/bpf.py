@@ -47,17 +47,20 @@ class _Program:
     """The loaded program and the memory that it shares with the core, for one thread at a time."""
 
     idle: ClassVar[list[_Program]] = []
+    first: ClassVar[_Program | None] = None  # what it knows of the kernel, the others copy
 
     def __init__(self) -> None:
         self.ffi, self.lib = _ffi.load()
         opened, stage = self.ffi.new("struct pv_bpf **"), self.ffi.new("int *")
         log = self.ffi.new("char[]", _LOG_BYTES)
-        nr_levels = self.lib.pv_bpf_open(opened, stage, log, _LOG_BYTES)
+        like: Any = self.first.handle if self.first else self.ffi.NULL
+        nr_levels = self.lib.pv_bpf_open(opened, like, stage, log, _LOG_BYTES)
         if nr_levels < 0:
             text = self.ffi.string(log).decode("ascii", "backslashreplace")
             raise _why(-nr_levels, stage[0], self.lib, text)
-        self.handle = self.ffi.gc(opened[0], self.lib.pv_bpf_close)
+        self.handle: Any = self.ffi.gc(opened[0], self.lib.pv_bpf_close)
         self.info = Info(nr_levels, self.lib.pv_bpf_user_end(self.handle))
+        type(self).first = self.first or self
 
     @classmethod
     def take(cls) -> _Program:

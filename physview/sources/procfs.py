@@ -42,6 +42,10 @@ ESCAPED_NEWLINE = "\\012"
 # The mapping that the kernel itself makes. Its flags are the same in every process.
 KERNELS_PATH = "[vvar"
 
+# A range of addresses: (start, end).
+Range = tuple[int, int]
+ALL = (0, 1 << 64)
+
 _ENCODING, _ENCODE_ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 SMAPS_SIZES = frozenset(
@@ -402,20 +406,24 @@ class MemoryMap:
     Args:
         proc: The process.
         before: The mappings at an earlier moment; lines that have not changed are not parsed again.
+        within: Only the mappings that have an address in this range, (start, end).
 
     Raises:
         PhysviewError: /proc/PID/maps cannot be read.
     """
 
-    def __init__(self, proc: ProcDir, before: MemoryMap | None = None) -> None:
+    def __init__(self, proc: ProcDir, before: MemoryMap | None = None, within: Range = ALL) -> None:
         self._proc = proc
         known: dict[bytes, Vma] = before._by_line if before else {}
+        lines = list(proc.iter_lines("maps"))
+        if not lines:  # every living process has a mapping
+            raise proc.error(ProcessLookupError(errno.ESRCH, ""), "maps")
         self._by_line: dict[bytes, Vma] = {
-            line: known.get(line) or proc.parse_maps_line(line) for line in proc.iter_lines("maps")
+            line: known.get(line) or proc.parse_maps_line(line)
+            for line in lines
+            if within == ALL or proctext.is_within(line, *within)
         }
         self.vmas = list(_in_order(self._by_line.values()))
-        if not self.vmas:  # every living process has a mapping
-            raise proc.error(ProcessLookupError(errno.ESRCH, ""), "maps")
         self._ends = [vma.end for vma in self.vmas]
         self._flags: dict[int, frozenset[str]] | None = None
         self._sizes: dict[int, dict[str, int]] | None = None

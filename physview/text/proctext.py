@@ -70,6 +70,18 @@ def numbers(text: bytes) -> list[int]:
     return [int(word) for word in words(text, b" \t\n")]
 
 
+def is_within(line: bytes, start: int, end: int) -> bool:
+    r"""Whether a line of maps is about an address in a range.
+
+    >>> is_within(b"1000-3000 r--p 00000000 00:00 0", 0x2000, 0x9000)
+    True
+    >>> is_within(b"1000-3000 r--p 00000000 00:00 0", 0x3000, 0x9000)
+    False
+    """
+    first, _, rest = line.partition(b"-")
+    return int(first, 16) < end and start < int(rest[: rest.index(b" ")], 16)
+
+
 def value(text: bytes) -> bytes:
     r"""The value in a file that has one value: the text without the last "\n".
 
