@@ -4,11 +4,15 @@
 import csv
 import io
 import json
+import subprocess
+import time
 
 import numpy as np
 import pytest
 from failures import one_line
+from guests import compile_program
 from memory import HUGE, NORESERVE, PAGE, PRIVATE, WAIT, Region, pfnmap_ranges, raw_entry
+from paths import ROOT
 from plain_reads import agreed
 from readings import extents_of
 from users import AS_NOBODY
@@ -25,6 +29,7 @@ from physview.sources.procfs import MemoryMap, ProcDir
 
 pytestmark = pytest.mark.needs("root", "pfn")
 
+CORE_OF_BPF = ("bpf_pages", "bpf_range", "bpf_scan", "bpf_walk", "pagemap", "scan")
 COMMON = PM_PRESENT | PM_SWAP | PM_GUARD_REGION | PM_PFRAME_MASK
 
 
@@ -235,6 +240,44 @@ def test_a_translation_by_bpf_is_that_of_pagemap(stopped):
     for which in (vaddrs, shuffled):
         entries, _ = agreed(lambda: by("pagemap", which), lambda: by("bpf", which))  # noqa: B023
         assert sum(entry >> 63 for entry in entries) > 5000
+
+
+@pytest.mark.needs("cc")
+def test_pagemap_tells_what_is_unstable(tmp_path):
+    """A C program replaces the run of the BPF program: all of its answers change every time."""
+    core = [ROOT / f"csrc/{name}.c" for name in CORE_OF_BPF]
+    program, source = tmp_path / "unstable", ROOT / "tests/support/unstable.c"
+    options = ["-O2", "-Wall", "-Wextra", "-Werror", "-I", ROOT / "csrc"]
+    subprocess.run(["cc", *options, "-o", program, source, *core], check=True)
+    result = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    nr_pages, nr_runs = map(int, result.stdout.split())
+    assert nr_pages == 1500
+    assert nr_runs > 3 * 16  # each answer is asked for again, as often as the core tries
+
+
+@pytest.mark.needs("bpf", "cc")
+def test_a_race_with_all_that_changes_page_tables(tmp_path):
+    """Extents are in order, have only entries of pagemap's form, and miss no page at rest."""
+    with subprocess.Popen(
+        [compile_program(tmp_path, "race"), "60", "mutate"], stdout=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            child.stdout.readline()
+            with ProcDir(child.pid) as proc:
+                at_rest = next(v for v in MemoryMap(proc).vmas if v.path.endswith("/race"))
+            expected = by_pagemap(child.pid, at_rest.start, at_rest.end)
+            nr_pages, stop = 0, time.monotonic() + 5
+            while time.monotonic() < stop:
+                found = by_bpf(child.pid)
+                ends = [vaddr + nr * PAGE for vaddr, _, nr in found]
+                assert all(end <= after[0] for end, after in zip(ends, found[1:], strict=False))
+                assert all(entry & (PM_PRESENT | PM_SWAP) for _, entry, _ in found)
+                assert [item for item in found if item[0] in at_rest] == expected
+                nr_pages += sum(nr for _, _, nr in found)
+        finally:
+            child.kill()
+    assert nr_pages > 10_000
 
 
 class TestBits:
