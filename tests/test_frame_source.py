@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -167,19 +168,27 @@ class TestCommands:
         return printed
 
     def test_pages(self, physview, stopped):
-        pid = str(stopped.pid)
-        table = self.same(physview, "pages", pid, "--columns", "")
-        assert len(table.splitlines()) > 2500
-        document = json.loads(self.same(physview, "pages", pid, "--json"))
+        words = ("pages", str(stopped.pid), "--columns", "node")
+        assert len(self.same(physview, *words).splitlines()) > 2500
+        document = json.loads(self.same(physview, *words, "--json"))
         assert document["source"] == ""
-        rows = list(csv.reader(io.StringIO(self.same(physview, "pages", pid, "--format", "csv"))))
+        rows = list(csv.reader(io.StringIO(self.same(physview, *words, "--format", "csv"))))
         assert len(rows) == len(document["extents"]) + 1
 
     def test_the_summary_of_pages(self, physview, stopped):
-        pid = str(stopped.pid)
-        assert "total" in self.same(physview, "pages", pid, "--summary")
-        document = json.loads(self.same(physview, "pages", pid, "--summary", "--json"))
-        assert document["source"] == ""
+        def by(source):
+            words = ("pages", str(stopped.pid), "--summary", "--json", "--source", source)
+            document = json.loads(physview(*words).stdout)
+            assert document.pop("source") == source
+            counts = Counter()
+            for count in document.pop("counts"):
+                # A kernel that watches which pages are used changes these flags all the time.
+                flags = set(count["flags"]) - {"referenced", "active", "idle"}
+                counts[frozenset(flags)] += count["nr_pages"]
+            return document, counts
+
+        document, _ = agreed(lambda: by("pagemap"), lambda: by("bpf"))
+        assert document["nr_pages"] > 10_000
 
     def test_owners(self, physview, stopped):
         frames = [entry & PM_PFRAME_MASK for _, entry, _ in by_bpf(stopped.pid) if entry >> 63]
@@ -326,9 +335,7 @@ class TestRefusals:
     )
     def test_nobody_may_not_load_a_program(self, physview, words):
         result = physview(*words, "--source", "bpf", prefix=AS_NOBODY)
-        assert "CAP_BPF and CAP_PERFMON; run as root, or use --source pagemap" in one_line(
-            result, 1
-        )
+        assert "; run as root, or use --source pagemap" in one_line(result, 1)
 
     @pytest.mark.needs("nobody")
     def test_nobody_gets_pagemaps_answer(self, physview):
