@@ -10,12 +10,12 @@
 
 static uint64_t region_of(uint64_t vaddr)
 {
-	return vaddr >> (PV_PAGE_SHIFT + PV_TABLE_SHIFT);
+	return vaddr >> part_reach();
 }
 
 /*
  * Ask for the first of some addresses, and for those after it that share its
- * lowest table. Returns how many addresses these are.
+ * part of a lowest table. Returns how many addresses these are.
  */
 static uint64_t request_pages(struct pv_bpf *bpf, uint32_t i,
 			      const uint64_t *vaddrs, uint64_t nr)
@@ -44,7 +44,7 @@ static void found_page(const struct pv_bpf *bpf, uint32_t i, uint64_t vaddr,
 	const struct bpf_walk_answer *answer = &bpf->area->answers[i];
 
 	if (!bpf->area->requests[i].nr_levels)
-		*page = pv_bpf_beyond;
+		*page = pv_bpf_beyond();
 	else if (has_table(answer))
 		pv_bpf_decode(
 			bpf, vaddr,
@@ -157,8 +157,8 @@ static int write_columns(const struct pv_bpf *bpf, int fd, uint32_t i,
 		if (is_table)
 			entry = bpf->area->tables[i][index_of(vaddr,
 							      PV_PAGE_SHIFT)];
-		if (entry & X86_PRESENT) {
-			uint64_t paddr = entry & X86_ADDRESS;
+		if (entry_is_present(entry)) {
+			uint64_t paddr = entry_present_paddr(entry);
 
 			columns->entries[k] =
 				PM_PRESENT | paddr >> PV_PAGE_SHIFT;

@@ -5,7 +5,8 @@
  * the addresses.
  *
  * Two levels are copied in rounds: first some middle tables, then the lowest
- * tables below them. The few tables above are copied one by one.
+ * tables below them. The few tables above are copied one by one. A table that
+ * is larger than 4 KiB is copied in parts; a part is called a table here.
  */
 #include "bpf_walk.h"
 
@@ -33,13 +34,14 @@ struct round {
 };
 
 /*
- * Copy the table of a level that reaches an address, unless it was the last one
- * copied. Returns 1 if there is one; 0 if what is higher says all, in answer 0.
+ * Copy the part of the table of a level that reaches an address, unless it was
+ * the last one copied. Returns 1 if there is one; 0 if what is higher says all,
+ * in answer 0.
  */
 int pv_bpf_copy_table(struct pv_bpf *bpf, int fd, uint64_t vaddr,
 		      uint32_t level, struct pv_table *table)
 {
-	unsigned int span = shift_of(bpf, level) + PV_TABLE_SHIFT;
+	unsigned int span = shift_of(bpf, level) + PV_PART_SHIFT;
 	int error;
 
 	if (table->is_valid && vaddr >> span == table->start >> span)
@@ -79,8 +81,15 @@ static int find_middle(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t end,
 		       struct pv_middle *middle)
 {
 	const uint32_t above = bpf->nr_levels - 2;
+	const unsigned int reach = shift_of(bpf, above) + PV_PART_SHIFT;
 	uint32_t level = 0;
 
+	if (!above && at < end) { /* the middle table is the root */
+		*middle = (struct pv_middle){ .start = at,
+					      .end = end_of(at, reach, end),
+					      .is_table = true };
+		return 1;
+	}
 	while (at < end) {
 		struct pv_table *table = &bpf->above[level];
 		unsigned int shift = shift_of(bpf, level);
@@ -106,6 +115,8 @@ static int find_middle(struct pv_bpf *bpf, int fd, uint64_t at, uint64_t end,
 			middle->is_stable = true;
 			middle->shift = shift;
 			middle->entry = entry;
+			if (middle->is_table)
+				middle->end = end_of(at, reach, middle->end);
 			return 1;
 		}
 	}
@@ -146,6 +157,8 @@ static int copy_middles(struct pv_bpf *bpf, int fd, uint32_t max, uint64_t end,
 		if (has_table(&bpf->area->answers[nr_asked]))
 			memcpy(middle->entries, bpf->area->tables[nr_asked],
 			       sizeof(middle->entries));
+		else if (!bpf->area->answers[nr_asked].nr_read)
+			return -EFAULT; /* the root is always there */
 		else
 			keep_last(bpf, &bpf->area->answers[nr_asked], middle);
 		nr_asked++;
@@ -165,17 +178,19 @@ static int copy_lowest(struct pv_bpf *bpf, int fd, uint32_t max,
 		const struct pv_middle *middle = &bpf->middles[i];
 		uint64_t at = middle->start;
 
-		for (; middle->is_table && at < middle->end;
-		     at = end_of(at, shift, middle->end)) {
+		while (middle->is_table && at < middle->end) {
 			if (!entry_is_table(
-				    middle->entries[index_of(at, shift)]))
+				    middle->entries[index_of(at, shift)])) {
+				at = end_of(at, shift, middle->end);
 				continue;
+			}
 			if (nr == max) {
 				round->end = at;
 				round->is_cut = true;
 				goto full;
 			}
 			pv_bpf_request(bpf, nr++, at, bpf->nr_levels - 1, true);
+			at = end_of(at, part_reach(), middle->end);
 		}
 	}
 full:
@@ -208,16 +223,19 @@ static uint64_t visit_middle(struct pv_bpf *bpf, const struct pv_middle *middle,
 
 	for (; at < end; at = next) {
 		uint64_t entry = middle->entries[index_of(at, shift)];
-		struct pv_found found = { .start = at,
-					  .end = end_of(at, shift, end),
-					  .entry = entry,
-					  .shift = shift,
-					  .is_stable = true };
+		bool leads_on = entry_is_table(entry);
+		struct pv_found found = {
+			.start = at,
+			.end = end_of(at, leads_on ? part_reach() : shift, end),
+			.entry = entry,
+			.shift = shift,
+			.is_stable = true,
+		};
 
 		next = found.end;
 		if (entry_is_none(entry))
 			continue;
-		if (entry_is_table(entry)) {
+		if (leads_on) {
 			const struct bpf_walk_answer *answer =
 				&bpf->area->answers[*i];
 

@@ -79,17 +79,17 @@ static bool convert(const __u64 *table, uint64_t nr, uint64_t *converted)
 	uint64_t others = 0;
 
 	for (uint64_t i = 0; i < nr; i++) {
-		uint64_t entry = table[i], present = entry & X86_PRESENT;
+		uint64_t entry = table[i], present = entry_is_present(entry);
 
-		converted[i] =
-			(present << PM_PRESENT_BIT) |
-			((entry & X86_ADDRESS & -present) >> PV_PAGE_SHIFT);
+		converted[i] = (present << PM_PRESENT_BIT) |
+			       ((entry_present_paddr(entry) & -present) >>
+				PV_PAGE_SHIFT);
 		others |= entry & (present - 1);
 	}
 	if (entry_is_none(others))
 		return true;
 	for (uint64_t i = 0; i < nr; i++)
-		if (!(table[i] & X86_PRESENT) &&
+		if (!entry_is_present(table[i]) &&
 		    !convert_entry(table[i], &converted[i]))
 			return false;
 	return true;

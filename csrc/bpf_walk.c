@@ -24,8 +24,9 @@ void pv_bpf_decode(const struct pv_bpf *bpf, uint64_t vaddr, uint64_t entry,
 	} else if (shift > PV_PAGE_SHIFT + 2 * PV_TABLE_SHIFT) {
 		page->kind = PHYSICALVIEW_KIND_BAD;
 	} else if (entry_is_page(entry, shift == PV_PAGE_SHIFT)) {
-		page->kind = entry & X86_PRESENT ? PHYSICALVIEW_KIND_PRESENT
-						 : PHYSICALVIEW_KIND_PROT_NONE;
+		page->kind = entry_is_present(entry)
+				     ? PHYSICALVIEW_KIND_PRESENT
+				     : PHYSICALVIEW_KIND_PROT_NONE;
 		page->paddr = entry_paddr(entry, shift) |
 			      (vaddr & ((UINT64_C(1) << shift) - 1));
 	} else {
@@ -48,10 +49,13 @@ uint64_t pv_bpf_user_end(const struct pv_bpf *bpf)
 }
 
 /* The result for an address above user space. */
-const struct physicalview_page pv_bpf_beyond = {
-	.kind = PHYSICALVIEW_KIND_BEYOND,
-	.page_shift = PV_PAGE_SHIFT,
-};
+struct physicalview_page pv_bpf_beyond(void)
+{
+	return (struct physicalview_page){
+		.kind = PHYSICALVIEW_KIND_BEYOND,
+		.page_shift = PV_PAGE_SHIFT,
+	};
+}
 
 /*
  * Answer the first nr requests, and again those whose answer changed meanwhile.
@@ -95,7 +99,7 @@ int pv_bpf_walk(struct pv_bpf *bpf, int fd, struct physicalview_walk *walk)
 
 	walk->nr_levels = 0;
 	if (walk->vaddr >= pv_bpf_user_end(bpf)) {
-		walk->page = pv_bpf_beyond;
+		walk->page = pv_bpf_beyond();
 		return 0;
 	}
 	pv_bpf_request(bpf, 0, walk->vaddr, bpf->nr_levels, false);

@@ -21,6 +21,9 @@
 #define PV_DIRECT_MAP_STEP (UINT64_C(1) << 30)
 #define PV_DIRECT_MAP_LOWEST UINT64_C(0xff11000000000000)
 
+/* Log2 of BPF_WALK_ENTRIES. A table of 4 KiB has one part. */
+#define PV_PART_SHIFT 9
+
 /* Not in the page tables: an answer that never stood still. model.PageKind */
 #define PV_KIND_UNSTABLE 10
 
@@ -119,6 +122,12 @@ static inline void pv_bpf_request(struct pv_bpf *bpf, uint32_t i,
 	};
 }
 
+/* Log2 of what one part of a lowest table reaches. */
+static inline unsigned int part_reach(void)
+{
+	return PV_PAGE_SHIFT + PV_PART_SHIFT;
+}
+
 /* bpf_load.c, bpf_types.c */
 int pv_bpf_find_types(struct pv_bpf *bpf);
 int pv_bpf_run(struct pv_bpf *bpf, int fd, uint32_t first, uint32_t nr);
@@ -136,6 +145,6 @@ void pv_bpf_decode(const struct pv_bpf *bpf, uint64_t vaddr, uint64_t entry,
 void pv_bpf_decode_last(const struct pv_bpf *bpf,
 			const struct bpf_walk_answer *answer, uint64_t vaddr,
 			struct physicalview_page *page);
-extern const struct physicalview_page pv_bpf_beyond;
+struct physicalview_page pv_bpf_beyond(void);
 
 #endif

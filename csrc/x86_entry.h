@@ -31,6 +31,12 @@ static inline bool entry_is_table(uint64_t entry)
 	return (entry & (X86_PRESENT | X86_PSE)) == X86_PRESENT;
 }
 
+/* Whether the hardware finds a page or a table through the entry. */
+static inline bool entry_is_present(uint64_t entry)
+{
+	return entry & X86_PRESENT;
+}
+
 /*
  * Whether the entry maps a page. Above the lowest level the size bit is enough:
  * while a huge page is split, its entry is not present for a moment.
@@ -46,6 +52,12 @@ static inline uint64_t entry_paddr(uint64_t entry, unsigned int shift)
 	if (!(entry & X86_PRESENT))
 		entry = ~entry;
 	return entry & X86_ADDRESS & ~((UINT64_C(1) << shift) - 1);
+}
+
+/* The same for an entry of the lowest level that is present. */
+static inline uint64_t entry_present_paddr(uint64_t entry)
+{
+	return entry & X86_ADDRESS;
 }
 
 static inline unsigned int entry_swap_type(uint64_t entry)

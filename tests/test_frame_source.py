@@ -337,6 +337,15 @@ class TestRefusals:
         result = physview(*words, "--source", "bpf", prefix=AS_NOBODY)
         assert "; run as root, or use --source pagemap" in one_line(result, 1)
 
+    @pytest.mark.needs("bpf", "kpage", "kthread")
+    @pytest.mark.parametrize("pid", ["2", "4194303"])
+    def test_a_process_without_memory_is_refused_as_by_pagemap(self, physview, pid):
+        for words in (("pages", pid), ("owners", "1", "--pid", pid)):
+            by_bpf, by_pagemap = (
+                one_line(physview(*words, "--source", source), 1) for source in ("bpf", "pagemap")
+            )
+            assert by_bpf == by_pagemap
+
     @pytest.mark.needs("nobody")
     def test_nobody_gets_pagemaps_answer(self, physview):
         result = physview("pages", "self", "--json", prefix=AS_NOBODY)
