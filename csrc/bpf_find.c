@@ -11,8 +11,6 @@
 #include <unistd.h>
 
 #include "bpf_walk.h"
-#include "x86_entry.h"
-
 struct find_visitor {
 	struct pv_visitor visitor;
 	const struct pv_frames *runs; /* sorted */

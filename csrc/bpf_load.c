@@ -21,7 +21,19 @@
 
 #include "bpf/walk_program.h"
 
-#define LOG_BYTES (1 << 16)
+/* A page of our own that moves while it is looked at is tried again. */
+#define MAX_TRIES 16
+
+/* The smallest user space of arm64 has addresses of so many bits. */
+#define MIN_USER_BITS 36
+#define MAX_USER_BITS 56
+
+/* The root table lies in RAM, below this physical address. */
+#define HIGHEST_ROOT (UINT64_C(1) << 48)
+
+#if defined(__aarch64__)
+struct arm64_format pv_arm64;
+#endif
 
 static long sys_bpf(int command, union bpf_attr *attributes)
 {
@@ -166,14 +178,48 @@ int pv_bpf_run(struct pv_bpf *bpf, int fd, uint32_t first, uint32_t nr)
 
 static int64_t frame_of(int pagemap_fd, const void *page)
 {
-	uint64_t entry;
+	uint64_t entry = 0;
 
-	if (pread(pagemap_fd, &entry, sizeof(entry),
-		  (off_t)((uintptr_t)page / PV_PAGE * 8)) != sizeof(entry))
-		return -EIO;
+	/* While the page moves it is not present for a moment. */
+	for (int i = 0; i < MAX_TRIES && !(entry & PM_PRESENT); i++)
+		if (pread(pagemap_fd, &entry, sizeof(entry),
+			  (off_t)((uintptr_t)page / PV_PAGE * 8)) !=
+		    sizeof(entry))
+			return -EIO;
 	if (!(entry & PM_PRESENT) || !(entry & PM_PFRAME_MASK))
 		return -EPERM;
 	return (int64_t)(entry & PM_PFRAME_MASK);
+}
+
+/* Two pages of our own. Each begins with a random word. */
+static uint64_t *make_pages(uint64_t *pages[2])
+{
+	pages[0] = mmap(NULL, 2 * PV_PAGE, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (pages[0] == MAP_FAILED)
+		return NULL;
+	pages[1] = pages[0] + PV_PAGE / sizeof(**pages);
+	for (int i = 0; i < 2; i++) {
+		if (getrandom(pages[i], 8, 0) != 8) {
+			munmap(pages[0], 2 * PV_PAGE);
+			return NULL;
+		}
+	}
+	return pages[0];
+}
+
+/* Whether the kernel reads the word of a page there, with RAM mapped at base.
+ */
+static int is_found(struct pv_bpf *bpf, int pagemap_fd, const uint64_t *page,
+		    uint64_t base)
+{
+	/* Again each time: the page may move meanwhile. */
+	int64_t frame = frame_of(pagemap_fd, page);
+
+	if (frame < 0)
+		return (int)frame;
+	bpf->area->word_at = base + (uint64_t)frame * PV_PAGE;
+	return !pv_bpf_run(bpf, pagemap_fd, 0, 0) && bpf->area->word == *page;
 }
 
 /*
@@ -182,88 +228,138 @@ static int64_t frame_of(int pagemap_fd, const void *page)
  * word: where it is read at base + its physical address, that is the base. A
  * second page proves it.
  */
-static int find_direct_map(struct pv_bpf *bpf, int pagemap_fd)
+static int find_direct_map(struct pv_bpf *bpf, int pagemap_fd,
+			   uint64_t *pages[2])
 {
-	uint64_t *pages =
-		mmap(NULL, 2 * PV_PAGE, PROT_READ | PROT_WRITE,
-		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-	uint64_t *other = pages + PV_PAGE / sizeof(*pages);
-	struct bpf_walk_area *area = bpf->area;
-	int error = -ENXIO;
-	uint64_t base;
+	uint64_t base, below;
+	int found;
 
-	if (pages == MAP_FAILED)
-		return -errno;
-	if (getrandom(pages, 8, 0) != 8 || getrandom(other, 8, 0) != 8) {
-		error = -errno;
-		goto out;
-	}
-	area->word_at = 0;
-	error = pv_bpf_run(bpf, pagemap_fd, 0, 0);
-	if (error)
-		goto out;
-	error = -ENXIO;
-	base = area->pgd & ~(PV_DIRECT_MAP_STEP - 1);
-	for (; base >= PV_DIRECT_MAP_LOWEST; base -= PV_DIRECT_MAP_STEP) {
-		/* Again each time: the page may move meanwhile. */
-		int64_t frame = frame_of(pagemap_fd, pages);
-
-		if (frame < 0) {
-			error = (int)frame;
+	bpf->area->word_at = 0;
+	found = pv_bpf_run(bpf, pagemap_fd, 0, 0);
+	if (found)
+		return found;
+	base = bpf->area->pgd & ~(PV_DIRECT_MAP_STEP - 1);
+	for (below = 0; below < HIGHEST_ROOT; below += PV_DIRECT_MAP_STEP) {
+		found = is_found(bpf, pagemap_fd, pages[0], base - below);
+		if (found > 0)
+			found = is_found(bpf, pagemap_fd, pages[1],
+					 base - below);
+		if (found)
 			break;
-		}
-		area->word_at = base + (uint64_t)frame * PV_PAGE;
-		if (pv_bpf_run(bpf, pagemap_fd, 0, 0) || area->word != *pages)
-			continue;
-		frame = frame_of(pagemap_fd, other);
-		if (frame < 0)
-			continue;
-		area->word_at = base + (uint64_t)frame * PV_PAGE;
-		if (pv_bpf_run(bpf, pagemap_fd, 0, 0) || area->word != *other)
-			continue;
-		area->direct_map = base;
-		error = 0;
-		break;
 	}
-out:
-	area->word_at = 0;
-	munmap(pages, 2 * PV_PAGE);
-	return error;
+	bpf->area->word_at = 0;
+	bpf->area->direct_map = base - below;
+	return found < 0 ? found : found ? 0 : -ENXIO;
 }
 
-/* 5 levels if the address space of a 64-bit process reaches beyond 2^47. */
+/*
+ * Find the number of levels by the size of user space: pagemap has an entry for
+ * each page of it, and none above. x86-64 has 47 or 56 bits, and the kernel's
+ * half in the same tables. arm64 has 36, 39, 42, 47, 48 or 52.
+ */
 static int find_levels(struct pv_bpf *bpf, int pagemap_fd)
 {
-	const uint64_t beyond = (UINT64_C(1) << 47) / PV_PAGE * 8;
+	unsigned int bits = MIN_USER_BITS;
+	struct bpf_walk_area *area = bpf->area;
 	uint64_t entry;
-	ssize_t nr = pread(pagemap_fd, &entry, sizeof(entry), (off_t)beyond);
+	ssize_t nr;
 
-	if (nr < 0)
-		return -errno;
-	bpf->nr_levels = nr ? 5 : 4;
+	for (;; bits++) {
+		nr = pread(pagemap_fd, &entry, sizeof(entry),
+			   (off_t)((UINT64_C(1) << bits) / PV_PAGE * 8));
+		if (nr < 0)
+			return -errno;
+		if (!nr)
+			break;
+		if (bits == MAX_USER_BITS)
+			return -ENOTSUP;
+	}
+	bpf->user_end = (UINT64_C(1) << bits) - PV_USER_GAP;
+	bits += PV_KERNEL_BITS;
+	bpf->nr_levels =
+		(bits - PV_PAGE_SHIFT + PV_TABLE_SHIFT - 1) / PV_TABLE_SHIFT;
+	if (bpf->nr_levels < 2 || bpf->nr_levels > BPF_WALK_LEVELS)
+		return -ENOTSUP;
 	for (uint32_t level = 0; level < bpf->nr_levels; level++)
-		bpf->area->shifts[level] =
+		area->shifts[level] =
 			PV_PAGE_SHIFT +
 			PV_TABLE_SHIFT * (bpf->nr_levels - 1 - level);
 	return 0;
 }
 
-/* Find out what the program must know of this kernel. */
-static int find_kernel(struct pv_bpf *bpf)
+/*
+ * Walk to two pages of our own, one of which is PROT_NONE, and compare with
+ * pagemap: no answer counts before this one is right. On arm64 their entries
+ * also tell what entries look like here.
+ */
+static int check_walk(struct pv_bpf *bpf, int pagemap_fd, uint64_t *pages[2])
 {
-	int pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	int error;
+	const uint32_t kinds[] = { PHYSICALVIEW_KIND_PRESENT,
+				   PHYSICALVIEW_KIND_PROT_NONE };
+	struct physicalview_walk walks[2];
 
-	if (pagemap_fd < 0)
+	if (mprotect(pages[1], PV_PAGE, PROT_NONE))
 		return -errno;
+	for (int tries = 0; tries < MAX_TRIES; tries++) {
+		bool is_right = true;
+		int64_t frames[2];
+
+		for (int i = 0; i < 2; i++) {
+			struct physicalview_walk *walk = &walks[i];
+			int error;
+
+			walk->vaddr = (uintptr_t)pages[i];
+			error = pv_bpf_walk(bpf, pagemap_fd, walk);
+			if (error)
+				return error;
+			frames[i] = frame_of(pagemap_fd, pages[i]);
+			if (frames[i] < 0)
+				return (int)frames[i];
+			is_right &= walk->page.kind == kinds[i] &&
+				    walk->page.paddr ==
+					    (uint64_t)frames[i] * PV_PAGE;
+		}
+		if (is_right)
+			return 0;
+		entry_find_format(walks[0].page.entry,
+				  (uint64_t)frames[0] * PV_PAGE,
+				  walks[1].page.entry);
+	}
+	return -EBADMSG;
+}
+
+/* Learn what the program must know of this machine. *stage is as below. */
+static int find_machine(struct pv_bpf *bpf, int *stage)
+{
+	uint64_t *pages[2];
+	int fd, error;
+
+	*stage = PV_BPF_CHECK;
 	bpf->area->frame_mask = PV_FRAME_MASK;
+	bpf->area->high_mask = PV_HIGH_MASK;
+	bpf->area->high_shift = PV_HIGH_SHIFT;
 	bpf->area->table_mask = PV_TABLE_MASK;
 	bpf->area->table_value = PV_TABLE_VALUE;
-	bpf->area->index_mask = BPF_WALK_ENTRIES - 1;
-	error = find_levels(bpf, pagemap_fd);
-	if (!error)
-		error = find_direct_map(bpf, pagemap_fd);
-	close(pagemap_fd);
+	bpf->area->index_mask = (UINT64_C(1) << PV_TABLE_SHIFT) - 1;
+	fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if (!make_pages(pages)) {
+		error = -errno;
+		close(fd);
+		return error;
+	}
+	error = find_levels(bpf, fd);
+	if (!error) {
+		*stage = PV_BPF_DIRECT_MAP;
+		error = find_direct_map(bpf, fd, pages);
+	}
+	if (!error) {
+		*stage = PV_BPF_CHECK;
+		error = check_walk(bpf, fd, pages);
+	}
+	munmap(pages[0], 2 * PV_PAGE);
+	close(fd);
 	return error;
 }
 
@@ -273,6 +369,7 @@ static void copy_knowledge(struct pv_bpf *bpf, const struct pv_bpf *like)
 	memcpy(bpf->area, like->area, offsetof(struct bpf_walk_area, fd));
 	memcpy(bpf->swap_kinds, like->swap_kinds, sizeof(bpf->swap_kinds));
 	bpf->nr_levels = like->nr_levels;
+	bpf->user_end = like->user_end;
 }
 
 /*
@@ -289,6 +386,10 @@ int pv_bpf_open(struct pv_bpf **opened, const struct pv_bpf *like, int *stage,
 
 	if (!bpf)
 		return -ENOMEM;
+#if defined(__aarch64__)
+	pv_arm64.page_shift = (unsigned int)__builtin_ctzl(
+		(unsigned long)sysconf(_SC_PAGESIZE));
+#endif
 	bpf->map_fd = bpf->program_fd = -1;
 	*stage = PV_BPF_MAP;
 	error = make_map(bpf);
@@ -305,8 +406,7 @@ int pv_bpf_open(struct pv_bpf **opened, const struct pv_bpf *like, int *stage,
 	error = load_program(bpf, log, log_bytes);
 	if (error)
 		goto fail;
-	*stage = PV_BPF_DIRECT_MAP;
-	error = like ? 0 : find_kernel(bpf);
+	error = like ? 0 : find_machine(bpf, stage);
 	if (error)
 		goto fail;
 	*opened = bpf;

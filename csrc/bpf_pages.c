@@ -6,8 +6,6 @@
 #include <errno.h>
 
 #include "bpf_walk.h"
-#include "x86_entry.h"
-
 static uint64_t region_of(uint64_t vaddr)
 {
 	return vaddr >> part_reach();

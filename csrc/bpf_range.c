@@ -13,8 +13,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "x86_entry.h"
-
 /*
  * A call ends after so many lowest tables, if not before. So the caller can
  * react to a signal: these tables reach 16 GiB and take some milliseconds.
@@ -32,6 +30,18 @@ struct round {
 	uint32_t nr_lowest;
 	bool is_cut; /* there are more lowest tables than the round takes */
 };
+
+/* Keep the copy that answers a request, which is of a table of a level. */
+static void keep_table(const struct pv_bpf *bpf, uint32_t i, uint32_t level,
+		       __u64 *entries)
+{
+	const size_t size = sizeof(bpf->area->tables[i]);
+	/* A root table that is smaller than a part begins somewhere in it. */
+	size_t begin = level ? 0 : bpf->area->pgd % size;
+
+	memcpy(entries, (const char *)bpf->area->tables[i] + begin,
+	       size - begin);
+}
 
 /*
  * Copy the part of the table of a level that reaches an address, unless it was
@@ -55,7 +65,7 @@ int pv_bpf_copy_table(struct pv_bpf *bpf, int fd, uint64_t vaddr,
 		return level ? 0 : -EFAULT;
 	table->start = vaddr >> span << span;
 	table->is_valid = true;
-	memcpy(table->entries, bpf->area->tables[0], sizeof(table->entries));
+	keep_table(bpf, 0, level, table->entries);
 	return 1;
 }
 
@@ -155,8 +165,8 @@ static int copy_middles(struct pv_bpf *bpf, int fd, uint32_t max, uint64_t end,
 		if (!middle->is_table)
 			continue;
 		if (has_table(&bpf->area->answers[nr_asked]))
-			memcpy(middle->entries, bpf->area->tables[nr_asked],
-			       sizeof(middle->entries));
+			keep_table(bpf, nr_asked, bpf->nr_levels - 2,
+				   middle->entries);
 		else if (!bpf->area->answers[nr_asked].nr_read)
 			return -EFAULT; /* the root is always there */
 		else

@@ -18,8 +18,6 @@
 
 #include "bpf_walk.h"
 #include "scan.h"
-#include "x86_entry.h"
-
 /* Whom to believe about the mapping that is read. */
 enum belief { BELIEVE_TABLES, DOUBT, BELIEVE_PAGEMAP };
 

@@ -8,8 +8,6 @@
 
 #include <errno.h>
 
-#include "x86_entry.h"
-
 /* After so many steps, each of up to 256 tables, a call returns to its caller,
  * who may be interrupted. */
 #define MAX_STEPS 64
@@ -92,6 +90,15 @@ static void note_huge(const struct pv_bpf *bpf, uint64_t entry,
 	tables->huge[tables->nr_huge++] = (struct pv_frames){ pfn, 1 };
 }
 
+/* Where the table of a level is that answer 0 leads to. */
+static uint64_t table_paddr(const struct bpf_walk_area *area, uint32_t level)
+{
+	uint64_t entry = area->answers[0].entry[level - 1];
+
+	return (entry & area->frame_mask) | (entry & area->high_mask)
+						    << area->high_shift;
+}
+
 /* Count a table that was copied, the one of a level above the lowest. */
 static void count_copied(const struct pv_bpf *bpf, uint32_t level,
 			 const struct pv_table *table, struct pv_tables *tables)
@@ -110,8 +117,7 @@ static void count_copied(const struct pv_bpf *bpf, uint32_t level,
 		tables->leaf_tables[tables->nr_leaf_tables++] =
 			(struct pv_leaf_table){
 				.vaddr = table->start,
-				.paddr = area->answers[0].entry[level - 1] &
-					 area->frame_mask,
+				.paddr = table_paddr(area, level),
 				.nr_filled = nr_filled,
 			};
 }
@@ -243,6 +249,10 @@ int pv_bpf_tables(struct pv_bpf *bpf, int fd, struct pv_tables *tables)
 {
 	const uint64_t end = pv_bpf_user_end(bpf);
 
+	/* Larger tables are copied in parts, which are not put together here.
+	 */
+	if (PV_TABLE_SHIFT != PV_PART_SHIFT)
+		return -ENOTSUP;
 	/* Tables that an earlier call copied are stale. */
 	for (uint32_t level = 0; level < bpf->nr_levels - 1; level++)
 		table_of(bpf, level)->is_valid = false;

@@ -14,7 +14,6 @@
 #include <unistd.h>
 
 #include "bpf_walk.h"
-#include "kmod/uapi/physicalview.h"
 
 #define KERNEL_BTF "/sys/kernel/btf/vmlinux"
 
@@ -82,6 +81,7 @@ static bool btf_is_named(const struct btf *btf, uint32_t name,
 	size_t length = strlen(wanted) + 1;
 
 	return name < (size_t)(btf->names_end - btf->names) &&
+	       btf->names[name] == *wanted &&
 	       (size_t)(btf->names_end - btf->names) - name >= length &&
 	       !memcmp(btf->names + name, wanted, length);
 }
@@ -214,7 +214,9 @@ struct features {
 	bool memory_failure;  /* CONFIG_MEMORY_FAILURE */
 	bool exclusive_range; /* CONFIG_DEVICE_PRIVATE until 6.14: 4 types */
 	bool exclusive;	      /* the same from 6.15 on: 3 types */
-	bool vma_lock; /* 6.4: a page that could not be read is a marker */
+	bool vma_lock;	  /* 6.4: a page that could not be read is a marker */
+	bool rmap_flags;  /* 5.19, a typedef: migration has 3 types, not 2 */
+	bool userfaultfd; /* CONFIG_USERFAULTFD */
 };
 
 static void find_feature(const struct btf *btf, const struct btf_type *type,
@@ -228,11 +230,25 @@ static void find_feature(const struct btf *btf, const struct btf_type *type,
 		{ "make_device_exclusive_range", &features->exclusive_range },
 		{ "make_device_exclusive", &features->exclusive },
 		{ "lock_vma_under_rcu", &features->vma_lock },
+		{ "handle_userfault", &features->userfaultfd },
 	};
 
 	for (size_t i = 0; i < sizeof(wanted) / sizeof(wanted[0]); i++)
 		if (btf_is_named(btf, type->name_off, wanted[i].name))
 			*wanted[i].there = true;
+}
+
+/*
+ * The types of markers. Before 6.4 errors had a type of their own, and markers
+ * were there only where userfaultfd protects pages from writing.
+ */
+static int count_markers(const struct features *features)
+{
+	if (!features->rmap_flags)
+		return 0;
+	if (features->vma_lock)
+		return 1;
+	return PV_OLD_UFFD_WP && features->userfaultfd ? 2 : 1;
 }
 
 /*
@@ -247,11 +263,11 @@ static void name_swap_types(uint8_t *kinds, const struct features *features)
 		uint8_t kind;
 		int nr;
 	} from_top[] = {
-		{ PHYSICALVIEW_KIND_MARKER, features->vma_lock ? 1 : 2 },
+		{ PHYSICALVIEW_KIND_MARKER, count_markers(features) },
 		{ PHYSICALVIEW_KIND_DEVICE, features->exclusive		? 3
 					    : features->exclusive_range ? 4
 									: 0 },
-		{ PHYSICALVIEW_KIND_MIGRATION, 3 },
+		{ PHYSICALVIEW_KIND_MIGRATION, features->rmap_flags ? 3 : 2 },
 		{ PHYSICALVIEW_KIND_HWPOISON, features->memory_failure },
 	};
 	int type = 1 << SWAP_TYPE_BITS;
@@ -289,6 +305,9 @@ static int find_offsets(struct bpf_walk_offsets *offsets,
 
 		if (BTF_INFO_KIND(type->info) == BTF_KIND_FUNC)
 			find_feature(&btf, type, features);
+		if (BTF_INFO_KIND(type->info) == BTF_KIND_TYPEDEF &&
+		    btf_is_named(&btf, type->name_off, "rmap_t"))
+			features->rmap_flags = true;
 		if (BTF_INFO_KIND(type->info) != BTF_KIND_STRUCT ||
 		    !BTF_INFO_VLEN(type->info))
 			continue;
@@ -315,7 +334,10 @@ int pv_bpf_find_types(struct pv_bpf *bpf)
 	struct features features = { 0 };
 	int error = find_offsets(&bpf->area->offsets, &features);
 
-	if (!error)
-		name_swap_types(bpf->swap_kinds, &features);
-	return error;
+	if (error)
+		return error;
+	if (PV_NEEDS_5_19 && !features.rmap_flags)
+		return -ENOTSUP;
+	name_swap_types(bpf->swap_kinds, &features);
+	return 0;
 }

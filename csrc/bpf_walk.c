@@ -8,10 +8,11 @@
 #include <errno.h>
 #include <string.h>
 
-#include "x86_entry.h"
-
 /* A table that changed while it was copied is read again, at most so often. */
 #define MAX_TRIES 16
+
+/* A pointer of arm64's kernel can have a tag above its address. */
+#define ADDRESS_MASK ((UINT64_C(1) << 56) - 1)
 
 /* Decode the entry of a level: nothing, a page, or a page that is elsewhere. */
 void pv_bpf_decode(const struct pv_bpf *bpf, uint64_t vaddr, uint64_t entry,
@@ -44,8 +45,7 @@ void pv_bpf_decode(const struct pv_bpf *bpf, uint64_t vaddr, uint64_t entry,
 
 uint64_t pv_bpf_user_end(const struct pv_bpf *bpf)
 {
-	return (UINT64_C(1) << (shift_of(bpf, 0) + PV_TABLE_SHIFT - 1)) -
-	       PV_PAGE;
+	return bpf->user_end;
 }
 
 /* The result for an address above user space. */
@@ -112,13 +112,14 @@ int pv_bpf_walk(struct pv_bpf *bpf, int fd, struct physicalview_walk *walk)
 			&walk->levels[walk->nr_levels++];
 
 		*at = (struct physicalview_level){
-			.address =
-				answer->address[level] - bpf->area->direct_map,
+			.address = (answer->address[level] -
+				    bpf->area->direct_map) &
+				   ADDRESS_MASK,
 			.entry = answer->entry[level],
 			.shift = shift_of(bpf, level),
 		};
-		/* The second level is folded where there are four. */
-		if (!level && skipped) {
+		/* Where there are four, the second is folded, and so on. */
+		for (uint32_t i = 0; !level && i < skipped; i++) {
 			walk->levels[walk->nr_levels] = *at;
 			walk->levels[walk->nr_levels].address = 0;
 			walk->levels[walk->nr_levels++].flags =

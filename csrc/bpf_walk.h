@@ -9,17 +9,7 @@
 
 #include "bpf/walk.h"
 #include "kmod/uapi/physicalview.h"
-
-/* x86-64: arch/x86/include/asm/pgtable_types.h, page_64_types.h */
-#define PV_PAGE_SHIFT 12
-#define PV_PAGE (UINT64_C(1) << PV_PAGE_SHIFT)
-#define PV_TABLE_SHIFT 9
-#define PV_FRAME_MASK UINT64_C(0x000ffffffffff000)
-/* Present, and no page itself (PS). */
-#define PV_TABLE_MASK UINT64_C(0x81)
-#define PV_TABLE_VALUE UINT64_C(0x01)
-#define PV_DIRECT_MAP_STEP (UINT64_C(1) << 30)
-#define PV_DIRECT_MAP_LOWEST UINT64_C(0xff11000000000000)
+#include "table_entry.h"
 
 /* Log2 of BPF_WALK_ENTRIES. A table of 4 KiB has one part. */
 #define PV_PART_SHIFT 9
@@ -27,7 +17,7 @@
 /* Not in the page tables: an answer that never stood still. model.PageKind */
 #define PV_KIND_UNSTABLE 10
 
-/* A copy of one table, and the first address that it reaches. */
+/* A copy of one part of a table, and the first address that it reaches. */
 struct pv_table {
 	bool is_valid;
 	uint64_t start;
@@ -52,6 +42,7 @@ enum { PV_NR_MIDDLES = 64 };
 struct pv_bpf {
 	int map_fd, program_fd;
 	uint32_t nr_levels;
+	uint64_t user_end; /* no address from there on is walked */
 	struct bpf_walk_area *area;
 	uint8_t swap_kinds[1 << SWAP_TYPE_BITS];
 	struct pv_table above[BPF_WALK_LEVELS]; /* one for each higher level */
@@ -114,12 +105,26 @@ static inline bool has_table(const struct bpf_walk_answer *answer)
 	return answer->state == BPF_WALK_COPIED;
 }
 
+/*
+ * Ask for the entries of the first levels on the way to an address, and perhaps
+ * for the part of the next table that reaches the address.
+ */
 static inline void pv_bpf_request(struct pv_bpf *bpf, uint32_t i,
 				  uint64_t vaddr, uint32_t nr_levels, bool copy)
 {
-	bpf->area->requests[i] = (struct bpf_walk_request){
-		.vaddr = vaddr, .nr_levels = nr_levels, .copy = copy
-	};
+	struct bpf_walk_request *request = &bpf->area->requests[i];
+	uint64_t index;
+
+	*request = (struct bpf_walk_request){ .vaddr = vaddr,
+					      .nr_levels = nr_levels };
+	if (!copy)
+		return;
+	request->copy = true;
+	if (PV_TABLE_SHIFT == PV_PART_SHIFT)
+		return;
+	index = vaddr >> shift_of(bpf, nr_levels) & bpf->area->index_mask;
+	request->offset = (__u16)(index >> PV_PART_SHIFT << PV_PART_SHIFT) *
+			  sizeof(bpf->area->tables[i][0]);
 }
 
 /* Log2 of what one part of a lowest table reaches. */

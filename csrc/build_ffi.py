@@ -28,11 +28,13 @@ NAMES = (
 )
 SOURCES = [f"csrc/{name}.c" for name in NAMES]
 HEADERS = [
+    "csrc/arm64_entry.h",
     "csrc/bpf/walk.h",
     "csrc/bpf/walk_program.h",
     "csrc/bpf_walk.h",
     "csrc/cdef.h",
     "csrc/entry.h",
+    "csrc/table_entry.h",
     "csrc/x86_entry.h",
     "csrc/physview.h",
     "csrc/runs.h",

@@ -59,7 +59,13 @@ int64_t pv_scan_extents(int fd, unsigned int page_shift, int how, uint64_t *at,
 /* bpf_load.c, bpf_walk.c, bpf_scan.c, bpf_find.c */
 
 /* At what loading the BPF program failed. */
-enum { PV_BPF_MAP, PV_BPF_TYPES, PV_BPF_PROGRAM, PV_BPF_DIRECT_MAP };
+enum {
+	PV_BPF_MAP,
+	PV_BPF_TYPES,
+	PV_BPF_PROGRAM,
+	PV_BPF_DIRECT_MAP,
+	PV_BPF_CHECK
+};
 
 struct pv_bpf;
 struct physicalview_walk;

@@ -9,10 +9,11 @@
 #define PV_X86_ENTRY_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
-#include "physview.h"
-
-#include "kmod/uapi/physicalview.h"
+#if defined(__aarch64__)
+#error "entries of arm64 are in arm64_entry.h; include table_entry.h"
+#endif
 
 #define X86_PRESENT (UINT64_C(1) << 0)
 #define X86_PSE (UINT64_C(1) << 7)

@@ -232,7 +232,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: os.path.exists("/dev/3000physicalview") or detect.can_walk_by_bpf(),
         "neither the kernel module nor BPF can walk page tables here",
     ),
-    "bpf": (detect.can_walk_by_bpf, "no walk by BPF: it needs root, x86-64 and Linux 5.17"),
+    "bpf": (detect.can_walk_by_bpf, "no walk by BPF: physview doctor tells why, and what to do"),
     "make": (lambda: shutil.which("make") is not None, "no make: apt-get install make"),
     "cc": (lambda: shutil.which("cc") is not None, "no C compiler: apt-get install gcc"),
     "ia32": (

@@ -214,7 +214,8 @@ def race_against(pid, start, end, seconds):
     return nr_walked, kinds, wrong
 
 
-BPF_PROG_GET_NEXT_ID, SYS_BPF = 11, 321
+BPF_PROG_GET_NEXT_ID = 11
+SYS_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 
 
 def loaded_programs():

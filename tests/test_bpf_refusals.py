@@ -2,6 +2,7 @@
 """Where a BPF program may not walk page tables: each cause is named, with its remedy."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -14,7 +15,7 @@ from physview.sources import bpf
 from physview.sources.bpf import Bpf
 from physview.sources.procfs import ProcDir
 
-SYS_BPF = 321
+SYS_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 EPERM, ENOSYS = 1, 38
 
 # Forbids bpf() and then runs a command. Source: seccomp(2), include/uapi/linux/filter.h
@@ -96,5 +97,5 @@ def test_a_kernel_that_is_too_old(physview, kernel):
 
 def test_another_machine(monkeypatch):
     monkeypatch.setattr(bpf, "_MACHINES", ("pdp11",))
-    with pytest.raises(Unsupported, match="x86-64 only"), ProcDir("self") as proc:
+    with pytest.raises(Unsupported, match="x86-64 and arm64 only"), ProcDir("self") as proc:
         Bpf(proc)

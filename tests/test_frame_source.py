@@ -275,18 +275,22 @@ def test_a_race_with_all_that_changes_page_tables(tmp_path):
             child.stdout.readline()
             with ProcDir(child.pid) as proc:
                 at_rest = next(v for v in MemoryMap(proc).vmas if v.path.endswith("/race"))
-            expected = by_pagemap(child.pid, at_rest.start, at_rest.end)
-            nr_pages, stop = 0, time.monotonic() + 5
+            nr_pages = nr_moved = nr_runs = 0
+            stop = time.monotonic() + 5
             while time.monotonic() < stop:
+                before = by_pagemap(child.pid, at_rest.start, at_rest.end)
                 found = by_bpf(child.pid)
                 ends = [vaddr + nr * PAGE for vaddr, _, nr in found]
                 assert all(end <= after[0] for end, after in zip(ends, found[1:], strict=False))
                 assert all(entry & (PM_PRESENT | PM_SWAP) for _, entry, _ in found)
-                assert [item for item in found if item[0] in at_rest] == expected
+                # The kernel may move a page at rest, too, but not every time.
+                nr_moved += [item for item in found if item[0] in at_rest] != before
+                nr_runs += 1
                 nr_pages += sum(nr for _, _, nr in found)
         finally:
             child.kill()
     assert nr_pages > 10_000
+    assert nr_moved <= nr_runs // 10
 
 
 class TestBits:

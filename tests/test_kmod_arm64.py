@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The module builds for Debian's arm64 kernels, and agrees with pagemap in an arm64 VM."""
+"""The module builds for Debian's arm64 kernels. It and BPF agree with pagemap in an arm64 VM."""
 
 import subprocess
 
@@ -17,7 +17,7 @@ VERSIONS = ("6.1", "7.3")
 # Processors that know addresses of 48 bits, and of 52 (LPA2).
 MACHINES = [("6.1", "cortex-a57", 4), ("7.3", "cortex-a57", 4), ("7.3", "max", 5)]
 
-NR_CHECKS = 24
+NR_CHECKS = 30
 
 
 def built(version):
@@ -40,9 +40,10 @@ def test_it_builds_without_a_warning(version):
 def program(tmp_path_factory):
     """The first process of the VM."""
     path = tmp_path_factory.mktemp("arm64") / "init"
-    source = ROOT / "tests/vm/arm64.c"
+    core = [ROOT / f"csrc/{name}.c" for name in ("bpf_load", "bpf_types", "bpf_walk")]
     compiler = ["aarch64-linux-gnu-gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-static"]
-    subprocess.run([*compiler, "-o", path, source], check=True)
+    options = ["-std=gnu11", f"-I{ROOT}/csrc", "-o", path]
+    subprocess.run([*compiler, *options, ROOT / "tests/vm/arm64.c", *core], check=True)
     return path.read_bytes()
 
 
@@ -60,14 +61,17 @@ def test_it_agrees_with_pagemap(program, tmp_path, version, cpu, nr_levels):
     result = subprocess.run(
         [
             *("qemu-system-aarch64", "-nodefaults", "-display", "none", "-no-reboot"),
-            *("-machine", "virt", "-accel", "tcg", "-cpu", cpu, "-smp", "2", "-m", "768"),
+            *("-machine", "virt", "-accel", "tcg", "-cpu", cpu, "-smp", "2", "-m", "2560"),
             *("-kernel", kernel.image, "-initrd", archive, "-serial", "stdio"),
-            *("-append", "console=ttyAMA0 loglevel=4 oops=panic panic=-1 hugepages=4"),
+            *("-append", "console=ttyAMA0 loglevel=4 oops=panic panic=-1 hugepagesz=1G hugepages=1"
+              " hugepagesz=2M hugepages=4"),
         ],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     lines = result.stdout.splitlines()
     assert "all agree" in lines, result
-    assert any(f": {nr_levels} levels, " in line for line in lines), result.stdout
+    levels = [line for line in lines if f": {nr_levels} levels, " in line]
+    assert [line.split()[0] for line in levels] == ["BPF:", "Linux"], result.stdout
     assert sum(line.startswith("ok ") for line in lines) >= NR_CHECKS, result.stdout
-    assert any(line.startswith("ok swapped") for line in lines), result.stdout
+    for name in ("swapped", "1 GiB hugetlb", "broken frame", "child", "all of user space"):
+        assert any(line.startswith(f"ok {name}") for line in lines), result.stdout

@@ -87,14 +87,20 @@ static long walk_one(__u64 i, void *arg)
 			level++;
 			break;
 		}
-		table = area.direct_map + (entry & area.frame_mask);
+		table = area.direct_map +
+			((entry & area.frame_mask) |
+			 (entry & area.high_mask) << (area.high_shift & 63));
 	}
 	answer->nr_read = level;
-	if (request->copy && table)
+	if (request->copy && table) {
+		/* A small root table begins somewhere within a part. */
+		table += request->offset;
+		table &= ~(__u64)(sizeof(area.tables[i]) - 1);
 		state = probe_read_kernel(area.tables[i],
 					  sizeof(area.tables[i]), (void *)table)
 				? BPF_WALK_FAULT
 				: BPF_WALK_COPIED;
+	}
 	for (__u32 k = 0; k < BPF_WALK_LEVELS; k++) {
 		if (k >= level)
 			break;

@@ -9,13 +9,19 @@
 
 #include <linux/types.h>
 
+/*
+ * A table is as large as a page: 4, 16 or 64 KiB. It is copied in parts of 4
+ * KiB, which have so many entries.
+ */
 enum { BPF_WALK_REQUESTS = 256, BPF_WALK_LEVELS = 5, BPF_WALK_ENTRIES = 512 };
 
 /* One walk: from the root down, so many entries, for an address. */
 struct bpf_walk_request {
 	__u64 vaddr;
 	__u32 nr_levels; /* follow so many entries */
-	__u32 copy; /* then copy the table that the last of them leads to */
+	/* Then copy the part of the table that the last of them leads to. */
+	__u16 copy;
+	__u16 offset; /* of the part, in bytes */
 };
 
 enum {
@@ -48,6 +54,8 @@ struct bpf_walk_area {
 	struct bpf_walk_offsets offsets;
 	__u64 direct_map; /* where physical address 0 is mapped */
 	__u64 frame_mask; /* the bits of an entry that are a physical address */
+	__u64 high_mask;  /* and those that are its highest bits, */
+	__u64 high_shift; /* if they are moved up so far */
 	__u64 table_mask; /* an entry leads to a table if these bits... */
 	__u64 table_value;	       /* ...have this value */
 	__u64 index_mask;	       /* entries in a table, less one */

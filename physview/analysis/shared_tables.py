@@ -191,12 +191,12 @@ def _still_there(
     try:
         with ProcDir(pid) as proc, Bpf(proc) as walker:
             for name, paddr, place in own:
-                levels = {
-                    level.name: level.address // PAGE_SIZE * PAGE_SIZE
-                    for level in walker.walk(place.vaddr).levels
-                    if level.address is not None
-                }
-                if levels.get(name) == paddr:
+                levels = {level.name: level.address for level in walker.walk(place.vaddr).levels}
+                address = levels.get(name)
+                # The pgd of arm64 can be smaller than a page. Its place has its first entry.
+                if address is not None and name != "pgd":
+                    address -= address % PAGE_SIZE
+                if address == paddr:
                     found.append((name, paddr, place))
     except (ProcessGone, NoUserMemory, AccessDenied):
         return []

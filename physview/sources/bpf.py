@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from physview import _ffi
 from physview.errors import AccessDenied, PhysviewError, Unsupported
+from physview.model import PAGE_SIZE
 from physview.runtime import privileges
 from physview.sources.page_tables import PageTables
 from physview.sources.procfs import ProcDir
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
 _LOG_BYTES = 1 << 16
 _LOG_LINES = 5
 _BPF_LOOP = (5, 17)  # the first release with bpf_loop()
-_MACHINES = ("x86_64",)
+_MACHINES = ("x86_64", "aarch64")
 
 
 class Info(NamedTuple):
     """What the program found out about this machine.
 
     Args:
-        nr_levels: Levels of page tables: 4 or 5.
+        nr_levels: Levels of page tables: 4 or 5; 2 to 5 on arm64.
         user_end: First address that is never walked.
     """
 
@@ -150,8 +151,8 @@ class Bpf(PageTables):
 
     Raises:
         AccessDenied: This user may not load BPF programs.
-        Unsupported: This kernel has no BPF, no BTF, or is older than 5.17; or the machine is not
-            x86-64.
+        Unsupported: This kernel has no BPF, no BTF, or is older than 5.17 (5.19 on arm64); or the
+            machine is neither x86-64 nor arm64.
         PhysviewError: This user may not examine the process.
     """
 
@@ -191,11 +192,17 @@ class Bpf(PageTables):
 
         Raises:
             ProcessGone: The process ended or ran another program meanwhile.
+            Unsupported: The tables of this machine are larger than 4 KiB.
         """
         ffi, lib = self._program.ffi, self._program.lib
         tables = ffi.new("struct pv_tables *")
         while tables.at < self.info.user_end:
-            self._check(lib.pv_bpf_tables(self._program.handle, self._fd, tables))
+            result = lib.pv_bpf_tables(self._program.handle, self._fd, tables)
+            if result == -errno.ENOTSUP:
+                what, size = "cannot count page tables", f"{PAGE_SIZE // 1024} KiB"
+                why = f"a table has {size} here, and physview counts tables of 4 KiB only"
+                raise Unsupported(what, why, "use a kernel with pages of 4 KiB")
+            self._check(result)
             yield tables
 
     def _check(self, result: int) -> int:
@@ -252,7 +259,7 @@ def _check_machine() -> None:
     if os.uname().machine not in _MACHINES:
         raise Unsupported(
             "cannot walk page tables by BPF",
-            f"this is {os.uname().machine}, and the program knows x86-64 only",
+            f"this is {os.uname().machine}, and physview knows x86-64 and arm64 only",
             "use the kernel module: --source kmod",
         )
 
@@ -269,6 +276,9 @@ def _why(number: int, stage: int, lib: Any, log: str) -> PhysviewError:
     if stage == lib.PV_BPF_TYPES and number == errno.ENOENT:
         why = "the kernel does not describe its own types (no /sys/kernel/btf/vmlinux)"
         return Unsupported(what, why, "use a kernel with CONFIG_DEBUG_INFO_BTF, or the module")
+    if stage == lib.PV_BPF_TYPES and number == errno.ENOTSUP:
+        why = "the entries of page tables of this kernel are not known"
+        return Unsupported(what, why, "use Linux 5.19 or newer, or the module")
     if number == errno.ENOSYS:
         return Unsupported(what, "the kernel was built without BPF", "use the module")
     if stage == lib.PV_BPF_PROGRAM and _release() < _BPF_LOOP:
@@ -281,6 +291,9 @@ def _why(number: int, stage: int, lib: Any, log: str) -> PhysviewError:
         return Unsupported(what, why, "use the module", tuple(told[-_LOG_LINES:-1]))
     if stage == lib.PV_BPF_DIRECT_MAP:
         why = f"the kernel's map of RAM was not found ({os.strerror(number)})"
+        return Unsupported(what, why, "use the module")
+    if stage == lib.PV_BPF_CHECK:
+        why = "a walk to memory of this process does not agree with pagemap"
         return Unsupported(what, why, "use the module")
     return PhysviewError(what, os.strerror(number))
 

@@ -55,8 +55,15 @@ int main(void)
 	static struct pv_extent expected[ROOM], found[ROOM];
 	static uint64_t vaddrs[NR_PAGES], entries[2][NR_PAGES];
 	static uint64_t paddrs[2][NR_PAGES];
-	static struct bpf_walk_area area = { .shifts = { 39, 30, 21, 12 } };
-	static struct pv_bpf bpf = { .nr_levels = 4, .area = &area };
+	static struct bpf_walk_area area = {
+		.shifts = { 39, 30, 21, 12 },
+		.index_mask = BPF_WALK_ENTRIES - 1,
+	};
+	static struct pv_bpf bpf = {
+		.nr_levels = 4,
+		.user_end = (UINT64_C(1) << 47) - 4096,
+		.area = &area,
+	};
 	const int how = PV_COMMON_BITS;
 	const uint64_t bits = PM_PRESENT | PM_SWAP | PM_PFRAME_MASK;
 	char *pages = mmap(NULL, NR_PAGES * PV_PAGE, PROT_READ | PROT_WRITE,

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * The first process of an arm64 machine. It loads the module, compares the
- * module's answers for every kind of page with /proc/self/pagemap, prints the
- * results on the console, and turns the machine off. tests/test_kmod_arm64.py
- * builds it as a static program.
+ * The first process of an arm64 machine. It loads the module and the BPF
+ * program, compares the answers of both for every kind of page with
+ * /proc/self/pagemap, prints the results on the console, and turns the machine
+ * off. tests/test_kmod_arm64.py builds it as a static program, with the core's
+ * csrc/bpf_*.c.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,26 +24,34 @@
 #include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-#include "../../csrc/kmod/uapi/physicalview.h"
+#include "../../csrc/bpf_walk.h"
 
-#define PAGE 4096UL
-#define HUGE (2UL << 20)
+#define PAGE ((unsigned long)getpagesize())
+/* What one entry of the second lowest level maps: 2, 32 or 512 MiB. */
+#define HUGE (PAGE / 8 * PAGE)
+/* What contiguous entries of the lowest level map: 64 KiB or 2 MiB. */
+#define CONTIGUOUS (PAGE == 4096 ? 64UL << 10 : 2UL << 20)
 #define NR_PAGES 64
+#define NR_EXTENTS 4096
 #define DEVICE "/dev/" PHYSICALVIEW_DEVICE
 #define ANONYMOUS (MAP_PRIVATE | MAP_ANONYMOUS)
 
 /* The address bits of an entry. The machine has little memory. */
-#define ENTRY_FRAME 0x0000fffffffff000ULL
+#define ENTRY_FRAME (0x0001000000000000ULL - PAGE)
 
 /* Documentation/admin-guide/mm/pagemap.rst */
-#define PM_PRESENT (1ULL << 63)
-#define PM_SWAP (1ULL << 62)
-#define PM_FRAME ((1ULL << 55) - 1)
+#define PM_FRAME PM_PFRAME_MASK
+
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102 /* 6.13 */
+#endif
 
 static const char rodata[] = "rodata";
 static int device, pagemap, failures;
+static struct pv_bpf *bpf;
 
 static void fail(const char *name, const char *what, uint64_t is,
 		 uint64_t wanted)
@@ -89,6 +100,70 @@ static void check_chain(const char *name, const struct physicalview_walk *walk,
 		fail(name, "the number of levels", nr, info->nr_levels);
 }
 
+/* The next level that the hardware walks, from i on. */
+static unsigned int next_real(const struct physicalview_walk *walk,
+			      unsigned int i)
+{
+	while (i < walk->nr_levels &&
+	       walk->levels[i].flags & PHYSICALVIEW_LEVEL_FOLDED)
+		i++;
+	return i;
+}
+
+/* The levels that BPF reads must be those that the module reads. */
+static void check_levels(const char *name, const struct physicalview_walk *ours,
+			 const struct physicalview_walk *theirs)
+{
+	unsigned int i = next_real(ours, 0), k = next_real(theirs, 0);
+
+	while (i < ours->nr_levels && k < theirs->nr_levels) {
+		const struct physicalview_level *level = &ours->levels[i];
+		const struct physicalview_level *other = &theirs->levels[k];
+
+		if (level->address != other->address)
+			fail(name, "BPF's address of a level", level->address,
+			     other->address);
+		if (level->entry != other->entry)
+			fail(name, "BPF's entry of a level", level->entry,
+			     other->entry);
+		if (level->shift != other->shift)
+			fail(name, "BPF's shift of a level", level->shift,
+			     other->shift);
+		i = next_real(ours, i + 1);
+		k = next_real(theirs, k + 1);
+	}
+	if (i < ours->nr_levels || k < theirs->nr_levels ||
+	    ours->nr_levels != theirs->nr_levels)
+		fail(name, "BPF's number of levels", ours->nr_levels,
+		     theirs->nr_levels);
+}
+
+/* What BPF finds at an address of a process must be what the module finds. */
+static void check_bpf(const char *name, uint64_t vaddr, int fd,
+		      const struct physicalview_walk *theirs)
+{
+	const struct physicalview_page *other = &theirs->page;
+	struct physicalview_walk ours = { .vaddr = vaddr };
+	struct physicalview_page page = { 0 };
+
+	must(!pv_bpf_pages(bpf, fd, &vaddr, 1, &page), "BPF: a page");
+	must(!pv_bpf_walk(bpf, fd, &ours), "BPF: the levels");
+	if (page.kind != other->kind)
+		fail(name, "BPF's kind", page.kind, other->kind);
+	if (page.paddr != other->paddr)
+		fail(name, "BPF's address", page.paddr, other->paddr);
+	if (page.entry != other->entry)
+		fail(name, "BPF's entry", page.entry, other->entry);
+	if (page.swap != other->swap)
+		fail(name, "BPF's swap slot", page.swap, other->swap);
+	if (page.page_shift != other->page_shift)
+		fail(name, "BPF's page shift", page.page_shift,
+		     other->page_shift);
+	if (memcmp(&page, &ours.page, sizeof(page)))
+		fail(name, "BPF's page of a walk", ours.page.kind, page.kind);
+	check_levels(name, &ours, theirs);
+}
+
 static void check(const char *name, uint64_t vaddr, uint32_t kind)
 {
 	struct physicalview_translate translate = { .virt = vaddr };
@@ -121,6 +196,7 @@ static void check(const char *name, uint64_t vaddr, uint32_t kind)
 		fail(name, "swap", walk.page.swap, entry & PM_FRAME);
 	if (paddr)
 		check_chain(name, &walk, &info);
+	check_bpf(name, vaddr, pagemap, &walk);
 	if (failures == before)
 		printf("ok %s: %#llx -> %#llx kind %u shift %u\n", name,
 		       (unsigned long long)vaddr,
@@ -128,14 +204,36 @@ static void check(const char *name, uint64_t vaddr, uint32_t kind)
 		       walk.page.page_shift);
 }
 
+/* The extents that BPF finds in a range must be those of the module. */
+static void check_bpf_range(const char *name, uint64_t start, uint64_t end,
+			    const struct physicalview_extent *theirs,
+			    uint64_t nr)
+{
+	static struct physicalview_extent extents[NR_EXTENTS];
+	int64_t found =
+		pv_bpf_extents(bpf, pagemap, &start, end, extents, NR_EXTENTS);
+
+	if (found != (int64_t)nr || start != end) {
+		fail(name, "BPF's number of extents", (uint64_t)found, nr);
+		return;
+	}
+	for (uint64_t i = 0; i < nr; i++) {
+		/* Meanwhile the processor set bits: accessed, dirty. */
+		extents[i].entry = theirs[i].entry;
+		if (memcmp(&extents[i], &theirs[i], sizeof(*theirs)))
+			fail(name, "an extent of BPF's at", extents[i].vaddr,
+			     theirs[i].vaddr);
+	}
+}
+
 /* The extents of a range must have all its pages, and no others. */
 static void check_range(const char *name, uint64_t start, uint64_t end)
 {
-	struct physicalview_extent extents[NR_PAGES];
+	static struct physicalview_extent extents[NR_EXTENTS];
 	struct physicalview_range range = {
 		.start = start,
 		.end = end,
-		.nr = NR_PAGES,
+		.nr = NR_EXTENTS,
 		.extents = (uintptr_t)extents,
 	};
 	uint64_t vaddr = start, at;
@@ -163,6 +261,7 @@ static void check_range(const char *name, uint64_t start, uint64_t end)
 			fail(name, "left out at the end", vaddr, 0);
 	if (range.next != end)
 		fail(name, "next", range.next, end);
+	check_bpf_range(name, start, end, extents, range.nr);
 	if (failures == before)
 		printf("ok %s: %u extents\n", name, range.nr);
 }
@@ -215,7 +314,7 @@ static void load_all(void)
 
 static int has_swap(void)
 {
-	uint32_t header[] = { 1, 4095 };
+	uint32_t header[] = { 1, (16UL << 20) / PAGE - 1 };
 	int fd;
 
 	if (!write_file("/sys/block/zram0/disksize", "16777216"))
@@ -228,6 +327,21 @@ static int has_swap(void)
 	close(fd);
 	must(!swapon("/dev/zram0", 0), "swapon");
 	return 1;
+}
+
+static void load_bpf(void)
+{
+	static char log[1 << 16];
+	int stage = -1, result = pv_bpf_open(&bpf, &stage, log, sizeof(log));
+
+	if (result < 0) {
+		printf("BPF fails at stage %d: %s\n%s\n", stage,
+		       strerror(-result), log);
+		errno = -result;
+		must(0, "BPF");
+	}
+	printf("BPF: %d levels, user addresses end at %#llx\n", result,
+	       (unsigned long long)pv_bpf_user_end(bpf));
 }
 
 static void set_up(void)
@@ -243,6 +357,7 @@ static void set_up(void)
 	must(device >= 0, DEVICE);
 	pagemap = open("/proc/self/pagemap", O_RDONLY);
 	must(pagemap >= 0, "/proc/self/pagemap");
+	load_bpf();
 }
 
 static void check_small_pages(void)
@@ -297,17 +412,153 @@ static void check_huge_pages(void)
 	must(at != MAP_FAILED, "hugetlb");
 	check("hugetlb", (uintptr_t)touched(at, HUGE) + HUGE / 2 + 5,
 	      PHYSICALVIEW_KIND_PRESENT);
-	/* Each page has 16 contiguous entries, with the contiguous bit. */
-	must(write_file("/sys/kernel/mm/hugepages/hugepages-64kB/nr_hugepages",
-			"4"),
-	     "64 KiB hugetlb");
-	at = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE,
-		  ANONYMOUS | MAP_HUGETLB | 16 << MAP_HUGE_SHIFT, -1, 0);
-	must(at != MAP_FAILED, "64 KiB hugetlb");
-	check("64 KiB hugetlb", (uintptr_t)touched(at, 16 * PAGE) + 5 * PAGE,
+	mprotect(at, HUGE, PROT_NONE);
+	check("hugetlb PROT_NONE", (uintptr_t)at + HUGE / 2 + 5,
+	      PHYSICALVIEW_KIND_PROT_NONE);
+}
+
+/* Each page has contiguous entries, with the contiguous bit. */
+static void check_contiguous_pages(void)
+{
+	int shift = __builtin_ctzl(CONTIGUOUS);
+	char path[80], *at;
+
+	snprintf(path, sizeof(path),
+		 "/sys/kernel/mm/hugepages/hugepages-%lukB/nr_hugepages",
+		 CONTIGUOUS >> 10);
+	must(write_file(path, "4"), "contiguous hugetlb");
+	at = mmap(NULL, CONTIGUOUS, PROT_READ | PROT_WRITE,
+		  ANONYMOUS | MAP_HUGETLB | shift << MAP_HUGE_SHIFT, -1, 0);
+	must(at != MAP_FAILED, "contiguous hugetlb");
+	check("contiguous hugetlb",
+	      (uintptr_t)touched(at, CONTIGUOUS) + 5 * PAGE,
 	      PHYSICALVIEW_KIND_PRESENT);
-	check_range("range over 64 KiB hugetlb", (uintptr_t)at,
-		    (uintptr_t)at + 16 * PAGE);
+	check_range("range over contiguous hugetlb", (uintptr_t)at,
+		    (uintptr_t)at + CONTIGUOUS);
+}
+
+/* A page of 1 GiB, if one is set aside: only with pages of 4 KiB. */
+static void check_gigantic_page(void)
+{
+	char *at = mmap(NULL, 1UL << 30, PROT_READ | PROT_WRITE,
+			ANONYMOUS | MAP_HUGETLB | 30 << MAP_HUGE_SHIFT, -1, 0);
+
+	if (at == MAP_FAILED) {
+		printf("no page of 1 GiB\n");
+		return;
+	}
+	*at = 1;
+	check("1 GiB hugetlb", (uintptr_t)at + 12345678,
+	      PHYSICALVIEW_KIND_PRESENT);
+	check_range("range over 1 GiB hugetlb", (uintptr_t)at + 7 * PAGE,
+		    (uintptr_t)at + NR_PAGES * PAGE);
+	mprotect(at, 1UL << 30, PROT_NONE);
+	check("1 GiB hugetlb PROT_NONE", (uintptr_t)at + 12345678,
+	      PHYSICALVIEW_KIND_PROT_NONE);
+	munmap(at, 1UL << 30);
+}
+
+/* The kernel tells of a broken frame by a signal. */
+static void told(int number)
+{
+	(void)number;
+}
+
+/* Guards, from 6.13 on, and a page of a frame that is given up. */
+static void check_markers(void)
+{
+	char *at = map(2 * PAGE, PROT_READ | PROT_WRITE, ANONYMOUS, -1);
+
+	if (!madvise(at, 2 * PAGE, MADV_GUARD_INSTALL))
+		check("guard", (uintptr_t)at + PAGE, PHYSICALVIEW_KIND_MARKER);
+	else
+		printf("no guards\n");
+	signal(SIGBUS, told);
+	at = touched(map(PAGE, PROT_READ | PROT_WRITE, ANONYMOUS, -1), PAGE);
+	if (!madvise(at, PAGE, MADV_HWPOISON))
+		check("broken frame", (uintptr_t)at,
+		      PHYSICALVIEW_KIND_HWPOISON);
+	else
+		printf("no broken frames: %s\n", strerror(errno));
+}
+
+/*
+ * A range with more than one table, and entries of all levels. check_range()
+ * would need a long time for each page of it.
+ */
+static void check_whole(void)
+{
+	static struct physicalview_extent extents[NR_EXTENTS];
+	struct physicalview_info info;
+	struct physicalview_range range = {
+		.nr = NR_EXTENTS,
+		.extents = (uintptr_t)extents,
+	};
+	uint64_t nr_pages = 0, at = 0;
+	int before = failures;
+
+	must(!ioctl(device, PHYSICALVIEW_INFO, &info), "INFO");
+	range.end = info.user_end;
+	/* The first time the memory that BPF shares with us becomes ours. */
+	memset(extents, 0, sizeof(extents));
+	must(pv_bpf_extents(bpf, pagemap, &at, info.user_end, extents,
+			    NR_EXTENTS) > 0,
+	     "BPF: extents");
+	must(!ioctl(device, PHYSICALVIEW_RANGE, &range), "RANGE");
+	check_bpf_range("all of user space", 0, info.user_end, extents,
+			range.nr);
+	for (unsigned int i = 0; i < range.nr; i++) {
+		for (at = 0; at < extents[i].length; at += PAGE) {
+			uint64_t entry = read_pagemap(extents[i].vaddr + at);
+
+			/* pagemap shows no [vvar]. */
+			if (entry & PM_PRESENT &&
+			    (entry & PM_FRAME) * PAGE != extents[i].paddr + at)
+				fail("all of user space", "a page",
+				     extents[i].paddr + at,
+				     (entry & PM_FRAME) * PAGE);
+			nr_pages++;
+		}
+	}
+	if (failures == before)
+		printf("ok all of user space: %u extents, %llu pages\n",
+		       range.nr, (unsigned long long)nr_pages);
+}
+
+static void check_child(void)
+{
+	volatile char *at =
+		map(8 * PAGE, PROT_READ | PROT_WRITE, ANONYMOUS, -1);
+	struct physicalview_walk walk = { .vaddr = (uintptr_t)at + 3 * PAGE };
+	int pipes[2], fd, before = failures;
+	char path[40], byte;
+	int64_t result;
+
+	must(!pipe(pipes), "pipe");
+	walk.pid = fork();
+	if (!walk.pid) {
+		at[3 * PAGE] = 1;
+		must(write(pipes[1], "", 1) == 1, "write");
+		for (;;)
+			pause();
+	}
+	must(read(pipes[0], &byte, 1) == 1, "read");
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", walk.pid);
+	fd = open(path, O_RDONLY);
+	must(fd >= 0, path);
+	must(!ioctl(device, PHYSICALVIEW_WALK, &walk), "WALK of a child");
+	if (walk.page.kind != PHYSICALVIEW_KIND_PRESENT)
+		fail("child", "kind", walk.page.kind, 1);
+	check_bpf("child", walk.vaddr, fd, &walk);
+	kill(walk.pid, SIGKILL);
+	waitpid(walk.pid, NULL, 0);
+	result = pv_bpf_walk(bpf, fd, &walk);
+	if (result != -ESRCH)
+		fail("child", "after its end", (uint64_t)result,
+		     (uint64_t)-ESRCH);
+	close(fd);
+	if (failures == before)
+		printf("ok child\n");
 }
 
 static void check_range_with_holes(void)
@@ -319,6 +570,19 @@ static void check_range_with_holes(void)
 		at[i * PAGE] = 1;
 	check_range("range with holes", (uintptr_t)at,
 		    (uintptr_t)at + NR_PAGES * PAGE);
+}
+
+/* More pages than two copies of parts of a table have entries. */
+static void check_range_over_parts(void)
+{
+	const unsigned long nr = 1400;
+	char *at = map(nr * PAGE, PROT_READ | PROT_WRITE, ANONYMOUS, -1);
+
+	for (unsigned long i = 0; i < nr; i += i < 500 || i > 600 ? 3 : 1)
+		at[i * PAGE] = 1;
+	check_range("range over parts of tables", (uintptr_t)at,
+		    (uintptr_t)at + nr * PAGE);
+	munmap(at, nr * PAGE);
 }
 
 static void check_swap(void)
@@ -352,6 +616,9 @@ static void check_far_addresses(void)
 	if (!((uintptr_t)at >> 48))
 		check("beyond 48 bits", heap | 1ULL << 48,
 		      PHYSICALVIEW_KIND_BEYOND);
+	if (pv_bpf_user_end(bpf) != info.user_end)
+		fail("the end of user space", "BPF's", pv_bpf_user_end(bpf),
+		     info.user_end);
 	check((uintptr_t)at >> 48 ? "above 48 bits" : "no address is so high",
 	      (uintptr_t)touched(at, PAGE), PHYSICALVIEW_KIND_PRESENT);
 }
@@ -367,10 +634,18 @@ int main(void)
 	printf("Linux %s: %u levels, user addresses end at %#llx\n",
 	       name.release, info.nr_levels, (unsigned long long)info.user_end);
 	check_small_pages();
-	check_huge_pages();
+	check_gigantic_page();
+	if (PAGE <= 16384) /* 512 MiB are too much */
+		check_huge_pages();
+	check_contiguous_pages();
 	check_range_with_holes();
+	check_range_over_parts();
 	check_swap();
+	check_markers();
 	check_far_addresses();
+	check_child();
+	check_whole();
+	pv_bpf_close(bpf);
 	close(device);
 	must(!syscall(SYS_delete_module, "3000physicalview", O_NONBLOCK),
 	     "unload");
