@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "bpf_walk.h"
+
 struct find_visitor {
 	struct pv_visitor visitor;
 	const struct pv_frames *runs; /* sorted */

@@ -6,6 +6,7 @@
 #include <errno.h>
 
 #include "bpf_walk.h"
+
 static uint64_t region_of(uint64_t vaddr)
 {
 	return vaddr >> part_reach();

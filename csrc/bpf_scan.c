@@ -18,6 +18,7 @@
 
 #include "bpf_walk.h"
 #include "scan.h"
+
 /* Whom to believe about the mapping that is read. */
 enum belief { BELIEVE_TABLES, DOUBT, BELIEVE_PAGEMAP };
 

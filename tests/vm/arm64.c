@@ -4,7 +4,7 @@
  * program, compares the answers of both for every kind of page with
  * /proc/self/pagemap, prints the results on the console, and turns the machine
  * off. tests/test_kmod_arm64.py builds it as a static program, with the core's
- * csrc/bpf_*.c.
+ * C files.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -332,7 +332,8 @@ static int has_swap(void)
 static void load_bpf(void)
 {
 	static char log[1 << 16];
-	int stage = -1, result = pv_bpf_open(&bpf, &stage, log, sizeof(log));
+	int stage = -1,
+	    result = pv_bpf_open(&bpf, NULL, &stage, log, sizeof(log));
 
 	if (result < 0) {
 		printf("BPF fails at stage %d: %s\n%s\n", stage,
