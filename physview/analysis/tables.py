@@ -43,7 +43,9 @@ FILLED = (
 # A process is read again while VmPTE is not explained.
 MAX_TRIES = 8
 FIRST_PAUSE_SECONDS = 0.0005
-# A difference is unexplained if so many readings, one after the other, agree on it.
+# A difference is unexplained if so many readings, one after the other, are the same in all counts,
+# or if all MAX_TRIES readings agree on it. While the kernel makes a huge page, for example, a table
+# hangs nowhere, and a busy process may be caught at that more than once.
 NR_ALIKE = 3
 
 # Flags of a huge page whose table the kernel has deposited.
@@ -215,6 +217,16 @@ class _Reading(NamedTuple):
     is_steady: bool
 
 
+def _are_alike(readings: list[_Reading]) -> bool:
+    """Whether the process has stood still, or has a difference that stays whatever it does."""
+    if len(readings) == MAX_TRIES and all(each.is_steady for each in readings):
+        return len({each.rest_bytes for each in readings}) == 1
+    last = readings[-NR_ALIKE:]
+    return len(last) == NR_ALIKE and all(
+        each.is_steady and each[:5] == last[0][:5] for each in last
+    )
+
+
 class TableReader(Closable):
     """Reads the page tables of processes, one after the other."""
 
@@ -237,17 +249,12 @@ class TableReader(Closable):
             PhysviewError: The tables of this process cannot be read; see `bpf.Bpf`.
         """
         reading = self._read_once(proc)
-        last, nr_alike, nr_tries = None, 0, 1
-        while reading.rest_bytes and nr_tries < MAX_TRIES:
-            alike = reading.is_steady and reading.rest_bytes == last
-            nr_alike = nr_alike + 1 if alike else int(reading.is_steady)
-            if nr_alike == NR_ALIKE:
-                break
-            last = reading.rest_bytes
-            time.sleep(FIRST_PAUSE_SECONDS * 2**nr_tries)
+        readings = [reading]
+        while reading.rest_bytes and len(readings) < MAX_TRIES and not _are_alike(readings):
+            time.sleep(FIRST_PAUSE_SECONDS * 2 ** len(readings))
             reading = self._read_once(proc)
-            nr_tries += 1
-        cause = PteCause.UNEXPLAINED if nr_alike == NR_ALIKE else PteCause.CHANGED
+            readings.append(reading)
+        cause = PteCause.UNEXPLAINED if _are_alike(readings) else PteCause.CHANGED
         differences = uncounted(reading.tables)
         if reading.rest_bytes:
             differences[cause] = reading.rest_bytes
