@@ -4,6 +4,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -424,6 +425,15 @@ class TestCommand:
         assert lines[-2].split()[:2] == [str(vm_pte(sleeper.pid) // 1024), "KiB"]
         names = [line.split(" ")[0] for line in lines]
         assert [names.count(name) for name in ("pgd", "pud", "pmd", "pte")] == [2] * 4
+
+    def test_what_tables_cost(self, physview, child):
+        pid = str(child.pid)
+        (process,) = json.loads(physview("tables", pid, "--json").stdout)["processes"]
+        line = physview("tables", pid).stdout.splitlines()[1]
+        told = re.search(r"([0-9.]+) KiB of tables per MiB, ([0-9.]+) bytes per 4 KiB$", line)
+        per_page = process["size_bytes"] / (process["mapped_bytes"] / PAGE)
+        assert float(told[2]) == pytest.approx(per_page, abs=0.06)
+        assert float(told[1]) == pytest.approx(per_page / 4, abs=0.06)
 
     def test_several_processes(self, physview, sleeper):
         result = physview("tables", str(sleeper.pid), "self")

@@ -96,10 +96,10 @@ def _summary(tables: TableCounts) -> str:
     per_page = _cost(tables, PAGE_SIZE)
     if per_page is None:
         return f"{words}\nthe tables map nothing"
-    per_mib = _size(round(_cost(tables, 1 << 20) or 0))
+    kib_per_mib = per_page * 1024 / PAGE_SIZE
     return (
-        f"{words}\nthe tables map {_size(tables.mapped_bytes)}: {per_mib} of tables per MiB,"
-        f" {per_page:.1f} bytes per {_size(PAGE_SIZE)}"
+        f"{words}\nthe tables map {_size(tables.mapped_bytes)}: {kib_per_mib:.1f} KiB of tables per"
+        f" MiB, {per_page:.1f} bytes per {PAGE_SIZE // 1024} KiB"
     )
 
 
