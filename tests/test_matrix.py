@@ -32,7 +32,8 @@ GUEST_TESTS = (
     "probes",
     "trace_probes",
 )
-# Permissions and tracing do not depend on the levels, and their tests take the longest.
+# Permissions and tracing do not depend on the levels, and their tests take the longest. Extents by
+# BPF are tested once on each kernel.
 GUEST_TESTS_OF_5_LEVELS = (
     *sorted(
         {*GUEST_TESTS}
@@ -40,8 +41,9 @@ GUEST_TESTS_OF_5_LEVELS = (
     ),
     "labs::test_levels_are_walked",
 )
+GUEST_TESTS = tuple(sorted({*GUEST_TESTS} - {"frame_source"}))
 if LONG:
-    GUEST_TESTS = GUEST_TESTS_OF_5_LEVELS = (*GUEST_TESTS, "process", "procfs")
+    GUEST_TESTS = GUEST_TESTS_OF_5_LEVELS = (*GUEST_TESTS, "frame_source", "process", "procfs")
 GUEST_HAS = (
     "root,pfn,kpage,kthread,kmod,kmods,swap,zram,hugetlb,gigantic,thp,ksm,compaction,hwpoison,"
     "tracefs,kprobes,kcore,memcg,ia32"

@@ -41,11 +41,11 @@ FILLED = (
 """The classes of tables by their number of entries that are not empty, as (smallest, largest)."""
 
 # A process is read again while VmPTE is not explained.
-MAX_TRIES = 8
+MAX_TRIES = 10
 FIRST_PAUSE_SECONDS = 0.0005
-# A difference is unexplained if so many readings, one after the other, are the same in all counts,
-# or if all MAX_TRIES readings agree on it. While the kernel makes a huge page, for example, a table
-# hangs nowhere, and a busy process may be caught at that more than once.
+# Then a difference is unexplained if so many last readings are the same in all counts, or if all
+# readings agree on the difference. Both take a third of a second and more: while the kernel makes a
+# huge page, a table hangs nowhere and the process stands still, on a slow machine for a while.
 NR_ALIKE = 3
 
 # Flags of a huge page whose table the kernel has deposited.
@@ -219,12 +219,10 @@ class _Reading(NamedTuple):
 
 def _are_alike(readings: list[_Reading]) -> bool:
     """Whether the process has stood still, or has a difference that stays whatever it does."""
-    if len(readings) == MAX_TRIES and all(each.is_steady for each in readings):
-        return len({each.rest_bytes for each in readings}) == 1
+    if all(each.is_steady and each.rest_bytes == readings[0].rest_bytes for each in readings):
+        return True
     last = readings[-NR_ALIKE:]
-    return len(last) == NR_ALIKE and all(
-        each.is_steady and each[:5] == last[0][:5] for each in last
-    )
+    return all(each.is_steady and each[:5] == last[0][:5] for each in last)
 
 
 class TableReader(Closable):
@@ -250,7 +248,7 @@ class TableReader(Closable):
         """
         reading = self._read_once(proc)
         readings = [reading]
-        while reading.rest_bytes and len(readings) < MAX_TRIES and not _are_alike(readings):
+        while reading.rest_bytes and len(readings) < MAX_TRIES:
             time.sleep(FIRST_PAUSE_SECONDS * 2 ** len(readings))
             reading = self._read_once(proc)
             readings.append(reading)
