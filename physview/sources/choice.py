@@ -29,11 +29,18 @@ def open_bpf(proc: ProcDir) -> PageTables:
 
 
 def _auto(proc: ProcDir) -> PageTables:
-    return _open_kmod_if_loaded(proc) or open_bpf(proc)
+    try:
+        return _open_kmod_if_loaded(proc) or open_bpf(proc)
+    except AbiMismatch as error:
+        return _open_bpf_instead(proc, error)
 
 
 def _open_kmod_if_loaded(proc: ProcDir) -> PageTables | None:
-    """Open the page tables by the module, if this user may use it and it is not the course's."""
+    """Open the page tables by the module; None if it is not loaded or this user may not use it.
+
+    Raises:
+        AbiMismatch: The loaded module is the course's, or one with another ABI version.
+    """
     from physview.sources.kmod import DEVICE
 
     if not os.access(DEVICE, os.R_OK):
@@ -41,10 +48,18 @@ def _open_kmod_if_loaded(proc: ProcDir) -> PageTables | None:
     kmod = open_kmod(proc)
     try:
         kmod.user_end()
-    except AbiMismatch:
+    except BaseException:
         kmod.close()
-        return None
+        raise
     return kmod
+
+
+def _open_bpf_instead(proc: ProcDir, mismatch: AbiMismatch) -> PageTables:
+    """Open the page tables by BPF, because the loaded module cannot walk all of a process."""
+    try:
+        return open_bpf(proc)
+    except (AccessDenied, Unsupported):
+        raise mismatch from None  # its remedy is the nearest
 
 
 WALKERS: dict[str, Callable[[ProcDir], PageTables]] = {
@@ -85,10 +100,16 @@ def open_walkers(proc: ProcDir, source: str = "auto") -> list[PageTables]:
     """
     if source != "auto":
         return [open_page_tables(proc, source)]
-    kmod = _open_kmod_if_loaded(proc)
+    try:
+        kmod = _open_kmod_if_loaded(proc)
+    except AbiMismatch as error:
+        return [_open_bpf_instead(proc, error)]
     if kmod is None:
         return [open_bpf(proc)]
     try:
         return [kmod, open_bpf(proc)]
     except (AccessDenied, Unsupported):
         return [kmod]
+    except BaseException:
+        kmod.close()
+        raise
