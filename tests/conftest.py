@@ -149,6 +149,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: os.access("/proc/kcore", os.R_OK),
         "no /proc/kcore: a kernel with CONFIG_PROC_KCORE=y has it",
     ),
+    "qemu": (
+        lambda: shutil.which("qemu-system-x86_64") is not None,
+        "no QEMU: apt-get install qemu-system-x86",
+    ),
     "vm": (detect.has_vm, "no VM can be had here: see physview doctor"),
     "kernels": (
         lambda: detect.has_kernel("6.1"),

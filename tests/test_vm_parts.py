@@ -145,6 +145,7 @@ def test_the_guests_program_imports_few_modules():
     assert not {"enum", "json", "re", "socket", "subprocess", "typing"} & set(loaded)
 
 
+@pytest.mark.needs("qemu")
 def test_the_command_line_has_the_chosen_machine():
     vm_ = qemu.QemuMachine(Path("/k"), 512, 3, True, "hugepages=2")
     words = vm_.command("tcg", 5, 6, 7)
@@ -156,6 +157,7 @@ def test_the_command_line_has_the_chosen_machine():
     assert "-numa" not in words
 
 
+@pytest.mark.needs("qemu")
 def test_an_emulated_cpu_lacks_flags_that_qemu_emulates_slowly_or_wrongly():
     words = qemu.QemuMachine(Path("/k")).command("tcg", 5, 6, 7)
     off = {flag for flag in words[words.index("-cpu") + 1].split(",") if flag.endswith("=off")}
@@ -166,11 +168,13 @@ def test_an_emulated_cpu_lacks_flags_that_qemu_emulates_slowly_or_wrongly():
     assert off == {"la57=off", "avx2=off"} | {f"{flag}=off" for flag in strings}
 
 
+@pytest.mark.needs("qemu")
 def test_a_real_cpu_keeps_its_flags():
     words = qemu.QemuMachine(Path("/k"), la57=True).command("kvm", 5, 6, 7)
     assert words[words.index("-cpu") + 1] == "max,la57=on"
 
 
+@pytest.mark.needs("qemu")
 def test_memory_and_cpus_are_divided_among_nodes():
     words = qemu.QemuMachine(Path("/k"), 1025, 3, nr_nodes=2).command("tcg", 5, 6, 7)
     line = " ".join(words)
