@@ -158,6 +158,8 @@ static int copy_middles(struct pv_bpf *bpf, int fd, uint32_t max, uint64_t end,
 			pv_bpf_request(bpf, nr_asked++, bpf->middles[i].start,
 				       bpf->nr_levels - 2, true);
 	ret = nr_asked ? pv_bpf_answer(bpf, fd, nr_asked) : 0;
+	if (ret)
+		return ret;
 	nr_asked = 0;
 	for (uint32_t i = 0; i < nr; i++) {
 		struct pv_middle *middle = &bpf->middles[i];
@@ -173,7 +175,7 @@ static int copy_middles(struct pv_bpf *bpf, int fd, uint32_t max, uint64_t end,
 			keep_last(bpf, &bpf->area->answers[nr_asked], middle);
 		nr_asked++;
 	}
-	return ret;
+	return 0;
 }
 
 /* Copy the lowest tables below the middle ones, at most max, in one run. */

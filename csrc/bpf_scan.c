@@ -207,18 +207,15 @@ int64_t pv_bpf_scan(struct pv_bpf *bpf, int fd, int how, uint64_t *at,
 		    uint64_t nr_cuts, uint64_t zero_pfn,
 		    struct pv_extent *extents, uint64_t room)
 {
-	struct scan *scan = malloc(sizeof(*scan));
+	struct scan *scan;
 	struct scan_visitor mine = {
 		.visitor = { visit_pages, room_for_pages, 0 },
-		.scan = scan,
 		.cuts = cuts,
 		.doubts = doubts,
 	};
 	uint64_t low = 0, high = nr_cuts; /* find the first cut after *at */
 	int64_t ret;
 
-	if (!scan)
-		return -ENOMEM;
 	while (low < high) {
 		uint64_t middle = low + (high - low) / 2;
 
@@ -227,17 +224,11 @@ int64_t pv_bpf_scan(struct pv_bpf *bpf, int fd, int how, uint64_t *at,
 		else
 			high = middle;
 	}
-	scan->fd = fd;
-	scan->page_shift = PV_PAGE_SHIFT;
-	scan->use_scan = how & PV_USE_SCAN;
-	scan->bits = PM_COMMON;
-	scan->cuts = cuts + low;
-	scan->last_cut = cuts + nr_cuts;
-	scan->extents = extents;
-	scan->nr = 0;
-	scan->room = room;
-	scan->next_vaddr = scan->next_entry = scan->step = 0;
-	scan->zero_pfn = zero_pfn;
+	scan = pv_scan_new(fd, PV_PAGE_SHIFT, how | PV_COMMON_BITS, cuts + low,
+			   nr_cuts - low, zero_pfn, extents, room);
+	if (!scan)
+		return -ENOMEM;
+	mine.scan = scan;
 	mine.belief = first_belief(&mine);
 	ret = pv_bpf_visit(bpf, fd, at, end, &mine.visitor);
 	if (!ret)

@@ -242,7 +242,6 @@ int pv_is_hugetlbfs(int fd);
 int pv_cachestat(int fd, uint64_t *counts);
 
 /* process.c */
-int pv_same_mm(int one, int other);
 int pv_order_of_mm(int one, int other);
 
 /* compare.c */

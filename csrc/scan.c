@@ -221,6 +221,30 @@ int pv_scan_range(struct scan *scan, uint64_t *at, uint64_t end)
 	return 0;
 }
 
+/* The state of a call that is to read extents. NULL if memory is short. */
+struct scan *pv_scan_new(int fd, unsigned int page_shift, int how,
+			 const uint64_t *cuts, uint64_t nr_cuts,
+			 uint64_t zero_pfn, struct pv_extent *extents,
+			 uint64_t room)
+{
+	struct scan *scan = malloc(sizeof(*scan));
+
+	if (!scan)
+		return NULL;
+	scan->fd = fd;
+	scan->page_shift = page_shift;
+	scan->use_scan = how & PV_USE_SCAN;
+	scan->bits = how & PV_COMMON_BITS ? PM_COMMON : UINT64_MAX;
+	scan->cuts = cuts;
+	scan->last_cut = cuts + nr_cuts;
+	scan->extents = extents;
+	scan->nr = 0;
+	scan->room = room;
+	scan->next_vaddr = scan->next_entry = scan->step = 0;
+	scan->zero_pfn = zero_pfn;
+	return scan;
+}
+
 /*
  * Read the extents of [*at, end), in address order, as many as there is room
  * for. Afterwards *at is the address where to continue. cuts are the sorted
@@ -235,22 +259,12 @@ int64_t pv_scan_extents(int fd, unsigned int page_shift, int how, uint64_t *at,
 			uint64_t zero_pfn, struct pv_extent *extents,
 			uint64_t room)
 {
-	struct scan *scan = malloc(sizeof(*scan));
+	struct scan *scan = pv_scan_new(fd, page_shift, how, cuts, nr_cuts,
+					zero_pfn, extents, room);
 	int64_t ret;
 
 	if (!scan)
 		return -ENOMEM;
-	scan->fd = fd;
-	scan->page_shift = page_shift;
-	scan->use_scan = how & PV_USE_SCAN;
-	scan->bits = how & PV_COMMON_BITS ? PM_COMMON : UINT64_MAX;
-	scan->cuts = cuts;
-	scan->last_cut = cuts + nr_cuts;
-	scan->extents = extents;
-	scan->nr = 0;
-	scan->room = room;
-	scan->next_vaddr = scan->next_entry = scan->step = 0;
-	scan->zero_pfn = zero_pfn;
 	ret = pv_scan_range(scan, at, end);
 	if (!ret)
 		ret = (int64_t)scan->nr;

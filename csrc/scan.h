@@ -43,6 +43,10 @@ struct scan {
 	uint64_t chunk[PV_SCAN_CHUNK];
 };
 
+struct scan *pv_scan_new(int fd, unsigned int page_shift, int how,
+			 const uint64_t *cuts, uint64_t nr_cuts,
+			 uint64_t zero_pfn, struct pv_extent *extents,
+			 uint64_t room);
 void pv_pass_cuts(struct scan *scan, uint64_t vaddr);
 uint64_t pv_add_entries(struct scan *scan, uint64_t vaddr,
 			const uint64_t *entries, uint64_t nr);

@@ -43,7 +43,7 @@ def snapshot(pid: int) -> Callable[[], float]:
 
 def bench_diff(nr: int) -> bool:
     """diff, with a picture and without, of a process that frees half of 4 GiB of single pages."""
-    target, _ = start_process(SHUFFLED.replace("2 << 30", "4 << 30"))
+    target, _ = start_process(SHUFFLED, str(4 * GIB))
     kept = True
     with tempfile.TemporaryDirectory() as folder:
         files = [f"{folder}/{i}.parquet" for i in (0, 1)]

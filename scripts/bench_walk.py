@@ -13,30 +13,20 @@ from measure import (
     GIB,
     PAGE,
     PHYSVIEW,
+    SHUFFLED,
+    TARGET,
     c_peer,
+    extents_reader,
     paired,
     peak_kib,
     readloop,
     report,
     start_process,
-    start_target,
     timed,
 )
 
 SIZE = 4 * GIB
 NR_PROCESSES = 300
-
-# Touches pages in random order, so that nearly every page is an extent of its own.
-SCATTERED = """
-import ctypes, mmap, random
-size, page = 4 << 30, mmap.PAGESIZE
-memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-memory.madvise(mmap.MADV_NOHUGEPAGE)
-for at in random.sample(range(0, size, page), size // page):
-    memory[at] = 1
-print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
-input()
-"""
 
 # Starts processes that wait, each with a page of its own. They end with this one.
 MANY = """
@@ -68,9 +58,9 @@ assert sum(nr for _, nr in reader.iter_batches(start, start + size, nr_threads=1
 
 
 @contextlib.contextmanager
-def target(code: str | None = None) -> Iterator[tuple[int, int]]:
+def target(code: str = TARGET) -> Iterator[tuple[int, int]]:
     """A process with 4 GiB of small pages: its pid, and where they begin."""
-    child, line = start_process(code) if code else start_target(SIZE, "write")
+    child, line = start_process(code, str(SIZE), "write")
     try:
         yield child.pid, int(line)
     finally:
@@ -78,24 +68,9 @@ def target(code: str | None = None) -> Iterator[tuple[int, int]]:
         child.communicate()
 
 
-@contextlib.contextmanager
-def reader(pid: int) -> Iterator[Callable[[int, int, int], Callable[[], float]]]:
-    """Make functions that read the extents of a range by BPF, and return the seconds."""
-    from physview.memory.extents import ExtentReader
-    from physview.sources.procfs import ProcDir
-
-    with ProcDir(pid) as proc, ExtentReader(proc, source="bpf") as extents:
-
-        def make(start: int, size: int, nr_threads: int) -> Callable[[], float]:
-            def read() -> float:
-                begin = time.perf_counter()
-                for _ in extents.iter_extents(start, start + size, nr_threads=nr_threads):
-                    pass
-                return time.perf_counter() - begin
-
-            return read
-
-        yield make
+def reader(pid: int) -> contextlib.AbstractContextManager[Callable[..., Callable[[], float]]]:
+    """Make functions that read extents by BPF, through the Python API."""
+    return extents_reader(pid, "bpf", "iter_extents")
 
 
 def bench_extents(nr: int, name: str, pid: int, start: int) -> bool:
@@ -207,7 +182,7 @@ def run(nr: int) -> bool:
         kept.append(bench_extents(nr, "dense", pid, start))
         kept.append(bench_translate(nr, pid, start))
         kept.append(bench_compare(max(3, nr // 3), pid, start))
-    with target(SCATTERED) as (pid, start):
+    with target(SHUFFLED) as (pid, start):
         kept.append(bench_extents(nr, "scattered", pid, start))
         kept.append(bench_memory(pid, start))
     kept += [bench_sparse(nr), bench_owners(max(3, nr // 3)), bench_start(nr)]

@@ -19,8 +19,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from measure import (
+    GIB,
     PHYSVIEW,
     SHUFFLED,
+    extents_reader,
     go_on,
     paired,
     peak_kib,
@@ -43,27 +45,9 @@ input()
 """
 
 
-@contextlib.contextmanager
-def reader(pid: int) -> Iterator[Callable[[int, int, int], Callable[[], float]]]:
-    """Make functions that read the extents of a range, in some threads, and return the seconds."""
-    from physview.memory.extents import ExtentReader
-    from physview.sources.procfs import ProcDir
-
-    proc = ProcDir(pid)
-    extents = ExtentReader(proc)
-
-    def make(start: int, size: int, nr_threads: int) -> Callable[[], float]:
-        def read() -> float:
-            begin = time.perf_counter()
-            for _ in extents.iter_batches(start, start + size, nr_threads=nr_threads):
-                pass
-            return time.perf_counter() - begin
-
-        return read
-
-    yield make
-    extents.close()
-    proc.close()
+def reader(pid: int) -> contextlib.AbstractContextManager[Callable[..., Callable[[], float]]]:
+    """Make functions that read extents of pagemap, as the core does."""
+    return extents_reader(pid, "pagemap", "iter_batches")
 
 
 def skip(what: str, why: str) -> None:
@@ -146,7 +130,7 @@ def bench_thpmaps(nr: int, pid: int) -> bool:
 
 def bench_files() -> bool:
     """Peak memory of snapshots of a process in which nearly every page is its own extent."""
-    target, _ = start_process(SHUFFLED)
+    target, _ = start_process(SHUFFLED, str(2 * GIB))
     kept = True
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{i}.parquet" for i in (0, 1)]

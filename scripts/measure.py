@@ -36,14 +36,14 @@ input()
 
 # Touches pages in random order, so that no two are contiguous. Frees half of them when told to.
 SHUFFLED = """
-import ctypes, mmap, random
-size, page = 2 << 30, mmap.PAGESIZE
+import ctypes, mmap, random, sys
+size, page = int(sys.argv[1]), mmap.PAGESIZE
 memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 memory.madvise(mmap.MADV_NOHUGEPAGE)
 for at in random.sample(range(0, size, page), size // page):
     memory[at] = 1
 while True:
-    print("ready", flush=True)
+    print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
     input()
     for at in range(0, size, 2 * page):
         memory.madvise(mmap.MADV_DONTNEED, at, page)
@@ -121,6 +121,35 @@ def start_target(size: int, how: str) -> tuple[subprocess.Popen[str], int]:
     """Start TARGET, and return it with the address of its memory."""
     target, line = start_process(TARGET, str(size), how)
     return target, int(line)
+
+
+@contextlib.contextmanager
+def extents_reader(
+    pid: int, source: str, method: str
+) -> Iterator[Callable[[int, int, int], Callable[[], float]]]:
+    """Make functions that read the extents of a range, in some threads, and return the seconds.
+
+    Args:
+        pid: The process.
+        source: As for `ExtentReader`.
+        method: What is called: "iter_batches", of the core's, or "iter_extents", of the API.
+    """
+    from physview.memory.extents import ExtentReader
+    from physview.sources.procfs import ProcDir
+
+    with ProcDir(pid) as proc, ExtentReader(proc, source=source) as extents:
+        iterate = getattr(extents, method)
+
+        def make(start: int, size: int, nr_threads: int) -> Callable[[], float]:
+            def read() -> float:
+                begin = time.perf_counter()
+                for _ in iterate(start, start + size, nr_threads=nr_threads):
+                    pass
+                return time.perf_counter() - begin
+
+            return read
+
+        yield make
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ GUEST_TESTS = (
     *KMOD_TESTS,
     "bpf",
     "tables",
+    "shared_tables",
     "frame_source",
     "process_addresses",
     "labs",

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from physview.analysis.agreement_pass import AgreementPass
+from physview.analysis.explained import Explained
 from physview.files.descriptor import Closable
 from physview.model import PM_GUARD_REGION, PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PageKind, Vma
 from physview.sources.choice import open_walkers
@@ -44,9 +44,8 @@ MAX_EXAMPLES = 4
 _COMMON = PM_PRESENT | PM_SWAP | PM_PFRAME_MASK
 
 
-class Verdict(Enum):
-    """The result of comparing a page: `text` describes it, `explained` is false for a real
-    difference."""
+class Verdict(Explained):
+    """The result of comparing a page."""
 
     SAME_FRAME = ("same_frame", "all sources name the same frame", True)
     ZERO_PAGE = ("zero_page", "the zero page, which pages share that were only read", True)
@@ -67,16 +66,6 @@ class Verdict(Enum):
     KMOD_ALONE = ("kmod_alone", "pagemap and bpf agree, and kmod differs", False)
     BPF_ALONE = ("bpf_alone", "pagemap and kmod agree, and bpf differs", False)
     NO_TWO_AGREE = ("no_two_agree", "all three sources differ", False)
-
-    text: str
-    explained: bool
-
-    def __new__(cls, slug: str, text: str, explained: bool) -> Verdict:
-        member = object.__new__(cls)
-        member._value_ = slug
-        member.text = text
-        member.explained = explained
-        return member
 
 
 class Comparison:

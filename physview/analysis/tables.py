@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from enum import Enum
 from typing import Any, NamedTuple
 
+from physview.analysis.explained import Explained
 from physview.files.descriptor import Closable
 from physview.model import PAGE_SIZE
 from physview.sources.bpf import Bpf
@@ -53,26 +53,13 @@ _DEPOSITED = 1 << FLAG_BITS["anon"] | 1 << FLAG_BITS["zero_page"]
 _HUGETLB = 1 << FLAG_BITS["huge"]
 
 
-class PteCause(Enum):
-    """Why VmPTE differs from the memory of the tables that were found: `text` says it.
-
-    `explained` is false for a difference whose cause is not known.
-    """
+class PteCause(Explained):
+    """Why VmPTE differs from the memory of the tables that were found."""
 
     PGD = ("pgd", "the pgd, which VmPTE does not count", True)
     P4D = ("p4d", "the p4d tables, which VmPTE does not count", True)
     CHANGED = ("changed", "the tables changed from reading to reading", True)
     UNEXPLAINED = ("unexplained", "unexplained", False)
-
-    text: str
-    explained: bool
-
-    def __new__(cls, slug: str, text: str, explained: bool) -> PteCause:
-        member = object.__new__(cls)
-        member._value_ = slug
-        member.text = text
-        member.explained = explained
-        return member
 
 
 class TableLevel(NamedTuple):

@@ -63,6 +63,11 @@ def add_frame_source_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_all_option(parser: argparse.ArgumentParser) -> None:
+    """Add --all."""
+    parser.add_argument("--all", action="store_true", help="all processes that you may examine")
+
+
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """Add --json."""
     parser.add_argument("--json", action="store_true", help="print one JSON document")

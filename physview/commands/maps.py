@@ -34,7 +34,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cgroup", metavar="PATH", help="the processes of a cgroup and of all cgroups below it"
     )
-    parser.add_argument("--all", action="store_true", help="all processes that you may examine")
+    _common.add_all_option(parser)
     parser.add_argument(
         "--rollup", action="store_true", help="print a line per process, not per mapping"
     )

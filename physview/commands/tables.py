@@ -25,7 +25,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "processes", metavar="PID", nargs="*", help="a pid, self, or the name of one process"
     )
-    parser.add_argument("--all", action="store_true", help="all processes that you may examine")
+    _common.add_all_option(parser)
     _common.add_json_option(parser)
 
 

@@ -8,6 +8,7 @@ import re
 from typing import NamedTuple
 
 from physview.text import proctext
+from physview.text.proctext import read_or_empty
 
 CAP_SYS_ADMIN = 21
 """A bit of a capability mask. Source: include/uapi/linux/capability.h"""
@@ -30,7 +31,7 @@ def effective_capabilities() -> int | None:
 
 def in_first_user_namespace() -> bool:
     """Whether the capabilities are those of the machine, and not of a user namespace below it."""
-    return proctext.numbers(_read("/proc/self/uid_map")) in ([0, 0, 4294967295], [])
+    return proctext.numbers(read_or_empty("/proc/self/uid_map")) in ([0, 0, 4294967295], [])
 
 
 def has_seccomp_filter() -> bool:
@@ -40,7 +41,7 @@ def has_seccomp_filter() -> bool:
 
 def lockdown() -> str:
     """Return the level of the kernel's lockdown; "" if lockdown is off."""
-    match = re.search(rb"\[(\w+)\]", _read(LOCKDOWN))
+    match = re.search(rb"\[(\w+)\]", read_or_empty(LOCKDOWN))
     return match[1].decode() if match and match[1] != b"none" else ""
 
 
@@ -67,12 +68,4 @@ def why_no_bpf() -> Forbidden | None:
 
 
 def _status() -> dict[bytes, bytes]:
-    return proctext.fields_by_name(_read("/proc/self/status"))
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
+    return proctext.fields_by_name(read_or_empty("/proc/self/status"))

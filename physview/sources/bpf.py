@@ -267,7 +267,9 @@ def _check_machine() -> None:
 def _why(number: int, stage: int, lib: Any, log: str) -> PhysviewError:
     """Explain why the program was not loaded, with a remedy."""
     what = "cannot walk page tables by BPF"
-    if number in (errno.EPERM, errno.EACCES, errno.ENOSYS) or privileges.lockdown():
+    # Lockdown takes a helper away, which looks like a program with an error.
+    refused = number in (errno.EPERM, errno.EACCES, errno.ENOSYS)
+    if refused or (stage == lib.PV_BPF_PROGRAM and privileges.lockdown() == "confidentiality"):
         forbidden = privileges.why_no_bpf()
         if forbidden:
             return AccessDenied(what, *forbidden)

@@ -24,6 +24,7 @@ from physview.sources.folio_sizes import THP
 from physview.sources.kmod import DEVICE
 from physview.sources.kmod import NAME as MODULE
 from physview.sources.procfs import ProcDir
+from physview.text.proctext import read_or_empty
 
 if TYPE_CHECKING:
     from physview.tracing.tracefs import Tracefs
@@ -103,7 +104,7 @@ def check_paging_levels() -> CheckResult:
         return CheckResult("paging levels", PART, "physview finds them only on x86-64")
     levels = 5 if _maps_above_47_bits() else 4
     why = "" if levels == 5 else " (no la57 in /proc/cpuinfo: the CPU has none, or this kernel)"
-    cpuinfo = _read("/proc/cpuinfo").partition(b"\n\n")[0]
+    cpuinfo = read_or_empty("/proc/cpuinfo").partition(b"\n\n")[0]
     if not cpuinfo:
         why = ""
     elif levels == 4 and b" la57" in cpuinfo:
@@ -261,7 +262,7 @@ def check_thp() -> CheckResult:
         remedy = "a kernel with CONFIG_TRANSPARENT_HUGEPAGE=y"
         return CheckResult("transparent huge pages", NO, "not in this kernel", remedy)
     mode = _selected(f"{THP}/enabled")
-    size_kib = int(_read(f"{THP}/hpage_pmd_size") or 0) // 1024
+    size_kib = int(read_or_empty(f"{THP}/hpage_pmd_size") or 0) // 1024
     mthp = {
         int(path.split("hugepages-")[1].split("kB")[0]): _selected(path)
         for path in glob.glob(f"{THP}/hugepages-*kB/enabled")
@@ -279,7 +280,7 @@ def check_thp() -> CheckResult:
 
 def _selected(path: str) -> str:
     """Read the selected word of a file such as "always [madvise] never": the one in brackets."""
-    return _read(path).decode().partition("[")[2].partition("]")[0] or "unknown"
+    return read_or_empty(path).decode().partition("[")[2].partition("]")[0] or "unknown"
 
 
 def check_hugetlb() -> CheckResult:
@@ -287,7 +288,7 @@ def check_hugetlb() -> CheckResult:
     pools = {}
     for path in sorted(glob.glob("/sys/kernel/mm/hugepages/hugepages-*kB")):
         size_kib = int(path.split("hugepages-")[1].removesuffix("kB"))
-        free, total = (int(_read(f"{path}/{n}_hugepages") or 0) for n in ("free", "nr"))
+        free, total = (int(read_or_empty(f"{path}/{n}_hugepages") or 0) for n in ("free", "nr"))
         pools[size_kib] = (free, total)
     if not pools:
         return CheckResult("hugetlb", NO, "not in this kernel", "a kernel with CONFIG_HUGETLBFS=y")
@@ -418,15 +419,6 @@ def check_extras() -> CheckResult:
         return CheckResult("packages", YES, value, details=details)
     value = "; ".join(f"no {extra.package}, for {extra.commands}" for extra in missing)
     return CheckResult("packages", PART, value, extras.install_line(*missing), details=details)
-
-
-def _read(path: str) -> bytes:
-    """Read a small file; empty if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
 
 
 CHECKS: tuple[Callable[[], CheckResult], ...] = (

@@ -102,6 +102,15 @@ def unescape(text: bytes) -> bytes:
     return _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), text)
 
 
+def read_or_empty(path: str) -> bytes:
+    """Read a small file of the kernel's; empty if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
 def fields_by_name(text: bytes) -> dict[bytes, bytes]:
     r"""Parse a text of lines "Name: value", such as status and meminfo.
 

@@ -99,6 +99,13 @@ class PtyRun:
             self.raw += data
             self._stream.feed(data)
 
+    def nr_written_in(self, seconds: float) -> int:
+        """Read for a time; return the number of bytes that the command has written meanwhile."""
+        before, end = len(self.raw), time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.read(0.2)
+        return len(self.raw) - before
+
     def until(self, seen: Callable[[list[str]], object], seconds: float = 60) -> list[str]:
         """Wait until a condition on the screen's lines is true; return the lines."""
         end = time.monotonic() + seconds
