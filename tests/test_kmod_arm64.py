@@ -43,7 +43,8 @@ def program(tmp_path_factory):
     core = sorted((ROOT / "csrc").glob("*.c"))
     compiler = ["aarch64-linux-gnu-gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-static"]
     options = ["-std=gnu11", f"-I{ROOT}/csrc", "-o", path]
-    subprocess.run([*compiler, *options, ROOT / "tests/vm/arm64.c", *core], check=True)
+    sources = [ROOT / f"tests/vm/{name}.c" for name in ("arm64", "arm64_agree")]
+    subprocess.run([*compiler, *options, *sources, *core], check=True)
     return path.read_bytes()
 
 
