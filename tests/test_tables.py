@@ -306,6 +306,17 @@ class TestVmPte:
         assert report.nr_unexplained == 0
 
     @pytest.mark.needs("cc")
+    @pytest.mark.parametrize(
+        ("last", "cause"), [((3, 3, 3), PteCause.UNEXPLAINED), ((1, 3, 3), PteCause.CHANGED)]
+    )
+    def test_a_process_that_comes_to_rest(self, child, monkeypatch, last, cause):
+        """Of the ten readings only the last three are the same, or only two."""
+        real, extra = tables._vm_pte, (1, 2, 1, 2, 1, 2, 1, *last)
+        each_twice = iter([nr for nr in extra for _ in range(2)])
+        monkeypatch.setattr(tables, "_vm_pte", lambda proc: real(proc) + next(each_twice) * PAGE)
+        (process,) = read_tables([child.pid]).processes
+        assert process.differences[cause] == 3 * PAGE
+
     def test_a_race_with_all_that_changes_page_tables(self, tmp_path):
         command = [compile_program(tmp_path, "race"), "60", "mutate"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as racing:
