@@ -97,7 +97,7 @@ class Cause(Enum):
     DEVICE = (
         "device",
         "a device mapping (VM_PFNMAP), which pagemap never shows",
-        "only the kernel module's walk of the page tables can show it",
+        "a walk of the page tables shows it: --source bpf, or --source kmod",
     )
     BEYOND = (
         "beyond",
