@@ -55,6 +55,21 @@ class Child:
         self._child.stdin.flush()
         assert self._child.stdout.readline() == "done\n"
 
+    def measure(self, *lines):
+        """Do this, and return what was read before and after.
+
+        It is done twice on other blocks before. So the interpreter takes no more memory for it.
+        """
+        for _ in range(2):
+            for line in lines:
+                self.do(line)
+            self.do("del outer, found")
+            self.do("outer, found = blocks()")
+        before = self.read()
+        for line in lines:
+            self.do(line)
+        return before, self.read()
+
     def read(self):
         (process,) = read_tables([self.pid]).processes
         assert set(process.differences) <= {PteCause.PGD, PteCause.P4D}, process
@@ -66,12 +81,7 @@ class Child:
 @pytest.fixture
 def child(python):
     child = Child(python(BLOCKS, wait=OBEY))
-    # The interpreter takes its memory for such lines before the tests count pages.
-    child.do("outer, found = blocks(); touch(found[0]); advise(found[0], 1, 4)")
-    for _ in range(3):
-        child.do("for block in found: touch(block)")
-        child.do("for block in found: advise(block, 3, 4)")
-    child.do("del outer, found")
+    child.do("outer, found = blocks(); touch(found[0]); advise(found[0], 1, 4); del outer")
     child.do("outer, found = blocks()")
     return child
 
@@ -100,9 +110,7 @@ def grown(before, after, name="pte"):
 class TestCounts:
     @pytest.mark.parametrize("nr", [1, 2, 7, 8, 63, 64, 255, 256, 511, 512])
     def test_as_many_tables_and_entries_as_were_touched(self, child, nr):
-        before = child.read()
-        child.do(f"for block in found: touch(block, {nr})")
-        after = child.read()
+        before, after = child.measure(f"for block in found: touch(block, {nr})")
         smallest = max(low for low, _ in FILLED if low <= nr)
         assert grown(before, after) == (NR, {smallest: NR})
         pages = level(after, "pte").nr_pages - level(before, "pte").nr_pages
@@ -166,9 +174,8 @@ class TestCounts:
 
     @pytest.mark.needs("guard")
     def test_guards_are_special_entries(self, child):
-        before = child.read()
-        child.do("for block in found: advise(block, 3, Region.MADV_GUARD_INSTALL)")
-        after = child.read()
+        line = "for block in found: advise(block, 3, Region.MADV_GUARD_INSTALL)"
+        before, after = child.measure(line)
         assert level(after, "pte").nr_special - level(before, "pte").nr_special == 3 * NR
         assert level(after, "pte").nr_pages == level(before, "pte").nr_pages
         assert grown(before, after) == (NR, {2: NR})
@@ -228,10 +235,10 @@ class TestVmPte:
 
     @pytest.mark.needs("thp")
     def test_a_table_is_deposited_for_each_huge_page(self, child):
-        before = child.read()
-        child.do("advise(found[0], NR * HUGE // PAGE, Region.MADV_HUGEPAGE)")
-        child.do("for block in found: touch(block)")
-        after = child.read()
+        before, after = child.measure(
+            "advise(found[0], NR * HUGE // PAGE, Region.MADV_HUGEPAGE)",
+            "for block in found: touch(block)",
+        )
         assert level(after, "pmd").nr_pages - level(before, "pmd").nr_pages == NR
         assert after.tables.nr_deposited - before.tables.nr_deposited == NR
         nr_pmd, _ = grown(before, after, "pmd")
