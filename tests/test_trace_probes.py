@@ -110,6 +110,27 @@ def test_any_function_with_its_arguments(traced, tracefs):
 
 
 @pytest.mark.needs("kprobes")
+def test_a_function_by_its_address(traced):
+    symbols = Path("/proc/kallsyms").read_text()
+    (address,) = re.findall(r"^(\w{16}) T vfs_read$", symbols, re.MULTILINE)
+    code = "open('/proc/self/stat', 'rb', buffering=0).read(4711)"
+    _, tracer, events = traced(f"0x{address}", code)
+    assert (tracer.probes, tracer.means) == ((f"0x{address}",), "kprobe")
+    (event,) = [event for event in events if 4711 in event.fields.values()]
+    assert (event.name, functions(event)[0]) == ("vfs_read", "vfs_read")
+
+
+@pytest.mark.needs("kprobes", "kmod")
+def test_a_function_of_a_module(traced):
+    name = "3000physicalview:physicalview_ioctl"
+    _, tracer, events = traced(name, ASK)
+    assert tracer.probes == (name,)
+    assert [functions(event)[0] for event in events] == ["physicalview_ioctl"]
+    with pytest.raises(api.UsageError, match="no event '3000physicalview:no_such'"):
+        api.Tracer("3000physicalview:no_such")
+
+
+@pytest.mark.needs("kprobes")
 def test_probes_of_a_trace_that_was_killed_are_removed(tracefs):
     command = [sys.executable, "-m", "physview", "trace", "kernel_restart"]
     killed = subprocess.Popen(command, stderr=subprocess.PIPE)

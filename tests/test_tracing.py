@@ -4,8 +4,10 @@
 import os
 import re
 import struct
+from pathlib import Path
 
 import pytest
+from failures import one_line
 
 from physview.analysis.trace import fold, parse_kcore
 from physview.tracing import Event, StackFrame
@@ -92,7 +94,7 @@ FORMAT += rb"""} ) : "none" """
 def test_a_format_tells_the_fields_of_a_record():
     form = parse_format(FORMAT)
     assert (form.name, form.number) == ("an_event", 77)
-    assert form.addresses == {"ptr", "to"}  # frames are counted, not addressed
+    assert (form.addresses, form.in_hex) == ({"ptr"}, {"ptr", "to"})  # frames are counted
     record = struct.pack("<HBBiQQi", 77, 0, 0, 5, 0xFFFF888000001000, 4711, -1)
     record += b"a b".ljust(16, b"\0") + struct.pack("<IQQ", 64 | 5 << 16, 9, 0xD40) + b"/x y\0"
     assert form.decode(record) == {
@@ -123,6 +125,28 @@ def test_symbols_name_the_caller_also_where_its_call_is_its_last():
     assert Symbols(b"0000000000000000 T _text\n").is_hidden
 
 
+@pytest.mark.needs("root")
+def test_a_name_of_several_functions_is_refused_with_the_address_of_each(physview, tracefs):
+    """An older kernel probes one of them without a word."""
+    functions = re.findall(
+        r"^(\w{16}) [tT] (\w+)$", Path("/proc/kallsyms").read_text(), re.MULTILINE
+    )
+    by_name = {}
+    for address, name in functions:
+        by_name.setdefault(name, set()).add(int(address, 16))
+    name = next(name for name, addresses in by_name.items() if len(addresses) in (2, 3, 4))
+    line = one_line(physview("trace", name), 2)
+    assert f"'{name}' is ambiguous: {len(by_name[name])} functions have this name" in line
+    listed = {int(word, 16) for word in re.findall(r"\b0x[0-9a-f]{16}\b", line)}
+    assert listed == by_name[name]
+
+
+@pytest.mark.needs("root")
+def test_an_address_of_no_function_is_refused(physview, tracefs):
+    line = one_line(physview("trace", "0x1000"), 2)
+    assert "cannot trace 0x1000: no function of this kernel has this address" in line
+
+
 def test_kcore_tells_the_direct_map_also_of_ram_at_0():
     none, base = (1 << 64) - 1, 0xFFFF888000000000
     rows = [
@@ -147,7 +171,7 @@ def test_kcore_tells_the_direct_map_also_of_ram_at_0():
 def test_events_are_folded_by_their_stacks():
     def event(comm, size, *functions):
         stack = tuple(StackFrame(i, name, i, "") for i, name in enumerate(functions))
-        return Event(0, 0, 1, comm, "kmalloc", {"bytes_req": size}, frozenset(), stack)
+        return Event(0, 0, 1, comm, "kmalloc", {"bytes_req": size}, frozenset(), frozenset(), stack)
 
     events = [event("a", 1, "f"), event("b", 2, "f", "g"), event("c", 4, "f", "g")]
     first, second = fold([*events, event("c", 8, "f", "g")])
@@ -204,3 +228,77 @@ def test_the_buffer_says_what_the_kernel_prints_of_it(tracefs):
     ] == [(tid, cpu, seconds, *rest) for tid, cpu, seconds, _, *rest, _ in events]
     assert sum(len(event.stack) for event in read) == len(printed) - len(events)
     assert not os.path.exists(path)
+
+
+SYSCALL = rb"""name: sys_enter_openat
+ID: 5
+format:
+	field:int __syscall_nr;	offset:8;	size:4;	signed:1;
+	field:int dfd;	offset:16;	size:8;	signed:0;
+	field:const char * filename;	offset:24;	size:8;	signed:0;
+	field:unsigned int flags;	offset:32;	size:8;	signed:0;
+	field:umode_t mode;	offset:40;	size:8;	signed:0;
+	field:loff_t offset;	offset:48;	size:8;	signed:0;
+	field:unsigned long addr;	offset:56;	size:8;	signed:0;
+
+print fmt: "dfd: 0x%08lx", ((unsigned long)(REC->dfd))"""
+
+
+def test_an_argument_of_a_system_call_has_the_sign_and_width_of_its_type():
+    form = parse_format(SYSCALL)
+    at_fdcwd, minus_one = -100 & 0xFFFFFFFF, (1 << 64) - 1
+    record = struct.pack("<8xi4x6Q", 257, at_fdcwd, 0x7000, minus_one, 0o644, minus_one, 0x5000)
+    assert form.decode(record) == {
+        "__syscall_nr": 257,
+        "dfd": -100,
+        "filename": 0x7000,
+        "flags": 0xFFFFFFFF,
+        "mode": 0o644,
+        "offset": -1,
+        "addr": 0x5000,
+    }
+    assert form.addresses == {"filename", "addr"}
+
+
+ARRAYS = rb"""name: arrays
+ID: 6
+format:
+	field:unsigned long args[6];	offset:8;	size:48;	signed:0;
+	field:u8 mac[6];	offset:56;	size:6;	signed:0;
+	field:unsigned char digest[2];	offset:62;	size:2;	signed:0;
+	field:__data_loc u32[] list;	offset:64;	size:4;	signed:0;
+	field:struct in6_addr there;	offset:68;	size:16;	signed:0;
+
+print fmt: "(%lx)", REC->args[0]"""
+
+
+def test_an_array_of_numbers_is_numbers_and_bytes_are_hexadecimal():
+    form = parse_format(ARRAYS)
+    record = bytes(8) + struct.pack("<6Q", *range(1, 7)) + bytes(range(8))
+    record += struct.pack("<I", 84 | 8 << 16) + b"\xfe\x80".ljust(16, b"\0")
+    assert form.decode(record + struct.pack("<II", 7, 1 << 31)) == {
+        "args": (1, 2, 3, 4, 5, 6),
+        "mac": "000102030405",
+        "digest": "0607",
+        "list": (7, 1 << 31),
+        "there": "fe80" + "00" * 14,
+    }
+    assert (form.addresses, form.in_hex) == (set(), {"args"})
+
+
+FAULT = rb"""name: page_fault_user
+ID: 8
+format:
+	field:unsigned long address;	offset:8;	size:8;	signed:0;
+	field:unsigned long ip;	offset:16;	size:8;	signed:0;
+	field:unsigned long error_code;	offset:24;	size:8;	signed:0;
+	field:unsigned long end_pfn;	offset:32;	size:8;	signed:0;
+	field:u64 dma_addr;	offset:40;	size:8;	signed:0;
+
+print fmt: "address=0x%lx ip=%ps error_code=0x%lx end_pfn=0x%lx dma_addr=0x%llx", REC->address"""
+
+
+def test_not_all_that_the_kernel_prints_in_hexadecimal_is_an_address():
+    form = parse_format(FAULT)
+    assert form.addresses == {"address", "ip"}
+    assert form.in_hex == {"address", "ip", "error_code", "dma_addr"}

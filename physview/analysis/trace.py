@@ -210,7 +210,7 @@ def address_ranges(events: Iterable[Event], kernel: KernelMap) -> list[AddressRa
     for event in events:
         for name in event.addresses:
             value = event.fields.get(name)
-            if isinstance(value, int) and value >= PAGE_SIZE and name not in ("call_site", "value"):
+            if isinstance(value, int) and value >= PAGE_SIZE and name != "call_site":
                 found.setdefault((name, kernel.area(value)), set()).add(value)
     return [
         AddressRange(name, area, min(values), max(values), len(values))

@@ -2,10 +2,10 @@
 """Trace events in the kernel, and show for each event which functions led to it.
 
 EVENT is copy_to_user, copy_from_user, put_user, kmalloc, mm_page_alloc, any tracepoint as
-SUBSYSTEM:EVENT, or any function of the kernel. PID is the process to trace. A command after -- is
-started, and traced from its first instruction. Without PID and command, the whole machine is
-traced. Tracing ends after N events, when the process ends, or with Ctrl-C. Exits with 1 if there
-was no event. Needs root.
+SUBSYSTEM:EVENT, or any function of the kernel as FUNCTION, MODULE:FUNCTION or its address. PID is
+the process to trace. A command after -- is started, and traced from its first instruction. Without
+PID and command, the whole machine is traced. Tracing ends after N events, when the process ends, or
+with Ctrl-C. Exits with 1 if there was no event. Needs root.
 """
 
 from __future__ import annotations

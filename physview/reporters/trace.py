@@ -65,11 +65,12 @@ def _fields(event: Event) -> str:
 
 
 def field_text(event: Event, name: str) -> str:
-    """Format a field's value: addresses in hexadecimal, text in one line."""
+    """Format a field's value: addresses in hexadecimal, text in one line, an array in brackets."""
     value = event.fields[name]
     if isinstance(value, str):
         return printable(value)
-    return f"{value:#x}" if name in event.addresses else str(value)
+    one = hex if name in event.in_hex else str
+    return f"[{','.join(map(one, value))}]" if isinstance(value, tuple) else one(value)
 
 
 def _stack_lines(stack: tuple[StackFrame, ...]) -> Iterator[str]:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from physview.errors import PhysviewError, ProcessGone, Unsupported
 from physview.text import proctext
 from physview.tracing import tracefs
-from physview.tracing.events import Losses, RawEvent
+from physview.tracing.events import Losses, RawEvent, Value
 
 MAX_BREAKPOINTS = 4
 
@@ -63,12 +63,14 @@ class Breakpoint(NamedTuple):
         address: The function's address.
         registers: For each field's name, the register that holds the field's value.
         addresses: The names of the fields that are addresses.
+        in_hex: The names of these, and of other fields that read best in hexadecimal.
     """
 
     name: str
     address: int
     registers: Mapping[str, str]
     addresses: frozenset[str]
+    in_hex: frozenset[str]
 
 
 class _SampleBuffer:
@@ -257,11 +259,11 @@ class BreakpointSource:
         nr_registers = len(self._registers) if has_registers else 0
         values = struct.unpack_from(f"<{nr_registers}Q", content, at + 8)
         by_name = dict(zip(self._registers, values, strict=False))
-        fields = {
+        fields: dict[str, Value] = {
             field: by_name[name] for field, name in point.registers.items() if name in by_name
         }
-        comm = self._comms.get(tid)
-        return RawEvent(time_ns, cpu, tid, comm, point.name, dict(fields), point.addresses, stack)
+        comm, kinds = self._comms.get(tid), (point.addresses, point.in_hex)
+        return RawEvent(time_ns, cpu, tid, comm, point.name, fields, *kinds, stack)
 
     def flush(self) -> list[RawEvent]:
         """Return no events: `read()` returns every sample complete."""

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
-Value = int | str
+Value = int | str | tuple[int, ...]
 
 
 class StackFrame(NamedTuple):
@@ -47,8 +47,9 @@ class Event(NamedTuple):
         tid: The running thread; 0 if the processor was idle.
         comm: The thread's name; "" if it is no longer known.
         name: The name of the event or of the probed function.
-        fields: The event's values by the kernel's field names. Flags are text.
-        addresses: The names of the fields that are addresses.
+        fields: The event's values by the kernel's field names. Flags are text, arrays are tuples.
+        addresses: The names of the fields that are virtual addresses.
+        in_hex: The names of the fields that read best in hexadecimal. All addresses are among them.
         stack: The kernel functions, innermost first; empty if no stacks are recorded.
     """
 
@@ -59,6 +60,7 @@ class Event(NamedTuple):
     name: str
     fields: dict[str, Value]
     addresses: frozenset[str]
+    in_hex: frozenset[str]
     stack: tuple[StackFrame, ...]
 
 
@@ -75,6 +77,7 @@ class RawEvent(NamedTuple):
     name: str
     fields: dict[str, Value]
     addresses: frozenset[str]
+    in_hex: frozenset[str]
     stack: tuple[int, ...]
 
 
@@ -90,6 +93,24 @@ class Losses(NamedTuple):
     throttled: int
 
 
+# The sizes in bytes of C types, and whether they have a sign. The kernel stores every argument of a
+# system call in 8 bytes, without extending its sign.
+# Source: syscall_enter_define_fields() in kernel/trace/trace_syscalls.c, include/linux/types.h
+_TYPES = {
+    **dict.fromkeys(("int", "pid_t", "clockid_t", "timer_t", "mqd_t", "key_t"), (4, True)),
+    **dict.fromkeys(("s32", "__s32", "key_serial_t", "rwf_t"), (4, True)),
+    **dict.fromkeys(("unsigned int", "unsigned", "u32", "__u32"), (4, False)),
+    **dict.fromkeys(("uid_t", "gid_t", "qid_t"), (4, False)),
+    **dict.fromkeys(("short", "s16", "__s16"), (2, True)),
+    **dict.fromkeys(("unsigned short", "umode_t", "u16", "__u16", "__be16", "__le16"), (2, False)),
+    **dict.fromkeys(("unsigned char", "u8", "__u8", "uint8_t", "bool"), (1, False)),
+    **dict.fromkeys(("s8", "__s8", "signed char"), (1, True)),
+    **dict.fromkeys(("long", "loff_t", "off_t", "ssize_t", "s64", "__s64"), (8, True)),
+    **dict.fromkeys(("unsigned long", "size_t", "u64", "__u64", "dma_addr_t"), (8, False)),
+}
+_DYNAMIC = re.compile(r"__(?:data|rel)_loc ")
+
+
 class Field(NamedTuple):
     """One field of an event's records. The members are those of a line in the format file."""
 
@@ -101,22 +122,45 @@ class Field(NamedTuple):
 
     def decode(self, record: bytes) -> Value:
         """Return the field's value in a record."""
-        if "__data_loc" in self.kind or "__rel_loc" in self.kind:
+        if _DYNAMIC.match(self.kind):
             (where,) = struct.unpack_from("<I", record, self.offset)
             start, size = where & 0xFFFF, where >> 16
-            if "__rel_loc" in self.kind:
+            if self.kind.startswith("__rel_loc"):
                 start += self.offset + self.size
-            return _text(record[start : start + size], self.kind)
+            return self._several(record[start : start + size])
         content = record[self.offset : self.offset + self.size]
-        if self.kind.endswith("]") or self.size not in (1, 2, 4, 8):
-            return _text(content, self.kind)
-        return int.from_bytes(content, "little", signed=self.signed)
+        if self.is_array or self.size not in (1, 2, 4, 8):
+            return self._several(content)
+        size, signed = _TYPES.get(self.element, (self.size, self.signed))
+        return int.from_bytes(content[:size], "little", signed=signed)
 
+    @property
+    def is_array(self) -> bool:
+        """Whether the field is an array of a size that the format tells."""
+        return self.kind.endswith("]") and not _DYNAMIC.match(self.kind)
 
-def _text(content: bytes, kind: str) -> str:
-    if "char" in kind:
-        return os.fsdecode(content.split(b"\0")[0])
-    return content.hex()
+    @property
+    def element(self) -> str:
+        """The C type of the field, or of the elements of the array."""
+        kind = _DYNAMIC.sub("", self.kind).partition("[")[0]
+        return kind.removeprefix("const ").strip()
+
+    def _several(self, content: bytes) -> Value:
+        """Return an array's value: text, numbers, or bytes in hexadecimal."""
+        if self.element == "char":
+            return os.fsdecode(content.split(b"\0")[0])
+        size, signed = _TYPES.get(self.element, (self._element_size(), self.signed))
+        if size == 1 or len(content) % size:
+            return content.hex()
+        starts = range(0, len(content), size)
+        return tuple(
+            int.from_bytes(content[at : at + size], "little", signed=signed) for at in starts
+        )
+
+    def _element_size(self) -> int:
+        length = re.search(r"\[(\d+)\]$", self.kind)
+        size = self.size // int(length[1]) if length and int(length[1]) else 0
+        return size if size in (2, 4, 8) else 1
 
 
 class Format(NamedTuple):
@@ -126,7 +170,8 @@ class Format(NamedTuple):
         name: The event's name.
         number: The event's number, with which its records begin.
         fields: The event's own fields, in the kernel's order.
-        addresses: The names of the fields that the kernel prints as addresses.
+        addresses: The names of the fields that are virtual addresses.
+        in_hex: The names of these, and of the other fields that the kernel prints in hexadecimal.
         flags: For each field of flags, the value and name of each flag, in the kernel's order.
     """
 
@@ -134,6 +179,7 @@ class Format(NamedTuple):
     number: int
     fields: tuple[Field, ...]
     addresses: frozenset[str]
+    in_hex: frozenset[str]
     flags: Mapping[str, tuple[tuple[int, str], ...]]
 
     def decode(self, record: bytes) -> dict[str, Value]:
@@ -211,8 +257,16 @@ _FIELD = re.compile(
 )
 # Fields that repeat the probe's location. The stack tells it already.
 _HIDDEN = ("__probe_ip", "__probe_func", "__probe_ret_ip")
-# The kernel prints these fields in hexadecimal, but they are not addresses.
-_NUMBERS = ("pfn",)
+# The kernel prints frame numbers in hexadecimal or in decimal, depending on the event.
+_PFN = re.compile(r"(?:^|_)pfn$")
+# Fields of type unsigned long by these names are virtual addresses. Others that the kernel prints
+# in hexadecimal are flags, error codes, page table entries, and addresses of devices.
+_ADDRESSES = frozenset(
+    (
+        *("addr", "address", "call_site", "ip", "start_ip", "regs_ip", "abort_ip", "sa_handler"),
+        *("start", "end", "vstart", "vend", "va_start", "va_end", "vm_start", "vm_end"),
+    )
+)
 
 
 def parse_format(data: bytes) -> Format:
@@ -229,7 +283,8 @@ def parse_format(data: bytes) -> Format:
     if not name or not number:
         raise ValueError("not the format of an event")
     printed = text.partition("print fmt:")[2].split('",')[0]
-    in_hex = set(re.findall(r"(\w+)=(?:%p|(?:0x)?%l*[xX])", printed, re.IGNORECASE))
+    by_pointer = set(re.findall(r"(\w+)=%p", printed))
+    in_hex = set(re.findall(r"(\w+)=(?:0x)?%[0-9]*l*[xX]", printed, re.IGNORECASE))
     fields = [
         Field(
             match["name"],
@@ -241,8 +296,22 @@ def parse_format(data: bytes) -> Format:
         for match in _FIELD.finditer(text)
     ]
     own = tuple(f for f in fields if not f.name.startswith("common_") and f.name not in _HIDDEN)
-    addresses = {f.name for f in own if f.size == 8 and ("*" in f.kind or f.name in in_hex)} - set(
-        _NUMBERS
-    )
+    addresses = {f.name for f in own if _is_address(f, by_pointer)}
+    in_hex = {f.name for f in own if f.name in in_hex and not _PFN.search(f.name)} | addresses
+    if "%lx" in printed:  # the elements of arrays have no names there
+        in_hex |= {f.name for f in own if f.is_array and f.element == "unsigned long"}
     flags = _parse_flags(text.partition("print fmt:")[2])
-    return Format(name[1], int(number[1]), own, frozenset(addresses), flags)
+    return Format(name[1], int(number[1]), own, frozenset(addresses), frozenset(in_hex), flags)
+
+
+def _is_address(field: Field, by_pointer: set[str]) -> bool:
+    """Whether a field is a virtual address.
+
+    Args:
+        field: The field.
+        by_pointer: The names of the fields that the kernel prints as pointers.
+    """
+    if field.size != 8 or field.is_array:
+        return False
+    named = field.element == "unsigned long" and field.name in _ADDRESSES
+    return field.kind.endswith("*") or field.name in by_pointer or named

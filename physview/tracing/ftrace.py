@@ -8,6 +8,7 @@ import os
 import re
 import select
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from physview.errors import Unsupported
 from physview.text import proctext
@@ -22,6 +23,18 @@ EXEC = "sched/sched_process_exec"
 # A stack follows its record immediately, but possibly in a later read. After this time it is lost.
 STACK_TIMEOUT_NS = 1_000_000_000
 INIT_PID_NAMESPACE = 0xEFFFFFFC  # include/linux/proc_ns.h
+
+
+class Fetch(NamedTuple):
+    """The values that a kprobe fetches.
+
+    Args:
+        arguments: The values, as kprobe_events takes them.
+        addresses: The names of those that are addresses. None: the kernel takes the types from BTF.
+    """
+
+    arguments: str
+    addresses: frozenset[str] | None
 
 
 class FtraceSource:
@@ -102,17 +115,17 @@ class FtraceSource:
         """Add a tracepoint, SUBSYSTEM:EVENT."""
         self._add(name.replace(":", "/"), name.partition(":")[2])
 
-    def add_kprobe(self, function: str, fetches: Sequence[str]) -> None:
-        """Add a kprobe at the beginning of a function.
+    def add_kprobe(self, place: str, function: str, fetches: Sequence[Fetch]) -> None:
+        """Add a kprobe.
 
         Args:
+            place: The place in the kernel's code: FUNCTION, MODULE:FUNCTION or an address.
             function: The function's name.
             fetches: Alternative lists of values to fetch. The first list that the kernel accepts is
                 used.
 
         Raises:
-            OSError: The kernel accepts none of them. EINVAL: the kernel does not trace this
-                function; ENOENT: it has no function of this name; EADDRNOTAVAIL: it has several.
+            OSError: The kernel accepts none of them, because it does not trace this function.
             Unsupported: This kernel has no kprobes.
         """
         if not self.tracefs.has("kprobe_events"):
@@ -125,23 +138,27 @@ class FtraceSource:
         last = None
         for fetch in fetches:
             try:
-                self._instance.add_probe(event, f"{function} {fetch}")
+                self._instance.add_probe(event, f"{place} {fetch.arguments}")
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EPERM):
                     path = f"{self.tracefs.path}/kprobe_events"
                     raise tracefs.refused(f"cannot probe {function}", error, path) from None
                 last = error
                 continue
-            return self._add(f"{self._instance.owner.group}/{event}", function)
+            return self._add(f"{self._instance.owner.group}/{event}", function, fetch)
         assert last
         raise last
 
-    def _add(self, folder: str, name: str) -> None:
+    def _add(self, folder: str, name: str, fetch: Fetch | None = None) -> None:
         # A new probe appears in every instance as soon as it is defined.
         path = f"events/{folder}/format"
         if self._instance.has(path):
             path = f"{self._instance.folder}/{path}"
         form = parse_format(self.tracefs.read(path))
+        if fetch:
+            # With types from BTF, the kernel prints pointers in hexadecimal, and nothing else.
+            addresses = form.in_hex if fetch.addresses is None else fetch.addresses
+            form = form._replace(addresses=addresses)
         self._formats[form.number] = form
         self._names[form.number] = name
         self._events.append(folder)
@@ -255,6 +272,7 @@ class FtraceSource:
             self._names[record.number],
             form.decode(record.content),
             form.addresses,
+            form.in_hex,
             stack,
         )
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import bisect
+import os
 import re
 
 from physview.errors import AccessDenied, Unsupported
@@ -32,14 +33,28 @@ class Symbols:
         return not self._symbols or not int(self._symbols[-1][0], 16)
 
     @property
+    def modules(self) -> set[str]:
+        """The names of all modules that have functions."""
+        return {module.decode() for _, _, module in self._symbols if module}
+
+    @property
     def names(self) -> set[str]:
         """The names of all functions."""
         return {name.decode() for _, name, _ in self._symbols}
 
-    def find(self, name: str) -> list[int]:
-        """Return the addresses of all functions with this name."""
-        wanted = name.encode("utf-8", "surrogateescape")
-        return [int(address, 16) for address, symbol, _ in self._symbols if symbol == wanted]
+    def find(self, name: str, module: str | None = None) -> list[int]:
+        """Return the addresses of all functions with this name.
+
+        Args:
+            name: The function's name.
+            module: The module that contains it. None: the kernel, and all modules.
+        """
+        wanted = os.fsencode(name)
+        where = None if module is None else os.fsencode(module)
+        found = {
+            a for a, symbol, owner in self._symbols if symbol == wanted and where in (None, owner)
+        }
+        return sorted(int(address, 16) for address in found)
 
     def frame(self, address: int, *, is_caller: bool = True) -> StackFrame:
         """Return the function that contains an address of a stack.

@@ -7,8 +7,8 @@ therefore ask the running kernel.
 
 from __future__ import annotations
 
-import errno
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -16,9 +16,25 @@ from physview.errors import Unsupported, UsageError
 from physview.text import proctext
 from physview.tracing import tracefs
 from physview.tracing.breakpoints import ARGUMENTS, MAX_BREAKPOINTS, Breakpoint
-from physview.tracing.ftrace import FtraceSource
+from physview.tracing.ftrace import Fetch, FtraceSource
 from physview.tracing.symbols import Symbols
 from physview.tracing.tracefs import Tracefs
+
+
+class Argument(NamedTuple):
+    """A value that is fetched where a function begins.
+
+    Args:
+        name: The field's name.
+        register: Its register on x86-64.
+        number: The number of the argument; 0 if the function has its own calling convention.
+        kind: "address"; "hex" for a value of any meaning; or "number".
+    """
+
+    name: str
+    register: str
+    number: int
+    kind: str
 
 
 class Function(NamedTuple):
@@ -26,17 +42,20 @@ class Function(NamedTuple):
 
     Args:
         symbols: The possible symbols. All symbols that exist are probed.
-        fields: The values to fetch, each as (name, register on x86-64, number of the argument or
-            0, whether it is an address).
+        fields: The values to fetch.
         absent: The reason why a kernel may have none of the symbols.
     """
 
     symbols: tuple[str, ...]
-    fields: tuple[tuple[str, str, int, bool], ...]
+    fields: tuple[Argument, ...]
     absent: str
 
 
-_COPY = (("to", "di", 1, True), ("from", "si", 2, True), ("n", "dx", 3, False))
+_COPY = (
+    Argument("to", "di", 1, "address"),
+    Argument("from", "si", 2, "address"),
+    Argument("n", "dx", 3, "number"),
+)
 _INLINE = "this kernel has it inlined in every caller"
 
 FUNCTIONS = {
@@ -46,7 +65,7 @@ FUNCTIONS = {
     # One symbol per size. arch/x86/lib/putuser.S has its own calling convention.
     "put_user": Function(
         ("__put_user_1", "__put_user_2", "__put_user_4", "__put_user_8"),
-        (("to", "cx", 0, True), ("value", "ax", 0, True)),
+        (Argument("to", "cx", 0, "address"), Argument("value", "ax", 0, "hex")),
         _INLINE,
     ),
 }
@@ -59,32 +78,57 @@ EVENTS = {
 }
 """Tracepoints by their short names."""
 
+# An address in the kernel, as /proc/kallsyms and physview print it.
+ADDRESS = re.compile(r"0x[0-9a-f]{1,16}", re.IGNORECASE)
+
 MAX_NEAREST = 5
 MAX_LONGER = 2
 
 
-def fetch_arguments(name: str) -> list[str]:
+class Place(NamedTuple):
+    """A place in the kernel's code to probe.
+
+    Args:
+        text: The place as the kernel's kprobe_events takes it.
+        symbol: The name of the function.
+        address: The address.
+    """
+
+    text: str
+    symbol: str
+    address: int
+
+
+def fetch_arguments(name: str) -> list[Fetch]:
     """Return the alternative lists of values that a kprobe may fetch in a function, best first."""
     function = FUNCTIONS.get(name)
     if function is None:
-        # The first alternative has the parameters' own names, from BTF. It needs Linux 6.4.
-        return ["$arg*", "arg1=$arg1:x64 arg2=$arg2:x64 arg3=$arg3:x64", ""]
-    kinds = {True: "x64", False: "u64"}
-    by_number = [f"{n}=$arg{nr}:{kinds[hexa]}" for n, _, nr, hexa in function.fields if nr]
-    by_register = [f"{n}=%{register}:{kinds[hexa]}" for n, register, _, hexa in function.fields]
-    return [" ".join(by_number)] * bool(by_number) + [" ".join(by_register)]
+        return [
+            # The parameters' own names and types, from BTF. It needs Linux 6.4.
+            Fetch("$arg*", None),
+            # What these registers hold is not known: the function may have fewer parameters.
+            Fetch("arg1=$arg1:x64 arg2=$arg2:x64 arg3=$arg3:x64", frozenset()),
+            Fetch("", frozenset()),
+        ]
+    fields = function.fields
+    addresses = frozenset(one.name for one in fields if one.kind == "address")
+    types = {"address": "x64", "hex": "x64", "number": "u64"}
+    by_number = [f"{one.name}=$arg{one.number}:{types[one.kind]}" for one in fields if one.number]
+    by_register = [f"{one.name}=%{one.register}:{types[one.kind]}" for one in fields]
+    lists = [by_number, by_register] if by_number else [by_register]
+    return [Fetch(" ".join(values), addresses) for values in lists]
 
 
 def breakpoint_for(name: str, symbol: str, address: int) -> Breakpoint:
     """Return the breakpoint for one symbol of a function, with the registers to record."""
     if name in FUNCTIONS:
         fields = FUNCTIONS[name].fields
-        registers = {field: register for field, register, _, _ in fields}
-        addresses = frozenset(field for field, _, _, hexa in fields if hexa)
-    else:
-        registers = {f"arg{i}": register for i, register in enumerate(ARGUMENTS, 1)}
-        addresses = frozenset(registers)
-    return Breakpoint(symbol, address, registers, addresses)
+        registers = {one.name: one.register for one in fields}
+        addresses = frozenset(one.name for one in fields if one.kind == "address")
+        in_hex = addresses | {one.name for one in fields if one.kind == "hex"}
+        return Breakpoint(symbol, address, registers, addresses, in_hex)
+    registers = {f"arg{i}": register for i, register in enumerate(ARGUMENTS, 1)}
+    return Breakpoint(symbol, address, registers, frozenset(), frozenset(registers))
 
 
 def add_events(source: FtraceSource, name: str) -> tuple[str, ...]:
@@ -128,40 +172,46 @@ def unknown_name(fs: Tracefs, name: str, functions: Iterable[str]) -> UsageError
     return UsageError(f"no {kind} '{name}'", f"this kernel has no {kind} of this name", remedy)
 
 
-def add_kprobes(source: FtraceSource, name: str, symbols: Sequence[str]) -> list[str]:
-    """Add a kprobe for each symbol.
+def add_kprobes(source: FtraceSource, name: str, places: Sequence[Place]) -> bool:
+    """Add a kprobe at each place.
 
     Returns:
-        The symbols that refuse a kprobe.
+        Whether the kernel accepts all of them.
 
     Raises:
-        UsageError: Several functions have this name.
         Unsupported: This kernel has no kprobes.
     """
-    refused = []
-    for symbol in symbols:
+    for place in places:
         try:
-            source.add_kprobe(symbol, fetch_arguments(name))
-        except OSError as error:
-            if isinstance(error, Unsupported):
-                raise
-            if error.errno == errno.EADDRNOTAVAIL:
-                why = "several functions have this name"
-                remedy = "trace a function that calls it"
-                raise UsageError(f"'{symbol}' is ambiguous", why, remedy) from None
-            refused.append(symbol)
-    return refused
+            source.add_kprobe(place.text, place.symbol, fetch_arguments(name))
+        except Unsupported:
+            raise
+        except OSError:
+            return False
+    return True
 
 
-def find_symbols(name: str, symbols: Symbols, fs: Tracefs) -> list[str]:
-    """Return the symbols of a function that exist in this kernel.
+def find_places(name: str, symbols: Symbols, fs: Tracefs) -> list[Place]:
+    """Return the places in this kernel's code that a name stands for.
+
+    Args:
+        name: A function, MODULE:FUNCTION, or an address.
+        symbols: The kernel's functions.
+        fs: The tracefs that lists the events.
 
     Raises:
         Unsupported: The function has no symbols in this kernel.
-        UsageError: There is no such function.
+        UsageError: There is no such function, or there are several.
     """
+    if ADDRESS.fullmatch(name):
+        return [_place_at(int(name, 16), symbols)]
+    module, _, plain = name.rpartition(":")
     function = FUNCTIONS.get(name)
-    found = [one for one in (function.symbols if function else (name,)) if symbols.find(one)]
+    found = [
+        _only(symbol, module, addresses, symbols)
+        for symbol in (function.symbols if function else (plain,))
+        if (addresses := symbols.find(symbol, module or None))
+    ]
     if found:
         return found
     if function:
@@ -169,22 +219,38 @@ def find_symbols(name: str, symbols: Symbols, fs: Tracefs) -> list[str]:
     raise unknown_name(fs, name, symbols.names)
 
 
-def breakpoints_for(name: str, refused: Iterable[str], symbols: Symbols) -> list[Breakpoint]:
-    """Return a breakpoint for each symbol of a function.
+def _place_at(address: int, symbols: Symbols) -> Place:
+    frame = symbols.frame(address, is_caller=False)
+    if not frame.symbol:
+        what, why = f"cannot trace {address:#x}", "no function of this kernel has this address"
+        raise UsageError(what, why, "/proc/kallsyms lists all addresses")
+    return Place(f"{address:#x}", frame.symbol, address)
+
+
+def _only(symbol: str, module: str, addresses: Sequence[int], symbols: Symbols) -> Place:
+    """Return the place of a symbol, or raise UsageError if several functions have the name.
+
+    Until Linux 6.6 the kernel itself takes one of them without a word.
+    """
+    if len(addresses) == 1:
+        return Place(f"{module}:{symbol}" if module else symbol, symbol, addresses[0])
+    choices = []
+    for address in addresses[:MAX_NEAREST]:
+        owner = symbols.frame(address, is_caller=False).module
+        choices.append(f"{address:#x}{f' [{owner}]' if owner else ''}")
+    more = ", …" if len(addresses) > MAX_NEAREST else ""
+    why = f"{len(addresses)} functions have this name"
+    remedy = f"trace one by its address: {', '.join(choices)}{more}"
+    raise UsageError(f"'{symbol}' is ambiguous", why, remedy)
+
+
+def breakpoints_for(name: str, places: Sequence[Place]) -> list[Breakpoint]:
+    """Return a breakpoint for each place.
 
     Raises:
-        UsageError: Several functions have the symbol's name.
-        Unsupported: The processor has fewer breakpoints than the function has symbols.
+        Unsupported: The processor has fewer breakpoints than there are places.
     """
-    breakpoints = []
-    for symbol in refused:
-        addresses = symbols.find(symbol)
-        if len(addresses) > 1:
-            why = "several functions have this name"
-            remedy = "trace a function that calls it"
-            raise UsageError(f"'{symbol}' is ambiguous", why, remedy)
-        breakpoints.append(breakpoint_for(name, symbol, addresses[0]))
-    if len(breakpoints) > MAX_BREAKPOINTS:
+    if len(places) > MAX_BREAKPOINTS:
         why = f"it needs more than the {MAX_BREAKPOINTS} breakpoints that a processor has"
         raise Unsupported(f"cannot trace {name}", why, tracefs.trace_in_vm())
-    return breakpoints
+    return [breakpoint_for(name, place.symbol, place.address) for place in places]

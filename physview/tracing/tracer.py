@@ -55,7 +55,7 @@ class Tracer(Closable):
 
     Args:
         event: copy_to_user, copy_from_user, put_user, kmalloc, mm_page_alloc; any tracepoint as
-            SUBSYSTEM:EVENT; or any kernel function.
+            SUBSYSTEM:EVENT; or any kernel function as FUNCTION, MODULE:FUNCTION or its address.
         pid: The process to trace, with its present threads. None traces all processes except this
             one.
         follow: With a pid, also trace the threads and processes that the process starts.
@@ -104,26 +104,32 @@ class Tracer(Closable):
     def _start(self, event: str, options: dict[str, Any]) -> None:
         tids = self._tids()
         source = self._source = FtraceSource(tids, **options)
-        if ":" in event or event in targets.EVENTS:
+        if event in targets.EVENTS or (":" in event and not self._is_in_module(event, source)):
             self.probes = targets.add_events(source, event)
             self.means = "tracepoint"
             source.start()
             return
-        self._symbols = read_symbols()
-        symbols = targets.find_symbols(event, self._symbols, source.tracefs)
-        refused = targets.add_kprobes(source, event, symbols)
-        self.probes = tuple(symbols)
+        symbols = self._symbols = self._symbols or read_symbols()
+        places = targets.find_places(event, symbols, source.tracefs)
+        self.probes = tuple(place.text for place in places)
         self.means = "kprobe"
-        if refused:
-            # Trace all symbols by breakpoints, also those that allow a kprobe: events of one
-            # source are in the order of time.
-            breakpoints = targets.breakpoints_for(event, symbols, self._symbols)
+        if not targets.add_kprobes(source, event, places):
+            # Trace all places by breakpoints, also those that allow a kprobe: events of one source
+            # are in the order of time.
+            breakpoints = targets.breakpoints_for(event, places)
             source.close()
             breakpoint_source = self._source = BreakpointSource(breakpoints, tids, **options)
             self.means = "breakpoint"
             breakpoint_source.start()
         else:
             source.start()
+
+    def _is_in_module(self, event: str, source: FtraceSource) -> bool:
+        """Whether a name is MODULE:FUNCTION, and not a tracepoint's SUBSYSTEM:EVENT."""
+        if source.has_event(event):
+            return False
+        self._symbols = read_symbols()
+        return event.partition(":")[0] in self._symbols.modules
 
     def _tids(self) -> list[int] | None:
         if self._proc is None:
@@ -194,6 +200,7 @@ class Tracer(Closable):
                 raw.name,
                 raw.fields,
                 raw.addresses,
+                raw.in_hex,
                 self._stack(raw),
             )
             for raw in found
