@@ -63,6 +63,14 @@ FETCHED = ("kernel", "arm64")
 CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     "root": (lambda: os.geteuid() == 0, "not root: run ./scripts/test as root"),
     "pfn": (checks.can_show_frames, "frame numbers are hidden: run ./scripts/test as root"),
+    "soft-dirty": (
+        lambda: bool(checks.check_pagemap().details.get("soft_dirty")),
+        "no soft-dirty bits: the kernels of the VMs have them (CONFIG_MEM_SOFT_DIRTY=y)",
+    ),
+    "no-soft-dirty": (
+        lambda: not checks.check_pagemap().details.get("soft_dirty"),
+        "this kernel has soft-dirty bits",
+    ),
     "scan": (
         lambda: checks.check_scan().state != checks.NO,
         "no PAGEMAP_SCAN: Linux 6.7 or later has it",

@@ -27,6 +27,7 @@ GUEST_TESTS = (
     "shared_tables",
     "frame_source",
     "process_addresses",
+    "soft_dirty",
     "labs",
     "pagemap",
     "pagemap_privilege",
@@ -38,7 +39,10 @@ GUEST_TESTS = (
 GUEST_TESTS_OF_5_LEVELS = (
     *sorted(
         {*GUEST_TESTS}
-        - {"kmod_access", "kmod_descriptors", "labs", "pagemap_privilege", "probes", "trace_probes"}
+        - {
+            *("kmod_access", "kmod_descriptors", "labs", "pagemap_privilege", "probes"),
+            *("soft_dirty", "trace_probes"),
+        }
     ),
     "labs::test_levels_are_walked",
 )
@@ -47,7 +51,7 @@ if LONG:
     GUEST_TESTS = GUEST_TESTS_OF_5_LEVELS = (*GUEST_TESTS, "frame_source", "process", "procfs")
 GUEST_HAS = (
     "root,pfn,kpage,kthread,kmod,kmods,swap,zram,hugetlb,gigantic,thp,ksm,compaction,hwpoison,"
-    "tracefs,kprobes,kcore,memcg,ia32"
+    "tracefs,kprobes,kcore,memcg,ia32,soft-dirty"
 )
 
 # Whole processes and the machine, compared with smaps, numa_maps, page-types and thpmaps.

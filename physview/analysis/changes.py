@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from physview.entry_rules import is_swapped
 from physview.errors import PhysviewError
 from physview.memory.rows import advance, cut, ends, steps
-from physview.model import NO_ENTRY, PAGE_SIZE, PM_FILE, PM_PRESENT, Vma
+from physview.model import NO_ENTRY, PAGE_SIZE, PM_FILE, PM_PRESENT, PM_SOFT_DIRTY, Vma
 from physview.runtime import invocation
 from physview.sources.page_flags import FLAG_BITS
 
@@ -28,6 +28,12 @@ class Change(Enum):
     """What happened to a page. `text` describes it. `same` is true if the page did not change."""
 
     STAYED = "stayed", "in the same frame", True
+    WRITTEN = "written", "in the same frame, and written since", False
+    MAY_BE_WRITTEN = (
+        "may_be_written",
+        "in the same frame; its mapping grew, which hides writes",
+        True,
+    )
     MOVED = "moved", "in another frame: migrated, brought back, or copied after fork", False
     COPIED = "copied", "now private: was a file's or the zero page", False
     SPLIT = "split", "in the same frame, whose large folio was split", False
@@ -91,6 +97,10 @@ class ComparablePages(Protocol):
     @property
     def zero_pfn(self) -> int:
         """The zero page's frame; 0 if frame numbers were hidden."""
+
+    @property
+    def clears_soft_dirty(self) -> bool:
+        """Whether the soft-dirty bits of the process were cleared when the pages had been read."""
 
     def iter_extents(self) -> Iterator[Rows]:
         """Yield rows in address order, as `Snapshot.iter_extents()` does."""
@@ -261,6 +271,7 @@ class _Side:
     def __init__(self, pages: ComparablePages) -> None:
         self.vmas = pages.vmas
         self.zero_pfn = pages.zero_pfn
+        self.clears_soft_dirty = pages.clears_soft_dirty
         self.starts, self.stops = _spans(pages.vmas)
         self._batches = pages.iter_extents()
         self._rows: Any = None
@@ -393,6 +404,7 @@ class _Classifier:
             (swap_now, Change.SWAPPED_OUT),
             (hidden, Change.UNTOLD),
             *self._frame_rules(earlier, later, found, same_place),
+            *self._write_rules(later, found, same_place),
             (same_place, Change.STAYED),
         ]
         conditions, changes = zip(*rules, strict=True)
@@ -432,6 +444,22 @@ class _Classifier:
             (same_place & was_large & ~is_large, Change.SPLIT),
             (was_own & is_own & ~was_large & is_large, Change.COLLAPSED),
         ]
+
+    def _write_rules(
+        self, later: Rows, found: Changes, same_place: Any
+    ) -> list[tuple[Any, Change]]:
+        """Make the rules for pages that were written in place, from soft-dirty bits."""
+        import numpy as np
+
+        if not self._before.clears_soft_dirty:
+            return []
+        is_dirty = same_place & (later["entry"] & np.uint64(PM_SOFT_DIRTY) != 0)
+        # Of a mapping that grew, the kernel reports all pages as soft-dirty.
+        before, after = (np.maximum(found[vma], 0) for vma in ("vma_before", "vma_after"))
+        is_same = (self._before.starts[before] == self._after.starts[after]) & (
+            self._before.stops[before] == self._after.stops[after]
+        )
+        return [(is_dirty & is_same, Change.WRITTEN), (is_dirty, Change.MAY_BE_WRITTEN)]
 
     def _join(self, found: Changes, rows: Sequence[Rows], kinds_of_both: Sequence[Any]) -> Changes:
         """Merge neighbours that have the same change and contiguous frames or swap slots.

@@ -15,7 +15,8 @@ from physview.analysis.page_counts import PageCounts, RamMap, RamRanges
 from physview.files.descriptor import Closable
 from physview.memory.extents import EXTENT_DTYPE, USER_END, ExtentReader
 from physview.memory.rows import BASE_DTYPE, from_extents
-from physview.model import PAGE_SIZE, Vma
+from physview.model import PAGE_SIZE, PM_SOFT_DIRTY, Vma
+from physview.sources import soft_dirty
 from physview.sources.procfs import ProcDir
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ GROUPS = {
     "new": (Change.APPEARED, Change.MAPPED),
     "gone": (Change.WENT, Change.UNMAPPED),
     "moved": (Change.MOVED, Change.COPIED, Change.REPLACED),
+    "written": (Change.WRITTEN,),
     "out": (Change.SWAPPED_OUT,),
     "in": (Change.SWAPPED_IN,),
 }
@@ -63,13 +65,15 @@ class Reading(NamedTuple):
         pages: Pages of each mapping by `page_counts.COUNTED`. Zero pages are left out if frame
             numbers are shown.
         changes: Changed pages of each mapping since the previous reading, by GROUPS. None for the
-            first reading. "moved" is missing if frame numbers are hidden.
+            first reading. "moved" is missing if frame numbers are hidden, "written" if writes are
+            not tracked.
         counts: Pages of the whole process per Change since the previous reading, including
             mappings that are gone. None for the first reading.
         nr_minor_faults: Minor page faults of the process since its start, as the kernel counts.
         nr_major_faults: Major page faults, which read from a disk, since its start.
         new_faults: Minor and major faults since the previous reading; None for the first reading.
         knows_frames: Whether frame numbers are shown.
+        tracks_writes: Whether pages that were written in place are known.
         ram: Places of the process's frames in RAM; None if they are hidden.
         compared_to: Address up to which pages were kept and compared; None if all were.
         cost_seconds: Processor time that physview needed for the reading.
@@ -87,6 +91,7 @@ class Reading(NamedTuple):
     nr_major_faults: int
     new_faults: tuple[int, int] | None
     knows_frames: bool
+    tracks_writes: bool
     ram: RamMap | None
     compared_to: int | None
     cost_seconds: float
@@ -98,12 +103,20 @@ class Watcher(Closable):
     Args:
         pid: Process id, or "self".
         max_kept: Maximum number of extents that are kept for comparison.
+        track_writes: Whether to find pages that were written in place. Each reading then clears the
+            soft-dirty bits of the process, and the next write to each page costs a page fault.
 
     Raises:
+        Unsupported: The kernel cannot track writes.
         PhysviewError: The process cannot be opened, as with `Snapshot`.
     """
 
-    def __init__(self, pid: int | str, *, max_kept: int = MAX_KEPT) -> None:
+    def __init__(
+        self, pid: int | str, *, max_kept: int = MAX_KEPT, track_writes: bool = False
+    ) -> None:
+        if track_writes:
+            soft_dirty.check_supported()
+        self.track_writes = track_writes
         self.proc = ProcDir(pid)
         try:
             self._reader = ExtentReader(self.proc)
@@ -143,6 +156,8 @@ class Watcher(Closable):
         if not self._before or self._before.spans is not self._spans:
             vmas = self._vmas()
         kept, page_counts = self._read_pages(vmas)
+        if self.track_writes:
+            soft_dirty.clear(self.proc)
         changes, counts = None, None
         if self._before:
             pair = different(self._before, kept)
@@ -168,11 +183,12 @@ class Watcher(Closable):
             if last
             else None,
             knows_frames=self._reader.zero_pfn != 0,
+            tracks_writes=self.track_writes,
             ram=page_counts.ram_map(),
             compared_to=min(limits) if limits else None,
             cost_seconds=time.process_time() - began,
         )
-        self._before, self._page_counts = kept, page_counts
+        self._before, self._page_counts = kept.cleared() if self.track_writes else kept, page_counts
         self._last, self._last_clock = reading, clock
         return reading
 
@@ -194,7 +210,8 @@ class Watcher(Closable):
             if len(batch) > room:
                 page_counts.add(batch[room:])
         extents = np.concatenate(batches) if batches else np.empty(0, dtype=EXTENT_DTYPE)
-        return _KeptExtents(vmas, self._spans, extents, self._reader.zero_pfn, limit), page_counts
+        zero_pfn, clears = self._reader.zero_pfn, self.track_writes
+        return _KeptExtents(vmas, self._spans, extents, zero_pfn, limit, clears), page_counts
 
     def _follow(
         self,
@@ -244,6 +261,8 @@ class Watcher(Closable):
                 np.add.at(by_vma[name], found["vma_after"], found["nr_pages"].astype(int))
         if not self._reader.zero_pfn:
             del by_vma["moved"]
+        if not self.track_writes:
+            del by_vma["written"]
         nrs = zip(CHANGES, counts.tolist(), strict=True)
         return by_vma, {change: nr for change, nr in nrs if nr and not change.same}
 
@@ -257,20 +276,40 @@ class _KeptExtents:
         extents: Structured array of EXTENT_DTYPE.
         zero_pfn: The zero page's frame; 0 if frame numbers are hidden.
         limit: First address that is not kept; None if all is kept.
+        clears_soft_dirty: Whether the soft-dirty bits were cleared after the reading.
     """
 
     def __init__(
-        self, vmas: list[Vma], spans: Any, extents: Extents, zero_pfn: int, limit: int | None
+        self,
+        vmas: list[Vma],
+        spans: Any,
+        extents: Extents,
+        zero_pfn: int,
+        limit: int | None,
+        clears_soft_dirty: bool,
     ) -> None:
         self.vmas = vmas
         self.spans = spans
         self.extents = extents
         self.zero_pfn = zero_pfn
         self.limit = limit
+        self.clears_soft_dirty = clears_soft_dirty
 
     def of(self, extents: Extents) -> _KeptExtents:
         """Return a copy with other extents."""
-        return _KeptExtents(self.vmas, self.spans, extents, self.zero_pfn, self.limit)
+        more = (self.zero_pfn, self.limit, self.clears_soft_dirty)
+        return _KeptExtents(self.vmas, self.spans, extents, *more)
+
+    def cleared(self) -> _KeptExtents:
+        """Return a copy without soft-dirty bits, as they are in the kernel after the reading.
+
+        So an extent that has the bit in two readings, because it was written again, differs.
+        """
+        import numpy as np
+
+        extents = self.extents.copy()
+        extents["entry"] &= ~np.uint64(PM_SOFT_DIRTY)
+        return self.of(extents)
 
     def iter_extents(self) -> Iterator[Rows]:
         """Yield rows in pieces, because comparing them takes many times their size in memory."""

@@ -100,6 +100,20 @@ def parse_columns(text: str) -> list[str]:
     return names
 
 
+def add_track_writes_option(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add --track-writes.
+
+    Args:
+        parser: The parser of the command.
+        purpose: What the command does with it.
+    """
+    parser.add_argument(
+        "--track-writes",
+        action="store_true",
+        help=f"{purpose}; clears the soft-dirty bits of PID, and slows its next writes down",
+    )
+
+
 def add_force_option(parser: argparse.ArgumentParser) -> None:
     """Add --force."""
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")

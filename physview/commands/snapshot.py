@@ -23,6 +23,9 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("process", metavar="PID", help="a pid, self, or the name of one process")
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the file to write")
     _common.add_columns_option(parser)
+    _common.add_track_writes_option(
+        parser, "let a later snapshot tell which pages were written since this one"
+    )
     _common.add_force_option(parser)
     _common.add_json_option(parser)
 
@@ -45,7 +48,12 @@ def run(args: argparse.Namespace) -> int:
             )
         with progress_bar("reading pages") as show:
             written = write_snapshot(
-                snapshot, args.output, columns=columns, overwrite=args.force, progress=show
+                snapshot,
+                args.output,
+                columns=columns,
+                overwrite=args.force,
+                track_writes=args.track_writes,
+                progress=show,
             )
     _common.say_if_shared(args.output)
     if args.json:

@@ -47,6 +47,9 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="print N readings as text, then end; for pipes",
     )
+    _common.add_track_writes_option(
+        parser, "also show the pages that were written in place since the last reading"
+    )
     parser.add_argument(
         "--json", action="store_true", help="print a JSON document per reading, each on one line"
     )
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         _check_terminal()
     from physview.analysis.watch import Watcher
 
-    with Watcher(pid) as watcher:
+    with Watcher(pid, track_writes=args.track_writes) as watcher:
         if prints:
             _print(watcher, args)
         else:

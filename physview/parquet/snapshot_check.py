@@ -102,6 +102,9 @@ def check_about(document: dict[str, Any]) -> About:
             raise Damage(f"'{name}' is missing")
         if not is_right(document[name]):
             raise Damage(f"'{name}' has a wrong type or value")
+    for name, is_right in _OPTIONAL.items():
+        if name in document and not is_right(document[name]):
+            raise Damage(f"'{name}' has a wrong type or value")
     vmas = _mappings(document.pop("mappings"))
     resources = check_resources(document.pop("resources", None))
     try:
@@ -152,6 +155,11 @@ _MEMBERS: dict[str, Callable[[Any], bool]] = {
     ),
     "mapping_members": list(Vma._fields).__eq__,
     "mappings": lambda value: type(value) is list and len(value) <= MAX_MAPPINGS,
+}
+
+# Members that older snapshots lack.
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "clears_soft_dirty": lambda value: type(value) is bool,
 }
 
 _MAPPING: tuple[Callable[[Any], bool], ...] = (

@@ -34,6 +34,7 @@ from physview.parquet.snapshot_tables import SnapshotTables
 from physview.parquet.thrift import Damage
 from physview.runtime import invocation, resource_limits
 from physview.runtime.extras import need
+from physview.sources import soft_dirty
 from physview.sources.page_flags import FLAG_NAMES
 from physview.sources.ram import RAM, Resource, boot_id, read_resources
 
@@ -106,6 +107,7 @@ def write_snapshot(
     *,
     columns: Sequence[str] = ("flags", "node"),
     overwrite: bool = False,
+    track_writes: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> WrittenSnapshot:
@@ -119,6 +121,8 @@ def write_snapshot(
         columns: Names of COLUMNS. Each costs one more read for every frame. If frame numbers are
             hidden, no optional column is written.
         overwrite: Whether to replace an existing file of this name.
+        track_writes: Whether to clear the soft-dirty bits of the process when it has been read. A
+            later snapshot then tells which pages were written since.
         progress: Called with the number of pages that are written, and the approximate number of
             all pages.
         on_progress: The earlier name of `progress`.
@@ -126,19 +130,28 @@ def write_snapshot(
     Raises:
         PhysviewError: The file exists, or cannot be written.
         ProcessGone: The process ended, or ran another program, while it was read.
-        Unsupported: pyarrow is not installed.
+        Unsupported: pyarrow is not installed, or the kernel cannot track writes.
     """
     columns = list(dict.fromkeys(columns)) if snapshot.knows_frames else []
+    if track_writes:
+        soft_dirty.check_supported()
     batches = snapshot.iter_extents(columns=columns)
     return write_rows(
         snapshot,
-        batches,
+        _then_clear(batches, snapshot) if track_writes else batches,
         path,
         columns=columns,
         overwrite=overwrite,
         complete=True,
+        track_writes=track_writes,
         progress=progress or on_progress,
     )
+
+
+def _then_clear(batches: Iterable[Rows], snapshot: Snapshot) -> Iterator[Rows]:
+    """Yield all rows, then clear the soft-dirty bits of the process."""
+    yield from batches
+    soft_dirty.clear(snapshot.proc)
 
 
 def write_rows(
@@ -149,6 +162,7 @@ def write_rows(
     columns: Sequence[str],
     overwrite: bool = False,
     complete: bool = False,
+    track_writes: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> WrittenSnapshot:
     """Write given rows to a snapshot file, as `write_snapshot()` does.
@@ -160,6 +174,7 @@ def write_rows(
         columns: The optional columns of the rows.
         overwrite: Whether to replace an existing file of this name.
         complete: Whether the rows are all rows of the process. Only complete files can be compared.
+        track_writes: Whether `batches` clears the soft-dirty bits at its end.
         progress: As in `write_snapshot()`.
 
     Raises:
@@ -170,7 +185,7 @@ def write_rows(
     what = f"cannot write {path}"
     arrow, parquet = need("pyarrow", what), need("pyarrow.parquet", what)
     fields = [*FIELDS, *(field for name in columns for field in MORE_FIELDS[name])]
-    about = _about(snapshot, columns, complete=complete)
+    about = _about(snapshot, columns, complete=complete, track_writes=track_writes)
     schema = arrow.schema([_field(arrow, *field) for field in fields], {KEY: about})
     nr_extents, nr_pages, nr_resident = 0, 0, snapshot.nr_resident
     with whole_file(path, overwrite=overwrite) as file:
@@ -200,13 +215,19 @@ def _field(arrow: Any, name: str, kind: str, unit: str, meaning: str) -> Any:
     return arrow.field(name, of_type, nullable=name not in never_null, metadata=metadata)
 
 
-def _about(snapshot: Snapshot, columns: Sequence[str], *, complete: bool) -> bytes:
+def _about(
+    snapshot: Snapshot, columns: Sequence[str], *, complete: bool, track_writes: bool
+) -> bytes:
     """The metadata of the rows, as JSON.
 
     Raises:
         PhysviewError: The metadata exceed the limits that the reader has.
     """
-    about = json.dumps(_members(snapshot, columns, complete=complete), separators=(",", ":"))
+    members = _members(snapshot, columns) | {
+        "complete": complete,
+        "clears_soft_dirty": track_writes,
+    }
+    about = json.dumps(members, separators=(",", ":"))
     nr, most = len(snapshot.vmas), MAX_MAPPINGS
     if nr > most or len(about) > MAX_ABOUT_BYTES:
         why = f"its {nr} mappings, with their names, are more than a snapshot holds ({most})"
@@ -214,7 +235,7 @@ def _about(snapshot: Snapshot, columns: Sequence[str], *, complete: bool) -> byt
     return about.encode()
 
 
-def _members(snapshot: Snapshot, columns: Sequence[str], *, complete: bool) -> dict[str, Any]:
+def _members(snapshot: Snapshot, columns: Sequence[str]) -> dict[str, Any]:
     from physview.runtime.version import __version__
 
     system = os.uname()
@@ -234,7 +255,6 @@ def _members(snapshot: Snapshot, columns: Sequence[str], *, complete: bool) -> d
         "page_size_bytes": PAGE_SIZE,
         "zero_pfn": snapshot.reader.zero_pfn,
         "shows_frames": snapshot.knows_frames,
-        "complete": complete,
         "resources": _resources() if snapshot.knows_frames else None,
         "columns": list(columns),
         "flag_bits": {str(bit): name for bit, name in FLAG_NAMES.items()},
@@ -369,6 +389,11 @@ class SnapshotFile(Closable):
     def zero_pfn(self) -> int:
         """Frame number of the zero page when the snapshot was taken; 0 if it was hidden."""
         return int(self.about["zero_pfn"])
+
+    @property
+    def clears_soft_dirty(self) -> bool:
+        """Whether the soft-dirty bits of the process were cleared when it had been read."""
+        return bool(self.about.get("clears_soft_dirty"))
 
     @property
     def process(self) -> tuple[int, int | None]:

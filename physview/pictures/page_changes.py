@@ -39,6 +39,8 @@ PAGE_CHANGE_DTYPE = [
 # Kinds of pages with a frame of their own. Zero pages and guards are treated in _kinds().
 _KINDS = {
     Change.STAYED: "stayed",
+    Change.WRITTEN: "stayed",
+    Change.MAY_BE_WRITTEN: "stayed",
     Change.SPLIT: "stayed",
     Change.MOVED: "moved",
     Change.COPIED: "moved",

@@ -46,7 +46,10 @@ def print_table(
     )
     sys.stdout.write(f"\n{'pages':>10} {'size':>5}  change\n")
     for change, nr in sorted(found.counts.items(), key=lambda item: -item[1]):
-        _line(f"{nr:>10} {short_size(nr * PAGE_SIZE):>5}  {change.value:<13} {change.text}")
+        text = change.text
+        if change is Change.STAYED and not before.clears_soft_dirty:
+            text += "; whether it was written is not known: see --track-writes"
+        _line(f"{nr:>10} {short_size(nr * PAGE_SIZE):>5}  {change.value:<14} {text}")
     for nr, what in ((found.nr_vmas_new, "new"), (found.nr_vmas_gone, "gone")):
         if nr:
             sys.stdout.write(

@@ -64,20 +64,26 @@ COLUMNS = (
     WatchColumn("new", 5, 0, _format_change("new")),
     WatchColumn("gone", 5, 0, _format_change("gone")),
     WatchColumn("moved", 5, 0, _format_change("moved")),
+    WatchColumn("wrote", 5, 0, _format_change("written")),
     WatchColumn("out", 4, 3, _format_change("out")),
     WatchColumn("in", 4, 3, _format_change("in")),
 )
 
 
-def choose_columns(width: int) -> tuple[list[WatchColumn], int]:
-    """Choose the columns that fit into a line of `width` characters.
+def choose_columns(width: int, *, track_writes: bool) -> tuple[list[WatchColumn], int]:
+    """Choose the columns that fit into a line.
+
+    Args:
+        width: The width of the line in characters.
+        track_writes: Whether it is known which pages were written in place.
 
     Returns:
         The columns, and the number of characters that are left for the mapping's name.
     """
+    known = [column for column in COLUMNS if track_writes or column.title != "wrote"]
     columns: list[WatchColumn] = []
-    for rank in range(max(column.rank for column in COLUMNS), -1, -1):
-        columns = [column for column in COLUMNS if column.rank <= rank]
+    for rank in range(max(column.rank for column in known), -1, -1):
+        columns = [column for column in known if column.rank <= rank]
         room = width - sum(column.width + 1 for column in columns)
         if room >= MIN_NAME:
             break
@@ -140,6 +146,8 @@ def change_line(reading: Reading) -> str:
         f"pages   {sums['new']} new, {sums['gone']} gone, {moved} moved,"
         f" {sums['out']} swapped out, {sums['in']} in"
     )
+    if reading.tracks_writes:
+        line += f", {sums['written']} written in place"
     other = sum(counts.values()) - sum(sums.values())
     return f"{line}, {other} other" if other else line
 
@@ -206,7 +214,7 @@ def print_reading(reading: Reading, width: int) -> None:
         lines += ram_lines(reading.ram, room, 1, blocks)
         lines.append(f"        {ram_legend(reading.ram, room - 10, blocks)}")
     lines += notes(reading)
-    columns, room = choose_columns(width)
+    columns, room = choose_columns(width, track_writes=reading.tracks_writes)
     lines.append(title_row(columns))
     lines += [row(reading, at, columns, room) for at in range(len(reading.vmas))]
     sys.stdout.writelines(f"{line.rstrip()}\n" for line in [*lines, ""])

@@ -157,7 +157,7 @@ def compose(reading: Reading, state: State, width: int, height: int, *, plain: b
         plain: Whether to use only ASCII characters.
     """
     lines = _head(reading, state, width, height, BLOCKS if not plain else ASCII_BLOCKS)
-    columns, room = reporter.choose_columns(width)
+    columns, room = reporter.choose_columns(width, track_writes=reading.tracks_writes)
     lines.append((reporter.title_row(columns), TITLE))
     lines = lines[: max(0, height - 2)]
     state.page = max(1, height - 1 - len(lines))

@@ -205,14 +205,14 @@ class ProcDir(Descriptor):
                 f"no process {self.pid}", why, remedy, pid=self.pid, path=self.path
             ) from None
 
-    def open(self, name: str) -> int:
-        """Open a file of the process for reading, and return its descriptor.
+    def open(self, name: str, flags: int = os.O_RDONLY) -> int:
+        """Open a file of the process, and return its descriptor.
 
         Raises:
             PhysviewError: The file cannot be opened; `error()` chooses the class of the error.
         """
         try:
-            return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+            return os.open(name, flags | os.O_CLOEXEC, dir_fd=self._fd)
         except OSError as error:
             raise self.error(error, name) from None
 

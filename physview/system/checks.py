@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview import _ffi
 from physview.errors import AccessDenied, PhysviewError
-from physview.model import PAGE_SIZE, PM_PRESENT, PM_SOFT_DIRTY, PagemapEntry
+from physview.model import PAGE_SIZE, PM_SOFT_DIRTY
 from physview.runtime import extras, invocation, packages, privileges, proc_mount
+from physview.sources import soft_dirty
 from physview.sources.bpf import Bpf
 from physview.sources.folio_sizes import THP
 from physview.sources.kmod import DEVICE
@@ -156,7 +157,7 @@ def check_pagemap() -> CheckResult:
     """Check whether /proc/PID/pagemap exists and shows frame numbers to this user."""
     name = "pagemap"
     try:
-        entry = _own_entry()
+        entry = soft_dirty.own_entry()
     except FileNotFoundError:
         missing = proc_mount.why_no_file("/proc/self/pagemap")
         if missing:
@@ -165,31 +166,13 @@ def check_pagemap() -> CheckResult:
         return CheckResult(name, NO, "this kernel was built without it", remedy)
     except OSError as error:
         return CheckResult(name, NO, f"cannot be opened: {error.strerror}", needs_root=True)
-    soft_dirty = bool(entry.raw & PM_SOFT_DIRTY)
-    details = {"frames": entry.pfn is not None, "soft_dirty": soft_dirty}
-    dirty = "" if soft_dirty else "; no soft-dirty bits in this kernel"
+    has_bits = bool(entry.raw & PM_SOFT_DIRTY)
+    details = {"frames": entry.pfn is not None, "soft_dirty": has_bits}
+    dirty = "" if has_bits else "; no soft-dirty bits in this kernel"
     if entry.pfn is None:
         value = f"readable, but frame numbers are hidden from this user{dirty}"
         return CheckResult(name, PART, value, needs_root=True, details=details)
     return CheckResult(name, YES, f"frame numbers are shown{dirty}", details=details)
-
-
-def _own_entry() -> PagemapEntry:
-    """Read the pagemap entry of a page of this process that was just written."""
-    with mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
-        page[0] = 1
-        vaddr = _address_of(page)
-        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-            entry = int.from_bytes(os.pread(pagemap.fileno(), 8, vaddr // PAGE_SIZE * 8), "little")
-    if not entry & PM_PRESENT:
-        raise PhysviewError("cannot check pagemap", "a page that was just written is not in it")
-    return PagemapEntry(entry)
-
-
-def _address_of(page: mmap.mmap) -> int:
-    import ctypes
-
-    return ctypes.addressof(ctypes.c_char.from_buffer(page))
 
 
 def check_scan() -> CheckResult:
