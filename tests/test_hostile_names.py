@@ -137,6 +137,9 @@ def test_every_command_ends_with_its_report_or_a_line(outcome):
 def test_json_is_ascii(outcome):
     nr = 0
     for result in iter_results(outcome):
+        if "--json" in result.command and result.code != 2:
+            found = json_of(result)
+            assert found is None or "errors" in found, result.command
         if "--json" in result.command or "jsonl" in result.command:
             assert result.stdout.isascii(), result
             nr += bool(result.stdout)

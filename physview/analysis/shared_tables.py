@@ -22,7 +22,7 @@ from physview.analysis.tables import (
     TableReader,
     add_counts,
 )
-from physview.errors import AccessDenied, NoUserMemory, ProcessGone
+from physview.errors import AccessDenied, NoUserMemory, PhysviewError, ProcessGone
 from physview.model import PAGE_SIZE
 from physview.sources.bpf import Bpf
 from physview.sources.procfs import ProcDir, list_pids
@@ -87,6 +87,7 @@ def read_tables(
     pids: Sequence[int | str] | None = None,
     *,
     progress: Callable[[int, int], None] | None = None,
+    on_error: Callable[[int | str, PhysviewError], None] | None = None,
 ) -> TableReport:
     """Count the page tables of processes, and explain VmPTE of each.
 
@@ -94,6 +95,8 @@ def read_tables(
         pids: The processes, each a pid or "self"; None means all processes that are visible in
             /proc, without those that end meanwhile or have no memory.
         progress: Called with the number of processes that were read, and the number of all.
+        on_error: Called with each of `pids` that cannot be read, and the error; the others are
+            still read. None raises the error.
 
     Raises:
         AccessDenied: This user may not load BPF programs, or may not examine one of `pids`.
@@ -114,7 +117,10 @@ def read_tables(
                 processes.append(_read(reader, pid))
             except (ProcessGone, NoUserMemory, AccessDenied) as error:
                 if pids is not None:
-                    raise
+                    if on_error is None:
+                        raise
+                    on_error(pid, error)
+                    continue
                 nr_gone += isinstance(error, ProcessGone)
                 if isinstance(error, AccessDenied):
                     refused.append(error)

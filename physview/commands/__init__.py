@@ -11,11 +11,14 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
 from physview.commands import _common
 from physview.errors import PhysviewError, UsageError
+from physview.reporters import documents
+from physview.reporters.failures import of_this_run
 from physview.runtime import proc_mount, resource_limits
 from physview.runtime.version import __version__
 from physview.text.output import safe_streams
@@ -142,6 +145,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str] | None) -> int:
+    args = argparse.Namespace()
+    of_this_run.reset()
     try:
         words = sys.argv[1:] if argv is None else argv
         _keep_numpy_small(words[:1])
@@ -149,10 +154,10 @@ def _run(argv: list[str] | None) -> int:
         args = parse(words)
         if sys.stdout is None:
             raise PhysviewError("cannot write the report", "standard output is closed", "open it")
-        code: int = args.run(args)
+        code = of_this_run.exit_code(args.run(args))
         sys.stdout.flush()
     except PhysviewError as error:
-        return _fail(error, error.exit_code)
+        return _fail(error, args)
     except BrokenPipeError:
         _common.die_of("SIGPIPE")
     except KeyboardInterrupt:
@@ -162,7 +167,7 @@ def _run(argv: list[str] | None) -> int:
         if meaning is None:  # a bug: the traceback describes it best
             raise
         _common.discard_stdout()
-        return _fail(meaning, meaning.exit_code)
+        return _fail(meaning, args)
     return code
 
 
@@ -211,6 +216,11 @@ def _describe(error: Exception) -> PhysviewError | None:
     return None
 
 
-def _fail(message: str | PhysviewError, code: int) -> int:
-    _common.say(message)
-    return code
+def _fail(error: PhysviewError, args: argparse.Namespace) -> int:
+    """Say what failed, also in the JSON document. Wrong usage prints no document."""
+    if getattr(args, "json", False) and error.exit_code == 1 and sys.stdout is not None:
+        with suppress(OSError):  # it may be why we are here
+            documents.write_failure(error)
+            sys.stdout.flush()
+    _common.say(error)
+    return error.exit_code

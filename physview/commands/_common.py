@@ -7,12 +7,14 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from physview import _ffi
 from physview.errors import PhysviewError, UsageError
 from physview.model import Cause, Translation, printable
+from physview.reporters.failures import of_this_run
 from physview.runtime import invocation
 from physview.text.digits import bounded_int
 
@@ -221,6 +223,56 @@ def say(message: str | PhysviewError) -> None:
     if sys.stderr is not None:  # None if it was closed; print() would then write to stdout
         text = printable(message) if isinstance(message, str) else str(message)
         print(f"physview: {text}", file=sys.stderr, flush=True)
+
+
+def fail(asked: object, error: PhysviewError) -> None:
+    """Say that one of several things failed, and go on. The run ends with 1.
+
+    The JSON document has the failure in `errors`.
+
+    Args:
+        asked: What the user asked for, as it was typed.
+        error: Why it failed.
+    """
+    if sys.stdout is not None:
+        sys.stdout.flush()  # the line stands between the answers, where the missing one would be
+    say(error)
+    of_this_run.add(str(asked), error)
+
+
+@contextmanager
+def attempt(asked: object) -> Iterator[None]:
+    """Do one of several things that the user asked for. If it fails, say so, and go on.
+
+    A command that takes several PIDs, files or frames does all it does about one of them inside
+    `with attempt(word):`. Stderr, the exit code and `errors` of the JSON document then follow by
+    themselves. What is printed piece by piece has to be completed by the command, if it may be
+    left in the middle.
+    """
+    try:
+        yield
+    except PhysviewError as error:
+        fail(asked, error)
+    else:
+        of_this_run.nr_done += 1
+
+
+def find_pids(words: Iterable[str]) -> dict[int | str, str]:
+    """Find the processes that words name. Say which words name none, and go on.
+
+    Returns:
+        The first word that names a process, by its pid or "self" as `find_pid()` returns it, in
+        the order of the words.
+    """
+    from physview.runtime.resolve_pid import find_pid
+
+    found: dict[int | str, str] = {}
+    for word in words:
+        try:
+            found.setdefault(find_pid(word), word)
+        except PhysviewError as error:
+            fail(word, error)
+    return found
 
 
 def say_lines(message: str) -> None:

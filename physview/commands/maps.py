@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import errno
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from physview.commands import _common
 from physview.errors import AccessDenied, NoUserMemory, PhysviewError, ProcessGone, UsageError
-from physview.runtime.resolve_pid import find_pid
 
 if TYPE_CHECKING:
     from physview.analysis.usage import Usage, UsageReader
@@ -47,34 +47,32 @@ def run(args: argparse.Namespace) -> int:
     from physview.reporters import maps as reporter
 
     pids = _pids(args)
-    given = bool(args.processes)
     report: Report
     with UsageReader() as reader:
         if args.json:
             report = reporter.MapsDocument(rollup=args.rollup)
         else:
-            report = reporter.MapsTable(rollup=args.rollup, several=len(pids) > 1)
+            several = len(pids) > 1 or len(args.processes) > 1
+            report = reporter.MapsTable(rollup=args.rollup, several=several)
         nr_refused = nr_read = 0
         hidden = False
         total = Usage()
-        for pid in pids:
+        for pid, word in pids.items():
             try:
-                hidden |= _report_process(pid, reader, report, total, given)
-                nr_read += 1
+                with nullcontext() if word is None else _common.attempt(word):
+                    hidden |= _report_process(pid, reader, report, total)
+                    nr_read += 1
             except (ProcessGone, NoUserMemory, AccessDenied) as error:
-                if given:
-                    raise
                 nr_refused += isinstance(error, AccessDenied)
-        if not nr_read:
+        if not nr_read and not args.processes:
             _fail_on_none(args, nr_refused)
         report.end(total)
-        _say_what_is_missing(hidden, nr_refused, reader.why_no_flags)
+        if nr_read:
+            _say_what_is_missing(hidden, nr_refused, reader.why_no_flags)
     return 0
 
 
-def _report_process(
-    pid: int | str, reader: UsageReader, report: Report, total: Usage, given: bool
-) -> bool:
+def _report_process(pid: int | str, reader: UsageReader, report: Report, total: Usage) -> bool:
     """Report a process; return whether its frames are hidden."""
     from physview.analysis.usage import Usage
     from physview.memory.snapshot import Snapshot
@@ -87,31 +85,30 @@ def _report_process(
             for usage in usages:
                 own.add(usage)
                 report.add_mapping(usage)
-        except ProcessGone:
-            if given:
-                raise
-            report.end_process(None)  # one of many processes: go on with the others
-            return False
+        except PhysviewError as error:
+            report.end_process(None, error.why)
+            raise
         report.end_process(own)
         total.add(own)
         return not snapshot.knows_frames
 
 
-def _pids(args: argparse.Namespace) -> list[int | str]:
+def _pids(args: argparse.Namespace) -> dict[int | str, str | None]:
+    """Return the processes, and the word with which the user named each; None if with no word."""
     chosen = sum([bool(args.processes), args.cgroup is not None, args.all])
     if chosen != 1:
         why = "give one of PID…, --cgroup PATH and --all"
         raise UsageError("which processes?", why)
     if args.processes:
-        return list(dict.fromkeys(find_pid(word) for word in args.processes))
+        return {**_common.find_pids(args.processes)}
     if args.all:
         from physview.sources.procfs import list_pids
 
-        return [*list_pids()]
+        return dict.fromkeys(list_pids())
     from physview.sources.cgroups import cgroup_pids
 
     try:
-        return [*cgroup_pids(args.cgroup)]
+        return dict.fromkeys(cgroup_pids(args.cgroup))
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
             what = f"cannot list the processes of '{args.cgroup}'"

@@ -9,6 +9,7 @@ any of the frames is mapped by no process.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING
 from physview.commands import _common
 from physview.errors import UsageError
 from physview.model import PAGE_SHIFT, PAGE_SIZE
-from physview.runtime.resolve_pid import find_pid
 from physview.text.digits import bounded_int
 
 if TYPE_CHECKING:
@@ -64,11 +64,17 @@ def run(args: argparse.Namespace) -> int:
 
     with _progress.progress_bar("examining processes") as progress:
         bounds = [(frames.first, frames.end) for frames in ranges]
-        ownership = find_owners(bounds, pids, progress=progress, source=args.source)
+        ownership = find_owners(
+            bounds,
+            None if pids is None else list(pids),
+            progress=progress,
+            source=args.source,
+            on_error=None if pids is None else lambda pid, error: _common.fail(pids[pid], error),
+        )
     resources = read_resources()
     if args.json:
         documents.write(reporter.document(ranges, ownership, resources))
-    else:
+    elif pids is None or ownership.nr_processes:
         for frames in ranges:
             groups = ownership.groups(frames.first, frames.end)
             for line in reporter.iter_lines(frames, groups, resources, only_some=bool(pids)):
@@ -78,11 +84,9 @@ def run(args: argparse.Namespace) -> int:
     return int(any(group.nr_owned < group.nr_frames for group in found))
 
 
-def _find_pids(words: list[str]) -> list[int]:
-    import os
-
-    found = (find_pid(word) for word in words)
-    return sorted({os.getpid() if isinstance(pid, str) else pid for pid in found})
+def _find_pids(words: list[str]) -> dict[int, str]:
+    found = _common.find_pids(words)
+    return {os.getpid() if isinstance(pid, str) else pid: word for pid, word in found.items()}
 
 
 def _say_who_was_missed(nr_gone: int, nr_denied: int) -> None:

@@ -8,10 +8,9 @@ two snapshots.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 
 from physview.commands import _common
+from physview.reporters import documents
 from physview.runtime.resolve_pid import find_pid
 
 NAME = "snapshot"
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             )
     _common.say_if_shared(args.output)
     if args.json:
-        sys.stdout.write(json.dumps(written._asdict()) + "\n")
+        documents.write_line(written._asdict())
     else:
         _common.print_written(written)
     return 0

@@ -14,7 +14,6 @@ import argparse
 
 from physview.commands import _common, _progress
 from physview.errors import UsageError
-from physview.runtime.resolve_pid import find_pid
 
 NAME = "tables"
 HELP = "a process's page tables: their number and size, how full they are, and what they cost"
@@ -33,21 +32,25 @@ def run(args: argparse.Namespace) -> int:
     """Print the page tables."""
     if args.all is bool(args.processes):
         raise UsageError("no process is named, or too many", "", "give one PID or more, or --all")
-    pids = None if args.all else [find_pid(word) for word in args.processes]
+    pids = None if args.all else _common.find_pids(args.processes)
 
     from physview.analysis.shared_tables import read_tables
     from physview.reporters import documents
     from physview.reporters import tables as reporter
 
     with _progress.progress_bar("reading page tables") as progress:
-        report = read_tables(pids, progress=progress)
+        report = read_tables(
+            None if pids is None else list(pids),
+            progress=progress,
+            on_error=None if pids is None else lambda pid, error: _common.fail(pids[pid], error),
+        )
     if args.all:  # the largest first
         report.processes.sort(key=lambda each: -each.tables.size_bytes)
     if args.json:
         documents.write(reporter.document(report))
     elif args.all or len(report.processes) > 1:
         reporter.print_processes(report)
-    else:
+    elif report.processes:
         reporter.print_process(report)
     _common.say_how_many_are_left_out(report.nr_denied)
     return int(report.nr_unexplained > 0)

@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview import _ffi
-from physview.errors import AccessDenied, NoUserMemory, ProcessGone
+from physview.errors import AccessDenied, NoUserMemory, PhysviewError, ProcessGone
 from physview.frames.machine import Use, use_of
 from physview.memory.extents import ExtentReader
 from physview.model import NO_ENTRY, PAGE_SIZE, PM_PFRAME_MASK, PM_PRESENT, Vma
@@ -201,6 +201,7 @@ def find_owners(
     *,
     progress: Callable[[int, int], None] | None = None,
     source: str = "auto",
+    on_error: Callable[[int, PhysviewError], None] | None = None,
 ) -> Ownership:
     """Find who maps frames, and what these frames are used for.
 
@@ -211,6 +212,8 @@ def find_owners(
         progress: Called with the number of processes that were read, and the number of all.
         source: Who tells the frames of the processes: "pagemap", "bpf" (a BPF program walks the
             page tables), or "auto": BPF if it is available and faster. Both tell the same.
+        on_error: Called with each of `pids` that cannot be read, and the error; the others are
+            still read. None raises the error.
 
     Raises:
         AccessDenied: Only root may see frame numbers; or `source` is "bpf", and this user may not
@@ -225,12 +228,13 @@ def find_owners(
     runs, is_ram = _runs(ranges, ram)
     if not len(runs):
         return Ownership([], [], 0, 0, 0, "pagemap")
-    strict = pids is not None
+    if pids is not None and on_error is None:
+        on_error = _raise
     pids = list_pids() if pids is None else list(pids)
     source = _choose_source(source, pids)
     flags = KpageFile("kpageflags")  # open it first: an unprivileged user gets the error at once
     try:
-        search = _FrameSearch(runs, pids, strict=strict, source=source)
+        search = _FrameSearch(runs, pids, on_error=on_error, source=source)
         found = search.run(progress)
         # Read the flags after the processes. Otherwise a frame that was free first, and was mapped
         # meanwhile, would be reported as free although it has an owner.
@@ -250,6 +254,10 @@ def find_owners(
     owners.sort(key=lambda owner: (owner.pfn, owner.pid, owner.vaddr))
     counts = search.nr_processes, search.nr_gone, search.nr_denied
     return Ownership(flag_runs, owners, *counts, source)
+
+
+def _raise(_pid: int, error: PhysviewError) -> None:
+    raise error
 
 
 def _choose_source(source: str, pids: Sequence[int]) -> str:
@@ -302,19 +310,24 @@ class _FrameSearch:
     Args:
         runs: Structured array of FRAMES_DTYPE, sorted by pfn.
         pids: The processes.
-        strict: Whether an error of one process ends the search. Otherwise it is only counted.
+        on_error: Called with the error of a process; None only counts it.
         source: "pagemap" or "bpf".
     """
 
     def __init__(
-        self, runs: npt.NDArray[Any], pids: list[int], *, strict: bool, source: str
+        self,
+        runs: npt.NDArray[Any],
+        pids: list[int],
+        *,
+        on_error: Callable[[int, PhysviewError], None] | None,
+        source: str,
     ) -> None:
         self._runs = runs
         self._source = source
         self._firsts = runs["pfn"].copy()
         self._ends = runs["pfn"] + runs["nr"]
         self._pids = pids
-        self._strict = strict
+        self._on_error = on_error
         self._sees_frames = self._sees_hidden = False
         self.nr_processes = self.nr_gone = self.nr_denied = 0
 
@@ -322,12 +335,14 @@ class _FrameSearch:
         found = []
         with ThreadPoolExecutor(_ffi.nr_threads()) as pool:
             try:
-                for nr, one in enumerate(self._search_all(pool), 1):
+                for nr, (pid, one) in enumerate(
+                    zip(self._pids, self._search_all(pool), strict=True), 1
+                ):
                     if isinstance(one, _ProcessFrames):
                         self.nr_processes += 1
                         if one.owned:
                             found.append(one)
-                    self._count_error(one)
+                    self._count_error(pid, one)
                     if progress:
                         progress(nr, len(self._pids))
             finally:
@@ -363,10 +378,10 @@ class _FrameSearch:
             for pid, place in zip(pids, bpf.find_frames(pids, self._runs), strict=True)
         ]
 
-    def _count_error(self, one: _ProcessFrames | Exception) -> None:
-        if isinstance(one, Exception) and self._strict:
-            raise one
-        if isinstance(one, ProcessGone):
+    def _count_error(self, pid: int, one: _ProcessFrames | Exception) -> None:
+        if isinstance(one, PhysviewError) and self._on_error:
+            self._on_error(pid, one)
+        elif isinstance(one, ProcessGone):
             self.nr_gone += 1
         elif isinstance(one, AccessDenied):
             self.nr_denied += 1

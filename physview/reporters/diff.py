@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from physview.analysis.changes import CHANGES, Change, Diff
 from physview.entry_rules import swap_offset
 from physview.model import NO_ENTRY, PAGE_SIZE, Vma, printable
+from physview.reporters import documents
 from physview.reporters.documents import mapping
 from physview.units import cut, short_size, terminal_width
 
@@ -118,26 +118,23 @@ def print_document(
             {"mapping": mapping(vma), "is_gone": is_gone, "counts": _counts(counts)}
             for vma, is_gone, counts in found.by_vma
         ],
-        "runs": None if runs is None else [],
     }
     if runs is None:
-        sys.stdout.write(json.dumps(document) + "\n")
+        documents.write_line({**document, "runs": None})
         return
-    sys.stdout.write(json.dumps(document).removesuffix("]}"))
-    separator = "\n"
-    for changes in runs:
-        for vaddr, nr_pages, kind, was, is_now, *_ in changes.tolist():
-            if CHANGES[kind] in only:
-                run = {
-                    "vaddr": hex(vaddr),
-                    "nr_pages": nr_pages,
-                    "change": CHANGES[kind].value,
-                    "before": None if was == NO_ENTRY else was,
-                    "after": None if is_now == NO_ENTRY else is_now,
-                }
-                sys.stdout.write(separator + json.dumps(run))
-                separator = ",\n"
-    sys.stdout.write("\n]}\n")
+    with documents.stream(document, "runs") as add:
+        for changes in runs:
+            for vaddr, nr_pages, kind, was, is_now, *_ in changes.tolist():
+                if CHANGES[kind] in only:
+                    add(
+                        {
+                            "vaddr": hex(vaddr),
+                            "nr_pages": nr_pages,
+                            "change": CHANGES[kind].value,
+                            "before": None if was == NO_ENTRY else was,
+                            "after": None if is_now == NO_ENTRY else is_now,
+                        }
+                    )
 
 
 def _counts(counts: dict[Change, int]) -> dict[str, int]:

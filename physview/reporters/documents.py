@@ -1,48 +1,104 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Parts of JSON documents that several commands share (docs/json.md).
 
-Addresses are hexadecimal strings. Counts are integers.
+Addresses are hexadecimal strings. Counts are integers. Every document has the member `errors`: what
+could not be done.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from physview.errors import PhysviewError
 from physview.model import Gap, Translation, Vma
+from physview.reporters.failures import of_this_run
 
 
-def write(document: Any) -> None:
-    """Print one JSON document."""
+def write(document: dict[str, Any]) -> None:
+    """Print one JSON document, with what could not be done as its member `errors`."""
     import json
 
-    json.dump(document, sys.stdout, indent=1)
+    json.dump({**document, "errors": _begin()}, sys.stdout, indent=1)
     sys.stdout.write("\n")
 
 
-def write_stream(source: str, pid: int, entries: Iterable[dict[str, Any]]) -> None:
-    """Print the same document as `translations()`, entry by entry, each on its own line.
+def write_line(document: dict[str, Any]) -> None:
+    """Print one JSON document on one line, with the member `errors`."""
+    import json
 
-    An error before the first entry is raised before anything is printed.
+    sys.stdout.write(json.dumps({**document, "errors": _begin()}) + "\n")
+
+
+def write_failure(error: PhysviewError) -> None:
+    """Print a document with `errors` and nothing else, if this run has printed no document yet."""
+    if not of_this_run.has_document:
+        of_this_run.add(None, error)
+        write_line({})
+
+
+def errors_member() -> str:
+    """Return the text of the member `errors`, for documents that are printed piece by piece.
+
+    It must be the last member, because everything that is read before can add to it.
+    """
+    import json
+
+    return f'"errors": {json.dumps(_begin())}'
+
+
+def _begin() -> list[dict[str, Any]]:
+    of_this_run.has_document = True
+    return of_this_run.document()
+
+
+@contextmanager
+def stream(head: dict[str, Any], name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Print a document whose last list is long: item by item, each on its own line.
+
+    The document is valid also if an error ends the list: then the error is in `errors`. An error
+    before the first item is raised before anything is printed.
+
+    Args:
+        head: The members before the list.
+        name: The name of the list.
+
+    Yields:
+        A function that prints an item.
+    """
+    import json
+
+    begin = f"{json.dumps({**head, name: []}).removesuffix(']}')}\n"
+    is_begun = False
+
+    def add(item: dict[str, Any]) -> None:
+        nonlocal is_begun
+        sys.stdout.write((",\n" if is_begun else begin) + json.dumps(item))
+        is_begun = of_this_run.has_document = True
+
+    try:
+        yield add
+    except PhysviewError as error:
+        if is_begun:
+            of_this_run.add(None, error)
+            sys.stdout.write(f"\n], {errors_member()}}}\n")
+        raise
+    sys.stdout.write(f"{'' if is_begun else begin}\n], {errors_member()}}}\n")
+
+
+def write_stream(source: str, pid: int, entries: Iterable[dict[str, Any]]) -> None:
+    """Print the same document as `translations()`, entry by entry.
 
     Args:
         source: The source that answered.
         pid: Process id.
         entries: Entries of the document. Each is printed as soon as the iterator yields it.
     """
-    import json
-    from itertools import chain, islice
-
-    items = iter(entries)
-    first = list(islice(items, 1))
-    head = json.dumps({"source": source, "pid": pid, "entries": []})
-    sys.stdout.write(head[: -len("]}")])
-    separator = "\n"
-    for item in chain(first, items):
-        sys.stdout.write(separator + json.dumps(item))
-        separator = ",\n"
-    sys.stdout.write("\n]}\n")
+    with stream({"source": source, "pid": pid}, "entries") as add:
+        for item in entries:
+            add(item)
 
 
 def translations(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from physview.model import NO_ENTRY, PAGE_SHIFT, printable
+from physview.reporters.documents import errors_member
 from physview.sources.page_cache import CachedFile
 from physview.sources.page_flags import flag_names, well_known
 from physview.units import pages_size, share
@@ -195,4 +196,4 @@ class Document:
 
     def close(self) -> None:
         """Print the end of the document."""
-        sys.stdout.write("\n]}\n")
+        sys.stdout.write(f"\n], {errors_member()}}}\n")

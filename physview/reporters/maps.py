@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from physview.analysis.usage import KINDS, Folios, Sizes, Usage
 from physview.model import Vma, printable
-from physview.reporters.documents import mapping
+from physview.reporters.documents import errors_member, mapping
 from physview.units import cut, short_size, terminal_width
 
 MIN_NAME = 12
@@ -123,10 +123,15 @@ class MapsTable:
             return
         self._line(f"{vma.start:012x} {vma.perms}", usage, self._name(vma))
 
-    def end_process(self, total: Usage | None) -> None:
-        """Print the line of a process. `total` is None if the process ended while it was read."""
+    def end_process(self, total: Usage | None, why: str = "") -> None:
+        """Print the line of a process.
+
+        Args:
+            total: The sums; None if the process could not be read to the end.
+            why: Why it could not.
+        """
         if total is None:
-            words = f"{self._title[0]} {self._title[1]}: it ended while it was read"
+            words = f"{self._title[0]} {self._title[1]}: {printable(why)}"
             sys.stdout.write(f"{words if self._rollup else words.strip()}\n")
         elif self._rollup:
             self._line(self._title[0], total, self._title[1])
@@ -138,7 +143,7 @@ class MapsTable:
         if self._nr_processes > 1:
             head = "  total" if self._rollup else f"\n{'all':<17}"
             self._line(head, total, f"{self._nr_processes} processes")
-        if total.contiguous is not None:
+        if self._nr_processes and total.contiguous is not None:
             sys.stdout.write("".join(f"{line}\n" for line in coverage_lines(total)))
 
     def _name(self, vma: Vma) -> str:
@@ -286,11 +291,13 @@ class MapsDocument:
             sys.stdout.write(f"{self._inner}\n{json.dumps(document)}")
             self._inner = ","
 
-    def end_process(self, total: Usage | None) -> None:
-        """Print a process's total. `total` is None if the process ended while it was read."""
+    def end_process(self, total: Usage | None, why: str = "") -> None:
+        """Print a process's total. The arguments are those of `MapsTable.end_process()`."""
         end = "" if self._rollup else "\n]"
         sys.stdout.write(f'{end}, "total": {json.dumps(total and usage(total))}}}')
 
     def end(self, total: Usage) -> None:
         """Print the total of all processes, and the end of the document."""
-        sys.stdout.write(f'\n], "total": {json.dumps(usage(total))}}}\n')
+        begin = "" if self._separator == "," else self._separator
+        end = f'\n], "total": {json.dumps(usage(total))}, {errors_member()}}}\n'
+        sys.stdout.write(begin + end)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from physview.analysis.flag_counts import FlagCounts
 from physview.model import NO_ENTRY, PAGE_SIZE, Cause, PagemapEntry, Vma, printable
+from physview.reporters import documents
 from physview.reporters.documents import mapping
 from physview.sources.page_flags import flag_names
 from physview.text.output import write_lines
@@ -199,14 +200,10 @@ def write_document(pid: int, source: str, records: PageRecords, batches: Iterabl
     """Print the JSON document: the mappings, and the extents. An extent has its mapping's index."""
     mappings = [mapping(vma) for vma in records.vmas]
     index = {vma.start: at for at, vma in enumerate(records.vmas)}
-    head = json.dumps({"source": source, "pid": pid, "mappings": mappings, "extents": []})
-    sys.stdout.write(head[: -len("]}")])
-    separator = "\n"
-    for item in records.iter_records(batches):
-        document = {**_record_document(item), "mapping": index[item.vma.start]}
-        sys.stdout.write(separator + json.dumps(document))
-        separator = ",\n"
-    sys.stdout.write("\n]}\n")
+    head = {"source": source, "pid": pid, "mappings": mappings}
+    with documents.stream(head, "extents") as add:
+        for item in records.iter_records(batches):
+            add({**_record_document(item), "mapping": index[item.vma.start]})
 
 
 def write_json_lines(records: PageRecords, batches: Iterable[Any]) -> None:
@@ -266,5 +263,4 @@ def write_summary_document(pid: int, source: str, counts: FlagCounts) -> None:
         "nr_special": counts.nr_special,
         "counts": rows,
     }
-    json.dump(document, sys.stdout, indent=1)
-    sys.stdout.write("\n")
+    documents.write(document)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -230,7 +229,7 @@ def _can_encode(text: str) -> bool:
 
 def print_document(reading: Reading) -> None:
     """Print a reading as one line of JSON."""
-    sys.stdout.write(json.dumps(document(reading)) + "\n")
+    documents.write_line(document(reading))
 
 
 def document(reading: Reading) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rules that hold for every command. The commands, and what they take, are found in the parser.
+
+A new command is tested here without a change to this file, unless it takes something new: then the
+tables below want to know what is there, and what is not.
+"""
+
+import argparse
+import json
+
+import pytest
+
+from physview.commands import COMMANDS, make_parser
+
+# By metavar: something that is there, and things that are not.
+THERE = {"PID": "self", "PATH": "/bin/sh"}
+MISSING = {"PID": ("4194305", "no such process"), "PATH": ("/no/file", "/no/other")}
+# Words of which one that is not valid refuses the whole command line, before anything is done.
+CHECKED_FIRST = {"ADDR", "PFN|0xPADDR", "CMD", "WORDS"}
+# Positional arguments that a command needs besides.
+FILL = {
+    "ADDR": "0x0",
+    "PFN|0xPADDR": "0x123456789000",
+    "EVENT": "kmalloc",
+    "BEFORE": "/no/before",
+    "AFTER": "/no/after",
+}
+# Options without which a command does not start, or does not end.
+OPTIONS = {
+    "picture": ["-o", "/no/folder/a.svg"],
+    "snapshot": ["-o", "/no/folder/a.parquet"],
+    "watch": ["--ticks", "1"],
+    "trace": ["--seconds", "0.1"],
+}
+NEEDS = {"owners": ["kpage"], "tables": ["bpf"], "compare": ["walk"], "walk": ["walk"]}
+
+
+def parsers():
+    """The parser of each command, by name."""
+    (action,) = (a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return action.choices
+
+
+def takes_several(action):
+    return action.nargs in ("*", "+") or isinstance(action, argparse._AppendAction)
+
+
+def several():
+    """Every argument of every command that may be given several times."""
+    for name, parser in parsers().items():
+        marks = [pytest.mark.needs(*NEEDS[name])] if name in NEEDS else []
+        for action in parser._actions:
+            if takes_several(action) and action.metavar not in CHECKED_FIRST:
+                label = "".join(action.option_strings[-1:]) or action.metavar
+                yield pytest.param(name, action, marks=marks, id=f"{name} {label}")
+
+
+def command_line(name, action, values):
+    """A command line in which an argument has these values, and every other one something valid."""
+    words = [name]
+    for other in parsers()[name]._actions:
+        if not other.option_strings and other.dest != action.dest and other.nargs not in ("?", "*"):
+            words.append(FILL[other.metavar])
+    for value in values:
+        words += [*action.option_strings[:1], value]
+    return [*words, *OPTIONS.get(name, [])]
+
+
+def errors_of(result):
+    """The member `errors` of the one JSON document that was printed."""
+    return json.loads(result.stdout)["errors"]
+
+
+@pytest.mark.parametrize(("name", "action"), [*several()])
+def test_of_several_one_that_fails_leaves_the_others(physview, name, action):
+    there, (missing, _) = THERE[action.metavar], MISSING[action.metavar]
+    alone = physview(*command_line(name, action, [there]))
+    result = physview(*command_line(name, action, [missing, there]))
+    assert result.returncode == 1
+    said = set(result.stderr.splitlines()) - set(alone.stderr.splitlines())
+    assert [missing in line for line in said] == [True], result.stderr
+    assert abs(result.stdout.count("\n") - alone.stdout.count("\n")) <= 12, result.stdout
+    document = physview(*command_line(name, action, [there, missing]), "--json")
+    assert document.returncode == 1
+    (error,) = errors_of(document)
+    assert error["asked"] == missing
+    assert f"physview: {error['message']}\n" in document.stderr
+    fine = json.loads(physview(*command_line(name, action, [there]), "--json").stdout)
+    assert fine["errors"] == []
+    found = json.loads(document.stdout)
+    assert {key: type(value) for key, value in found.items()} == {
+        key: type(value) for key, value in fine.items()
+    }
+    lists = [key for key, value in fine.items() if isinstance(value, list) and key != "errors"]
+    assert [len(found[key]) for key in lists] == [len(fine[key]) for key in lists]
+
+
+@pytest.mark.parametrize(("name", "action"), [*several()])
+def test_of_several_all_can_fail(physview, name, action):
+    missing = MISSING[action.metavar]
+    result = physview(*command_line(name, action, missing))
+    assert result.returncode == 1
+    said = result.stderr.splitlines()
+    assert len(said) == len(missing)
+    assert all(any(word in line for line in said) for word in missing)
+    document = physview(*command_line(name, action, missing), "--json")
+    assert {error["asked"] for error in errors_of(document)} == set(missing)
+
+
+def may_fail():
+    """Commands that take one thing that can be missing, with a command line in which it is."""
+    for name, parser in parsers().items():
+        if "--json" not in parser._option_string_actions:
+            continue
+        taken = [a for a in parser._actions if not a.option_strings and a.nargs in (None, "?")]
+        if any(a.metavar in ("PID", "BEFORE") for a in taken):
+            fill = {**FILL, "PID": MISSING["PID"][0]}
+            words = [fill[a.metavar] for a in taken if a.metavar in fill]
+            more = [a for a in parser._actions if a.nargs == "+"]
+            words += [fill[a.metavar] for a in more if a.metavar in fill]
+            yield pytest.param([name, *words, *OPTIONS.get(name, []), "--json"], id=name)
+
+
+@pytest.mark.parametrize("words", [*may_fail()])
+def test_a_document_is_valid_if_all_failed(physview, words):
+    result = physview(*words)
+    assert result.returncode == 1, result
+    (error,) = errors_of(result)
+    assert error["asked"] is None
+    assert result.stderr.endswith(f"physview: {error['message']}\n")
+
+
+def test_every_command_is_tested_here():
+    found = {each.id.split(" ")[0] for each in several()}
+    assert found >= {"maps", "tables", "owners", "file"}
+    assert set(parsers()) == set(COMMANDS)
