@@ -293,6 +293,20 @@ class PageKind(IntEnum):
         return self in (PageKind.PRESENT, PageKind.PROT_NONE)
 
 
+class FrameRange(NamedTuple):
+    """Frames that the user asks about, with contiguous frame numbers.
+
+    Args:
+        first: The first frame number.
+        end: The first frame number after the range.
+        offset: Offset in the page, in bytes, if the user gave an address; else 0.
+    """
+
+    first: int
+    end: int
+    offset: int
+
+
 class Level(NamedTuple):
     """The entry that a walk read at one level of the page tables.
 

@@ -59,6 +59,17 @@ def pages_size(nr_pages: int) -> str:
     return f"{number:.1f} TiB"
 
 
+def pfn_text(pfn: int, nr_frames: int = 1) -> str:
+    """Format a frame number, or a range of them without its end, as the command line takes it.
+
+    It is the form of the kernel's dump_page(). Without "pfn:" it could be taken for an address.
+
+    >>> pfn_text(0x115AB0), pfn_text(0x10, 2)
+    ('pfn:0x115ab0', 'pfn:0x10-0x12')
+    """
+    return f"pfn:{pfn:#x}" if nr_frames == 1 else f"pfn:{pfn:#x}-{pfn + nr_frames:#x}"
+
+
 def share(part: int, whole: int) -> str:
     """Format a share as a percentage, in at most six characters.
 

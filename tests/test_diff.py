@@ -152,7 +152,9 @@ def test_the_report_and_its_document(physview, actor):
     assert re.search(r"\[anonymous\] \(gone\): [0-9]+ unmapped", result.stdout)
     only = physview("diff", *actor.paths, "--extents", "--only", "copied").stdout
     lines = re.findall(
-        r"^  ([0-9a-f]{12}) +([0-9]+) +([0-9a-f]+) -> ([0-9a-f]+) +copied$", only, re.MULTILINE
+        r"^  (0x[0-9a-f]{12}) +([0-9]+) +pfn:(0x[0-9a-f]+) -> pfn:(0x[0-9a-f]+) +copied$",
+        only,
+        re.MULTILINE,
     )
     assert sum(int(line[1]) for line in lines) == counts.counts[Change.COPIED]
     document = json.loads(physview("diff", *actor.paths, "--json", "--extents").stdout)

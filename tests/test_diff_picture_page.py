@@ -57,8 +57,8 @@ def some(actor, change):
 def test_a_page_that_moved_is_found_by_either_address_and_says_both(page, actor):
     vaddr, before, after = some(actor, Change.MOVED)
     assert before != after
-    was = f"before: physical {before * PAGE + 0x123:#x}  (frame {before})"
-    is_now = f"now: physical {after * PAGE + 0x123:#x}  (frame {after})"
+    was = f"before: physical {before * PAGE + 0x123:#x}  (pfn:{before:#x})"
+    is_now = f"now: physical {after * PAGE + 0x123:#x}  (pfn:{after:#x})"
     found = search(page, hex(vaddr + 0x123))
     assert f"virtual {vaddr + 0x123:#x}  ·  moved: {Change.MOVED.text}" in found
     assert was in found
@@ -67,11 +67,11 @@ def test_a_page_that_moved_is_found_by_either_address_and_says_both(page, actor)
     assert page.evaluate("[physview.view.marked.pfn, physview.view.marked.past]") == [after, before]
     seen = "[view.marked.pfn, view.marked.past].map((pfn) => view.where(pfn)[2])"
     assert page.evaluate(f"((view) => {seen})(physview.view)") == [True, True]
-    for words in (f"pfn {after}", f"p{before * PAGE:#x}"):
+    for words in (f"pfn:{after:#x}", f"p{before * PAGE:#x}"):
         found = search(page, words)
         assert f"virtual {vaddr:#x}  ·  moved" in found
-        assert f"(frame {before})" in found
-        assert f"(frame {after})" in found
+        assert f"(pfn:{before:#x})" in found
+        assert f"(pfn:{after:#x})" in found
     page.point(*place_of(page, before))
     tip = page.evaluate(TIP)
     assert (

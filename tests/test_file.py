@@ -192,7 +192,7 @@ def test_the_report_and_its_document(physview, folder):
     first = document["files"][0]["extents"][0]
     assert first["page"] == 0
     assert int(first["paddr"], 16) == first["pfn"] * PAGE
-    assert f"pfn {first['pfn']}" in frames
+    assert f"pfn:{first['pfn']:#x}" in frames
     spans = re.findall(r"^  page (\d+)(?:-(\d+))? ", frames, re.M)
     assert sum(int(end or int(start) + 1) - int(start) for start, end in spans) == 8
     assert "uptodate" in first["flags"]

@@ -192,9 +192,9 @@ class TestCommands:
 
     def test_owners(self, physview, stopped):
         frames = [entry & PM_PFRAME_MASK for _, entry, _ in by_bpf(stopped.pid) if entry >> 63]
-        words = [str(pfn) for pfn in frames[:: len(frames) // 40]]
+        words = [f"pfn:{pfn:#x}" for pfn in frames[:: len(frames) // 40]]
         printed = self.same(
-            physview, "owners", *words, str(find_zero_pfn()), "--pid", str(stopped.pid)
+            physview, "owners", *words, f"pfn:{find_zero_pfn():#x}", "--pid", str(stopped.pid)
         )
         assert printed.count(f"\n  {stopped.pid} ") >= len(words)
 
@@ -326,8 +326,8 @@ class TestChoice:
         for words, source in (
             (("pages", pid), "pagemap"),
             (("pages", pid, "--summary"), "pagemap"),
-            (("owners", "1", "--pid", pid), "pagemap"),
-            (("owners", "1", "--pid", pid, "--source", "bpf"), "bpf"),
+            (("owners", "pfn:0x1", "--pid", pid), "pagemap"),
+            (("owners", "pfn:0x1", "--pid", pid, "--source", "bpf"), "bpf"),
         ):
             assert json.loads(physview(*words, "--json").stdout)["source"] == source
 
@@ -344,7 +344,7 @@ class TestRefusals:
     @pytest.mark.needs("bpf", "kpage", "kthread")
     @pytest.mark.parametrize("pid", ["2", "4194303"])
     def test_a_process_without_memory_is_refused_as_by_pagemap(self, physview, pid):
-        for words in (("pages", pid), ("owners", "1", "--pid", pid)):
+        for words in (("pages", pid), ("owners", "pfn:0x1", "--pid", pid)):
             by_bpf, by_pagemap = (
                 one_line(physview(*words, "--source", source), 1) for source in ("bpf", "pagemap")
             )

@@ -77,7 +77,7 @@ def test_every_format_has_every_page(physview, stopped):
     lines = physview("pages", str(stopped.pid), "--each").stdout.splitlines()
     pages = [line.split() for line in lines[1:] if line.startswith("  ")]
     assert {int(vaddr, 16): pfn for vaddr, pfn, *_ in pages} == {
-        vaddr: "-" if isinstance(pfn, str) else f"{pfn:x}" for vaddr, pfn in found.items()
+        vaddr: "-" if isinstance(pfn, str) else f"pfn:{pfn:#x}" for vaddr, pfn in found.items()
     }
 
 
@@ -89,9 +89,9 @@ def test_a_range_in_80_columns(physview, stopped):
     result = physview("pages", str(stopped.pid), where, env=environment)
     head, mapping, page = result.stdout.splitlines()
     assert head.split() == ["vaddr", "pages", "pfn", "node", "flags"]
-    assert mapping.startswith(f"{start:012x}-")
+    assert mapping.startswith(f"{start:#014x}-")
     words = page.split()
-    assert words[:3] == [f"{start:012x}", "1", f"{entries[start] & PM_PFRAME_MASK:x}"]
+    assert words[:3] == [f"{start:#014x}", "1", f"pfn:{entries[start] & PM_PFRAME_MASK:#x}"]
     assert "uptodate" in words[4]
     lines = physview("pages", str(stopped.pid), env=environment).stdout.splitlines()
     pages = [line for line in lines if line.startswith("  ")]

@@ -69,11 +69,11 @@ def test_a_search_and_a_hover_find_an_address(page, stopped):
     vaddr, pfn = a_page(stopped.pid)
     found = search(page, hex(vaddr + 0x123))
     assert f"virtual {vaddr + 0x123:#x}" in found
-    assert f"physical {pfn * PAGE + 0x123:#x}  (frame {pfn})" in found
+    assert f"physical {pfn * PAGE + 0x123:#x}  (pfn:{pfn:#x})" in found
     assert page.evaluate("physview.view.level") == 0
     page.point(*place_of(page, pfn))
     tip = page.evaluate(TIP)
-    assert f"virtual {vaddr:#x}\nphysical {pfn * PAGE:#x}  (frame {pfn})" in tip
+    assert f"virtual {vaddr:#x}\nphysical {pfn * PAGE:#x}  (pfn:{pfn:#x})" in tip
     assert re.search(r"flags: .*anon", tip)
     assert re.search(r"pagemap: .*present", tip)
     assert "rw-p [anonymous]" in tip
@@ -97,7 +97,8 @@ def test_owners_are_counted_when_asked_for(tab, stopped, physview, tmp_path):
 @pytest.mark.needs("pfn", "kpage")
 def test_a_frame_and_a_physical_address_lead_back(page, stopped):
     vaddr, pfn = a_page(stopped.pid, path="[stack]")
-    assert f"virtual {vaddr:#x}" in search(page, f"pfn {pfn}")
+    assert f"virtual {vaddr:#x}" in search(page, f"pfn:{pfn:#x}")
+    assert "pfn 10 may be pfn:0x10 or, as decimal, pfn:0xa" in search(page, "pfn 10")
     assert f"virtual {vaddr + 8:#x}" in search(page, f"p{pfn * PAGE + 8:#x}")
     assert f"physical {pfn * PAGE:#x}" in search(page, f"{pfn * PAGE:#x}")
     assert "no RAM" in search(page, "0x3fffffffff000")
@@ -198,7 +199,7 @@ def test_the_machine(tab, physview, tmp_path):
     tab.complaints.clear()
     tab.open(path)
     pfn = tab.evaluate("physview.model.ram[physview.model.ram.length - 1][0]")
-    assert f"(frame {pfn})" in search(tab, f"pfn {pfn}")
+    assert f"(pfn:{pfn:#x})" in search(tab, f"pfn:{pfn:#x}")
     page_x, page_y = place_of(tab, pfn)
     tab.point(page_x, page_y)
     assert f"physical {pfn * PAGE:#x}" in tab.evaluate(TIP)
@@ -255,7 +256,7 @@ def test_a_million_extents_stay_usable(tab, tmp_path):
         sizes[nr] = pictures.write_picture(picture, str(path))
         tab.complaints.clear()
         tab.open(path)
-        assert f"(frame {pfns[-1]})" in search(tab, hex(0x7F0000000000 + (nr - 1) * PAGE))
+        assert f"(pfn:{pfns[-1]:#x})" in search(tab, hex(0x7F0000000000 + (nr - 1) * PAGE))
         tab.evaluate(WORK)  # once for the browser's compiler
         seconds[nr] = min(tab.evaluate(WORK) for _ in range(2))
         assert tab.complaints == []

@@ -116,7 +116,7 @@ def test_huge_pages_that_were_set_aside(document, kind):
     assert all("huge" in item["flags"] for item in extents)
     assert {item["mapcount"] for item in extents} == {1}
 
-    frame = document("owners", pfn + 77, "--pid", os.getpid())["frames"][0]
+    frame = document("owners", f"pfn:{pfn + 77:#x}", "--pid", os.getpid())["frames"][0]
     assert (frame["pfn"], frame["use"]) == (pfn + 77, "hugetlb")
     assert [(owner["pid"], owner["vaddr"]) for owner in frame["owners"]] == [
         (os.getpid(), hex(region.start + 77 * PAGE))
@@ -145,7 +145,7 @@ def test_a_page_of_a_gib(document):
     assert found["hugetlb_bytes"] == found["largest_bytes"] == size
     assert (found["nr_extents"], found["contiguous"][str(size)]) == (1, size)
     pfn = (raw_entry(region.start) & PM_PFRAME_MASK) + 200_000
-    frame = document("owners", pfn, "--pid", os.getpid())["frames"][0]
+    frame = document("owners", f"pfn:{pfn:#x}", "--pid", os.getpid())["frames"][0]
     assert frame["owners"][0]["vaddr"] == hex(region.start + 200_000 * PAGE)
 
 

@@ -219,7 +219,7 @@ class TestProc:
     @pytest.mark.parametrize(
         "command",
         [
-            *["memview", "maps self", "maps --all", "frames", "owners 0x1000", "lab cow"],
+            *["memview", "maps self", "maps --all", "frames", "owners pfn:0x1", "lab cow"],
             *["lab swap", "trace copy_to_user", "translate bash 0", "pages self", "watch self"],
             "module build",
         ],
@@ -238,7 +238,7 @@ class TestProc:
             assert wrong not in result.stdout
 
     def test_with_subset_pid_the_kernel_is_not_blamed(self, physview):
-        for command in ("frames", "owners 0x1000", "maps self"):
+        for command in ("frames", "owners pfn:0x1", "maps self"):
             result = physview(*command.split(), prefix=with_proc("subset=pid"))
             assert "mounted with subset=pid" in one_line(result, 1)
 

@@ -94,7 +94,7 @@ FORMAT += rb"""} ) : "none" """
 def test_a_format_tells_the_fields_of_a_record():
     form = parse_format(FORMAT)
     assert (form.name, form.number) == ("an_event", 77)
-    assert (form.addresses, form.in_hex) == ({"ptr"}, {"ptr", "to"})  # frames are counted
+    assert (form.addresses, form.in_hex) == ({"ptr"}, {"ptr", "to", "pfn"})
     record = struct.pack("<HBBiQQi", 77, 0, 0, 5, 0xFFFF888000001000, 4711, -1)
     record += b"a b".ljust(16, b"\0") + struct.pack("<IQQ", 64 | 5 << 16, 9, 0xD40) + b"/x y\0"
     assert form.decode(record) == {
@@ -301,4 +301,4 @@ print fmt: "address=0x%lx ip=%ps error_code=0x%lx end_pfn=0x%lx dma_addr=0x%llx"
 def test_not_all_that_the_kernel_prints_in_hexadecimal_is_an_address():
     form = parse_format(FAULT)
     assert form.addresses == {"address", "ip"}
-    assert form.in_hex == {"address", "ip", "error_code", "dma_addr"}
+    assert form.in_hex == {"address", "ip", "error_code", "end_pfn", "dma_addr"}

@@ -60,7 +60,7 @@ def test_100_000_random_addresses_are_where_an_independent_reader_finds_them(
 def test_each_line_says_what_lies_there_and_why_it_is_nowhere(physview, sleeper):
     maps = Path(f"/proc/{sleeper.pid}/maps").read_text().splitlines()
     stack = next(int(m.split("-")[1].split()[0], 16) for m in maps if m.endswith("[stack]")) - 8
-    result = physview("translate", str(sleeper.pid), hex(stack), "0", str(1 << 63))
+    result = physview("translate", str(sleeper.pid), hex(stack), "0", hex(1 << 63))
     assert result.returncode == 1
     lines = result.stdout.splitlines()
     assert re.fullmatch(rf"0x{stack:016x} -> 0x[0-9a-f]{{16}}  rw-p \[stack\]", lines[0])
@@ -103,7 +103,7 @@ def test_a_range_of_terabytes_is_a_few_lines(physview, sleeper):
 
 
 def test_addresses_come_from_stdin_in_order(physview):
-    result = physview("translate", "self", "5", "-", "7", input="0x10\n\n 32 \n")
+    result = physview("translate", "self", "5", "-", "7", input="0x10\n\n 0x20 \n")
     assert [int(line.split()[0], 16) for line in result.stdout.splitlines()] == [5, 16, 32, 7]
 
 
@@ -118,7 +118,8 @@ def test_nothing_on_stdin_is_nothing_to_do(physview):
     ("word", "why"),
     [
         ("hello", "'hello' is no address"),
-        ("7ffd3a", "hexadecimal needs 0x; write 0x7ffd3a"),
+        ("400000", "'400000' may be 0x400000 or, as decimal, 0x61a80; write one of these"),
+        ("0x1000-400000", "'400000' may be 0x400000 or, as decimal, 0x61a80"),
         ("-5", "negative"),
         ("-0x10", "negative"),
         ("0x1ffffffffffffffff", "more than 64 bits"),

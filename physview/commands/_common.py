@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -168,49 +167,6 @@ def seconds(least: float = 0, most: float = 1_000_000) -> Callable[[str], float]
         return value
 
     return parse
-
-
-def parse_address(text: str) -> int:
-    """Read one address, decimal or 0x….
-
-    Raises:
-        UsageError: The text is no address.
-
-    >>> parse_address("0x1000"), parse_address("4096")
-    (4096, 4096)
-    """
-    if re.fullmatch("0[xX][0-9a-fA-F]+|[0-9]+", text):
-        is_hex = text[:2] in ("0x", "0X")
-        address = bounded_int(text[2:] if is_hex else text, 1 << 64, 16 if is_hex else 10)
-        if address < 1 << 64:
-            return address
-        raise UsageError(f"'{text}' is no address", "it has more than 64 bits")
-    if re.fullmatch("[0-9a-fA-F]+", text):
-        raise UsageError(f"'{text}' is no address", "hexadecimal needs 0x", f"write 0x{text}")
-    if re.fullmatch("-(0[xX])?[0-9a-fA-F]+", text):
-        raise UsageError(f"'{text}' is no address", "it is negative")
-    raise UsageError(f"'{text}' is no address", "", "write it in decimal or as 0x…")
-
-
-def parse_range(text: str) -> tuple[int, int] | None:
-    """Read START-END, where END is the first address after the range.
-
-    Returns:
-        (START, END); None if the text has no such form.
-
-    Raises:
-        UsageError: The text has this form, but is no valid range.
-    """
-    first, dash, last = text.partition("-")
-    if not first or not dash:
-        return None
-    if not last or "-" in last:
-        raise UsageError(f"'{text}' is no range", "", "write START-END")
-    start = parse_address(first)
-    end = 1 << 64 if last == hex(1 << 64) else parse_address(last)
-    if end <= start:
-        raise UsageError(f"'{text}' is no range", "it ends before it starts, or is empty")
-    return start, end
 
 
 def say(message: str | PhysviewError) -> None:

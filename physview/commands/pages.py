@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from physview.commands import _common
+from physview.commands import _common, _numbers
 from physview.errors import AccessDenied, UsageError
 from physview.model import PAGE_SIZE
 from physview.runtime.resolve_pid import find_pid
@@ -117,7 +117,7 @@ def _check(args: argparse.Namespace) -> None:
 def _range(text: str | None) -> tuple[int, int | None]:
     if text is None:
         return 0, None
-    found = _common.parse_range(text)
+    found = _numbers.parse_range(text)
     if found is None:
         raise UsageError(f"'{text}' is no range", "", "write START-END")
     start, end = found

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from physview.analysis.ranges import iter_items
-from physview.commands import _common
+from physview.commands import _common, _numbers
 from physview.errors import UsageError
 from physview.model import Cause, Gap, Translation
 from physview.process import Process
@@ -35,7 +35,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "addresses",
         metavar="ADDR",
         nargs="+",
-        help="an address, decimal or 0x…; START-END for all pages of a range, END excluded; - reads"
+        help="an address, 0x…; START-END for all pages of a range, END excluded; - reads"
         " addresses from stdin, one per line",
     )
     _common.add_source_option(parser)
@@ -80,7 +80,7 @@ def _iter_stdin_targets() -> Iterator[Target]:
 
 
 def _parse(word: str) -> Target:
-    return _common.parse_range(word) or _common.parse_address(word)
+    return _numbers.parse_range(word) or _numbers.parse_address(word)
 
 
 def _iter_answers(process: Process, targets: list[Target]) -> Iterator[Translation | Gap]:

@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 
-from physview.commands import _common
+from physview.commands import _common, _numbers
 from physview.reporters import documents
 from physview.reporters import walk as reporter
 from physview.runtime.resolve_pid import find_pid
@@ -25,14 +25,14 @@ HELP = "the page-table entry of each level for one address"
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("process", metavar="PID", help="a pid, self, or the name of one process")
-    parser.add_argument("address", metavar="ADDR", help="a virtual address, decimal or 0x…")
+    parser.add_argument("address", metavar="ADDR", help="a virtual address, 0x…")
     _common.add_walker_option(parser, "kmod if the module is loaded, or else bpf")
     _common.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the walk."""
-    vaddr = _common.parse_address(args.address)
+    vaddr = _numbers.parse_address(args.address)
     with ProcDir(find_pid(args.process)) as proc, open_page_tables(proc, args.source) as tables:
         walk = tables.walk(vaddr)
     names = _bit_names() if os.uname().machine == "x86_64" else (lambda _level: [])

@@ -12,6 +12,7 @@ from physview.labs import observe
 from physview.labs.memory import ForkedChild, MappedPages, libc
 from physview.labs.model import PADDR, TEXT, VADDR, Cell, Evidence, EvidenceColumn, Lab, Question
 from physview.model import PAGE_SHIFT, PAGE_SIZE, PagemapEntry
+from physview.units import pfn_text
 
 NAME = "hidden"
 TITLE = "why frame numbers are hidden"
@@ -116,7 +117,7 @@ def _explain(
     evidence.check(
         "shown_to_root",
         before.pfn is not None,
-        f"Root sees frame {ours.pfn:#x}. The child, as nobody, sees frame {before.pfn or 0:#x}"
+        f"Root sees {pfn_text(ours.pfn)}. The child, as nobody, sees {pfn_text(before.pfn or 0)}"
         " through the file that it opened as root. The privilege of the opener counts, not the"
         " privilege of the reader.",
         "The child, as nobody, sees 0 even through the file that it opened as root. This kernel"
@@ -131,8 +132,9 @@ def _explain(
         " Linux 4.2 the kernel hides frame numbers from all processes without CAP_SYS_ADMIN,"
         " because of Rowhammer: an attacker who knows which frames are neighbours can flip bits in"
         " the memory of another process.",
-        f"Through the file that the child opened as nobody, the child sees the frame {after.pfn} as"
-        " well. This process kept CAP_SYS_ADMIN, or this kernel does not hide frame numbers.",
+        "Through the file that the child opened as nobody, the child sees"
+        f" {pfn_text(after.pfn or 0)} as well. This process kept CAP_SYS_ADMIN, or this kernel does"
+        " not hide frame numbers.",
     )
 
 

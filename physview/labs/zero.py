@@ -7,6 +7,7 @@ from physview.labs import observe, requirements
 from physview.labs.memory import MADV_NOHUGEPAGE, MappedPages
 from physview.labs.model import PADDR, VADDR, Evidence, EvidenceColumn, Lab, Question
 from physview.model import Cause
+from physview.units import pfn_text
 
 NAME = "zero"
 TITLE = "the zero page"
@@ -68,9 +69,9 @@ def run() -> Evidence:
     evidence.check(
         "one_frame",
         len(pfns) == 1 and all(zero_flags) and len(zero_flags) == NR_READ,
-        f"All {NR_READ} pages that were read are in frame {read[0].pfn or 0:#x}, and this frame has"
-        f" the flag zero_page. Every byte that was read was {max(values)}. All processes share this"
-        " frame.",
+        f"All {NR_READ} pages that were read are in {pfn_text(read[0].pfn or 0)}, and this frame"
+        f" has the flag zero_page. Every byte that was read was {max(values)}. All processes share"
+        " this frame.",
         f"The {NR_READ} pages that were read are in {observe.count_words(len(pfns), 'frame')}, and"
         f" {sum(zero_flags)} of these pages have the flag zero_page. This kernel gives a new frame"
         " at the first read, as s390 does, or it is too old to have the flag.",

@@ -144,6 +144,11 @@ class Model {
 		return "0x" + (BigInt(page) * BigInt(this.pageSize) + BigInt(offset)).toString(16);
 	}
 
+	/** @param {number} pfn */
+	frame(pfn) {
+		return "pfn:0x" + pfn.toString(16);
+	}
+
 	pfnOf(index) {
 		const range = firstWhere(0, this.bases.length, (i) => this.bases[i] > index) - 1;
 		return this.ram[range][0] + index - this.bases[range];

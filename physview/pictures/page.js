@@ -200,7 +200,7 @@ class Page {
 		const isThere = model.index[extent] >= 0;
 		const pfn = isThere ? model.pfnOf(model.index[extent] + page - model.page[extent]) : -1;
 		const [slug, name] = kind === null ? ["", ""] : model.kinds[kind];
-		const place = isThere ? `physical ${model.address(pfn, offset)}  (frame ${pfn})`
+		const place = isThere ? `physical ${model.address(pfn, offset)}  (${model.frame(pfn)})`
 			: cause || (slug === "zero" ? "the zero page, which all processes share" : "outside of RAM");
 		lines.unshift(`virtual ${address}`, place);
 		lines.push(`extent: ${count(model.nr[extent], "page")}, ${name || "not present"}`);
@@ -223,7 +223,7 @@ class Page {
 			if (index < 0)
 				return "in a frame outside of RAM";
 			const pfn = model.pfnOf(index + page - model.page[extent]);
-			return `physical ${model.address(pfn, offset)}  (frame ${pfn})`;
+			return `physical ${model.address(pfn, offset)}  (${model.frame(pfn)})`;
 		};
 		const past = (pastKind === null ? model.index : model.past)[extent];
 		return [`${change}: ${text}`, `before: ${was || place(past)}`,
@@ -246,7 +246,7 @@ class Page {
 		if (nr === 1 && pages.length)
 			return pages.map((page) => this.describePage(...page).join("\n")).join("\n\n");
 		const most = (map) => [...map].sort((one, other) => other[1] - one[1]);
-		const lines = [nr === 1 ? `physical ${model.address(pfn)}  (frame ${pfn})`
+		const lines = [nr === 1 ? `physical ${model.address(pfn)}  (${model.frame(pfn)})`
 			: `physical ${model.address(pfn)}-${model.address(pfn + nr)}`];
 		for (const [kind, length] of most(kinds))
 			lines.push(nr === 1 ? model.kinds[kind][1] : `${model.kinds[kind][1]}: `
@@ -266,9 +266,13 @@ class Page {
 		const {view} = this;
 		this.pinned = false;
 		view.chosen = view.marked = null;
-		const physical = words.match(/^p\s*(0x[0-9a-f]+)$/i), frame = words.match(/^pfn\s*(0x[0-9a-f]+|\d+)$/i);
+		const physical = words.match(/^p(?:addr)?[\s:=]*(0x[0-9a-f]+)$/i);
+		const frame = words.match(/^pfn[\s:=]*(0x[0-9a-f]+|\d+)$/i);
 		if (!words)
 			this.found.textContent = "";
+		else if (frame && /^\d\d+$/.test(frame[1])) /* as on the command line */
+			this.found.textContent = `${words} may be pfn:0x${frame[1]} or, as decimal, `
+				+ this.model.frame(Number(frame[1]));
 		else if (frame)
 			this.findFrame(Number(frame[1]), 0);
 		else if (physical)

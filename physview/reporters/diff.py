@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from physview.analysis.changes import CHANGES, Change, Diff
 from physview.entry_rules import swap_offset
-from physview.model import NO_ENTRY, PAGE_SIZE, Vma, printable
+from physview.model import NO_ENTRY, PAGE_SHIFT, PAGE_SIZE, Vma, printable
 from physview.reporters import documents
 from physview.reporters.documents import mapping
-from physview.units import cut, short_size, terminal_width
+from physview.units import cut, pfn_text, short_size, terminal_width
 
 if TYPE_CHECKING:
     from physview.parquet.snapshot_file import SnapshotFile
@@ -62,7 +62,7 @@ def print_table(
         for vma, is_gone, counts in found.by_vma:
             order = sorted(counts.items(), key=lambda item: (item[0].same, -item[1]))
             words = ", ".join(f"{nr} {change.value}" for change, nr in order)
-            _line(f"{vma.start:012x} {vma}{' (gone)' if is_gone else ''}: {words}")
+            _line(f"{vma.start:#014x} {vma}{' (gone)' if is_gone else ''}: {words}")
 
 
 def _line(text: str) -> None:
@@ -72,7 +72,7 @@ def _line(text: str) -> None:
 def _print_runs(
     before: list[Vma], after: list[Vma], runs: Iterable[Any], only: frozenset[Change]
 ) -> None:
-    sys.stdout.write(f"\n  {'vaddr':<12} {'pages':>8} {'before':>9}    {'after':<9} change\n")
+    sys.stdout.write(f"\n  {'vaddr':<14} {'pages':>8} {'before':>13}    {'after':<13} change\n")
     shown = None
     for changes in runs:
         for vaddr, nr_pages, kind, was, is_now, vma_before, vma_after, _ in changes.tolist():
@@ -82,15 +82,21 @@ def _print_runs(
             vma = after[vma_after] if vma_after >= 0 else before[vma_before]
             if vma is not shown:
                 shown = vma
-                sys.stdout.write(f"{vma.start:012x}-{vma.end:012x} {vma}\n")
+                sys.stdout.write(f"{vma.start:#014x}-{vma.end:#014x} {vma}\n")
             places = _place(was, change in WERE_SWAPPED), _place(is_now, change in ARE_SWAPPED)
-            _line(f"  {vaddr:012x} {nr_pages:>8} {places[0]:>9} -> {places[1]:<9} {change.value}")
+            _line(
+                f"  {vaddr:#014x} {nr_pages:>8} {places[0]:>13} -> {places[1]:<13} {change.value}"
+            )
 
 
 def _place(value: int, is_slot: bool) -> str:
     if value == NO_ENTRY:
         return "-"
-    return f"swap {swap_offset(value):x}" if is_slot else f"{value:x}"
+    return f"swap {swap_offset(value):#x}" if is_slot else pfn_text(value)
+
+
+def _paddr(value: int, is_slot: bool) -> str | None:
+    return None if value == NO_ENTRY or is_slot else hex(value << PAGE_SHIFT)
 
 
 ABOUT = ("host", "boot_id", "kernel", "time", "pid", "start_time_ticks", "comm")
@@ -133,6 +139,8 @@ def print_document(
                             "change": CHANGES[kind].value,
                             "before": None if was == NO_ENTRY else was,
                             "after": None if is_now == NO_ENTRY else is_now,
+                            "before_paddr": _paddr(was, CHANGES[kind] in WERE_SWAPPED),
+                            "after_paddr": _paddr(is_now, CHANGES[kind] in ARE_SWAPPED),
                         }
                     )
 

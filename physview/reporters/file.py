@@ -12,7 +12,7 @@ from physview.model import NO_ENTRY, PAGE_SHIFT, printable
 from physview.reporters.documents import errors_member
 from physview.sources.page_cache import CachedFile
 from physview.sources.page_flags import flag_names, well_known
-from physview.units import pages_size, share
+from physview.units import pages_size, pfn_text, share
 
 COLUMNS = ("cached", "of", "share", "dirty", "mapped", "active", "holes", "runs")
 WIDTHS = (6, 6, 6, 6, 6, 6, 6, 6)
@@ -111,9 +111,8 @@ def iter_run_lines(found: Any) -> Iterator[str]:
         if not pfn:
             yield f"{where:<24}  frame not known"
             continue
-        frames = f"pfn {pfn}" if nr == 1 else f"pfn {pfn}-{pfn + nr}"
         names = ",".join(flag_names(flags))
-        yield f"{where:<24}  {pfn << PAGE_SHIFT:#018x}  {frames:<20}  {names}"
+        yield f"{where:<24}  {pfn << PAGE_SHIFT:#018x}  {pfn_text(pfn, nr):<21}  {names}"
 
 
 def _joined(runs: list[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, int, int]]:

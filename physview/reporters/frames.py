@@ -170,6 +170,7 @@ def machine_document(machine: MachineFrames) -> dict[str, Any]:
                 "node": found.zone.node if found.zone else None,
                 "zone": found.zone.name if found.zone else None,
                 "start_pfn": found.zone.start_pfn if found.zone else None,
+                "start": hex(found.zone.start_pfn << PAGE_SHIFT) if found.zone else None,
                 "nr_spanned": found.zone.nr_spanned if found.zone else None,
                 "nr_present": found.zone.nr_present if found.zone else None,
                 "nr_managed": found.zone.nr_managed if found.zone else None,

@@ -94,13 +94,13 @@ class MapsTable:
         self._several = several
         self._width = terminal_width()
         self._title = ("", "")
-        head = 12 if not rollup else 7
+        head = 14 if not rollup else 7
         head += 0 if rollup else 5
         # Show as many ranks as leave enough room for the mapping's name.
         for rank in range(max(column.rank for column in COLUMNS), -1, -1):
             self._columns = [column for column in COLUMNS if column.rank <= rank]
             used = head + sum(column.width + 1 for column in self._columns)
-            if used + 1 + MIN_NAME + 4 * rank <= self._width:
+            if used + 1 + MIN_NAME + 3 * rank <= self._width:
                 break
         self._room = max(MIN_NAME, self._width - used - 1)
         self._nr_processes = 0
@@ -114,14 +114,14 @@ class MapsTable:
             separator = "\n" if self._nr_processes > 1 else ""
             sys.stdout.write(f"{separator}process {pid} ({name})\n")
         if not self._rollup or self._nr_processes == 1:
-            self._line("    pid" if self._rollup else f"{'start':<12} perm", None, "")
+            self._line("    pid" if self._rollup else f"{'start':<14} perm", None, "")
 
     def add_mapping(self, usage: Usage) -> None:
         """Print the line of a mapping."""
         vma = usage.vma
         if self._rollup or vma is None:
             return
-        self._line(f"{vma.start:012x} {vma.perms}", usage, self._name(vma))
+        self._line(f"{vma.start:#014x} {vma.perms}", usage, self._name(vma))
 
     def end_process(self, total: Usage | None, why: str = "") -> None:
         """Print the line of a process.
@@ -136,12 +136,12 @@ class MapsTable:
         elif self._rollup:
             self._line(self._title[0], total, self._title[1])
         else:
-            self._line(f"{'total':<17}", total, _mappings(total.nr_vmas))
+            self._line(f"{'total':<19}", total, _mappings(total.nr_vmas))
 
     def end(self, total: Usage) -> None:
         """Print the totals of all processes."""
         if self._nr_processes > 1:
-            head = "  total" if self._rollup else f"\n{'all':<17}"
+            head = "  total" if self._rollup else f"\n{'all':<19}"
             self._line(head, total, f"{self._nr_processes} processes")
         if self._nr_processes and total.contiguous is not None:
             sys.stdout.write("".join(f"{line}\n" for line in coverage_lines(total)))

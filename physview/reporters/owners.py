@@ -4,28 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from physview.frames.machine import MAPPED, Use
 from physview.frames.owners import FrameGroup, FrameOwner, Ownership
-from physview.model import PAGE_SHIFT, printable
+from physview.model import PAGE_SHIFT, FrameRange, printable
 from physview.reporters.documents import mapping
 from physview.sources.page_flags import flag_names, well_known
 from physview.sources.ram import Resource, resource_at
-
-
-class FrameRange(NamedTuple):
-    """Frames that the user asks about, with contiguous frame numbers.
-
-    Args:
-        first: The first frame number.
-        end: The first frame number after the range.
-        offset: Offset in the page, in bytes, if the user gave an address; else 0.
-    """
-
-    first: int
-    end: int
-    offset: int
+from physview.units import pfn_text
 
 
 def iter_lines(
@@ -57,9 +44,10 @@ def iter_lines(
 def _where(frames: FrameRange, group: FrameGroup) -> str:
     paddr = (group.pfn << PAGE_SHIFT) + frames.offset
     if group.nr_frames == 1:
-        return f"{paddr:#018x}  pfn {group.pfn}"
+        return f"{paddr:#018x}  {pfn_text(group.pfn)}"
     end = group.pfn + group.nr_frames
-    return f"{paddr:#018x}-{end << PAGE_SHIFT:#018x}  pfn {group.pfn}-{end}"
+    pfns = pfn_text(group.pfn, group.nr_frames)
+    return f"{paddr:#018x}-{end << PAGE_SHIFT:#018x}  {pfns}"
 
 
 def _what(group: FrameGroup) -> str:
@@ -76,7 +64,7 @@ def _owner(owner: FrameOwner, group: FrameGroup, offset: int) -> str:
         str(owner.vma),
     ]
     if owner.nr_frames < group.nr_frames:
-        parts.append(f"pfn {owner.pfn}-{owner.pfn + owner.nr_frames}")
+        parts.append(pfn_text(owner.pfn, owner.nr_frames))
     if owner.nr_pages != owner.nr_frames:
         parts.append(f"in {owner.nr_pages} contiguous pages")
     if owner.sharers:
@@ -134,6 +122,7 @@ def _group_document(
                 "sharers": list(owner.sharers),
                 "vaddr": hex(owner.vaddr + frames.offset),
                 "pfn": owner.pfn,
+                "paddr": hex(owner.pfn << PAGE_SHIFT),
                 "nr_frames": owner.nr_frames,
                 "nr_pages": owner.nr_pages,
                 "mapping": mapping(owner.vma),

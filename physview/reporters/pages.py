@@ -20,7 +20,9 @@ from physview.reporters.documents import mapping
 from physview.sources.page_flags import flag_names
 from physview.text.output import write_lines
 from physview.text.quoting import escaped
-from physview.units import cut, short_size, terminal_width
+from physview.units import cut, pfn_text, short_size, terminal_width
+
+PFN_WIDTH = 13
 
 
 class PageRecord(NamedTuple):
@@ -124,7 +126,7 @@ def _why(raw: int) -> tuple[str | None, tuple[int, int] | None]:
 
 def print_pages(records: PageRecords, batches: Iterable[Any]) -> None:
     """Print the extents or the pages, under a heading for each mapping."""
-    heading = ["vaddr".ljust(12), "pages".rjust(8), "pfn".rjust(9)]
+    heading = ["vaddr".ljust(14), "pages".rjust(8), "pfn".rjust(PFN_WIDTH)]
     if records.each:
         del heading[1]
     shown = [name for name in ("mapcount", "node") if name in records.columns]
@@ -139,14 +141,14 @@ def _iter_lines(records: PageRecords, batches: Iterable[Any], shown: list[str]) 
     for record in records.iter_records(batches):
         if record.vma.start != start:
             start = record.vma.start
-            yield f"{start:012x}-{record.vma.end:012x} {record.vma}\n"
+            yield f"{start:#014x}-{record.vma.end:#014x} {record.vma}\n"
         line = _line(record, records.each, shown)
         yield (line if len(line) <= width else cut(line, width)) + "\n"
 
 
 def _line(record: PageRecord, each: bool, shown: list[str]) -> str:
-    pfn = "-" if record.pfn is None else f"{record.pfn:x}"
-    cells = [f"  {record.vaddr:012x}", f"{record.nr_pages:>8}", f"{pfn:>9}"]
+    pfn = "-" if record.pfn is None else pfn_text(record.pfn)
+    cells = [f"  {record.vaddr:#014x}", f"{record.nr_pages:>8}", pfn.rjust(PFN_WIDTH)]
     if each:
         del cells[1]
     for name in shown:

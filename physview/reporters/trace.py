@@ -253,6 +253,7 @@ def _event_document(event: Event, ownership: Ownership | None, kernel: KernelMap
 def _now_document(group: FrameGroup) -> dict[str, Any]:
     return {
         "pfn": group.pfn,
+        "paddr": hex(group.pfn << PAGE_SHIFT),
         "nr_frames": group.nr_frames,
         "use": group.use.value,
         "owners": [

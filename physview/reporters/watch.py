@@ -53,7 +53,7 @@ def _format_change(name: str) -> Callable[[Reading, int], str]:
 
 
 COLUMNS = (
-    WatchColumn("start", 12, 2, lambda reading, at: f"{reading.vmas[at].start:012x}"),
+    WatchColumn("start", 14, 2, lambda reading, at: f"{reading.vmas[at].start:#014x}"),
     WatchColumn("perm", 4, 3, lambda reading, at: reading.vmas[at].perms),
     WatchColumn("size", 5, 1, lambda r, at: short_size(r.vmas[at].end - r.vmas[at].start)),
     WatchColumn("mem", 5, 0, _format_pages("resident")),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from physview.errors import AccessDenied, Unsupported
 from physview.model import PAGE_SHIFT, PAGE_SIZE
 from physview.text import proctext
+from physview.text.proctext import read_or_empty
 
 # A prefix: hot-plugged memory has a name such as "System RAM (virtio_mem)".
 RAM = "System RAM"
@@ -139,6 +140,16 @@ def read_resources() -> list[Resource]:
             path="/proc/iomem",
         )
     return resources
+
+
+def end_of_zones() -> int:
+    """Return the first frame number after all zones; 0 if /proc/zoneinfo cannot be read.
+
+    Source: /proc/zoneinfo
+    """
+    return max(
+        (zone.end_pfn for zone in parse_zoneinfo(read_or_empty("/proc/zoneinfo"))), default=0
+    )
 
 
 def boot_id() -> str:

@@ -257,7 +257,8 @@ _FIELD = re.compile(
 )
 # Fields that repeat the probe's location. The stack tells it already.
 _HIDDEN = ("__probe_ip", "__probe_func", "__probe_ret_ip")
-# The kernel prints frame numbers in hexadecimal or in decimal, depending on the event.
+# The kernel prints frame numbers in hexadecimal or in decimal, depending on the event. physview
+# always prints them in hexadecimal.
 _PFN = re.compile(r"(?:^|_)pfn$")
 # Fields of type unsigned long by these names are virtual addresses. Others that the kernel prints
 # in hexadecimal are flags, error codes, page table entries, and addresses of devices.
@@ -297,7 +298,7 @@ def parse_format(data: bytes) -> Format:
     ]
     own = tuple(f for f in fields if not f.name.startswith("common_") and f.name not in _HIDDEN)
     addresses = {f.name for f in own if _is_address(f, by_pointer)}
-    in_hex = {f.name for f in own if f.name in in_hex and not _PFN.search(f.name)} | addresses
+    in_hex = {f.name for f in own if f.name in in_hex or _PFN.search(f.name)} | addresses
     if "%lx" in printed:  # the elements of arrays have no names there
         in_hex |= {f.name for f in own if f.is_array and f.element == "unsigned long"}
     flags = _parse_flags(text.partition("print fmt:")[2])
