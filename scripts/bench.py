@@ -18,8 +18,8 @@ from pathlib import Path
 from measure import GIB, PAGE, paired, readloop, report, start_target, timed
 
 PEERS = """\
-With --whole and --machine, page-types and thpmaps are peers if they are on PATH, or if
-sudo ./scripts/fetch-peers has built them.
+With --whole, --machine and --peers, the peers (page-types, thpmaps, vmtouch, smem, pmap, fincore)
+must be on PATH, or sudo ./scripts/fetch-peers must have fetched them. --peers compares CPU seconds.
 """
 
 # Translates a range in chunks of constant size, and prints its peak memory.
@@ -184,6 +184,12 @@ def main() -> int:
     parser.add_argument("--machine", action="store_true", help="the machine: frames, owners")
     parser.add_argument("--picture", action="store_true", help="pictures of a dense process")
     parser.add_argument("--walk", action="store_true", help="the walk by BPF")
+    parser.add_argument(
+        "--peers", action="store_true", help="each command against the tool that users know"
+    )
+    parser.add_argument(
+        "--only", metavar="WORD", default="", help="with --peers: the rows whose names contain WORD"
+    )
     parser.add_argument("--module", action="store_true", help="what needs the kernel module")
     parser.add_argument("--vm", metavar="KERNEL", help="the same, in a VM with this kernel")
     args = parser.parse_args()
@@ -208,6 +214,10 @@ def main() -> int:
         import bench_walk
 
         return int(not bench_walk.run(args.n))
+    if args.peers:
+        import bench_peers
+
+        return int(not bench_peers.run(args.n, args.only))
     if args.module:
         kept = [bench_batch(args.n), bench_range(args.n)]
     else:

@@ -153,12 +153,19 @@ def extents_reader(
 
 
 @contextlib.contextmanager
-def c_peer(name: str, *arguments: str) -> Iterator[Callable[[], float]]:
-    """Make a function that has a C program do its work once, and returns the seconds."""
+def c_program(name: str) -> Iterator[str]:
+    """Compile a C program of scripts/peers, and yield its path."""
     with tempfile.TemporaryDirectory() as folder:
         program = f"{folder}/{name}"
         source = HERE / "peers" / f"{name}.c"
         subprocess.run(["cc", "-O2", "-pthread", "-o", program, source], check=True)
+        yield program
+
+
+@contextlib.contextmanager
+def c_peer(name: str, *arguments: str) -> Iterator[Callable[[], float]]:
+    """Make a function that has a C program do its work once, and returns the seconds."""
+    with c_program(name) as program:
         loop = subprocess.Popen(
             [program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
