@@ -315,7 +315,7 @@ class Level(NamedTuple):
         address: Physical address of the entry; None if the level is folded, or if it is hidden.
         entry: The entry as it is in memory; None if it is hidden.
         span_bytes: Size of the address space that the entry maps.
-        folded: Whether the hardware lacks this level. The entry is then the upper level's.
+        folded: Whether the kernel does not use this level. The entry is then the upper level's.
         leaf: Whether the entry maps a page, so that the walk ends here.
 
     The module hides addresses and entries of page tables from users without CAP_SYS_ADMIN.

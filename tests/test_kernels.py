@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from failures import one_line
 from kernel_series import by_kernel
 from paths import ROOT
 from repository import Repository, configure_apt
@@ -417,3 +418,16 @@ def test_physviews_module_builds_without_a_warning(version):
     module = kernels.build_module(kernels.find_kernel(version), ROOT / "csrc/kmod")
     assert module.name == "3000physicalview.ko"
     assert "warning" not in (module.parent / "build.log").read_text().lower()
+
+
+def test_a_cache_in_which_no_module_can_be_built_is_refused_before_a_kernel_is_fetched(
+    physview, tmp_path
+):
+    cache = tmp_path / "with blanks"
+    environment = os.environ | {"PHYSVIEW_CACHE": str(cache)}
+    line = one_line(physview("vm", "--kernel", "6.1", "--", "true", env=environment), 1)
+    assert line == (
+        f"physview: cannot build a module for Linux 6.1: make cannot work in {cache}/kernels;"
+        " set PHYSVIEW_CACHE to a folder without spaces or colons\n"
+    )
+    assert not cache.exists()

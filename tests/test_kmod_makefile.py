@@ -17,9 +17,15 @@ SOURCE = ROOT / "csrc/kmod"
 
 
 @pytest.fixture
-def make(tmp_path):
+def has_blanks():
+    """Whether the folder's name has blanks and a colon, which the kernel's build system refuses."""
+    return False
+
+
+@pytest.fixture
+def make(tmp_path, has_blanks):
     """Runs make in a copy of the module's source, with its own PATH and the kernel's headers."""
-    copy = tmp_path / "kmod"
+    copy = tmp_path / "a folder: with blanks" / "kmod" if has_blanks else tmp_path / "kmod"
     shutil.copytree(SOURCE, copy)
     for built in copy.glob("*.ko"):
         built.unlink()
@@ -71,6 +77,18 @@ class TestCompilers:
             for name in os.listdir(SOURCE)
             if not re.search(r"\.(ko|o|mod)|^\.|Module|order", name)
         )
+
+    @pytest.mark.parametrize("has_blanks", [True])
+    def test_a_folder_may_have_blanks_in_its_name(self, make, has_blanks):
+        kernel = kernels.find_kernel("6.1")
+        before = set(os.listdir("/tmp"))
+        result, copy = make(f"KDIR={kernel.headers}")
+        assert result.returncode == 0, result.stderr
+        assert b"vermagic=" + kernel.release.encode() in (copy / "3000physicalview.ko").read_bytes()
+        left = {name for name in set(os.listdir("/tmp")) - before if name.startswith("physview.")}
+        assert not left
+        make("clean")
+        assert not (copy / "3000physicalview.ko").exists()
 
     def test_a_compiler_that_was_asked_for_is_taken(self, make):
         headers = kernels.find_kernel("6.1").headers

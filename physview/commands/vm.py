@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise UsageError("nothing to run", "", invocation.physview("vm [OPTIONS] -- CMD…"))
-    kernel = _find_kernel(args.kernel)
+    kernel = _find_kernel(args.kernel, builds=not args.module)
     outcome = vm.run(
         kernel,
         command,
@@ -120,7 +120,13 @@ def run(args: argparse.Namespace) -> int:
     return outcome.exit_code
 
 
-def _find_kernel(wanted: str | None) -> Kernel:
+def _find_kernel(wanted: str | None, *, builds: bool) -> Kernel:
+    """Find the kernel to boot.
+
+    Args:
+        wanted: A version, the path of an image, or None for the running kernel.
+        builds: Whether a module is built for it.
+    """
     from pathlib import Path
 
     from physview import kernels, vm
@@ -129,7 +135,7 @@ def _find_kernel(wanted: str | None) -> Kernel:
         image = Path(wanted).absolute()
         return kernels.Kernel(image.name, image, image.parent / "no-modules", None)
     if wanted:
-        return kernels.find_kernel(wanted, _common.say)
+        return _fetch_kernel(wanted, builds=builds)
     kernel, why = None, "its image and modules cannot be read"
     try:
         kernel = kernels.running_kernel() or kernels.fetch_own_image(_common.say)
@@ -140,6 +146,15 @@ def _find_kernel(wanted: str | None) -> Kernel:
     release = os.uname().release
     whose, version = kernels.fallback_version()
     _common.say(f"not the running kernel {release}: {why}; trying {whose}'s {version}")
+    return _fetch_kernel(version, builds=builds)
+
+
+def _fetch_kernel(version: str, *, builds: bool) -> Kernel:
+    from physview import kernels
+
+    if builds:  # look before a hundred megabytes are fetched in vain
+        what = f"cannot build a module for Linux {version}"
+        kernels.check_folder(kernels.cache_dir("kernels"), what)
     return kernels.find_kernel(version, _common.say)
 
 

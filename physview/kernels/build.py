@@ -112,10 +112,23 @@ def _usable_headers(kernel: Kernel) -> Path:
             install = invocation.as_root(f"apt-get install make {_package(compiler)}")
             remedy = f"install {program}, for example with: {install}"
             raise Unsupported(what, f"this machine has no {program}", remedy)
-    if re.search(r"[\s:]", str(kernel.headers)):
-        why = f"make cannot work in {kernel.headers}"
-        raise Unsupported(what, why, "set PHYSVIEW_CACHE to a folder without spaces or colons")
+    check_folder(kernel.headers, what)
     return kernel.headers
+
+
+def check_folder(headers: Path, what: str) -> None:
+    """Check that modules can be built with headers in a folder.
+
+    Args:
+        headers: The folder, which need not exist yet.
+        what: What failed if not.
+
+    Raises:
+        Unsupported: The kernel's build system does not accept the folder's name.
+    """
+    if re.search(r"[\s:]", str(headers)):
+        why = f"make cannot work in {headers}"
+        raise Unsupported(what, why, "set PHYSVIEW_CACHE to a folder without spaces or colons")
 
 
 def _source_files(source: Path) -> Iterator[tuple[str, bytes]]:

@@ -43,7 +43,8 @@ def walk_tree(walk: Walk, bit_names: BitNames) -> str:
         lines.append(f"{branch}  at {level.address:#014x}  {level.entry:#018x}  {names}".rstrip())
     folded = [level.name for level in walk.levels if level.folded]
     if folded:
-        lines.append(f"folded: {', '.join(folded)} (this hardware has no such level)")
+        nr = len(walk.levels) - len(folded)
+        lines.append(f"folded: {', '.join(folded)} (this kernel uses {nr} levels of page tables)")
     if any(level.entry is None for level in walk.levels):
         lines.append("hidden: addresses and entries of the page tables; run as root")
     what = KIND_WORDS[walk.kind]
