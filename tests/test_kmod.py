@@ -240,12 +240,12 @@ def test_pages_that_ksm_has_merged_are_one_frame_until_one_is_written_to(kmod, k
     content = os.urandom(PAGE)  # nobody else's
     for page in (first, second):
         ctypes.memmove(page, content, PAGE)
-    region.madvise(MADV_MERGEABLE)
 
     def frames():
         return [raw_entry(page) & PM_PFRAME_MASK for page in region.pages]
 
     assert len(set(frames())) == 3
+    region.madvise(MADV_MERGEABLE)
     wait_for(lambda: frames()[0] == frames()[1], "KSM merges two pages")
     assert agree(kmod, first).paddr == agree(kmod, second).paddr != agree(kmod, other).paddr
     assert kpageflags(frames()[0]) >> KPF_KSM & 1
