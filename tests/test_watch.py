@@ -431,13 +431,17 @@ def test_json_is_a_document_a_line(physview, obedient):
 
 
 def test_json_goes_on_until_the_process_ends(python):
-    child = python(wait="import time; time.sleep(0.7)")
+    child = python(wait="input()")
     command = [sys.executable, "-m", "physview", "watch", str(child.pid), "--json"]
-    result = subprocess.run(
-        [*command, "--interval", "0.1"], capture_output=True, text=True, check=False
-    )
-    assert one_line(result, 1)
-    assert all(json.loads(line)["pid"] == child.pid for line in result.stdout.splitlines())
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--interval", "0.1"], **pipes) as watching:
+        lines = [watching.stdout.readline() for _ in range(3)]
+        child.kill()
+        rest, said = watching.communicate()
+    assert watching.returncode == 1
+    assert said.count("\n") == 1
+    assert f"{child.pid}" in said
+    assert all(json.loads(line)["pid"] == child.pid for line in [*lines, *rest.splitlines()])
 
 
 @pytest.mark.parametrize(

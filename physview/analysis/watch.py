@@ -123,7 +123,8 @@ class Watcher(Closable):
         except BaseException:
             self.proc.close()
             raise
-        self._max_kept = max_kept
+        self.max_kept = max_kept
+        """Maximum number of extents that the next reading keeps."""
         self._ram = RamRanges.find() if self._reader.zero_pfn else None
         self._spans = _spans(self._vmas())
         self._before: _KeptExtents | None = None
@@ -135,6 +136,11 @@ class Watcher(Closable):
         """Close the process's files. Closing twice is harmless."""
         self._reader.close()
         self.proc.close()
+
+    @property
+    def nr_kept(self) -> int:
+        """Number of extents that are kept for comparison."""
+        return len(self._before.extents) if self._before else 0
 
     def _vmas(self) -> list[Vma]:
         return [vma for vma in self._reader.memory.vmas if vma.start < USER_END]
@@ -201,7 +207,7 @@ class Watcher(Closable):
         nr_kept, limit = 0, None
         # One thread: a low cost matters here, not the speed.
         for batch in self._reader.iter_extents(nr_threads=1):
-            room = self._max_kept - nr_kept
+            room = self.max_kept - nr_kept
             if limit is None and len(batch) > room:
                 limit = int(batch["vaddr"][room])
             if limit is None or room:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -229,6 +230,32 @@ def find_pids(words: Iterable[str]) -> dict[int | str, str]:
         except PhysviewError as error:
             fail(word, error)
     return found
+
+
+def add_cgroup_option(parser: argparse.ArgumentParser) -> None:
+    """Add --cgroup."""
+    parser.add_argument(
+        "--cgroup", metavar="PATH", help="the processes of a cgroup and of all cgroups below it"
+    )
+
+
+def cgroup_pids(path: str) -> list[int]:
+    """Return the pids of the processes of a cgroup and of all cgroups below it.
+
+    Raises:
+        UsageError: It is no cgroup, or a threaded one.
+    """
+    from physview.sources.cgroups import cgroup_pids as pids_of
+
+    try:
+        return list(pids_of(path))
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            what = f"cannot list the processes of '{path}'"
+            why, remedy = "it is a threaded cgroup", "give the cgroup above it that is not threaded"
+            raise UsageError(what, why, remedy) from None
+        why, remedy = error.strerror or "", "give a folder under /sys/fs/cgroup"
+        raise UsageError(f"'{path}' is no cgroup", why, remedy) from None
 
 
 def say_lines(message: str) -> None:

@@ -9,7 +9,6 @@ terminal shows more columns.
 from __future__ import annotations
 
 import argparse
-import errno
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -31,9 +30,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "processes", metavar="PID", nargs="*", help="a pid, self, or the name of one process"
     )
-    parser.add_argument(
-        "--cgroup", metavar="PATH", help="the processes of a cgroup and of all cgroups below it"
-    )
+    _common.add_cgroup_option(parser)
     _common.add_all_option(parser)
     parser.add_argument(
         "--rollup", action="store_true", help="print a line per process, not per mapping"
@@ -105,17 +102,7 @@ def _pids(args: argparse.Namespace) -> dict[int | str, str | None]:
         from physview.sources.procfs import list_pids
 
         return dict.fromkeys(list_pids())
-    from physview.sources.cgroups import cgroup_pids
-
-    try:
-        return dict.fromkeys(cgroup_pids(args.cgroup))
-    except OSError as error:
-        if error.errno == errno.EOPNOTSUPP:
-            what = f"cannot list the processes of '{args.cgroup}'"
-            why, remedy = "it is a threaded cgroup", "give the cgroup above it that is not threaded"
-            raise UsageError(what, why, remedy) from None
-        why, remedy = error.strerror or "", "give a folder under /sys/fs/cgroup"
-        raise UsageError(f"'{args.cgroup}' is no cgroup", why, remedy) from None
+    return dict.fromkeys(_common.cgroup_pids(args.cgroup))
 
 
 def _fail_on_none(args: argparse.Namespace, nr_refused: int) -> None:

@@ -33,6 +33,16 @@ class Limit(NamedTuple):
     remedy: str
 
 
+def allow_open_files() -> None:
+    """Raise the limit of open files as far as this process may.
+
+    Children keep the limit that they had: the caller starts none.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def reached(error: BaseException) -> Limit | None:
     """Find the limit that caused an error.
 
