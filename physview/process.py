@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -269,12 +270,11 @@ class Process(Closable):
             yield from self._iter_unmapped(at, vma.start)
             at = max(at, vma.start)
             stop = min(vma.end, end)
-            if memory.is_pfnmap(vma) and not self._source.sees_pfnmaps:
-                yield Gap(at, stop, Cause.DEVICE, vma)
-            elif at >= self.user_end():
+            if at >= self.user_end():
                 yield Gap(at, stop, Cause.BEYOND, vma)  # [vsyscall]
             else:
-                yield from self._iter_mapped(at, stop, vma, chunk_pages, explain)
+                is_device = functools.partial(self._is_unseen_device, memory, vma)
+                yield from self._iter_mapped(at, stop, vma, chunk_pages, explain, is_device)
             at = stop
         yield from self._iter_unmapped(at, end)
 
@@ -308,6 +308,10 @@ class Process(Closable):
         if boundary < end:
             yield Gap(boundary, end, Cause.BEYOND, None)
 
+    def _is_unseen_device(self, memory: MemoryMap, vma: Vma) -> bool:
+        """Whether a mapping is a device's, and the source shows no page of such a mapping."""
+        return not self._source.sees_pfnmaps and memory.is_pfnmap(vma)
+
     def _iter_mapped(
         self,
         at: int,
@@ -315,6 +319,7 @@ class Process(Closable):
         vma: Vma,
         chunk_pages: int,
         explain: Callable[[int, int, int], Translation],
+        is_device: Callable[[], bool],
     ) -> Iterator[Translations | Gap]:
         import numpy as np
 
@@ -329,6 +334,9 @@ class Process(Closable):
                 at = stop
                 step *= 2
                 continue
+            if is_device():  # asked only at a hole: it may have to read smaps
+                yield Gap(at, end, Cause.DEVICE, vma)
+                return
             stop = self._source.next_populated(stop, end)
             yield Gap(at, stop, Cause.ABSENT, vma)
             at = stop

@@ -200,6 +200,18 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: bool(pfnmap_ranges()),
         "no VM_PFNMAP mapping: from 7.x on [vvar] is none any more",
     ),
+    "pci": (
+        lambda: bool(detect.mappable_pci_resource()),
+        "no PCI device with memory that can be mapped",
+    ),
+    "pmem": (
+        lambda: os.path.exists("/dev/pmem0"),
+        "no persistent memory: tests/test_vm_devices.py runs this in a VM that has some",
+    ),
+    "udmabuf": (
+        lambda: os.path.exists("/dev/udmabuf"),
+        "no /dev/udmabuf: tests/test_vm_devices.py runs this in a VM that has it",
+    ),
     "kthread": (
         lambda: os.path.exists("/proc/2/comm") and not os.path.exists("/proc/2/exe"),
         "kernel threads cannot be seen, as in a container",

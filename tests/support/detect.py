@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import subprocess
@@ -143,3 +144,16 @@ def forbids_pip() -> bool:
     )
     python = "/usr/bin/python3"
     return os.path.exists(python) and succeeds(python, "-I", "-c", code)
+
+
+def mappable_pci_resource() -> str:
+    """The file in /sys of a PCI device's memory, at least a page of it; empty if there is none."""
+    for path in sorted(Path("/sys/bus/pci/devices").glob("*/resource[0-5]")):
+        try:
+            if path.stat().st_size < PAGE:
+                continue
+            with open(path, "r+b") as file, mmap.mmap(file.fileno(), PAGE):
+                return str(path.resolve())
+        except (OSError, ValueError):  # ports, which cannot be mapped
+            continue
+    return ""

@@ -7,7 +7,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,13 @@ def _disk_modules(kernel: kernels.Kernel) -> Iterator[str]:
 
 
 def run_in_guest(
-    kernel: kernels.Kernel, folder: Path, command: list[str], *, has: str, **options: Any
+    kernel: kernels.Kernel,
+    folder: Path,
+    command: list[str],
+    *,
+    has: str,
+    drivers: Sequence[str] = (),
+    **options: Any,
 ) -> tuple[vm.VmResult, str]:
     """Run a command through guest.sh, which also checks the kernel's log.
 
@@ -61,6 +67,7 @@ def run_in_guest(
         folder: A folder for files that the guest needs.
         command: The command.
         has: The capabilities that the guest must have, as in PHYSVIEW_REQUIRE.
+        drivers: Further modules of the kernel to load.
         options: Further options of vm.run().
 
     Returns:
@@ -70,6 +77,7 @@ def run_in_guest(
     wants_disk = "evicts" in has.split(",")
     if wants_disk:  # see guest.sh
         wanted += [*_disk_modules(kernel)]
+    wanted += drivers
     modules = []
     if kernel.modules.exists():  # else all drivers are built in
         for name, content in initramfs.load_order(kernel.modules, wanted):
