@@ -216,6 +216,133 @@ static int64_t add_extent_pending(struct pv_account *account,
 	return add_pending(account, pending, vpn, pfn, extent->nr_pages);
 }
 
+/* The flags of a frame; KPF_NOPAGE where there is no such frame. */
+static int64_t flags_of(const struct pv_account *account, uint64_t pfn,
+			uint64_t *flags)
+{
+	int64_t got = pv_pagemap_read(account->flags_fd, pfn, 1, flags);
+
+	if (!got || *flags == PV_NO_ENTRY)
+		*flags = KPF_NOPAGE;
+	return got < 0 ? got : 0;
+}
+
+/*
+ * Whether the frames of an extent are a device's, such as those of a file on a
+ * DAX file system, or of memory on a graphics card. Before Linux 6.15 Rss
+ * counts none of these. A page that pagemap calls neither a file's nor
+ * exclusive is anonymous or a device's; a shared mapping has no anonymous
+ * pages.
+ */
+static int64_t is_device(const struct pv_account *account,
+			 const struct pv_extent *extent)
+{
+	uint64_t flags;
+	int64_t ret;
+
+	if (!account->is_file || extent->entry & (PM_FILE | PM_MMAP_EXCLUSIVE))
+		return 0;
+	if (account->is_shared)
+		return 1;
+	if (account->flags_fd < 0)
+		return 0;
+	ret = flags_of(account, extent->entry & PM_PFRAME_MASK, &flags);
+	return ret < 0 ? ret : !!(flags & KPF_NOPAGE);
+}
+
+/*
+ * The length of the first piece of contiguous frames that are all, or none, in
+ * huge zero pages. *is_zero says which.
+ */
+static int64_t zero_piece(struct pv_account *account, uint64_t vpn,
+			  uint64_t pfn, uint64_t nr, int *is_zero)
+{
+	uint64_t huge = UINT64_C(1) << account->huge_order, done;
+
+	*is_zero = 0;
+	if (!account->huge_order || account->flags_fd < 0)
+		return (int64_t)nr;
+	/* The zero page is mapped whole, at an aligned address. */
+	done = -vpn & (huge - 1);
+	if (done || (vpn ^ pfn) & (huge - 1)) {
+		uint64_t same = !((vpn ^ pfn) & (huge - 1));
+
+		return (int64_t)(same && done < nr ? done : nr);
+	}
+	for (; done + huge <= nr; done += huge) {
+		uint64_t flags;
+		int64_t ret = flags_of(account, pfn + done, &flags);
+
+		if (ret < 0)
+			return ret;
+		if (!(flags & KPF_ZERO_PAGE))
+			continue;
+		if (done)
+			return (int64_t)done;
+		*is_zero = 1;
+		return (int64_t)huge;
+	}
+	return (int64_t)nr;
+}
+
+/* Add contiguous frames of RAM. */
+static int64_t add_ram(struct pv_account *account, struct pending **pending,
+		       const struct pv_extent *extent)
+{
+	struct pv_extent piece = *extent;
+	uint64_t left = extent->nr_pages;
+
+	while (left) {
+		uint64_t vpn = piece.vaddr >> account->page_shift;
+		uint64_t pfn = piece.entry & PM_PFRAME_MASK;
+		int is_zero;
+		int64_t nr = zero_piece(account, vpn, pfn, left, &is_zero);
+		int64_t ret = 0;
+
+		if (nr < 0)
+			return nr;
+		piece.nr_pages = (uint64_t)nr;
+		if (is_zero) {
+			account->sums.nr_zero += piece.nr_pages;
+			/* Old kernels give its pages the bits of a file's. */
+			if (piece.entry & PM_FILE)
+				account->sums.nr_file -= piece.nr_pages;
+			if (piece.entry & PM_MMAP_EXCLUSIVE)
+				account->sums.nr_exclusive -= piece.nr_pages;
+		} else {
+			pv_add_frames(account, vpn, pfn, piece.nr_pages);
+			if (account->flags_fd >= 0) {
+				if (!*pending)
+					*pending = new_pending();
+				ret = *pending ? add_extent_pending(account,
+								    *pending,
+								    &piece)
+					       : -ENOMEM;
+			}
+		}
+		if (ret < 0)
+			return ret;
+		piece.vaddr += piece.nr_pages << account->page_shift;
+		piece.entry += piece.nr_pages;
+		left -= piece.nr_pages;
+	}
+	return 0;
+}
+
+static int64_t add_frames(struct pv_account *account, struct pending **pending,
+			  const struct pv_extent *extent)
+{
+	int64_t device = is_device(account, extent);
+
+	if (device < 0)
+		return device;
+	if (device) {
+		account->sums.nr_device += extent->nr_pages;
+		return 0;
+	}
+	return add_ram(account, pending, extent);
+}
+
 /*
  * Add the extents that begin below end, in address order. Returns how many
  * there were, or -errno. After the last extent of a mapping call
@@ -238,23 +365,15 @@ int64_t pv_account(struct pv_account *account, const struct pv_extent *extents,
 			sums->nr_present += nr_pages;
 			if (extent->entry & PM_MMAP_EXCLUSIVE)
 				sums->nr_exclusive += nr_pages;
+			if (extent->entry & PM_FILE)
+				sums->nr_file += nr_pages;
 		}
-		if (!pv_has_frame(extent->entry)) {
+		if (!pv_has_frame(extent->entry))
 			add_other(sums, extent);
-			continue;
-		}
-		if (pfn == account->zero_pfn) {
+		else if (pfn == account->zero_pfn)
 			sums->nr_zero += nr_pages;
-			continue;
-		}
-		pv_add_frames(account, extent->vaddr >> account->page_shift,
-			      pfn, nr_pages);
-		if (account->flags_fd < 0)
-			continue;
-		if (!pending)
-			pending = new_pending();
-		ret = pending ? add_extent_pending(account, pending, extent)
-			      : -ENOMEM;
+		else
+			ret = add_frames(account, &pending, extent);
 	}
 	if (pending && pending->nr && ret >= 0)
 		ret = flush(account, pending);

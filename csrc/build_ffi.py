@@ -20,11 +20,13 @@ NAMES = (
     "compare",
     "filecache",
     "kpage",
+    "mappings",
     "pagemap",
     "probes",
     "process",
     "runs",
     "scan",
+    "smaps",
 )
 SOURCES = [f"csrc/{name}.c" for name in NAMES]
 HEADERS = [

@@ -177,6 +177,8 @@ struct pv_sums {
 	uint64_t nr_swapped;
 	uint64_t nr_swap_hidden; /* a hidden swap entry, of any kind */
 	uint64_t nr_special;	 /* guards, markers, migration and similar */
+	uint64_t nr_device;	 /* present, but no RAM that Rss counts */
+	uint64_t nr_file;	 /* of a file or shared memory */
 	uint64_t nr_extents;	 /* runs of contiguous frames */
 	/* in aligned blocks of 2^i pages, contiguous in both address spaces */
 	uint64_t contiguous[20];
@@ -211,11 +213,16 @@ struct pv_account {
 	uint64_t zero_pfn;
 	/* 2^n is the size of the smallest large anonymous folio; 0: unknown */
 	unsigned int anon_shift;
+	/* 2^n pages are a huge page, which may be the zero page; 0: unknown */
+	unsigned int huge_order;
 	int is_part;		      /* will be joined with the part before */
+	int is_shared;		      /* a mapping that no anonymous page has */
+	int is_file;		      /* a mapping of a file, or of a device */
 	const uint8_t *node_of_block; /* or NULL */
 	uint64_t nr_blocks;
 	unsigned int block_shift; /* frames in a block of memory, as a shift */
 	/* out: */
+	int is_used; /* an account of pv_join_parts() */
 	struct pv_sums sums;
 	struct pv_run largest;
 	/*
@@ -233,6 +240,68 @@ int64_t pv_account_join(struct pv_account *account,
 int64_t pv_account_end(struct pv_account *account);
 uint64_t pv_frames_of(const struct pv_extent *extents, uint64_t nr,
 		      uint64_t zero_pfn, struct pv_frames *frames);
+
+/* smaps.c */
+
+/* The columns of pv_parse_mappings(); after them one for each name. */
+enum {
+	PV_MAP_START,
+	PV_MAP_END,
+	PV_MAP_PERMS, /* four letters, the first in the lowest byte */
+	PV_MAP_OFFSET,
+	PV_MAP_DEVICE, /* major number << 32 | minor number */
+	PV_MAP_INODE,
+	PV_MAP_NAME, /* where the name is in the text */
+	PV_MAP_NAME_LENGTH,
+	PV_MAP_FLAGS, /* where the value of VmFlags is in the text */
+	PV_MAP_FLAGS_LENGTH,
+	PV_MAP_SIZES
+};
+enum { PV_SMAPS_NAME = 24 };
+
+int64_t pv_read_more(int fd, char *buffer, uint64_t room);
+int64_t pv_parse_mappings(const char *text, uint64_t length, int is_last,
+			  uint64_t last_end, const char *names,
+			  uint64_t nr_names, uint64_t *columns, uint64_t stride,
+			  uint64_t *used);
+
+/* mappings.c */
+
+/* The columns of pv_account_columns(), in base pages if nothing else is said.
+ */
+enum {
+	PV_OF_PRESENT,
+	PV_OF_HIDDEN,
+	PV_OF_EXCLUSIVE,
+	PV_OF_ZERO,
+	PV_OF_HUGETLB,
+	PV_OF_SWAPPED,
+	PV_OF_SPECIAL,
+	PV_OF_DEVICE,
+	PV_OF_FILE,
+	PV_OF_EXTENTS, /* a number */
+	PV_OF_LARGEST,
+	PV_OF_LARGEST_VPN, /* a page number */
+	PV_OF_LARGEST_PFN, /* a frame number */
+	PV_OF_BLOCKS,	   /* in contiguous blocks of 64 KiB */
+	PV_OF_HUGE_BLOCKS, /* in contiguous blocks of a huge page's size */
+	PV_OF_FOLIOS,	   /* in large folios */
+	PV_NR_OF
+};
+
+int64_t pv_account_parts(const struct pv_account *like,
+			 const struct pv_extent *extents, uint64_t nr,
+			 uint64_t *done, const uint64_t *starts,
+			 const uint64_t *ends, const uint64_t *perms,
+			 const uint64_t *inodes, uint64_t nr_vmas,
+			 uint64_t *which, struct pv_account *parts,
+			 uint64_t room);
+int64_t pv_join_parts(const struct pv_account *like,
+		      struct pv_account *accounts, const uint64_t *which,
+		      const struct pv_account *parts, uint64_t nr);
+int64_t pv_end_accounts(struct pv_account *accounts, uint64_t nr,
+			unsigned int huge_order, uint64_t *columns,
+			struct pv_sums *total);
 
 /* filecache.c */
 int64_t pv_cached_pages(int fd, int pagemap_fd, unsigned int page_shift,

@@ -13,6 +13,7 @@
 #define KPF_COMPOUND_HEAD (UINT64_C(1) << 15)
 #define KPF_COMPOUND_TAIL (UINT64_C(1) << 16)
 #define KPF_HUGE (UINT64_C(1) << 17)
+#define KPF_NOPAGE (UINT64_C(1) << 20)
 #define KPF_THP (UINT64_C(1) << 22)
 #define KPF_ZERO_PAGE (UINT64_C(1) << 24)
 

@@ -91,6 +91,66 @@ class _Lib:
     def pv_account_join(self, account: Any, part: Any) -> int: ...
     def pv_account_end(self, account: Any) -> int: ...
     def pv_frames_of(self, extents: Any, nr: int, zero_pfn: int, frames: Any) -> int: ...
+    PV_MAP_START: int
+    PV_MAP_END: int
+    PV_MAP_PERMS: int
+    PV_MAP_OFFSET: int
+    PV_MAP_DEVICE: int
+    PV_MAP_INODE: int
+    PV_MAP_NAME: int
+    PV_MAP_NAME_LENGTH: int
+    PV_MAP_FLAGS: int
+    PV_MAP_FLAGS_LENGTH: int
+    PV_MAP_SIZES: int
+    def pv_read_more(self, fd: int, buffer: Any, room: int) -> int: ...
+    def pv_parse_mappings(
+        self,
+        text: Any,
+        length: int,
+        is_last: bool,
+        last_end: int,
+        names: Any,
+        nr_names: int,
+        columns: Any,
+        stride: int,
+        used: Any,
+    ) -> int: ...
+    PV_OF_PRESENT: int
+    PV_OF_HIDDEN: int
+    PV_OF_EXCLUSIVE: int
+    PV_OF_ZERO: int
+    PV_OF_HUGETLB: int
+    PV_OF_SWAPPED: int
+    PV_OF_SPECIAL: int
+    PV_OF_DEVICE: int
+    PV_OF_FILE: int
+    PV_OF_EXTENTS: int
+    PV_OF_LARGEST: int
+    PV_OF_LARGEST_VPN: int
+    PV_OF_LARGEST_PFN: int
+    PV_OF_BLOCKS: int
+    PV_OF_HUGE_BLOCKS: int
+    PV_OF_FOLIOS: int
+    PV_NR_OF: int
+    def pv_account_parts(
+        self,
+        like: Any,
+        extents: Any,
+        nr: int,
+        done: Any,
+        starts: Any,
+        ends: Any,
+        perms: Any,
+        inodes: Any,
+        nr_vmas: int,
+        which: Any,
+        parts: Any,
+        room: int,
+    ) -> int: ...
+    def pv_join_parts(self, like: Any, accounts: Any, which: Any, parts: Any, nr: int) -> int: ...
+    def pv_end_accounts(
+        self, accounts: Any, nr: int, huge_order: int, columns: Any, total: Any
+    ) -> int: ...
     def pv_agree(
         self,
         page_shift: int,

@@ -43,6 +43,22 @@ def short_size(size_bytes: int | None) -> str:
     return f"{value:.0f}{unit}" if unit == "K" or value >= 9.95 else f"{value:.1f}{unit}"
 
 
+def si_size(size_bytes: int | None) -> str:
+    """Format a size as `short_size()`, but in powers of 1000, with small letters for thousands.
+
+    >>> [si_size(n) for n in (None, 0, 999, 4096, 1500_000, 10**13)]
+    ['?', '-', '999', '4.1k', '1.5M', '10T']
+    """
+    if not size_bytes:
+        return "?" if size_bytes is None else "-"
+    value, unit = float(size_bytes), ""
+    for larger in "kMGTPE":
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f}{unit}" if not unit or value >= 9.95 else f"{value:.1f}{unit}"
+
+
 def pages_size(nr_pages: int) -> str:
     """Format the size of a number of base pages, short enough for a column.
 

@@ -17,7 +17,7 @@ MAX_FRAME = "-Wframe-larger-than=4096"
 IN_A_SMALL_STACK = """
 import threading
 from contextlib import closing
-from physview.analysis.usage import UsageReader
+from physview.analysis.usage_reader import UsageReader
 from physview.sources.kpage import KpageFile
 from physview.memory.snapshot import Snapshot
 

@@ -19,7 +19,8 @@ from plain_reads import smaps
 from readings import usage_of, usages
 from users import AS_NOBODY
 
-from physview.analysis.usage import Usage, UsageReader
+from physview.analysis.usage import Usage
+from physview.analysis.usage_reader import UsageReader
 from physview.errors import ProcessGone
 from physview.memory.extents import BATCH, SLICE_BYTES, ExtentReader
 from physview.memory.snapshot import Snapshot
@@ -279,7 +280,7 @@ def test_the_document(physview, stopped):
 @pytest.mark.parametrize("columns", [60, 80, 120, 160])
 def test_every_line_fits_the_terminal(physview, stopped, columns):
     environment = os.environ | {"COLUMNS": str(columns)}
-    for options in ([], ["--rollup"]):
+    for options in ([], ["--rollup", "--frames"]):
         lines = physview("maps", str(stopped.pid), *options, env=environment).stdout.splitlines()
         assert max(map(len, lines)) <= max(columns, 80)
         assert " rss " in lines[0]
@@ -372,7 +373,7 @@ def test_memory_stays_small_and_numpy_is_not_needed(python):
     code = (
         "import re, sys\n"
         "from physview.commands import main\n"
-        f"assert main(['maps', '{child.pid}', '--rollup']) == 0\n"
+        f"assert main(['maps', '{child.pid}', '--rollup', '--frames']) == 0\n"
         "assert 'numpy' not in sys.modules and 'rich' not in sys.modules\n"
         # ru_maxrss would be that of the tests, from before the exec
         "print(re.search('VmHWM:(.*) kB', open('/proc/self/status').read()).group(1))"

@@ -27,9 +27,9 @@ names = st.binary(min_size=1, max_size=15).filter(lambda name: b"\0" not in name
 def test_stat_is_read_whatever_the_process_is_called(name, flags, start_time):
     fields = [b"0"] * 50
     fields[0], fields[6], fields[19], fields[25] = b"R", b"%d" % flags, b"%d" % start_time, b"99"
-    fields[7], fields[9] = b"5", b"6"
+    fields[7], fields[9], fields[20] = b"5", b"6", b"4096"
     stat = parse_stat(b"12 (" + name + b") " + b" ".join(fields) + b"\n")
-    assert stat == ("R", flags, start_time, 99, 5, 6)
+    assert stat == ("R", flags, start_time, 99, 5, 6, 4096, os.fsdecode(name))
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 
 Prints a line per mapping: how much is resident, swapped, shared, in large folios, and in how many
 extents. The totals also show how much is in blocks that are contiguous and aligned. A wide
-terminal shows more columns.
+terminal shows more columns. -o names the columns, also those of smaps, such as PSS. --rollup prints
+a line per process, from the kernel's own sums.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -16,10 +18,7 @@ from physview.commands import _common
 from physview.errors import AccessDenied, NoUserMemory, PhysviewError, ProcessGone, UsageError
 
 if TYPE_CHECKING:
-    from physview.analysis.usage import Usage, UsageReader
-    from physview.reporters.maps import MapsDocument, MapsTable
-
-    Report = MapsTable | MapsDocument
+    from physview.commands._maps_reading import MapsReading
 
 NAME = "maps"
 HELP = "a process's mappings: resident, shared, swapped, how contiguous, in huge pages"
@@ -33,61 +32,142 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     _common.add_cgroup_option(parser)
     _common.add_all_option(parser)
     parser.add_argument(
-        "--rollup", action="store_true", help="print a line per process, not per mapping"
+        "--rollup",
+        action="store_true",
+        help="print a line per process, not per mapping: the kernel's sums (smaps_rollup)",
+    )
+    parser.add_argument(
+        "--frames",
+        action="store_true",
+        help="with --rollup: read the pages, too, for extents, contiguity and large folios",
+    )
+    parser.add_argument(
+        "-o",
+        "--columns",
+        metavar="NAMES",
+        help="the columns to show, separated by commas; +NAMES adds to those that are shown;"
+        " 'help' lists them",
+    )
+    parser.add_argument(
+        "--sort",
+        metavar="COLUMN",
+        help="largest first, texts in their order; +COLUMN: smallest first",
+    )
+    parser.add_argument(
+        "--top",
+        type=_common.count(),
+        metavar="N",
+        help="only the first N, by rss if there is no --sort",
+    )
+    parser.add_argument(
+        "--name",
+        metavar="GLOB",
+        help="only mappings whose path or file name matches; with --rollup, processes",
+    )
+    parser.add_argument("--bytes", action="store_true", help="print sizes in bytes")
+    parser.add_argument("--si", action="store_true", help="print sizes in powers of 1000")
+    parser.add_argument(
+        "--format", choices=("csv", "jsonl", "parquet"), help="write a record per line, in bytes"
+    )
+    parser.add_argument("--output", metavar="FILE", help="the file for Parquet")
+    _common.add_force_option(parser)
+    parser.add_argument(
+        "--every",
+        type=_common.seconds(0.01, 86400),
+        metavar="S",
+        help="print again every S seconds, until it is interrupted",
+    )
+    parser.add_argument(
+        "--ticks", type=_common.count(), metavar="N", help="with --every: end after N times"
     )
     _common.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the mappings."""
-    from physview.analysis.usage import Usage, UsageReader
-    from physview.reporters import maps as reporter
+    if args.columns is not None and args.columns.strip(" ").lower() == "help":
+        from physview.reporters.maps_columns import column_lines
 
-    pids = _pids(args)
-    report: Report
-    with UsageReader() as reader:
-        if args.json:
-            report = reporter.MapsDocument(rollup=args.rollup)
-        else:
-            several = len(pids) > 1 or len(args.processes) > 1
-            report = reporter.MapsTable(rollup=args.rollup, several=several)
-        nr_refused = nr_read = 0
-        hidden = False
-        total = Usage()
-        for pid, word in pids.items():
-            try:
-                with nullcontext() if word is None else _common.attempt(word):
-                    hidden |= _report_process(pid, reader, report, total)
-                    nr_read += 1
-            except (ProcessGone, NoUserMemory, AccessDenied) as error:
-                nr_refused += isinstance(error, AccessDenied)
-        if not nr_read and not args.processes:
-            _fail_on_none(args, nr_refused)
-        report.end(total)
-        if nr_read:
-            _say_what_is_missing(hidden, nr_refused, reader.why_no_flags)
+        print("\n".join(column_lines()))
+        return 0
+    _check(args)
+    from physview.commands._maps_reading import MapsReading
+
+    with MapsReading(args) as reading:
+        tick = 0
+        while _report(args, reading):
+            tick += 1
+            if args.every is None or tick == args.ticks:
+                break
+            time.sleep(args.every)
     return 0
 
 
-def _report_process(pid: int | str, reader: UsageReader, report: Report, total: Usage) -> bool:
-    """Report a process; return whether its frames are hidden."""
-    from physview.analysis.usage import Usage
-    from physview.memory.snapshot import Snapshot
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options that exclude each other."""
+    for one, other in (
+        ("json", "format"),
+        ("json", "every"),
+        ("bytes", "si"),
+        ("json", "bytes"),
+        ("json", "si"),
+        ("format", "bytes"),
+        ("format", "si"),
+    ):
+        if getattr(args, one) not in (None, False) and getattr(args, other) not in (None, False):
+            raise UsageError(f"--{one} and --{other} exclude each other", "", "leave out one")
+    if args.frames and not args.rollup:
+        raise UsageError("--frames needs --rollup", "", "add that, or leave out --frames")
+    if args.ticks is not None and args.every is None:
+        raise UsageError("--ticks needs --every", "", "add that, or leave out --ticks")
+    if args.format == "parquet" and args.output is None:
+        raise UsageError("Parquet is written to a file", "", "name it with --output FILE")
+    if args.format == "parquet" and args.every is not None:
+        why = "a Parquet file is complete at its end only"
+        raise UsageError("--every and --format parquet exclude each other", why, "use jsonl")
+    if args.format != "parquet" and (args.output is not None or args.force):
+        option = "--force" if args.output is None else "--output"
+        raise UsageError(f"{option} needs --format parquet", "", f"add that, or leave out {option}")
 
-    with Snapshot(pid) as snapshot:
-        usages = reader.iter_usage(snapshot)
-        own = Usage()
-        report.begin_process(snapshot.pid, snapshot.proc.comm())
+
+def _report(args: argparse.Namespace, reading: MapsReading) -> bool:
+    """Print all processes once; return whether one could be read."""
+    pids = _pids(args)
+    nr_refused = nr_read = 0
+    reading.begin(several=len(pids) > 1 or len(args.processes) > 1)
+    for pid, word in pids.items():
         try:
-            for usage in usages:
-                own.add(usage)
-                report.add_mapping(usage)
-        except PhysviewError as error:
-            report.end_process(None, error.why)
-            raise
-        report.end_process(own)
-        total.add(own)
-        return not snapshot.knows_frames
+            with nullcontext() if word is None else _common.attempt(word):
+                reading.read(pid)
+                nr_read += 1
+        except (ProcessGone, NoUserMemory, AccessDenied) as error:
+            nr_refused += isinstance(error, AccessDenied)
+    if not nr_read and not args.processes:
+        _fail_on_none(args, nr_refused)
+    reading.end()
+    if nr_read:
+        _say_what_is_missing(args, reading, nr_refused)
+    return nr_read > 0
+
+
+def _say_what_is_missing(args: argparse.Namespace, reading: MapsReading, nr_refused: int) -> None:
+    if reading.hidden:
+        _common.say(
+            "frame numbers are hidden, so extents, contiguity, large folios and nodes are not"
+            f" known; {_common.root_remedy()}"
+        )
+    elif reading.why_no_flags:
+        _common.say(f"large folios are not known: {reading.why_no_flags}")
+    if reading.nr_unsearched:
+        _common.say(
+            f"zero pages are not known in {reading.nr_unsearched} large mappings without resident"
+            " memory: this kernel has no PAGEMAP_SCAN (Linux 6.7), so reading all of them would"
+            " take long"
+        )
+    _common.say_how_many_are_left_out(nr_refused)
+    if args.name is not None and not reading.nr_shown:
+        what = "process" if args.rollup else "mapping"
+        raise PhysviewError("nothing to show", f"the name of no {what} matches '{args.name}'")
 
 
 def _pids(args: argparse.Namespace) -> dict[int | str, str | None]:
@@ -111,14 +191,3 @@ def _fail_on_none(args: argparse.Namespace, nr_refused: int) -> None:
         why = f"you may not examine its {nr_refused} processes"
         raise AccessDenied(f"nothing to show of {what}", why, _common.root_remedy())
     raise PhysviewError(f"nothing to show of {what}", "it has no process with user memory")
-
-
-def _say_what_is_missing(hidden: bool, nr_refused: int, why_no_flags: AccessDenied | None) -> None:
-    if hidden:
-        _common.say(
-            "frame numbers are hidden, so extents, contiguity, large folios and nodes are not"
-            f" known; {_common.root_remedy()}"
-        )
-    elif why_no_flags:
-        _common.say(f"large folios are not known: {why_no_flags}")
-    _common.say_how_many_are_left_out(nr_refused)

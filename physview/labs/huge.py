@@ -108,7 +108,8 @@ def _mapped_by(memory: MappedPages) -> str:
     The answer comes from a walk of the page tables, or where none can be had from /proc/PID/smaps.
     """
     from physview.sources.choice import open_page_tables
-    from physview.sources.procfs import MemoryMap, ProcDir
+    from physview.sources.mappings import MappingReader
+    from physview.sources.procfs import ProcDir
 
     with ProcDir() as proc:
         try:
@@ -119,10 +120,12 @@ def _mapped_by(memory: MappedPages) -> str:
                 return "pte entries" if name == "pte" else f"a {name} entry"
         except PhysviewError:  # neither the module nor BPF: smaps knows enough
             pass
-        maps = MemoryMap(proc)
-        vma = maps.find(memory.start)
-        sizes = maps.sizes(vma) if vma else {}
-    return "a pmd entry" if sizes.get("AnonHugePages") else "pte entries"
+        with MappingReader(proc, "smaps") as reader:
+            for chunk in reader.iter_chunks():
+                rows = zip(chunk.starts, chunk.ends, chunk.sizes("AnonHugePages"), strict=True)
+                if any(start <= memory.start < end and size for start, end, size in rows):
+                    return "a pmd entry"
+    return "pte entries"
 
 
 def _explain(evidence: Evidence, small: MeasuredBlock, huge: MeasuredBlock, size: int) -> None:

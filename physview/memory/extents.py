@@ -23,7 +23,7 @@ from physview.files.descriptor import Descriptor
 from physview.model import PAGE_SHIFT, PAGE_SIZE, Vma
 from physview.sources.frame_source import choose_frame_source
 from physview.sources.pagemap import PAGE_IS, scan
-from physview.sources.procfs import ALL, MemoryMap, ProcDir, Range
+from physview.sources.procfs import ALL, ANONYMOUS, MemoryMap, ProcDir, Range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +48,33 @@ MAX_SLICES = 512
 MAX_BATCHES_AHEAD = 8
 MIN_PAGES_FOR_THREADS = 1 << 17
 
-# Names of mappings that are certainly no device's; so are those without a name.
-ANONYMOUS = ("[heap]", "[stack]", "[anon")
+
+class Borders(NamedTuple):
+    """Where mappings begin and end. No extent crosses such a border.
+
+    Args:
+        cuts: The addresses at which a mapping begins or ends, in ascending order.
+        doubts: For each cut, whether what begins there may be a device mapping.
+        areas: The mapped ranges in ascending order, as (start, end).
+    """
+
+    cuts: array[int]
+    doubts: bytes
+    areas: list[Range]
+
+    @classmethod
+    def of_ranges(cls, starts: Iterable[int], ends: Iterable[int]) -> Borders:
+        """Make the borders of mappings in address order, of which any may be a device's."""
+        areas: list[Range] = []
+        cuts: list[int] = []
+        for start, end in zip(starts, ends, strict=True):
+            if areas and areas[-1][1] == start:
+                areas[-1] = (areas[-1][0], end)
+            else:
+                areas.append((start, end))
+                cuts.append(start)
+            cuts.append(end)
+        return cls(array("Q", cuts), b"\1" * len(cuts), areas)
 
 
 class Batch(NamedTuple):
@@ -86,6 +111,8 @@ class ExtentReader(Descriptor):
             and the frame number or swap slot. Extents are then not split where only other bits
             differ. It is always so unless `source` is "pagemap".
         within: Only this range of addresses will be read, (start, end).
+        with_mappings: Whether to read the mappings now. Without them, each call of `map_batches()`
+            must say where mappings begin and end.
 
     Raises:
         UsageError: There is no such source.
@@ -103,6 +130,7 @@ class ExtentReader(Descriptor):
         source: str = "pagemap",
         frames_only: bool = False,
         within: Range = ALL,
+        with_mappings: bool = True,
     ) -> None:
         self._ffi, self._lib = _ffi.load()
         self._allocate = self._ffi.new_allocator(should_clear_after_alloc=False)
@@ -115,21 +143,41 @@ class ExtentReader(Descriptor):
         self._fd = proc.open_pagemap()
         try:
             self.use_scan = self._has_scan() if use_scan is None else use_scan
-            self._use_mappings(MemoryMap(proc, within=within))
+            self._memory: MemoryMap | None = None
+            self._borders: Borders | None = None
+            if with_mappings:
+                self._use_mappings(MemoryMap(proc, within=within))
         except BaseException:
             self.close()
             raise
 
     def _use_mappings(self, memory: MemoryMap) -> None:
-        self.memory = memory
+        self._memory = memory
         # The ends are cuts, too: a mapping that appears after the end must not join the extent.
         # Each cut says whether what begins there may be a device mapping.
         borders: dict[int, bool] = {}
         for vma in memory.vmas:
             borders[vma.start] = _may_be_device(vma)
             borders[vma.end] = True
-        self._cuts = array("Q", borders)
-        self._doubts = bytes(borders.values())
+        self._borders = Borders(
+            array("Q", borders), bytes(borders.values()), memory.areas(USER_END)
+        )
+
+    @property
+    def memory(self) -> MemoryMap:
+        """The mappings. They are read at the first use, if not before."""
+        if self._memory is None:
+            self._use_mappings(MemoryMap(self._proc, within=self._within))
+        assert self._memory
+        return self._memory
+
+    @property
+    def borders(self) -> Borders:
+        """Where the mappings begin and end."""
+        if self._borders is None:
+            self._use_mappings(self.memory)
+        assert self._borders
+        return self._borders
 
     def refresh(self) -> bool:
         """Read the mappings again, and return whether they have changed.
@@ -174,7 +222,7 @@ class ExtentReader(Descriptor):
         """
         import numpy as np
 
-        cuts = np.frombuffer(self._cuts, dtype=np.uint64)
+        cuts = np.frombuffer(self.borders.cuts, dtype=np.uint64)
         batches = (
             np.frombuffer(self._ffi.buffer(extents, nr * ITEM_BYTES), dtype=EXTENT_DTYPE)
             for extents, nr in self.iter_batches(start, end, nr_threads=nr_threads)
@@ -197,6 +245,7 @@ class ExtentReader(Descriptor):
         end: int | None = None,
         *,
         nr_threads: int | None = None,
+        borders: Borders | None = None,
     ) -> Iterator[T]:
         """Call `function` for each batch, and yield the results in address order.
 
@@ -205,33 +254,33 @@ class ExtentReader(Descriptor):
             start: First address, page-aligned.
             end: First address after the range, page-aligned; None is the end of user space.
             nr_threads: As in `iter_extents()`.
+            borders: Where mappings begin and end; None takes all mappings as they were read.
         """
-        ranges = self._areas(start, USER_END if end is None else min(end, USER_END))
+        borders = borders or self.borders
+        ranges = [
+            (max(low, start), min(high, USER_END if end is None else min(end, USER_END)))
+            for low, high in borders.areas
+            if high > start and low < (USER_END if end is None else end)
+        ]
         if nr_threads is None:
-            nr_threads = self._choose_nr_threads()
+            nr_threads = self.choose_nr_threads()
         if nr_threads > 1:
-            return self._read_at_once(function, ranges, nr_threads)
+            return self._read_at_once(function, ranges, nr_threads, borders)
         # PAGEMAP_SCAN and BPF skip gaps; plain reading must not read them.
         if (self.use_scan or self.source == "bpf") and ranges:
             ranges = [(ranges[0][0], ranges[-1][1])]
-        return (function(batch) for low, high in ranges for batch in self._read(low, high))
+        return (function(batch) for low, high in ranges for batch in self._read(low, high, borders))
 
-    def _areas(self, start: int, end: int) -> list[tuple[int, int]]:
-        return [
-            (max(low, start), min(high, end))
-            for low, high in self.memory.areas(end)
-            if high > start
-        ]
-
-    def _choose_nr_threads(self) -> int:
+    def choose_nr_threads(self) -> int:
+        """Choose the number of threads that read at once, by the number of resident pages."""
         nr_resident = self._proc.nr_resident()
         if nr_resident < MIN_PAGES_FOR_THREADS:
             return 1
         return _ffi.nr_threads()
 
-    def _read(self, start: int, end: int) -> Iterator[Batch]:
+    def _read(self, start: int, end: int, borders: Borders) -> Iterator[Batch]:
         at = self._ffi.new("uint64_t *", start)
-        with self._read_call(start) as call:
+        with self._read_call(start, borders) as call:
             while at[0] < end:
                 extents = self._allocate("struct pv_extent[]", self._batch)
                 nr = call(at, end, extents)
@@ -242,10 +291,10 @@ class ExtentReader(Descriptor):
                     yield Batch(extents, nr)
 
     @contextlib.contextmanager
-    def _read_call(self, start: int) -> Iterator[Callable[[Any, int, Any], int]]:
+    def _read_call(self, start: int, borders: Borders) -> Iterator[Callable[[Any, int, Any], int]]:
         """Make a function that reads extents by one call of the core, from `start` on or later."""
-        cuts = self._ffi.from_buffer("uint64_t[]", self._cuts)
-        nr, first = len(cuts), bisect.bisect_left(self._cuts, start)
+        cuts = self._ffi.from_buffer("uint64_t[]", borders.cuts)
+        nr, first = len(cuts), bisect.bisect_left(borders.cuts, start)
         how = self._lib.PV_USE_SCAN if self.use_scan else 0
         if self.frames_only:
             how |= self._lib.PV_COMMON_BITS
@@ -254,7 +303,7 @@ class ExtentReader(Descriptor):
             from physview.sources import bpf
 
             scan_by_bpf = self._lib.pv_bpf_scan
-            doubts = self._ffi.from_buffer("uint8_t[]", self._doubts)
+            doubts = self._ffi.from_buffer("uint8_t[]", borders.doubts)
             with bpf.borrowed_program() as program:
                 yield lambda at, end, extents: scan_by_bpf(
                     program, fd, how, at, end, cuts, doubts, nr, zero_pfn, extents, room
@@ -267,7 +316,11 @@ class ExtentReader(Descriptor):
             )
 
     def _read_at_once(
-        self, function: Callable[[Batch], T], areas: list[tuple[int, int]], nr_threads: int
+        self,
+        function: Callable[[Batch], T],
+        areas: list[tuple[int, int]],
+        nr_threads: int,
+        borders: Borders,
     ) -> Iterator[T]:
         """Read slices in several threads, ahead of the consumer; the core releases the GIL."""
         from concurrent.futures import ThreadPoolExecutor
@@ -281,7 +334,7 @@ class ExtentReader(Descriptor):
         def read(low: int, high: int) -> tuple[list[T], int]:
             """Read up to MAX_BATCHES_AHEAD batches; return them and where to continue."""
             results = []
-            for batch in self._read(low, high):
+            for batch in self._read(low, high, borders):
                 results.append(function(batch))
                 if len(results) == MAX_BATCHES_AHEAD:
                     last = batch.extents[batch.nr - 1]

@@ -63,11 +63,16 @@ class Snapshot(Closable):
         use_scan: bool | None = None,
         source: str = "pagemap",
         frames_only: bool = False,
+        with_mappings: bool = True,
     ) -> None:
         self.proc = ProcDir(pid)
         try:
             self.reader = ExtentReader(
-                self.proc, use_scan=use_scan, source=source, frames_only=frames_only
+                self.proc,
+                use_scan=use_scan,
+                source=source,
+                frames_only=frames_only,
+                with_mappings=with_mappings,
             )
         except BaseException:
             self.proc.close()

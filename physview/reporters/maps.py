@@ -1,173 +1,245 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A process's mappings, as a table and as a JSON document (docs/json.md).
-
-Each line is printed as soon as it is known.
-"""
+"""A process's mappings as a table. Each line is printed as soon as it is known."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from physview.analysis.usage import KINDS, Folios, Sizes, Usage
-from physview.model import Vma, printable
-from physview.reporters.documents import errors_member, mapping
+from physview.model import printable
+from physview.reporters.maps_columns import (
+    BY_NAME,
+    FRAMES,
+    ROLLUP,
+    SHOWN,
+    Chunk,
+    MapsColumn,
+    formatter,
+    is_needed,
+    value_of_usage,
+    values_of_chunk,
+)
+from physview.reporters.maps_rows import Selection, Sorter
 from physview.units import cut, short_size, terminal_width
 
 MIN_NAME = 12
+# Texts of so many different values are kept.
+MAX_KNOWN = 1 << 16
 
 
-class MapsColumn(NamedTuple):
-    """A column of numbers in the table of `maps`.
+def default_columns(*, rollup: bool, frames: bool) -> list[MapsColumn]:
+    """The columns that are shown without -o, if the terminal is wide enough.
 
     Args:
-        title: The column's title.
-        width: Width in characters.
-        rank: The columns with the highest rank are left out first if the terminal is narrow.
-        value: Makes the cell's text.
+        rollup: Whether there is a line per process.
+        frames: Whether that line says what the frames tell, too.
     """
-
-    title: str
-    width: int
-    rank: int
-    value: Callable[[Usage], str]
-
-
-def _count(number: int | None) -> str:
-    return "?" if number is None else str(number) if number else "-"
+    if not rollup:
+        return [BY_NAME["start"], BY_NAME["perm"], *SHOWN, BY_NAME["name"]]
+    if frames:
+        return [BY_NAME["pid"], *SHOWN, BY_NAME["command"]]
+    return [BY_NAME[name] for name in ROLLUP.split(",")]
 
 
-def _mean(usage: Usage) -> str:
-    return "-" if usage.nr_extents == 0 else short_size(usage.mean_bytes)
+class _Cells(dict[Any, str]):
+    """The cells of a column by value."""
 
+    def __init__(self, make: Callable[[Any], str]) -> None:
+        super().__init__()
+        self._make = make
 
-def _alignment(usage: Usage) -> str:
-    return "-" if usage.nr_extents == 0 else short_size(usage.alignment_bytes)
-
-
-def _coverage(usage: Usage) -> str:
-    """Format the share of resident memory in contiguous and aligned blocks of 64 KiB or more."""
-    present = usage.resident_bytes + usage.hugetlb_bytes
-    if usage.contiguous is None:
-        return "?"
-    return f"{usage.contiguous.get(65536, 0) / present:.0%}" if present else "-"
-
-
-def _nodes(usage: Usage) -> str:
-    if usage.nodes is None:
-        return "?"
-    if len(usage.nodes) == 1:
-        return f"N{next(iter(usage.nodes))}"
-    return ",".join(f"N{node}={short_size(size)}" for node, size in usage.nodes.items()) or "-"
-
-
-COLUMNS = (
-    MapsColumn("size", 5, 0, lambda usage: short_size(usage.size_bytes)),
-    MapsColumn("rss", 5, 0, lambda usage: short_size(usage.resident_bytes)),
-    MapsColumn("swap", 5, 0, lambda usage: short_size(usage.swapped_bytes)),
-    MapsColumn("shared", 6, 0, lambda usage: short_size(usage.shared_bytes)),
-    MapsColumn("excl", 5, 3, lambda usage: short_size(usage.exclusive_bytes)),
-    MapsColumn("zero", 5, 4, lambda usage: short_size(usage.zero_bytes)),
-    MapsColumn("huge", 5, 1, lambda usage: short_size(usage.huge_bytes)),
-    MapsColumn("folios", 6, 0, lambda usage: short_size(usage.thp_bytes)),
-    MapsColumn("extents", 7, 0, lambda usage: _count(usage.nr_extents)),
-    MapsColumn("mean", 5, 1, _mean),
-    MapsColumn("largest", 7, 0, lambda usage: short_size(usage.largest_bytes)),
-    MapsColumn("align", 5, 3, _alignment),
-    MapsColumn("64K", 4, 2, _coverage),
-    MapsColumn("nodes", 5, 4, _nodes),
-)
+    def __missing__(self, value: Any) -> str:
+        text = self._make(value)
+        if len(self) < MAX_KNOWN:
+            self[value] = text
+        return text
 
 
 class MapsTable:
     """Prints the table of `maps`.
 
     Args:
+        columns: The columns.
+        fixed: Whether all columns are shown, however narrow the terminal is.
         rollup: Print a line per process, not per mapping.
         several: Whether there may be more than one process.
+        selection: Which rows are shown.
+        unit: As in `formatter()`.
     """
 
-    def __init__(self, *, rollup: bool, several: bool) -> None:
+    def __init__(
+        self,
+        columns: Sequence[MapsColumn],
+        *,
+        fixed: bool = False,
+        rollup: bool,
+        several: bool,
+        selection: Selection = Selection(),  # noqa: B008 - immutable
+        unit: str = "short",
+    ) -> None:
         self._rollup = rollup
         self._several = several
-        self._width = terminal_width()
-        self._title = ("", "")
-        head = 14 if not rollup else 7
-        head += 0 if rollup else 5
-        # Show as many ranks as leave enough room for the mapping's name.
-        for rank in range(max(column.rank for column in COLUMNS), -1, -1):
-            self._columns = [column for column in COLUMNS if column.rank <= rank]
-            used = head + sum(column.width + 1 for column in self._columns)
-            if used + 1 + MIN_NAME + 3 * rank <= self._width:
+        self._selection = selection
+        self._unit = unit
+        self._columns = list(columns)
+        width = terminal_width()
+        ranks = sorted({column.rank or 0 for column in columns}, reverse=True)
+        for rank in [] if fixed else ranks:
+            # Show as many ranks as leave enough room for the name.
+            self._columns = [column for column in columns if (column.rank or 0) <= rank]
+            if self._used() + 1 + MIN_NAME + 3 * rank <= width:
                 break
-        self._room = max(MIN_NAME, self._width - used - 1)
+        self._room = max(MIN_NAME, width - self._used() - 1)
+        self._with_details = not fixed and is_needed(columns, FRAMES)
+        self._cells: list[_Cells] = []
+        self._sorter: Sorter[str] = Sorter(selection)
+        self._about: dict[str, Any] = {}
         self._nr_processes = 0
 
-    def begin_process(self, pid: int, name: str) -> None:
+    def _width(self, column: MapsColumn) -> int:
+        if column.kind == "size" and self._unit == "bytes":
+            return max(column.width, 13)
+        return max(column.width, len(column.name))
+
+    def _used(self) -> int:
+        last = self._columns[-1]
+        widths = [self._width(column) + 1 for column in self._columns[:-1]]
+        return sum(widths) - 1 if last.is_text else sum(widths) + self._width(last)
+
+    def _justified(self, column: MapsColumn, text: str) -> str:
+        if column is self._columns[-1] and column.is_text:
+            return text
+        width = self._width(column)
+        is_left = column.is_text and column.name not in ("pid", "inode", "offset", "nodes")
+        return text.ljust(width) if is_left else text.rjust(width)
+
+    def _cell(self, column: MapsColumn, *, knows_frames: bool) -> Callable[[Any], str]:
+        make = formatter(column, self._unit, knows_frames=knows_frames)
+        if column.name in ("name", "command"):
+            is_last = column is self._columns[-1]
+            room = self._room if is_last else self._width(column)
+            return lambda name: self._justified(column, _short_name(name, room))
+        return lambda value: self._justified(column, make(value))
+
+    def _make_cells(self, *, knows_frames: bool) -> list[_Cells]:
+        if not self._cells:
+            self._cells = [
+                _Cells(self._cell(column, knows_frames=knows_frames)) for column in self._columns
+            ]
+        return self._cells
+
+    def begin_process(self, pid: int, name: str, **about: Any) -> None:
         """Print the heading of a process."""
-        name = printable(name)
-        self._title = f"{pid:>7}", name
+        self._about = {"pid": pid, "command": name, **about}
         self._nr_processes += 1
         if not self._rollup and self._several:
             separator = "\n" if self._nr_processes > 1 else ""
-            sys.stdout.write(f"{separator}process {pid} ({name})\n")
+            sys.stdout.write(f"{separator}process {pid} ({printable(name)})\n")
         if not self._rollup or self._nr_processes == 1:
-            self._line("    pid" if self._rollup else f"{'start':<14} perm", None, "")
+            titles = [self._justified(column, column.name) for column in self._columns]
+            sys.stdout.write(" ".join(titles).rstrip() + "\n")
 
-    def add_mapping(self, usage: Usage) -> None:
-        """Print the line of a mapping."""
-        vma = usage.vma
-        if self._rollup or vma is None:
+    def add(self, chunk: Chunk, indexes: Sequence[int]) -> None:
+        """Print the lines of mappings."""
+        if self._rollup:
             return
-        self._line(f"{vma.start:#014x} {vma.perms}", usage, self._name(vma))
+        cells = []
+        makers = self._make_cells(knows_frames=getattr(chunk, "knows_frames", True))
+        for column, texts in zip(self._columns, makers, strict=True):
+            if column.members[0] in self._about:
+                cells.append([texts[self._about[column.members[0]]]] * chunk.nr)
+            else:
+                cells.append(list(map(texts.__getitem__, values_of_chunk(chunk, column))))
+        lines = [" ".join(row) + "\n" for row in zip(*cells, strict=True)]
+        if len(indexes) < chunk.nr:
+            lines = [lines[index] for index in indexes]
+        self._write(self._sorter.add(self._selection.keys(chunk, indexes), lines))
 
-    def end_process(self, total: Usage | None, why: str = "") -> None:
+    def end_process(self, total: Usage | None, why: str = "", **about: Any) -> None:
         """Print the line of a process.
 
         Args:
             total: The sums; None if the process could not be read to the end.
             why: Why it could not.
+            about: Further values of the process by the member of their column.
         """
+        self._about |= about
+        if not self._rollup:
+            self._write(self._sorter.end())
         if total is None:
-            words = f"{self._title[0]} {self._title[1]}: {printable(why)}"
-            sys.stdout.write(f"{words if self._rollup else words.strip()}\n")
+            words = f"{printable(self._about['command'])}: {printable(why)}"
+            sys.stdout.write(f"{self._about['pid']:>7} {words}\n".lstrip(" " * (not self._rollup)))
         elif self._rollup:
-            self._line(self._title[0], total, self._title[1])
+            line = self._total_line(total, self._about)
+            self._write(self._sorter.add(self._selection.key(total, self._about), [line]))
         else:
-            self._line(f"{'total':<19}", total, _mappings(total.nr_vmas))
+            sys.stdout.write(self._total_line(total, self._labels("total", _mappings(total))))
 
     def end(self, total: Usage) -> None:
         """Print the totals of all processes."""
+        if self._rollup:
+            self._write(self._sorter.end())
         if self._nr_processes > 1:
-            head = "  total" if self._rollup else f"\n{'all':<19}"
-            self._line(head, total, f"{self._nr_processes} processes")
-        if self._nr_processes and total.contiguous is not None:
+            head = "total" if self._rollup else "all"
+            sys.stdout.write("" if self._rollup else "\n")
+            labels = self._labels(head, f"{self._nr_processes} processes")
+            sys.stdout.write(self._total_line(total, labels))
+        if self._nr_processes and self._with_details and total.contiguous is not None:
             sys.stdout.write("".join(f"{line}\n" for line in coverage_lines(total)))
 
-    def _name(self, vma: Vma) -> str:
-        name = printable(vma.path) or "[anonymous]"
-        if len(name) > self._room and "/" in name:
-            name = name.removesuffix(" (deleted)").rpartition("/")[2]
-        return cut(name, self._room)
-
-    def _line(self, head: str, usage: Usage | None, name: str) -> None:
-        cells = [
-            (column.value(usage) if usage else column.title).rjust(column.width)
+    def _labels(self, first: str, last: str) -> dict[str, Any]:
+        """The texts of a total's line, by the member of their column."""
+        texts = [
+            column.members[0]
             for column in self._columns
+            if column.is_text and column.name != "nodes"
         ]
-        sys.stdout.write(f"{' '.join([head, *cells])} {name}".rstrip() + "\n")
+        if not texts:
+            return {"": first}
+        labels: dict[str, Any] = dict.fromkeys(texts, "")
+        labels[texts[0]] = first
+        if len(texts) > 1:
+            labels[texts[-1]] = last
+        return labels
+
+    def _total_line(self, total: Usage, labels: dict[str, Any]) -> str:
+        knows = not is_needed(self._columns, FRAMES) or total.nr_extents is not None
+        cells = []
+        for column in self._columns:
+            name = column.members[0]
+            if column.is_text and labels.get(name) == "":
+                cells.append(self._justified(column, ""))
+            elif column.is_text and name in labels and name not in ("pid", "name", "command"):
+                cells.append(self._justified(column, labels[name]))
+            else:
+                value = labels[name] if name in labels else value_of_usage(total, column)
+                cells.append(self._cell(column, knows_frames=knows)(value))
+        return " ".join([*cells, labels.get("", "")]).rstrip() + "\n"
+
+    def _write(self, lines: list[str]) -> None:
+        if lines:
+            sys.stdout.write("".join(lines))
+            sys.stdout.flush()
 
 
-def _mappings(nr: int) -> str:
-    return "1 mapping" if nr == 1 else f"{nr} mappings"
+def _short_name(name: Any, room: int) -> str:
+    text = printable(str(name)) or "[anonymous]"
+    if len(text) > room and "/" in text:
+        text = text.removesuffix(" (deleted)").rpartition("/")[2]
+    return cut(text, room)
+
+
+def _mappings(total: Usage) -> str:
+    return "1 mapping" if total.nr_vmas == 1 else f"{total.nr_vmas} mappings"
 
 
 def coverage_lines(total: Usage) -> list[str]:
     """Make the lines that say how much is contiguous and how much is in large folios.
 
-    Contiguous memory is listed by the size of the block, large folios by how they are mapped.
+    Contiguous memory is listed by the size of the block, large folios by how they are mapped. The
+    shares are those of all memory, and of anonymous memory or that of files, as in thpmaps.
     """
     present = total.resident_bytes + total.hugetlb_bytes
     lines = []
@@ -180,13 +252,15 @@ def coverage_lines(total: Usage) -> list[str]:
         found = folios.get(kind)
         if found and found.total_bytes:
             lines.append("")
-            share = _percent(found.total_bytes, present)
+            whole = total.anon_bytes if kind == "anon" else total.file_bytes
+            share = f"({_percent(found.total_bytes, present)} of all"
+            share += f", {_percent(found.total_bytes, whole)} of {kind})"
             lines.append(f"in large folios, {kind}: {short_size(found.total_bytes)} {share}")
-            lines += _folio_lines(found, present)
+            lines += _folio_lines(found, present, whole)
     return lines
 
 
-def _folio_lines(folios: Folios, present: int) -> Iterable[str]:
+def _folio_lines(folios: Folios, present: int, of_kind: int) -> Iterable[str]:
     single = (("mapped by PMD", folios.pmd_bytes), ("mapped in part", folios.partial_bytes))
     by_size = (
         ("by PTE, aligned", folios.aligned),
@@ -195,109 +269,28 @@ def _folio_lines(folios: Folios, present: int) -> Iterable[str]:
     )
     for title, size in single:
         if size:
-            yield f"  {title}: {short_size(size)} {_percent(size, present)}"
+            shares = f"({_percent(size, present)}, {_percent(size, of_kind)})"
+            yield f"  {title}: {short_size(size)} {shares}"
     for title, sizes in by_size:
         if sizes:
             yield f"  {title}:"
-            yield from _wrapped(_shares(sizes, present), indent=4)
+            yield from _wrapped(_shares(sizes, present, of_kind), indent=4)
 
 
-def _shares(sizes: Sizes, present: int) -> list[str]:
-    return [
-        f"{short_size(size):>4}: {short_size(nr):>5} {_percent(nr, present):<7}"
-        for size, nr in sorted(sizes.items())
-    ]
+def _shares(sizes: Sizes, *wholes: int) -> list[str]:
+    cells = []
+    for size, nr in sorted(sizes.items()):
+        shares = f"({', '.join(_percent(nr, whole) for whole in wholes)})"
+        cells.append(f"{short_size(size):>4}: {short_size(nr):>5} {shares:<{8 * len(wholes) - 1}}")
+    return cells
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"({part / whole:.1%})" if whole else ""
+    return f"{part / whole:.1%}" if whole else "-"
 
 
 def _wrapped(cells: list[str], *, indent: int = 2) -> Iterable[str]:
-    per_line = max(1, (min(terminal_width(), 120) - indent) // 22)
+    width = max(map(len, cells)) + 2
+    per_line = max(1, (min(terminal_width(), 120) - indent) // width)
     for at in range(0, len(cells), per_line):
         yield (" " * indent + "  ".join(cells[at : at + per_line])).rstrip()
-
-
-SIZES = (
-    "size_bytes",
-    "resident_bytes",
-    "swapped_bytes",
-    "special_bytes",
-    "exclusive_bytes",
-    "shared_bytes",
-    "zero_bytes",
-    "hugetlb_bytes",
-    "huge_bytes",
-    "anon_huge_bytes",
-    "nr_extents",
-    "mean_bytes",
-    "largest_bytes",
-)
-
-
-def usage(item: Usage) -> dict[str, Any]:
-    """Make the members of the JSON document for a mapping or for a total."""
-    document = {name: getattr(item, name) for name in SIZES}
-    document["largest_vaddr"] = None if item.largest_vaddr is None else hex(item.largest_vaddr)
-    document["alignment_bytes"] = item.alignment_bytes
-    document["contiguous"] = _by_name(item.contiguous)
-    document["folios"] = (
-        {kind: _folios(found) for kind, found in item.folios.items()} if item.folios else None
-    )
-    document["nodes"] = _by_name(item.nodes)
-    return document
-
-
-def _by_name(sizes: Sizes | None) -> dict[str, int] | None:
-    return None if sizes is None else {str(key): size for key, size in sorted(sizes.items())}
-
-
-def _folios(found: Folios) -> dict[str, Any]:
-    return {
-        "pmd_bytes": found.pmd_bytes,
-        "aligned": _by_name(found.aligned),
-        "unaligned": _by_name(found.unaligned),
-        "partial_bytes": found.partial_bytes,
-        "contiguous": _by_name(found.contiguous),
-    }
-
-
-class MapsDocument:
-    """Prints the JSON document of `maps`.
-
-    Its form is {"processes": [{"pid", "name", "mappings", "total"}], "total"}.
-
-    Args:
-        rollup: Leave out the mappings: "mappings" is null.
-    """
-
-    def __init__(self, *, rollup: bool) -> None:
-        self._rollup = rollup
-        self._separator = '{"processes": ['
-        self._inner = ""
-
-    def begin_process(self, pid: int, name: str) -> None:
-        """Print the first members of a process."""
-        head = json.dumps({"pid": pid, "name": name})[:-1]
-        sys.stdout.write(f'{self._separator}\n{head}, "mappings": ')
-        sys.stdout.write("null" if self._rollup else "[")
-        self._separator, self._inner = ",", ""
-
-    def add_mapping(self, item: Usage) -> None:
-        """Print a mapping."""
-        if not self._rollup:
-            document = {"mapping": mapping(item.vma), **usage(item)}
-            sys.stdout.write(f"{self._inner}\n{json.dumps(document)}")
-            self._inner = ","
-
-    def end_process(self, total: Usage | None, why: str = "") -> None:
-        """Print a process's total. The arguments are those of `MapsTable.end_process()`."""
-        end = "" if self._rollup else "\n]"
-        sys.stdout.write(f'{end}, "total": {json.dumps(total and usage(total))}}}')
-
-    def end(self, total: Usage) -> None:
-        """Print the total of all processes, and the end of the document."""
-        begin = "" if self._separator == "," else self._separator
-        end = f'\n], "total": {json.dumps(usage(total))}, {errors_member()}}}\n'
-        sys.stdout.write(begin + end)

@@ -32,11 +32,9 @@ from physview.text import proctext
 PF_EXITING = 0x00000004
 PF_KTHREAD = 0x00200000
 
-# Prefixes of the paths that a VM_PFNMAP mapping can have. Only mappings with these paths are looked
-# up in smaps, because reading smaps walks all page tables.
-DEVICE_PATHS = ("[vvar", "/dev/", "/sys/", "/proc/", "anon_inode:")
-# Shared memory below /dev, which is never VM_PFNMAP.
-SHARED_MEMORY_PATHS = ("/dev/zero", "/dev/shm/")
+# Names of mappings that are certainly no device's; so are those without a name. Other mappings are
+# looked up in smaps. Any path may be a device's: drivers choose names such as "/dmabuf:" for it.
+ANONYMOUS = ("[heap]", "[stack]", "[anon")
 # The kernel writes "\n" in a path of maps like this. It does not escape a backslash.
 ESCAPED_NEWLINE = "\\012"
 # The mapping that the kernel itself makes. Its flags are the same in every process.
@@ -47,17 +45,6 @@ Range = tuple[int, int]
 ALL = (0, 1 << 64)
 
 _ENCODING, _ENCODE_ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-
-SMAPS_SIZES = frozenset(
-    [
-        "Rss",
-        "AnonHugePages",
-        "ShmemPmdMapped",
-        "FilePmdMapped",
-        "Shared_Hugetlb",
-        "Private_Hugetlb",
-    ]
-)
 
 
 class Stat(NamedTuple):
@@ -70,6 +57,8 @@ class Stat(NamedTuple):
         start_stack: Address of the start of the stack, where argc is. 0 without permission.
         nr_minor_faults: Page faults of all threads that did not read from a disk.
         nr_major_faults: Page faults of all threads that read from a disk.
+        size_bytes: Size of the address space.
+        name: Name of the process.
     """
 
     state: str
@@ -78,6 +67,8 @@ class Stat(NamedTuple):
     start_stack: int
     nr_minor_faults: int
     nr_major_faults: int
+    size_bytes: int = 0
+    name: str = ""
 
     @property
     def has_ended(self) -> bool:
@@ -95,9 +86,11 @@ def parse_stat(data: bytes) -> Stat:
     (5, 6)
     """
     # The name may contain blanks and parentheses. So count the fields from its last parenthesis.
-    fields = data[data.rindex(b")") + 2 :].split(b" ")
-    numbers = (int(fields[at]) for at in (6, 19, 25, 7, 9))
-    return Stat(fields[0].decode(), *numbers)
+    last = data.rindex(b")")
+    fields = data[last + 2 :].split(b" ")
+    name = os.fsdecode(data[data.index(b"(") + 1 : last])
+    flags, start, stack, minor, major, size = (int(fields[at]) for at in (6, 19, 25, 7, 9, 20))
+    return Stat(fields[0].decode(), flags, start, stack, minor, major, size, name)
 
 
 def parse_maps_line(line: bytes) -> Vma:
@@ -142,32 +135,6 @@ def parse_vm_flags(smaps: Iterable[bytes]) -> dict[int, frozenset[str]]:
         elif not first.endswith(b":"):
             start = int(first.partition(b"-")[0], 16)
     return flags
-
-
-def parse_smaps_sizes(smaps: Iterable[bytes], names: frozenset[str]) -> dict[int, dict[str, int]]:
-    r"""Parse sizes of each mapping from /proc/PID/smaps.
-
-    Args:
-        smaps: The lines of the file.
-        names: Names of the sizes to return, such as "Rss".
-
-    Returns:
-        By the start address of the mapping: the sizes by name, in bytes. Sizes of 0 are left out.
-
-    >>> parse_smaps_sizes([b"1000-2000 r--p 0 00:00 0\n", b"Rss: 4 kB\n"], frozenset(["Rss"]))
-    {4096: {'Rss': 4096}}
-    """
-    sizes: dict[int, dict[str, int]] = {}
-    start = 0
-    for line in smaps:
-        first, _, rest = line.partition(b" ")
-        if not first.endswith(b":"):
-            start = int(first.partition(b"-")[0], 16)
-        elif first[:-1].decode() in names:
-            size = int(rest.lstrip(b" ").partition(b" ")[0]) * 1024
-            if size:
-                sizes.setdefault(start, {})[first[:-1].decode()] = size
-    return sizes
 
 
 def list_pids() -> list[int]:
@@ -216,6 +183,10 @@ class ProcDir(Descriptor):
         except OSError as error:
             raise self.error(error, name) from None
 
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name. Older kernels lack some."""
+        return os.access(name, os.F_OK, dir_fd=self._fd)
+
     def open_pagemap(self) -> int:
         """Open the pagemap of the process, and return its descriptor.
 
@@ -261,6 +232,30 @@ class ProcDir(Descriptor):
                 return parse_stat(file.read())
             except OSError:
                 return None
+
+    def living_stat(self, name: str) -> Stat:
+        """Read the state of a process that has user memory.
+
+        Args:
+            name: The file that is to be read next, for the text of the error.
+
+        Raises:
+            NoUserMemory: It is a kernel thread or a zombie.
+            ProcessGone: It is gone.
+        """
+        stat = self.stat()
+        if stat is None:
+            raise self.gone()
+        path = f"{self.path}/{name}"
+        error = self._without_memory(stat, f"cannot read {path}", {"pid": self.pid, "path": path})
+        if error:
+            raise error
+        return stat
+
+    def has_ended(self) -> bool:
+        """Whether the process has ended, or has released its memory."""
+        stat = self.stat()
+        return stat is None or stat.has_ended
 
     def error(self, error: OSError, name: str) -> PhysviewError:
         """Translate an OSError about the file `name` of the process into an error of physview."""
@@ -354,18 +349,26 @@ class ProcDir(Descriptor):
         return self._exact(vma) if "\n" in vma.path else vma
 
     def _exact(self, vma: Vma) -> Vma:
-        """Replace an ambiguous path by the exact path: "\\012" may stand for "\\n" or for itself.
+        return vma._replace(path=self.exact_path(vma.start, vma.end, vma.path))
 
-        map_files has the exact path, but requires CAP_CHECKPOINT_RESTORE. Without this capability
-        the path stays, in which "\\012" is taken for "\\n", the more likely case.
+    def exact_path(self, start: int, end: int, path: str) -> str:
+        """Replace an ambiguous path of maps by the exact path.
+
+        "\\012" in maps may stand for "\\n" or for itself. map_files has the exact path, but
+        requires CAP_CHECKPOINT_RESTORE. Without this capability "\\012" is taken for "\\n", the
+        more likely case.
+
+        Args:
+            start: First address of the mapping.
+            end: First address after the mapping.
+            path: The path that the kernel shows.
 
         Source: map_files in Documentation/filesystems/proc.rst
         """
         try:
-            name = f"map_files/{vma.start:x}-{vma.end:x}"
-            return vma._replace(path=os.readlink(name, dir_fd=self._fd))
+            return os.readlink(f"map_files/{start:x}-{end:x}", dir_fd=self._fd)
         except OSError:
-            return vma
+            return path.replace(ESCAPED_NEWLINE, "\n")
 
 
 @functools.cache
@@ -426,7 +429,6 @@ class MemoryMap:
         self.vmas = list(_in_order(self._by_line.values()))
         self._ends = [vma.end for vma in self.vmas]
         self._flags: dict[int, frozenset[str]] | None = None
-        self._sizes: dict[int, dict[str, int]] | None = None
 
     def areas(self, end: int) -> list[tuple[int, int]]:
         """The mapped ranges below `end`, as (start, end); adjacent mappings are merged."""
@@ -450,8 +452,11 @@ class MemoryMap:
         return bisect.bisect_right(self._ends, vaddr)
 
     def is_pfnmap(self, vma: Vma) -> bool:
-        """Whether a mapping is VM_PFNMAP: pagemap shows nothing for such a mapping."""
-        if not vma.path.startswith(DEVICE_PATHS) or vma.path.startswith(SHARED_MEMORY_PATHS):
+        """Whether a mapping is VM_PFNMAP: pagemap shows nothing for such a mapping.
+
+        The first call may read smaps, which walks all page tables.
+        """
+        if not vma.path or vma.path.startswith(ANONYMOUS):
             return False
         if vma.path.startswith(KERNELS_PATH):
             return _kernels_mappings_are_pfnmap()
@@ -469,16 +474,6 @@ class MemoryMap:
         if self._flags is None:
             self._flags = parse_vm_flags(self._proc.iter_lines("smaps"))
         return flag in self._flags.get(vma.start, ())
-
-    def sizes(self, vma: Vma) -> dict[str, int]:
-        """The sizes of a mapping in smaps. The first call reads smaps.
-
-        Returns:
-            Bytes by name, for the names in SMAPS_SIZES; sizes of 0 are left out.
-        """
-        if self._sizes is None:
-            self._sizes = parse_smaps_sizes(self._proc.iter_lines("smaps"), SMAPS_SIZES)
-        return self._sizes.get(vma.start, {})
 
     def cause(self, vaddr: int, entry: PagemapEntry) -> Cause | None:
         """Find why a page has no frame number, from its pagemap entry and its mapping.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The results of physview's readers for a process, in one call each."""
 
-from physview.analysis.usage import UsageReader
+from physview.analysis.usage_reader import UsageReader
 from physview.memory.extents import ExtentReader
 from physview.memory.snapshot import Snapshot
 from physview.sources.procfs import ProcDir
