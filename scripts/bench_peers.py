@@ -84,10 +84,13 @@ def measure(row: Row, nr: int) -> bool:
 def run(nr: int, only: str = "") -> bool:
     """Measure the rows whose generator has `only` in its name; return whether limits are kept."""
     import bench_peers_file
+    import bench_peers_maps
 
     generators: tuple[Callable[[], Iterator[Row]], ...] = (
         bench_peers_file.small_files,
         bench_peers_file.large_file,
+        bench_peers_maps.rollup,
+        bench_peers_maps.many_mappings,
     )
     kept = True
     for generator in generators:
