@@ -203,7 +203,7 @@ class MapsReading(Closable):
         self._end_process(proc, own)
 
     def _end_process(self, proc: ProcDir, own: Usage) -> None:
-        about = {"tables": _page_tables(proc)} if self._with_tables else {}
+        about: dict[str, Any] = {"tables": _page_tables(proc)} if self._with_tables else {}
         self._report.end_process(own, **about)
         self._total.add(own)
 

@@ -51,7 +51,7 @@ function _shtab_physview_using
 end
 
 set -g _shtab_physview_commands memview translate maps pages watch snapshot diff walk compare tables frames owners file picture lab trace module vm doctor completion
-set -g _shtab_physview_opts_with_value --append --buffer --cgroup --columns --cpus --flags --format --interval --kernel --la57 --memory --module --nodes --number --only --output --picture --pid --repeat --seconds --sleep --source --swap --theme --ticks --timeout -n -o
+set -g _shtab_physview_opts_with_value --append --buffer --cgroup --columns --cpus --every --flags --format --interval --kernel --la57 --memory --module --name --nodes --number --only --output --picture --pid --repeat --seconds --sleep --sort --source --swap --theme --ticks --timeout --top -n -o
 
 complete -c physview -e
 complete -c physview -f
@@ -74,7 +74,19 @@ complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -
 complete -c physview -n '_shtab_physview_using maps' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using maps' -l cgroup -xka "(__fish_complete_path (commandline -ct))" -d 'the processes of a cgroup and of all cgroups below it'
 complete -c physview -n '_shtab_physview_using maps' -l all -d 'all processes that you may examine'
-complete -c physview -n '_shtab_physview_using maps' -l rollup -d 'print a line per process, not per mapping'
+complete -c physview -n '_shtab_physview_using maps' -l rollup -d 'print a line per process, not per mapping: the kernel'"'"'s sums (smaps_rollup)'
+complete -c physview -n '_shtab_physview_using maps' -l frames -d 'with --rollup: read the pages, too, for extents, contiguity and large folios'
+complete -c physview -n '_shtab_physview_using maps' -s o -l columns -x -d 'the columns to show, separated by commas; +NAMES adds to those that are shown; '"'"'help'"'"' lists them'
+complete -c physview -n '_shtab_physview_using maps' -l sort -x -d 'largest first, texts in their order; +COLUMN: smallest first'
+complete -c physview -n '_shtab_physview_using maps' -l top -x -d 'only the first N, by rss if there is no --sort'
+complete -c physview -n '_shtab_physview_using maps' -l name -x -d 'only mappings whose path or file name matches; with --rollup, processes'
+complete -c physview -n '_shtab_physview_using maps' -l bytes -d 'print sizes in bytes'
+complete -c physview -n '_shtab_physview_using maps' -l si -d 'print sizes in powers of 1000'
+complete -c physview -n '_shtab_physview_using maps' -l format -xka "csv jsonl parquet" -d 'write a record per line, in bytes'
+complete -c physview -n '_shtab_physview_using maps' -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the file for Parquet'
+complete -c physview -n '_shtab_physview_using maps' -l force -d 'replace the file if it exists'
+complete -c physview -n '_shtab_physview_using maps' -l every -x -d 'print again every S seconds, until it is interrupted'
+complete -c physview -n '_shtab_physview_using maps' -l ticks -x -d 'with --every: end after N times'
 complete -c physview -n '_shtab_physview_using maps' -l json -d 'print one JSON document'
 complete -c physview -n '_shtab_physview_using maps; and test $_shtab_physview_npos -ge 0' -ka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | LC_ALL=C tr -c '\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'a pid, self, or the name of one process'
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a pages -d 'Show the pages of a process: where they are, and what the kernel says about their frames.'
