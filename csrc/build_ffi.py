@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 # setuptools expects paths relative to setup.py.
 NAMES = (
     "account",
+    "arrow",
     "bpf_find",
     "bpf_load",
     "bpf_tables",

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The compiled core of physview. The core knows nothing of Python, prints
- * nothing, keeps no state and never exits. Functions return a count, 0 or
- * -errno. Python calls the core without the GIL, so every function must be
- * thread-safe.
+ * nothing, keeps no state and never exits; only arrow.c keeps the addresses by
+ * which it gives an object back. Functions return a count, 0 or -errno. Python
+ * calls the core without the GIL, so every function must be thread-safe.
  */
 #ifndef PHYSVIEW_H
 #define PHYSVIEW_H
