@@ -141,6 +141,9 @@ class Process(Closable):
             raise
         self._user_end: int | None = None
 
+    def __repr__(self) -> str:
+        return f"<Process {self.pid}, from {self.source}>"
+
     @property
     def pid(self) -> int:
         """Process id."""
@@ -352,7 +355,9 @@ class Process(Closable):
         entries, paddrs = np.empty((2, len(vaddrs)), dtype=np.uint64)
         if self._source.fill(vaddrs, entries, paddrs):
             self._check_alive(vaddrs[entries == NO_ENTRY])
-        return Translations(vaddrs, entries, paddrs, explain)
+        return Translations(
+            vaddrs, entries, paddrs, explain, pid=self.pid, source=self._source.name
+        )
 
     def _check_alive(self, without_entry: Iterable[int]) -> None:
         """Raise ProcessGone if user addresses have no entry: then the address space is gone."""

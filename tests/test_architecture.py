@@ -37,12 +37,14 @@ ROOMS = {
     "vm": [*CORE, "kernels"],
     "labs": [*CORE, "memory", "process", "frames", "analysis", "system"],
     "pictures": [*CORE, "memory", "parquet", "frames", "analysis"],
+    "api": [*CORE, "memory", "parquet", "process", "frames", "tracing", "analysis"],
     "reporters": [*CORE, "memory", "parquet", "frames", "tracing", "analysis", "system", "labs",
                   "pictures"],
 }  # fmt: skip
 ROOMS["commands"] = list(ROOMS)
 # The package itself: the public API, of which no module here makes use.
-ROOMS[""] = [*CORE, "frames", "memory", "parquet", "process", "tracing", "analysis"]
+ROOMS[""] = [*CORE, "frames", "memory", "parquet", "process", "tracing", "analysis", "api",
+             "pictures"]  # fmt: skip
 ROOMS["__main__"] = ["runtime", "commands"]
 
 

@@ -78,6 +78,9 @@ class Snapshot(Closable):
             self.proc.close()
             raise
 
+    def __repr__(self) -> str:
+        return f"<Snapshot of process {self.pid}, from {self.source}: {len(self.vmas)} mappings>"
+
     @property
     def pid(self) -> int:
         """Process id."""

@@ -19,7 +19,7 @@ from physview.errors import PhysviewError
 from physview.files.atomic_file import whole_file
 from physview.files.descriptor import Closable
 from physview.memory.rows import BASE_DTYPE, COLUMNS
-from physview.model import NO_ENTRY, PAGE_SIZE, Vma
+from physview.model import NO_ENTRY, PAGE_SIZE, Vma, printable
 from physview.parquet.column_reader import ParquetInput
 from physview.parquet.snapshot_check import (
     MAX_ABOUT_BYTES,
@@ -335,6 +335,10 @@ class SnapshotFile(Closable):
         self.vmas, self.resources, self.time = about.vmas, about.resources, about.time
         stored = self._file.columns
         self.columns = [name for name in COLUMNS if name in stored and name != "cgroup"]
+
+    def __repr__(self) -> str:
+        pid, path = self.about["pid"], printable(self.path)
+        return f"<SnapshotFile of process {pid}, from {path}: {self.nr_extents} extents>"
 
     @contextlib.contextmanager
     def _explain_errors(self, why: str) -> Iterator[None]:

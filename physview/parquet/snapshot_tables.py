@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from physview.entry_rules import PM_PFRAME_MASK, is_in_area, swap_offset, swap_slot, swap_type
-from physview.model import NO_ENTRY, PagemapEntry, Vma
+from physview.entry_rules import swap_offset, swap_type
+from physview.memory.causes import alike, cause_word
+from physview.model import NO_ENTRY, Vma
 from physview.sources.page_flags import flag_names
 from physview.text.quoting import escaped
 
@@ -42,7 +43,7 @@ class SnapshotTables:
             "vaddr": rows["vaddr"],
             "nr_pages": rows["nr_pages"],
             "pfn": _or_null(arrow, rows["pfn"]),
-            "cause": self._causes(rows),
+            "cause": self._words_of(alike(rows["entry"]), cause_word),
             "swap_type": arrow.array(swap_type(slots).astype(np.uint8), mask=no_swap),
             "swap_offset": arrow.array(swap_offset(slots), mask=no_swap),
             "entry": rows["entry"],
@@ -69,24 +70,6 @@ class SnapshotTables:
         different, codes = np.unique(values, return_inverse=True)
         words = [word(int(value)) for value in different]
         return _DictionaryColumn(self._arrow, words).of(codes)
-
-    def _causes(self, rows: Rows) -> Any:
-        """The column cause, derived from the bits of the pagemap entries.
-
-        Bits that do not affect the cause are removed first, so that few distinct values remain.
-        """
-        import numpy as np
-
-        entries = rows["entry"].copy()
-        # The swap type affects the cause only if it is a special type.
-        in_area = (rows["swap"] != np.uint64(NO_ENTRY)) & is_in_area(entries)
-        keep = np.uint64(NO_ENTRY ^ PM_PFRAME_MASK)
-        entries[in_area] &= keep
-        entries[in_area] |= np.uint64(swap_slot(0, 1))
-        known = rows["pfn"] != np.uint64(NO_ENTRY)
-        entries[known] &= keep
-        entries[known] |= np.uint64(1)
-        return self._words_of(entries, _cause_word)
 
     def _cgroup(self, inode: int) -> str | None:
         from physview.sources.cgroups import cgroup_paths
@@ -124,8 +107,3 @@ def _or_null(arrow: Any, values: Any) -> Any:
 
 def _flag_words(value: int) -> str | None:
     return None if value == NO_ENTRY else "|".join(flag_names(value))
-
-
-def _cause_word(entry: int) -> str | None:
-    cause = PagemapEntry(entry).cause
-    return cause.value if cause else None

@@ -153,6 +153,19 @@ class Picture(NamedTuple):
         """Whether it compares two times: it has kinds of frames that pages have left."""
         return any(kind.is_past for kind in self.kinds)
 
+    def _repr_html_(self) -> str:
+        """The picture for a notebook: an SVG that is an image of its own.
+
+        So its style does not reach the rest of the page, and nothing in it can run.
+        """
+        from base64 import b64encode
+
+        from physview.pictures.layout import lay_out
+        from physview.pictures.svg import to_svg
+
+        data = b64encode(to_svg(lay_out(self)[0]).encode()).decode()
+        return f'<img style="max-width:100%" alt="physview" src="data:image/svg+xml;base64,{data}">'
+
 
 def make_frames(
     runs: Runs,
