@@ -140,6 +140,21 @@ def test_processes_are_those_of_psutil():
         physview.processes([(1 << 31) - 1])
 
 
+def test_a_notebook_runs_nothing_that_the_name_of_a_process_says():
+    name = "ctypes.CDLL(None).prctl(15, b'<script>\\x1b\\n')"
+    code = f"import ctypes, sys; {name}; print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as hostile:
+        hostile.stdout.readline()
+        table = physview.processes([hostile.pid])
+        hostile.stdin.close()
+    assert table["name"][0] == "<script>\\x1b\\n"
+    html = table._repr_html_()
+    assert "&lt;script&gt;\\x1b\\n" in html
+    assert "<script" not in html
+
+
 @pytest.mark.needs("kthread")
 def test_a_kernel_thread_has_no_sizes():
     (row,) = physview.processes([2])

@@ -75,6 +75,7 @@ def test_the_sdist_is_complete(sdist):
         *["scripts/run", "scripts/test", "scripts/setup.sh", "scripts/bench", "tests/conftest.py"],
         *[".ci/run", ".github/workflows/ci.yml", "scripts/ci/fresh", "scripts/ci/lib.sh"],
         *["README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "docs/json.md"],
+        *["csrc/arrow.c", "docs/python.md", "docs/notebook.ipynb"],
         *["physview/py.typed", "physview/_native.pyi", "setup.py", "pyproject.toml"],
     }
     assert expected <= names
@@ -91,6 +92,8 @@ def test_the_wheel_is_one_for_all(wheel):
         assert f"physview/kmod_source/{source}" in names
     for source in ("page.html", "page.css", "data.js", "links.js", "view.js", "page.js"):
         assert f"physview/pictures/{source}" in names
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "physview").rglob("*.py")}
+    assert modules <= set(names)
     assert not [name for name in names if name.startswith(("tests", "csrc"))]
     data = f"physview-{physview.__version__}.data/data/share"
     for path in (

@@ -34,7 +34,7 @@ def extents(
     start: int = 0,
     end: int | None = None,
     columns: Iterable[str] = (),
-    where: FlagFilter | None = None,
+    where: FlagFilter | str | None = None,
     each_page: bool = False,
     source: str = "pagemap",
 ) -> Table[list[Vma]]:
@@ -49,7 +49,7 @@ def extents(
         end: First address after the range, page-aligned; None is the end of user space.
         columns: Optional columns: "flags" (with "flag_names"), "mapcount", "cgroup", "node". Each
             costs one more read for every frame, and all but "node" need root.
-        where: Only frames with these flags.
+        where: Only frames with these flags, such as "anon,!thp".
         each_page: Whether each page is a row of its own.
         source: As for `Snapshot`.
 
@@ -69,12 +69,14 @@ def extents(
     import numpy as np
 
     from physview.memory.rows import BASE_DTYPE, COLUMNS, iter_each
+    from physview.sources.page_flags import FlagFilter
 
     wanted = list(dict.fromkeys(columns))
+    chosen = FlagFilter.parse(where) if isinstance(where, str) else where
     with Snapshot(pid, source=source) as snapshot:
         zero_pfn = snapshot.reader.zero_pfn
         batches: list[Rows] = []
-        for batch in snapshot.iter_extents(start, end, columns=wanted, where=where):
+        for batch in snapshot.iter_extents(start, end, columns=wanted, where=chosen):
             batches += iter_each(batch, zero_pfn) if each_page else [batch]
         vmas = list(snapshot.vmas)
         pid, source = snapshot.pid, snapshot.source
