@@ -53,7 +53,8 @@ if TYPE_CHECKING:
     from physview.api.processes import processes
     from physview.frames.machine import read_machine
     from physview.frames.owners import find_owners
-    from physview.memory.columns import Column, Columnar, Table
+    from physview.memory.columnar import Columnar
+    from physview.memory.columns import Column, Table
     from physview.memory.snapshot import Snapshot
     from physview.parquet.snapshot_file import SnapshotFile, write_snapshot
     from physview.sources.page_cache import PageCache
@@ -114,7 +115,7 @@ __all__ = [
 # These names are imported only when they are used, so that physview starts fast.
 _LAZY = {
     "Column": "memory.columns",
-    "Columnar": "memory.columns",
+    "Columnar": "memory.columnar",
     "DiffTable": "api.changes",
     "FlagFilter": "sources.page_flags",
     "PageCache": "sources.page_cache",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from physview.errors import UsageError
+from physview.memory.columnar import Columnar
 from physview.model import NO_ENTRY
 from physview.text.quoting import escaped, printable
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 A = TypeVar("A")
 
 HTML_ROWS = 20
-"""How many rows a notebook shows of a table."""
+"""How many rows and errors a notebook shows of a table."""
 
 HEX_UNITS = ("address", "frame", "bits")
 """Units whose numbers are shown in hexadecimal, as the commands show them."""
@@ -57,39 +58,6 @@ class Column(NamedTuple):
             return self.words[int(self.values[row])]
         value: int | float | bool = self.values[row].item()
         return value
-
-
-class Columnar:
-    """What can be read as a table. A subclass has `table()`; programs for tables take it as it is.
-
-    pandas, polars, DuckDB and pyarrow call `__arrow_c_stream__()`. The columns are not copied.
-    """
-
-    def table(self) -> Table[Any]:
-        """Make the table."""
-        raise NotImplementedError
-
-    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        """Lend the columns as a stream of one batch, in Arrow's PyCapsule protocol.
-
-        Args:
-            requested_schema: Ignored, as the protocol allows: the types are those of the columns.
-        """
-        from physview.memory import arrow
-
-        table = self.table()
-        return arrow.stream(table._lent(), len(table), table._metadata())
-
-    def __arrow_c_schema__(self) -> object:
-        """Describe the columns, in Arrow's PyCapsule protocol."""
-        from physview.memory import arrow
-
-        table = self.table()
-        return arrow.schema(table._lent(), table._metadata())
-
-    def _repr_html_(self) -> str:
-        """The first rows as HTML, for notebooks. Names from outside are escaped."""
-        return self.table()._html()
 
 
 class Table(Columnar, Generic[A]):
@@ -227,7 +195,9 @@ class Table(Columnar, Generic[A]):
         )
         nr_more = len(self) - HTML_ROWS
         more = f"<p>and {nr_more} more rows</p>" if nr_more > 0 else ""
-        failed = "".join(f"<p>{_text(str(error))}</p>" for error in self.errors)
+        failed = "".join(f"<p>{_text(str(error))}</p>" for error in self.errors[:HTML_ROWS])
+        nr_failed = len(self.errors) - HTML_ROWS
+        failed += f"<p>and {nr_failed} more errors</p>" if nr_failed > 0 else ""
         caption = f"<caption>{_text(self._heading())}: {len(self)} rows</caption>"
         table = f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         return f"<div>{table}{more}{failed}</div>"

@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from physview.memory.columns import Columnar, Table, numbers, words
+from physview.memory.columnar import Columnar
 from physview.model import NO_ENTRY, NO_PADDR, Translation
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from physview.memory.columns import Table
 
 
 class Translations(Columnar):
@@ -76,6 +78,8 @@ class Translations(Columnar):
         many of them, and the `Process` must still be open.
         """
         import numpy as np
+
+        from physview.memory.columns import Table, numbers, words
 
         codes = np.zeros(len(self), dtype=np.int32)
         causes: dict[str | None, int] = {None: 0}
