@@ -18,7 +18,7 @@ from pathlib import Path
 import shtab
 
 from physview import __version__
-from physview.commands import make_parser
+from physview.commands import make_parser, subparsers
 
 ROOT = Path(__file__).parent.parent
 COMPLETIONS = {"bash": "physview", "zsh": "_physview", "fish": "physview.fish"}
@@ -46,14 +46,6 @@ EXIT_STATUS = (
     ("2", "It was used wrongly."),
 )
 SEE_ALSO = ("madvise(2)", "mincore(2)", "proc(5)")
-
-
-def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parser of each command, by name."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    raise AssertionError("no commands")
 
 
 def completion(shell: str) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """cgroups are found and read, whatever names they and mount points have."""
 
+import json
 import os
 import subprocess
 import sys
@@ -48,6 +49,36 @@ def test_the_processes_of_a_cgroup_and_below_whatever_it_is_called(python, name)
         assert cgroup_pids(path) == sorted(children)
         with pytest.raises(FileNotFoundError):
             cgroup_pids(f"{path}/nowhere")
+
+
+@pytest.mark.needs("cgroups")
+def test_a_threaded_cgroup_has_the_processes_of_its_threads(python, physview):
+    """The kernel refuses to list the processes of such a cgroup (EOPNOTSUPP), not the threads."""
+    child = python(
+        "import threading, time; threading.Thread(target=time.sleep, args=[600]).start()"
+    )
+    names = [f"physview-test-{os.getpid()}", "threads"]
+    if not os.path.exists(f"{cgroups.writable()}/cgroup.procs") or not os.path.exists(
+        f"{cgroups.writable()}/cgroup.threads"
+    ):
+        pytest.skip("no cgroup 2: only it has threaded cgroups")
+    with cgroups.branch(names, []) as path:
+        threaded = f"{path}/threads"
+        with open(f"{threaded}/cgroup.type", "w") as file:
+            file.write("threaded")
+        with cgroups.joined(path, child.pid):
+            (tid,) = {int(tid) for tid in os.listdir(f"/proc/{child.pid}/task")} - {child.pid}
+            with open(f"{threaded}/cgroup.threads", "w") as file:
+                file.write(str(tid))
+            with (
+                pytest.raises(OSError, match="not supported"),
+                open(f"{threaded}/cgroup.procs") as f,
+            ):
+                f.read()
+            assert cgroup_pids(threaded) == cgroup_pids(path) == [child.pid]
+            result = physview("maps", "--rollup", "--json", "--cgroup", threaded)
+    assert [each["pid"] for each in json.loads(result.stdout)["processes"]] == [child.pid]
+    assert f"{threaded} is a threaded cgroup: processes with a thread in it" in result.stderr
 
 
 def test_a_folder_that_is_no_cgroup_has_no_processes_and_does_not_block(tmp_path):

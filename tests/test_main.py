@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The entry point of all commands: wrong use, streams and signals."""
 
+import json
 import re
 import signal
 import subprocess
@@ -18,8 +19,40 @@ def test_wrong_use_is_one_line(physview, args):
     assert "--help" in one_line(physview(*args), 2)
 
 
-def test_version(physview):
-    assert re.fullmatch(r"physview \d+\.\d+\.\d+\n", physview("--version").stdout)
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version(physview, option):
+    assert re.fullmatch(r"physview \d+\.\d+\.\d+\n", physview(option).stdout)
+
+
+@pytest.mark.parametrize("words", [[], ["maps"], ["vm"], ["trace"]])
+def test_help_is_a_command_too(physview, words):
+    result = physview("help", *words)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == physview(*words, "--help").stdout
+    assert result.stdout.startswith("usage: physview")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["maps", "--bogus"], ["pages"], ["module", "fly"], ["vm", "--cpus", "x"], ["trace"], ["file"]],
+)
+def test_wrong_use_of_a_command_points_to_its_own_help(physview, words):
+    line = one_line(physview(*words), 2)
+    assert line.startswith(f"physview {words[0]}: ")
+    assert line.endswith(f"; see 'physview {words[0]} --help'\n")
+
+
+def test_options_stand_before_between_and_after_arguments(physview):
+    where = [["--json", "self", "0x0", "0x1"], ["self", "--json", "0x0", "0x1"]]
+    for words in (*where, ["self", "0x0", "--json", "0x1"], ["self", "0x0", "0x1", "--json"]):
+        entries = json.loads(physview("translate", *words).stdout)["entries"]
+        assert [entry["vaddr"] for entry in entries] == ["0x0", "0x1"]
+    assert physview("maps", "self", "--rollup", "self").returncode == 0
+
+
+def test_an_empty_name_is_no_process(physview):
+    line = one_line(physview("maps", ""), 2)
+    assert line == "physview: '' is no process: the name is empty; ps -e lists the processes\n"
 
 
 def test_a_reader_that_has_seen_enough(python):

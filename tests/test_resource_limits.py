@@ -244,7 +244,13 @@ class TestProc:
 
     @pytest.mark.needs("nobody")
     @pytest.mark.parametrize("how", ["1", "2", "4"])
-    @pytest.mark.parametrize("command", ["translate {} 0", "maps {}", "pages {}"])
+    @pytest.mark.parametrize(
+        "command",
+        [
+            *["translate {} 0", "maps {}", "pages {}", "walk {} 0x0", "compare {}", "tables {}"],
+            *["watch {} --ticks 1", "snapshot {} -o /no/x", "picture {} -o /tmp/x.svg"],
+        ],
+    )
     def test_a_hidden_process_has_not_ended(self, physview, sleeper, how, command):
         prefix = [*with_proc(f"hidepid={how}"), *AS_NOBODY]
         line = one_line(physview(*command.format(sleeper.pid).split(), prefix=prefix), 1)

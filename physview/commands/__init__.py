@@ -90,10 +90,11 @@ def make_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="physview",
         description="Shows where a process's memory really is.",
+        epilog="physview help COMMAND describes a command.",
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"physview {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"physview {__version__}")
     # Without prog, argparse formats a usage line to find the name, and imports shutil for it.
     subparsers = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, prog="physview", parser_class=_Parser
@@ -123,15 +124,30 @@ def parse(words: list[str], parser: argparse.ArgumentParser | None = None) -> ar
         The arguments. If the command has STARTS_PROGRAM, `command` has the words after the first
         --, in which argparse would look for options; None without a --.
     """
-    known = words[0] in COMMANDS if words else False
-    parser = parser or make_parser(words[:1] if known else COMMANDS)
-    command = import_module(f"physview.commands.{words[0]}") if known else None
+    if words[:1] == ["help"]:  # help COMMAND
+        words = [*words[1:], "--help"]
+    if not words or words[0] not in COMMANDS:
+        return (parser or make_parser()).parse_args(words)
+    command = import_module(f"physview.commands.{words[0]}")
+    own = subparsers(parser or make_parser(words[:1]))[words[0]]
+    words = words[1:]
+    if any(action.nargs == argparse.REMAINDER for action in own._actions):
+        return own.parse_args(words)
+    # Options may stand between the arguments: maps PID --rollup PID.
     if not getattr(command, "STARTS_PROGRAM", False):
-        return parser.parse_args(words)
+        return own.parse_intermixed_args(words)
     at = words.index("--") if "--" in words else len(words)
-    args = parser.parse_args(words[:at])
+    args = own.parse_intermixed_args(words[:at])
     args.command = words[at + 1 :] if at < len(words) else None
     return args
+
+
+def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command, by its name."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    raise AssertionError("no commands")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +14,7 @@ from physview import _ffi
 from physview.errors import PhysviewError, UsageError
 from physview.model import Cause, Translation, printable
 from physview.reporters.failures import of_this_run
-from physview.runtime import invocation
+from physview.runtime import invocation, privileges
 from physview.text.digits import bounded_int
 
 if TYPE_CHECKING:
@@ -243,19 +242,26 @@ def cgroup_pids(path: str) -> list[int]:
     """Return the pids of the processes of a cgroup and of all cgroups below it.
 
     Raises:
-        UsageError: It is no cgroup, or a threaded one.
+        UsageError: It is no cgroup.
     """
-    from physview.sources.cgroups import cgroup_pids as pids_of
+    from physview.sources import cgroups
 
     try:
-        return list(pids_of(path))
+        return list(cgroups.cgroup_pids(path))
     except OSError as error:
-        if error.errno == errno.EOPNOTSUPP:
-            what = f"cannot list the processes of '{path}'"
-            why, remedy = "it is a threaded cgroup", "give the cgroup above it that is not threaded"
-            raise UsageError(what, why, remedy) from None
         why, remedy = error.strerror or "", "give a folder under /sys/fs/cgroup"
         raise UsageError(f"'{path}' is no cgroup", why, remedy) from None
+
+
+def say_if_threaded(path: str) -> None:
+    """Say on stderr if a cgroup has threads, not processes."""
+    from physview.sources import cgroups
+
+    if cgroups.is_threaded(path):
+        say(
+            f"{path} is a threaded cgroup: processes with a thread in it are shown, with all of"
+            " their memory"
+        )
 
 
 def say_lines(message: str) -> None:
@@ -328,15 +334,12 @@ def say_how_many_are_left_out(nr_denied: int) -> None:
         return
     one = nr_denied == 1
     processes, them = ("1 process is", "it") if one else (f"{nr_denied} processes are", "them")
-    remedy = "" if os.geteuid() == 0 else f"; {root_remedy()}"
-    say(f"{processes} left out: you may not examine {them}{remedy}")
+    remedy = privileges.root_remedy("SYS_PTRACE") if os.geteuid() == 0 else root_remedy()
+    say(f"{processes} left out: you may not examine {them}; {remedy}")
 
 
 def root_remedy() -> str:
     """Return how to get CAP_SYS_ADMIN in the first user namespace, which shows frame numbers."""
     if os.geteuid() == 0:
-        return (
-            "root lacks CAP_SYS_ADMIN here, as in a container: give root that capability (docker"
-            " run --cap-add SYS_ADMIN), or run physview outside of the container"
-        )
+        return privileges.root_remedy("SYS_ADMIN")
     return invocation.again_as_root()

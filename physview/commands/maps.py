@@ -182,6 +182,7 @@ def _pids(args: argparse.Namespace) -> dict[int | str, str | None]:
         from physview.sources.procfs import list_pids
 
         return dict.fromkeys(list_pids())
+    _common.say_if_threaded(args.cgroup)
     return dict.fromkeys(_common.cgroup_pids(args.cgroup))
 
 

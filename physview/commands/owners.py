@@ -15,6 +15,7 @@ import sys
 
 from physview.commands import _common, _numbers
 from physview.errors import UsageError
+from physview.runtime import privileges
 
 NAME = "owners"
 HELP = "which processes map a frame, and what the frame is if none does"
@@ -86,9 +87,10 @@ def _say_who_was_missed(nr_gone: int, nr_denied: int) -> None:
     if nr_gone:
         _common.say(f"{nr_gone} {_processes(nr_gone)} ended before they could be examined")
     if nr_denied:
+        remedy = privileges.root_remedy("SYS_PTRACE")
         _common.say(
-            f"{nr_denied} {_processes(nr_denied)} could not be examined: this user may not look"
-            " into them, even as root"
+            f"{nr_denied} {_processes(nr_denied)} could not be examined: you may not look into"
+            f" {'it' if nr_denied == 1 else 'them'}; {remedy}"
         )
 
 

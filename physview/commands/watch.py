@@ -96,7 +96,7 @@ def _view(args: argparse.Namespace) -> _View[Any] | None:
 
         return _Processes(list_pids, args.track_writes)
     if args.cgroup is not None:
-        _common.cgroup_pids(args.cgroup)  # an error comes before anything is drawn
+        _common.say_if_threaded(args.cgroup)
         return _Processes(lambda: _common.cgroup_pids(args.cgroup), args.track_writes)
     pids = []
     for pid, word in _common.find_pids(args.processes).items():

@@ -57,7 +57,7 @@ complete -c physview -e
 complete -c physview -f
 
 complete -c physview -n _shtab_physview_using -s h -l help -d 'show this help message and exit'
-complete -c physview -n _shtab_physview_using -l version -d 'show program'"'"'s version number and exit'
+complete -c physview -n _shtab_physview_using -s V -l version -d 'show program'"'"'s version number and exit'
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a memview -d 'Report where a program'"'"'s own memory is, as the course program memview2 does.'
 complete -c physview -n '_shtab_physview_using memview' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using memview' -l source -xka "auto pagemap kmod bpf reference" -d 'who answers: pagemap (read by the compiled core), kmod (the kernel module walks the page tables), bpf (a BPF program walks them), reference (pagemap read through ctypes, without the core), or auto: pagemap; reference if the core is not built; kmod if only the module shows frames'

@@ -24,6 +24,7 @@ from physview.errors import AccessDenied, NoUserMemory, PhysviewError, ProcessGo
 from physview.frames.machine import Use, use_of
 from physview.memory.extents import ExtentReader
 from physview.model import NO_ENTRY, PAGE_SIZE, PM_PFRAME_MASK, PM_PRESENT, Vma
+from physview.runtime.privileges import root_remedy
 from physview.sources.frame_source import choose_frame_source
 from physview.sources.kpage import FRAMES_DTYPE, KpageFile
 from physview.sources.procfs import ALL, ProcDir, list_pids
@@ -351,7 +352,7 @@ class _FrameSearch:
             raise AccessDenied(
                 "cannot tell who maps a frame",
                 "pagemap hides frame numbers from who lacks CAP_SYS_ADMIN",
-                "run as root, in a container with CAP_SYS_ADMIN",
+                root_remedy("SYS_ADMIN"),
             )
         return found
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from physview.model import Level, PageKind, Walk
+from physview.runtime.privileges import root_remedy
 from physview.units import size_words
 
 BitNames = Callable[[Level], list[str]]
@@ -46,7 +47,8 @@ def walk_tree(walk: Walk, bit_names: BitNames) -> str:
         nr = len(walk.levels) - len(folded)
         lines.append(f"folded: {', '.join(folded)} (this kernel uses {nr} levels of page tables)")
     if any(level.entry is None for level in walk.levels):
-        lines.append("hidden: addresses and entries of the page tables; run as root")
+        remedy = root_remedy("SYS_ADMIN")
+        lines.append(f"hidden: addresses and entries of the page tables; {remedy}")
     what = KIND_WORDS[walk.kind]
     if walk.paddr is not None:
         size = size_words(walk.page_size_bytes)

@@ -4,6 +4,7 @@ filters and the kernel's lockdown."""
 
 from __future__ import annotations
 
+import os
 import re
 from typing import NamedTuple
 
@@ -12,7 +13,9 @@ from physview.text.proctext import read_or_empty
 
 CAP_SYS_ADMIN = 21
 """A bit of a capability mask. Source: include/uapi/linux/capability.h"""
+_BITS = {"SYS_MODULE": 16, "SYS_PTRACE": 19, "SYS_ADMIN": CAP_SYS_ADMIN}
 
+RUN_AS_ROOT = "run as root"
 LOCKDOWN = "/sys/kernel/security/lockdown"
 
 
@@ -45,6 +48,32 @@ def lockdown() -> str:
     return match[1].decode() if match and match[1] != b"none" else ""
 
 
+def root_remedy(*names: str) -> str:
+    """What to do if the kernel refuses something that needs capabilities.
+
+    For root "run as root" would be no help: root of a container has few capabilities.
+
+    Args:
+        names: The capabilities without "CAP_": SYS_ADMIN, SYS_PTRACE or SYS_MODULE.
+    """
+    if os.geteuid() != 0:
+        return RUN_AS_ROOT
+    has = effective_capabilities() or 0
+    lacking = [name for name in names if not has >> _BITS[name] & 1]
+    name = [*lacking, *names][0]
+    if lacking:
+        return (
+            f"root lacks CAP_{name} here, as in a container: give root that capability (docker run"
+            f" --cap-add {name}), or run physview outside of the container"
+        )
+    if not in_first_user_namespace():
+        return (
+            f"root has CAP_{name} in a user namespace only, as in a container: run physview as root"
+            " outside of it"
+        )
+    return f"root has CAP_{name}, so a security module such as SELinux may forbid it"
+
+
 def why_no_bpf() -> Forbidden | None:
     """Why no BPF program may walk page tables here; None if nothing forbids it.
 
@@ -54,7 +83,7 @@ def why_no_bpf() -> Forbidden | None:
     has = effective_capabilities()
     if has is not None and not has >> CAP_SYS_ADMIN & 1:
         why = "this needs CAP_SYS_ADMIN, to load a BPF program and to see frame numbers"
-        return Forbidden(why, "run as root")
+        return Forbidden(why, root_remedy("SYS_ADMIN"))
     if not in_first_user_namespace():
         why = "this is a user namespace, whose root may not read the kernel's memory"
         return Forbidden(why, "run as root outside of it: most containers have such a namespace")

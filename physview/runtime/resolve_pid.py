@@ -30,6 +30,8 @@ def find_pid(text: str) -> int | str:
     """
     if text == "self":
         return text
+    if not text:
+        raise UsageError("'' is no process", "the name is empty", "ps -e lists the processes")
     if re.fullmatch("[0-9]+", text):
         # The limit is above every pid. int() also removes leading zeros: "0012" is /proc/12.
         return bounded_int(text, (1 << 31) - 1)

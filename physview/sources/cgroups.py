@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from physview.files import filesystems
+from physview.runtime import proc_mount
 from physview.text import proctext
-from physview.text.proctext import Mount
+from physview.text.proctext import Mount, read_or_empty
 
 PATH_MAX = 4096  # include/uapi/linux/limits.h
 NR_NAMES = PATH_MAX // 256  # names that always fit into PATH_MAX: a name has at most 255 bytes
@@ -65,9 +67,10 @@ def cgroup_pids(path: str) -> list[int]:
     Args:
         path: A folder of the cgroup file system.
 
+    Of a threaded cgroup, these are the processes that have a thread in it; see `is_threaded()`.
+
     Raises:
-        OSError: The path is not a cgroup, or cannot be read. EOPNOTSUPP: the cgroup is threaded, so
-            the kernel lists its processes only in the cgroup above it.
+        OSError: The path is not a cgroup, or cannot be read.
     """
     top = _open_cgroup(path)
     try:
@@ -87,10 +90,37 @@ def _open_cgroup(path: str, dir_fd: int | None = None) -> int:
     return filesystems.open_folder(path, filesystems.CGROUP, filesystems.CGROUP2, dir_fd=dir_fd)
 
 
+def is_threaded(path: str) -> bool:
+    """Whether a cgroup has threads, of processes that belong to the cgroup above it.
+
+    Source: Documentation/admin-guide/cgroup-v2.rst, Threads
+    """
+    return read_or_empty(os.path.join(path, "cgroup.type")) == b"threaded\n"
+
+
 def _listed_pids(fd: int) -> list[int]:
+    try:
+        return proctext.numbers(_read("cgroup.procs", fd))
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+    # A threaded cgroup: the kernel lists threads only.
+    tids = proctext.numbers(_read("cgroup.threads", fd))
+    return [pid for pid in map(_process_of, tids) if pid]
+
+
+def _process_of(tid: int) -> int:
+    """The process of a thread; 0 if the thread has ended."""
+    status = proctext.fields_by_name(read_or_empty(f"/proc/{tid}/status"))
+    if b"Tgid" in status:
+        return int(status[b"Tgid"])
+    return tid if proc_mount.is_hidden(tid) else 0
+
+
+def _read(name: str, folder: int) -> bytes:
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open("cgroup.procs", flags, dir_fd=fd), "rb") as file:
-        return proctext.numbers(file.read())
+    with open(os.open(name, flags, dir_fd=folder), "rb") as file:
+        return file.read()
 
 
 class _ChainedName(NamedTuple):

@@ -21,6 +21,7 @@ from physview.model import (
     PageKind,
 )
 from physview.runtime import invocation
+from physview.runtime.privileges import root_remedy
 from physview.sources.page_tables import (
     WALK,
     PageTables,
@@ -169,7 +170,7 @@ class Kmod(PageTables):
                 raise AccessDenied(
                     f"cannot walk the page tables of process {self._proc.pid}",
                     "the module requires CAP_SYS_ADMIN and CAP_SYS_PTRACE",
-                    "run as root",
+                    root_remedy("SYS_ADMIN", "SYS_PTRACE"),
                     pid=self._proc.pid,
                     path=DEVICE,
                 ) from None
@@ -248,7 +249,10 @@ def _open_device() -> int:
         return os.open(DEVICE, os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError:
         raise AccessDenied(
-            f"cannot open {DEVICE}", "only root may use the module", "run as root", path=DEVICE
+            f"cannot open {DEVICE}",
+            "only root may use the module",
+            root_remedy("SYS_ADMIN"),
+            path=DEVICE,
         ) from None
     except OSError as error:
         why = "the module is not loaded" if error.errno == errno.ENOENT else str(error.strerror)

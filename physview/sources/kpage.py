@@ -15,6 +15,7 @@ from physview import _ffi
 from physview.errors import AccessDenied, Unsupported
 from physview.files.descriptor import Descriptor
 from physview.runtime import proc_mount
+from physview.runtime.privileges import root_remedy
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -53,7 +54,7 @@ class KpageFile(Descriptor):
             what = f"cannot read {self._path}"
             if error.errno in (errno.EACCES, errno.EPERM):
                 why = "only root may read what the kernel knows about frames"
-                raise AccessDenied(what, why, "run as root", path=self._path) from None
+                raise AccessDenied(what, why, root_remedy("SYS_ADMIN"), path=self._path) from None
             if error.errno != errno.ENOENT:
                 raise
             missing = proc_mount.why_no_file(self._path)

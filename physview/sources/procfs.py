@@ -26,6 +26,7 @@ from physview.errors import (
 from physview.files.descriptor import Descriptor
 from physview.model import Cause, PagemapEntry, Vma
 from physview.runtime import proc_mount, resource_limits
+from physview.runtime.privileges import root_remedy
 from physview.text import proctext
 
 # include/linux/sched.h
@@ -276,7 +277,7 @@ class ProcDir(Descriptor):
             return without
         if error.errno in (errno.EACCES, errno.EPERM):
             why = f"you may not examine process {self.pid}"
-            return AccessDenied(what, why, "run as root", **about)
+            return AccessDenied(what, why, root_remedy("SYS_PTRACE"), **about)
         if error.errno == errno.ENOENT:
             remedy = "use a kernel with CONFIG_PROC_PAGE_MONITOR=y"
             return Unsupported(what, "this kernel was built without it", remedy, **about)
@@ -321,7 +322,7 @@ class ProcDir(Descriptor):
         return AccessDenied(
             f"cannot examine process {self.pid}",
             "it is another user's, and /proc is mounted with hidepid, which hides it",
-            "run as root",
+            root_remedy("SYS_PTRACE"),
             pid=self.pid,
             path=self.path,
         )

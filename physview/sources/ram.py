@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from physview.errors import AccessDenied, Unsupported
 from physview.model import PAGE_SHIFT, PAGE_SIZE
+from physview.runtime.privileges import root_remedy
 from physview.text import proctext
 from physview.text.proctext import read_or_empty
 
@@ -136,7 +137,7 @@ def read_resources() -> list[Resource]:
         raise AccessDenied(
             "cannot tell where RAM is",
             "the kernel hides the addresses in /proc/iomem from this user",
-            "run as root",
+            root_remedy("SYS_ADMIN"),
             path="/proc/iomem",
         )
     return resources

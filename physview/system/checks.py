@@ -289,7 +289,7 @@ def check_bpf() -> CheckResult:
         with ProcDir("self") as proc, Bpf(proc) as walker:
             levels = walker.info.nr_levels
     except AccessDenied as error:
-        needs_root = error.remedy == "run as root"
+        needs_root = error.remedy == privileges.RUN_AS_ROOT
         remedy = "" if needs_root else error.remedy
         return CheckResult("BPF walk", NO, error.why, remedy, needs_root=needs_root)
     except PhysviewError as error:

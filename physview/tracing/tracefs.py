@@ -142,13 +142,19 @@ def find_tracefs() -> Tracefs:
         is_root = tracefs.has("instances")  # False for a bind mount of one of its folders
         tracefs.close()
         if is_root:
-            raise AccessDenied(what, "only root may use tracefs", "run as root", path=tracefs.path)
+            raise AccessDenied(what, *_WHY_NOT[os.geteuid() == 0], path=tracefs.path)
     if os.geteuid() != 0:
-        raise AccessDenied(what, "only root may use tracefs", "run as root")
+        raise AccessDenied(what, *_WHY_NOT[False])
     if is_supported():
         raise Unsupported(what, "tracefs is not mounted", f"mount it: {invocation.as_root(MOUNT)}")
     why, remedy = "this kernel has no tracefs", "boot a kernel with CONFIG_FTRACE=y"
     raise Unsupported(what, why, f"{remedy}, or {trace_in_vm()}")
+
+
+_WHY_NOT = {
+    False: ("only root may use tracefs", "run as root"),
+    True: ("root may not write to tracefs here, as in a container", "run physview outside of it"),
+}
 
 
 def is_supported() -> bool:

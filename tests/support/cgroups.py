@@ -57,6 +57,19 @@ def branch(names: Sequence[str], pids: Sequence[int]) -> Iterator[str]:
             os.close(fd)
 
 
+@contextlib.contextmanager
+def joined(path: str, pid: int) -> Iterator[None]:
+    """A process is in a cgroup inside the `with` block, and in the root cgroup after it."""
+    for folder in (path, None):
+        fd = os.open(folder or writable(), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _move(pid, fd)
+        finally:
+            os.close(fd)
+        if folder:
+            yield
+
+
 def _move(pid: int, folder: int) -> None:
     with open(os.open("cgroup.procs", os.O_WRONLY, dir_fd=folder), "wb") as file:
         file.write(b"%d" % pid)
