@@ -30,6 +30,7 @@ def snapshot(
     *,
     columns: Sequence[str] = ("flags", "node"),
     overwrite: bool = False,
+    track_writes: bool = False,
     progress: ProgressOfAll | None = None,
 ) -> WrittenSnapshot:
     """Write the memory of a process to a snapshot file, in Parquet. It needs pyarrow.
@@ -39,12 +40,14 @@ def snapshot(
         path: The file. It is written completely or not at all.
         columns: The optional columns; none is written if frame numbers are hidden.
         overwrite: Whether to replace an existing file of this name.
+        track_writes: Whether to clear the soft-dirty bits of the process when it has been read. A
+            later snapshot then tells which pages were written since.
         progress: Called with the number of pages that are written, and about how many there are.
 
     Raises:
         PhysviewError: The file exists, or cannot be written.
         ProcessGone: The process ended, or ran another program, while it was read.
-        Unsupported: pyarrow is not installed.
+        Unsupported: pyarrow is not installed, or the kernel cannot track writes.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +60,12 @@ def snapshot(
 
     with Snapshot(pid) as of_process:
         return write_snapshot(
-            of_process, path, columns=columns, overwrite=overwrite, progress=progress
+            of_process,
+            path,
+            columns=columns,
+            overwrite=overwrite,
+            track_writes=track_writes,
+            progress=progress,
         )
 
 
@@ -120,7 +128,7 @@ def diff(
 
     Raises:
         PhysviewError: The snapshots cannot be compared, or a file is damaged.
-        Unsupported: pyarrow is not installed.
+        Unsupported: pyarrow is not installed, or the kernel cannot track writes.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +169,7 @@ def changes(
     Raises:
         UsageError: There is no such change.
         PhysviewError: The snapshots cannot be compared, or a file is damaged.
-        Unsupported: pyarrow is not installed.
+        Unsupported: pyarrow is not installed, or the kernel cannot track writes.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -232,7 +240,11 @@ def _title(what: str, before: SnapshotFile, after: SnapshotFile) -> str:
 
 
 def watch(
-    pid: int | str = "self", *, interval: float = 1.0, nr_readings: int | None = None
+    pid: int | str = "self",
+    *,
+    interval: float = 1.0,
+    nr_readings: int | None = None,
+    track_writes: bool = False,
 ) -> Iterator[Table[Reading]]:
     """Read a process again and again, and count what changed since the reading before.
 
@@ -242,6 +254,8 @@ def watch(
         pid: Process id, or "self".
         interval: Seconds from one reading to the next; a reading that takes longer delays the next.
         nr_readings: How many readings; None goes on until the caller stops.
+        track_writes: Whether to find pages that were written in place, by soft-dirty bits. Each
+            reading clears them, and the next write to each page costs a page fault.
 
     Yields:
         A table for each reading, with a row for each mapping. The columns of changes are null in
@@ -249,6 +263,7 @@ def watch(
 
     Raises:
         ProcessGone: The process ended or ran another program.
+        Unsupported: The kernel cannot track writes.
         The errors of `Snapshot`.
 
     Source: /proc/PID/pagemap, PAGEMAP_SCAN, /proc/PID/maps
@@ -260,7 +275,7 @@ def watch(
     """
     from physview.analysis.watch import Watcher
 
-    with Watcher(pid) as watcher:
+    with Watcher(pid, track_writes=track_writes) as watcher:
         nr = 0
         while nr_readings is None or nr < nr_readings:
             began = time.monotonic()
@@ -274,6 +289,7 @@ _CHANGE_MEANINGS = {
     "new": "pages that were touched since the reading before",
     "gone": "pages that were given back or evicted",
     "moved": "pages that are in another frame",
+    "written": "pages that were written in their frame; null unless writes are tracked",
     "out": "pages that were swapped out",
     "in": "pages that were swapped in",
 }

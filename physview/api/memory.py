@@ -206,7 +206,7 @@ def maps(pid: int | str = "self", *, with_flags: bool = True) -> Table[list[Usag
     >>> "[stack]" in table["path"], bool((table["size_bytes"] > 0).all())
     (True, True)
     """
-    from physview.analysis.usage import UsageReader
+    from physview.analysis.usage_reader import UsageReader
 
     with Snapshot(pid) as snapshot, UsageReader(with_flags=with_flags) as reader:
         found = list(reader.iter_usage(snapshot))
