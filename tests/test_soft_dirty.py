@@ -25,12 +25,11 @@ def write(nr_pages):
     for at in range(nr_pages):
         ctypes.memset(region.start + at * PAGE, 2, 1)
 write(3)
-print(region.start, flush=True)
 """
 WAIT = """
 for line in sys.stdin:
     write(int(line))
-    print("done", flush=True)
+    print(region.start, flush=True)
 """
 
 
@@ -38,12 +37,11 @@ for line in sys.stdin:
 def writer(python):
     """A process that writes to as many pages of its region as it is told."""
     child = python(WRITER, wait=WAIT)
-    child.region = int(child.stdout.readline())
 
     def write(nr_pages):
         child.stdin.write(f"{nr_pages}\n")
         child.stdin.flush()
-        assert child.stdout.readline() == "done\n"
+        child.region = int(child.stdout.readline())
 
     child.write = write
     write(0)
@@ -106,8 +104,12 @@ def test_a_watch_tells_a_page_again_that_is_written_again(writer):
 def test_of_a_heap_that_grew_it_is_not_known_what_was_written(python, tmp_path, physview):
     setup = "import ctypes; libc = ctypes.CDLL(None); libc.sbrk.restype = ctypes.c_void_p;"
     setup += "libc.sbrk.argtypes = [ctypes.c_long]; heap = libc.sbrk(1 << 18);"
-    setup += "ctypes.memset(heap, 1, 1 << 18); print(heap, flush=True)"
-    child = python(setup, wait="input(); libc.sbrk(1 << 16); print('done', flush=True); input()")
+    setup += "ctypes.memset(heap, 1, 1 << 18)"
+    wait = "input(); print(heap, flush=True); input(); libc.sbrk(1 << 16);"
+    wait += "print('done', flush=True); input()"
+    child = python(setup, wait=wait)
+    child.stdin.write("where\n")
+    child.stdin.flush()
     heap = int(child.stdout.readline())
     first = take(physview, child, tmp_path / "1", "--track-writes")
     child.stdin.write("go\n")
