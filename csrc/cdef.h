@@ -160,6 +160,72 @@ int64_t pv_split_by_value(int fd, const struct pv_frames *runs,
 			  uint64_t nr_runs, uint64_t *at, uint64_t *pfn,
 			  struct pv_piece *pieces, uint64_t room);
 
+/* listing.c, listing_text.c */
+
+/* What to list, and how: bits. */
+enum {
+	PV_LIST_EACH = 1,  /* a row per page, not per extent */
+	PV_LIST_RAW = 2,   /* all flags, with those of pagemap */
+	PV_LIST_FLAGS = 4, /* columns */
+	PV_LIST_MAPCOUNT = 8,
+	PV_LIST_CGROUP = 16,
+	PV_LIST_NODE = 32,
+	PV_LIST_CSV = 64,     /* formats; else a table */
+	PV_LIST_JSON = 128,   /* for frames only */
+	PV_LIST_FRAMES = 256, /* frames, not pages of a process */
+	PV_LIST_ALL_PAGES =
+		512 /* the tests choose pages without a frame, too */
+};
+
+/* A condition: (flags & mask) == bits; PV_NO_ENTRY as bits: any of mask. */
+struct pv_test {
+	uint64_t mask;
+	uint64_t bits;
+};
+
+/* Strings one after the other; string i ends before ends[i]. */
+struct pv_strings {
+	const char *text;
+	const uint64_t *ends;
+};
+
+struct pv_listing {
+	/* in: */
+	unsigned int page_shift;
+	int how;
+	int flags_fd; /* of kpageflags; -1: not looked up; so for the others */
+	int mapcount_fd;
+	int cgroup_fd;
+	uint64_t cleared; /* flags that the kernel tells wrongly */
+	uint64_t zero_pfn;
+	const uint8_t *node_of_block; /* or NULL */
+	uint64_t nr_blocks;
+	unsigned int block_shift;
+	const struct pv_test *tests;
+	uint64_t nr_tests;
+	/* start and end of each mapping, in address order, and its text */
+	const uint64_t *vmas;
+	uint64_t nr_vmas;
+	struct pv_strings vma_texts;
+	/* inodes of cgroups, sorted, and their names */
+	const uint64_t *inodes;
+	uint64_t nr_inodes;
+	struct pv_strings cgroup_names;
+	/* out: the text, which the next call overwrites */
+	char *text;
+	uint64_t nr_text;
+	/* internal: */
+	uint64_t room;
+	uint64_t at_vma;
+	uint64_t last_vma; /* whose heading was written */
+	int has_json;	   /* an object was written before */
+	void *state;
+};
+
+int64_t pv_list(struct pv_listing *listing, const struct pv_extent *extents,
+		uint64_t nr, uint64_t *at, uint64_t *offset);
+int64_t pv_list_end(struct pv_listing *listing);
+
 /* account.c, runs.c */
 enum { PV_NR_ORDERS = 20, PV_NR_NODES = 64, PV_ACCOUNT_PAGES = 8192 };
 enum { PV_ANON, PV_FILE, PV_NR_KINDS };

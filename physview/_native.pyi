@@ -73,6 +73,18 @@ class _Lib:
     def pv_split_by_value(
         self, fd: int, runs: Any, nr_runs: int, at: Any, pfn: Any, pieces: Any, room: int
     ) -> int: ...
+    PV_LIST_EACH: int
+    PV_LIST_RAW: int
+    PV_LIST_FLAGS: int
+    PV_LIST_MAPCOUNT: int
+    PV_LIST_CGROUP: int
+    PV_LIST_NODE: int
+    PV_LIST_CSV: int
+    PV_LIST_JSON: int
+    PV_LIST_FRAMES: int
+    PV_LIST_ALL_PAGES: int
+    def pv_list(self, listing: Any, extents: Any, nr: int, at: Any, offset: Any) -> int: ...
+    def pv_list_end(self, listing: Any) -> int: ...
     def pv_cached_pages(
         self,
         fd: int,

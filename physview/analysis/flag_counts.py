@@ -7,11 +7,12 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from physview import _ffi
+from physview.entry_rules import is_swapped
 from physview.memory.extents import Batch
 from physview.memory.snapshot import Snapshot
 from physview.model import NO_ENTRY, PAGE_SHIFT
 from physview.sources.kpage import MAX_VALUES, KpageFile
-from physview.sources.page_flags import FlagFilter, well_known
+from physview.sources.page_flags import FlagFilter, expanded, well_known
 
 
 class FlagCounts(NamedTuple):
@@ -44,14 +45,18 @@ def count_flags(
         snapshot: The process.
         start: First address, page-aligned.
         end: First address after the range, page-aligned; None is the end of user memory.
-        where: Only frames with these flags.
-        raw: Whether to distinguish all flags, or only those that page-types shows without --raw.
+        where: Only pages with these flags.
+        raw: Whether to distinguish all flags, as `page_flags.expanded()` makes them, or only those
+            that page-types shows without --raw. It is so if `where` names another flag.
         nr_threads: Number of threads that read; None chooses it by the resident memory.
 
     Raises:
         AccessDenied: The kernel shows flags only to root.
         ProcessGone: The process ended or ran another program meanwhile.
+        UsageError: `where` names a flag of pagemap, and the snapshot has `frames_only`.
     """
+    if raw or (where is not None and where.names_hidden):
+        return _count_rows(snapshot, start, end, where, nr_threads)
     ffi, lib = _ffi.load()
     allocate = ffi.new_allocator(should_clear_after_alloc=False)
     zero_pfn = snapshot.reader.zero_pfn
@@ -67,7 +72,7 @@ def count_flags(
         lib.pv_account(account, batch.extents, batch.nr, NO_ENTRY)
         sums = account.sums
         others = (sums.nr_zero, sums.nr_swapped + sums.nr_swap_hidden, sums.nr_special)
-        return {counts[i].value: counts[i].nr for i in range(nr)}, others
+        return file.without_false({counts[i].value: counts[i].nr for i in range(nr)}), others
 
     by_flags: Counter[int] = Counter()
     nr_zero = nr_swapped = nr_special = 0
@@ -84,12 +89,41 @@ def count_flags(
         file.close()
     chosen: Counter[int] = Counter()
     for flags, nr in by_flags.items():
-        shown = flags if raw or flags == NO_ENTRY else well_known(flags)
+        shown = flags if flags == NO_ENTRY else well_known(flags)
         if where is None or (flags != NO_ENTRY and where.matches(shown)):
             chosen[shown] += nr
     if where is not None:
         nr_swapped = nr_special = 0
     return FlagCounts(dict(chosen), nr_swapped, nr_special)
+
+
+def _count_rows(
+    snapshot: Snapshot,
+    start: int,
+    end: int | None,
+    where: FlagFilter | None,
+    nr_threads: int | None,
+) -> FlagCounts:
+    """Count by all flags, which need the pagemap entry of each page, too."""
+    import numpy as np
+
+    counts: Counter[int] = Counter()
+    nr_swapped = nr_special = 0
+    for batch in snapshot.iter_extents(
+        start, end, columns=["flags"], where=where, raw=True, nr_threads=nr_threads
+    ):
+        rows = batch
+        if where is None:
+            without = batch[batch["pfn"] == np.uint64(NO_ENTRY)]
+            swapped = is_swapped(without["entry"])
+            nr_swapped += int(without["nr_pages"][swapped].sum())
+            nr_special += int(without["nr_pages"][~swapped].sum())
+            rows = batch[batch["pfn"] != np.uint64(NO_ENTRY)]
+        values, index = np.unique(expanded(rows["flags"], rows["entry"]), return_inverse=True)
+        sums = np.zeros(len(values), dtype=np.uint64)
+        np.add.at(sums, index, rows["nr_pages"])
+        counts.update(dict(zip(values.tolist(), sums.tolist(), strict=True)))
+    return FlagCounts(dict(counts), nr_swapped, nr_special)
 
 
 def new_account(*, flags_fd: int, zero_pfn: int) -> Any:

@@ -141,6 +141,17 @@ def print_written(written: WrittenSnapshot) -> None:
     )
 
 
+def say_if_ksm_unknown() -> None:
+    """Say, once flags of frames were read, that this kernel tells the flag ksm wrongly."""
+    from physview.sources.kpage import false_flags
+
+    if false_flags():
+        say(
+            "this kernel calls every anonymous page ksm in /proc/kpageflags (a bug of Linux"
+            " 6.12.117 and 6.12.118); physview leaves this flag out, so merged pages count as anon"
+        )
+
+
 def count(most: int = 1_000_000) -> Callable[[str], int]:
     """Return a function with which argparse reads a whole number from 1 to `most`."""
 

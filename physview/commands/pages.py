@@ -34,10 +34,16 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "--summary", action="store_true", help="count the pages by their flags, as page-types does"
     )
     parser.add_argument(
-        "--flags", metavar="FLAGS", help="only frames with these flags, such as anon,!thp"
+        "--flags",
+        metavar="FLAGS",
+        action="append",
+        help="only pages with these flags: a,!b (a without b), a|b (one of them), =a,b (these and"
+        " no others), a,b=a (of these only a); may be repeated",
     )
     parser.add_argument(
-        "--raw", action="store_true", help="show all flags, also kernel-internal ones"
+        "--raw",
+        action="store_true",
+        help="show all flags, also kernel-internal ones, and those of pagemap, such as soft_dirty",
     )
     _common.add_columns_option(parser)
     parser.add_argument(
@@ -51,52 +57,117 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the pages."""
-    from physview.sources.page_flags import FlagFilter
+    from physview.sources.page_flags import SOFT_DIRTY, FlagFilter
 
-    _check(args)
+    where = None if args.flags is None else FlagFilter.parse(*args.flags)
+    _check(args, where)
     start, end = _range(args.range)
-    where = None if args.flags is None else FlagFilter.parse(args.flags)
-    args.raw |= where is not None and where.names_internal
     columns = _common.parse_columns(args.columns)
     pid = find_pid(args.process)
+    # Only pagemap has all bits of the entries: flags such as soft_dirty, and what Parquet keeps.
+    needs_bits = args.format == "parquet" or args.raw
+    if where is not None:
+        needs_bits |= where.names_pagemap or (where.names_hidden and args.source != "bpf")
+        args.raw |= where.names_hidden
+
+    if where is not None and where.named & SOFT_DIRTY:
+        _say_if_no_soft_dirty()
 
     from physview.memory.snapshot import Snapshot
 
-    # A Parquet file keeps all bits of the entries, which only pagemap has.
-    keeps_bits = args.format == "parquet"
-    source = "pagemap" if keeps_bits else args.source
-    with Snapshot(pid, source=source, frames_only=not keeps_bits) as snapshot:
+    source = "pagemap" if needs_bits else args.source
+    with Snapshot(pid, source=source, frames_only=not needs_bits) as snapshot:
         if args.summary:
             _summarize(args, snapshot, start, end, where)
-            return 0
-        if not snapshot.knows_frames:
-            if where is not None:
-                raise AccessDenied(
-                    "cannot select by flags", "frame numbers are hidden", _common.root_remedy()
-                )
-            columns = []
-            _common.say(
-                "frame numbers are hidden, so nothing is known about frames;"
-                f" {_common.root_remedy()}"
-            )
-        batches = snapshot.iter_extents(start, end, columns=columns, where=where, raw=args.raw)
-        if args.each:
-            batches = _iter_each(batches)
-        if args.format == "parquet":
-            from physview.parquet.snapshot_file import write_rows
-
-            _common.save_memory()
-            written = write_rows(
-                snapshot, batches, args.output, columns=columns, overwrite=args.force
-            )
-            _common.say_if_shared(args.output)
-            _common.print_written(written)
         else:
-            _report(args, snapshot, batches, columns)
+            if not snapshot.knows_frames:
+                columns = _without_frames(columns, args, where)
+            _list(args, snapshot, (start, end), columns, where)
+    _common.say_if_ksm_unknown()
     return 0
 
 
-def _check(args: argparse.Namespace) -> None:
+def _say_if_no_soft_dirty() -> None:
+    from physview.sources.pagemap import has_soft_dirty
+
+    if not has_soft_dirty():
+        _common.say(
+            "no page has the flag soft_dirty, because this kernel has none"
+            " (CONFIG_MEM_SOFT_DIRTY); physview watch tells what changes"
+        )
+
+
+def _without_frames(
+    columns: list[str], args: argparse.Namespace, where: FlagFilter | None
+) -> list[str]:
+    """The columns that are left if frame numbers are hidden: the flags of pagemap."""
+    if where is not None and where.needs_frames:
+        raise AccessDenied(
+            "cannot select by flags", "frame numbers are hidden", _common.root_remedy()
+        )
+    _common.say(
+        f"frame numbers are hidden, so nothing is known about frames; {_common.root_remedy()}"
+    )
+    return ["flags"] if args.raw and "flags" in columns and args.format != "parquet" else []
+
+
+def _list(
+    args: argparse.Namespace,
+    snapshot: Snapshot,
+    within: tuple[int, int | None],
+    columns: list[str],
+    where: FlagFilter | None,
+) -> None:
+    if args.format in (None, "csv") and not args.json:
+        _write_text(args, snapshot, within, columns, where)
+        return
+    looked_up = columns if snapshot.knows_frames else []
+    batches = snapshot.iter_extents(*within, columns=looked_up, where=where, raw=args.raw)
+    if args.each:
+        batches = _iter_each(batches)
+    if args.format == "parquet":
+        from physview.parquet.snapshot_file import write_rows
+
+        _common.save_memory()
+        written = write_rows(snapshot, batches, args.output, columns=columns, overwrite=args.force)
+        _common.say_if_shared(args.output)
+        _common.print_written(written)
+    else:
+        _write_json(args, snapshot, batches, columns)
+
+
+def _write_text(
+    args: argparse.Namespace,
+    snapshot: Snapshot,
+    within: tuple[int, int | None],
+    columns: list[str],
+    where: FlagFilter | None,
+) -> None:
+    from physview.memory.listing import Listing
+    from physview.reporters import pages as reporter
+    from physview.sources.cgroups import cgroup_paths
+
+    style = args.format or "table"
+    cgroups = cgroup_paths() if "cgroup" in columns else {}
+    listing = Listing(
+        columns,
+        style=style,
+        each=args.each,
+        raw=args.raw,
+        where=where,
+        zero_pfn=snapshot.reader.zero_pfn,
+        cgroups=reporter.cgroup_names(cgroups, style),
+        knows_frames=snapshot.knows_frames,
+    )
+    batches = snapshot.reader.iter_batches(*within)
+    if style == "csv":
+        reporter.write_csv(snapshot, listing, batches)
+    else:
+        titles = reporter.table_titles(columns, each=args.each)
+        reporter.print_pages(snapshot, listing, batches, titles)
+
+
+def _check(args: argparse.Namespace, where: FlagFilter | None) -> None:
     if args.summary and (args.each or args.format):
         other = "--each" if args.each else "--format"
         raise UsageError(f"--summary and {other} exclude each other", "", "leave out one")
@@ -107,6 +178,11 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(
             "--source bpf and --format parquet exclude each other", why, "leave out one"
         )
+    names_pagemap = where is not None and where.names_pagemap
+    if args.source == "bpf" and (args.raw or names_pagemap):
+        option = "--raw" if args.raw else "--flags"
+        why = "only pagemap knows flags such as soft_dirty and file"
+        raise UsageError(f"--source bpf and {option} exclude each other", why, "leave out one")
     if args.format == "parquet" and args.output is None:
         raise UsageError("Parquet is written to a file", "", "name it with -o FILE")
     if args.format != "parquet" and (args.output is not None or args.force):
@@ -153,19 +229,15 @@ def _iter_each(batches: Iterator[Any]) -> Iterator[Any]:
         yield from iter_each(batch)
 
 
-def _report(
+def _write_json(
     args: argparse.Namespace, snapshot: Snapshot, batches: Iterator[Any], columns: list[str]
 ) -> None:
     from physview.reporters import pages as reporter
     from physview.sources.cgroups import cgroup_paths
 
     cgroups = cgroup_paths() if "cgroup" in columns else {}
-    records = reporter.PageRecords(snapshot.vmas, columns, cgroups, each=args.each)
+    records = reporter.PageRecords(snapshot.vmas, columns, cgroups, raw=args.raw)
     if args.json:
         reporter.write_document(snapshot.pid, snapshot.source, records, batches)
-    elif args.format == "csv":
-        reporter.write_csv(records, batches)
-    elif args.format == "jsonl":
-        reporter.write_json_lines(records, batches)
     else:
-        reporter.print_pages(records, batches)
+        reporter.write_json_lines(records, batches)

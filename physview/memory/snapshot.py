@@ -16,7 +16,7 @@ from physview.memory.rows import BASE_DTYPE, COLUMNS, from_extents, iter_chunks,
 from physview.model import NO_ENTRY, PAGE_SIZE, Vma
 from physview.sources.kpage import FRAMES_DTYPE, KpageFile
 from physview.sources.numa import NO_NODE, node_map
-from physview.sources.page_flags import FLAG_BITS, FlagFilter, well_known_array
+from physview.sources.page_flags import IDLE, FlagFilter, expanded, well_known_array
 from physview.sources.procfs import ProcDir
 
 if TYPE_CHECKING:
@@ -131,8 +131,10 @@ class Snapshot(Closable):
             start: First address, page-aligned.
             end: First address after the range, page-aligned; None is the end of user space.
             columns: Names of COLUMNS. Each costs one more read for every frame.
-            where: Yield only frames with these flags.
-            raw: Keep all flags. Without it, idle and the flags that page-types hides are cleared.
+            where: Yield only pages with these flags. If the filter names a flag of pagemap, such as
+                soft_dirty or swap, these can be pages without a frame, too.
+            raw: Keep all flags of kpageflags. Without it, idle and the flags that page-types hides
+                are cleared. They are also kept if `where` names one of them.
             nr_threads: The number of threads that read pagemap; None chooses it by the number of
                 resident pages.
 
@@ -140,7 +142,8 @@ class Snapshot(Closable):
             Structured arrays, shape (n,), of BASE_DTYPE and the columns, in address order.
 
         Raises:
-            UsageError: There is no such column.
+            UsageError: There is no such column; or `where` names a flag of pagemap, and this
+                Snapshot has `frames_only`.
             AccessDenied: Only root may read flags, mapcount and cgroup.
             Unsupported: The kernel lacks the file that a column needs.
             ProcessGone: The process ended, or ran another program, while it was read.
@@ -149,11 +152,22 @@ class Snapshot(Closable):
         for name in wanted:
             if name not in COLUMNS:
                 raise UsageError(f"no column '{name}'", "", f"choose one of {', '.join(COLUMNS)}")
-        if where is not None and "flags" not in wanted:
-            wanted.append("flags")
+        if where is not None:
+            raw |= where.names_hidden
+            self._check_filter(where)
+            if where.needs_frames and "flags" not in wanted:
+                wanted.append("flags")
         columns_of_frames = _FrameColumns(wanted, self.reader.zero_pfn, raw=raw)
         extents = self.reader.iter_extents(start, end, nr_threads=nr_threads)
         return self._iter_rows(extents, columns_of_frames, where)
+
+    def _check_filter(self, where: FlagFilter) -> None:
+        if where.names_pagemap and self.reader.frames_only:
+            raise UsageError(
+                "cannot choose pages by flags of pagemap",
+                "the entries were read without these flags",
+                "use the source pagemap, and not frames_only",
+            )
 
     def _iter_rows(
         self, extents: Iterator[Any], columns: _FrameColumns, where: FlagFilter | None
@@ -166,8 +180,7 @@ class Snapshot(Closable):
             for chunk in iter_chunks(extents, self.reader.zero_pfn):
                 rows = columns.fill(from_extents(chunk, spans, columns.dtype))
                 if where is not None:
-                    chosen = where.matches(rows["flags"]) & (rows["flags"] != np.uint64(NO_ENTRY))
-                    rows = rows[chosen]
+                    rows = rows[_chosen(rows, where)]
                 if held is not None:
                     rows = np.concatenate([held, rows])
                 rows = join(rows, self.reader.zero_pfn)
@@ -178,6 +191,19 @@ class Snapshot(Closable):
                 yield held
         finally:
             columns.close()
+
+
+def _chosen(rows: Rows, where: FlagFilter) -> Any:
+    """Which rows a filter chooses: bool array, shape of `rows`."""
+    import numpy as np
+
+    has_flags = "flags" in (rows.dtype.names or ())
+    flags = rows["flags"] if has_flags else np.zeros(len(rows), dtype=np.uint64)
+    if where.names_hidden:
+        chosen = where.matches(expanded(flags, rows["entry"]))
+    else:
+        chosen = where.matches(flags)
+    return chosen if where.names_pagemap else chosen & (flags != np.uint64(NO_ENTRY))
 
 
 class _FrameColumns(Closable):
@@ -216,8 +242,7 @@ class _FrameColumns(Closable):
 
         known = rows["flags"] != np.uint64(NO_ENTRY)
         # idle is stale unless page_idle/bitmap was read just before. It would only split extents.
-        idle = np.uint64(1 << FLAG_BITS["idle"])
-        rows["flags"][known] = well_known_array(rows["flags"][known]) & ~idle
+        rows["flags"][known] = well_known_array(rows["flags"][known]) & ~np.uint64(IDLE)
 
     def _split_by_value(self, rows: Rows, name: str, file: KpageFile) -> Rows:
         """Fill a column from one of the kpage files, and split rows where its value changes."""

@@ -7,6 +7,8 @@ Source: fs/proc/page.c, include/uapi/linux/kernel-page-flags.h, tools/mm/page-ty
 from __future__ import annotations
 
 import errno
+import functools
+import mmap
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from physview import _ffi
 from physview.errors import AccessDenied, Unsupported
 from physview.files.descriptor import Descriptor
+from physview.model import NO_ENTRY, PAGE_SHIFT, PAGE_SIZE, PM_PFRAME_MASK, PM_PRESENT
 from physview.runtime import proc_mount
 from physview.runtime.privileges import root_remedy
 
@@ -32,12 +35,66 @@ run: index of the run. pfn: the first frame number. nr: the number of frames. va
 MAX_VALUES = 4096
 PIECES = 1 << 14
 
+KPF_KSM = 1 << 21
+
+
+@functools.cache
+def false_flags() -> int:
+    """The flags that this kernel tells wrongly in /proc/kpageflags: ksm, or none.
+
+    Linux 6.12.117 and 6.12.118 call every anonymous page ksm, so that merged pages cannot be told
+    from others. This is found by a look at a page of our own whose random contents no other page
+    has.
+
+    Returns:
+        The bits of these flags. 0 if this user may not look.
+
+    Source: stable_page_flags() in fs/proc/page.c tests `mapping & PAGE_MAPPING_KSM`, and
+    PAGE_MAPPING_KSM has the bit PAGE_MAPPING_ANON.
+    """
+    try:
+        flags_fd = os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        pagemap_fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _flags_of_own_page(pagemap_fd, flags_fd) & KPF_KSM
+        finally:
+            os.close(pagemap_fd)
+    except OSError:
+        return 0
+    finally:
+        os.close(flags_fd)
+
+
+def _flags_of_own_page(pagemap_fd: int, flags_fd: int) -> int:
+    """Read the flags of an anonymous page with random contents; 0 if they cannot be read."""
+    ffi, _ = _ffi.load()
+    with mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
+        page[:32] = os.urandom(32)
+        with ffi.from_buffer(page) as anchor:
+            number = int(ffi.cast("uintptr_t", anchor)) >> PAGE_SHIFT
+        entry = _read_u64(pagemap_fd, number)
+        if not entry & PM_PRESENT or not entry & PM_PFRAME_MASK:
+            return 0
+        flags = _read_u64(flags_fd, entry & PM_PFRAME_MASK)
+        # If the page moved meanwhile, the flags may be those of another page.
+        return flags if _read_u64(pagemap_fd, number) == entry else 0
+
+
+def _read_u64(fd: int, index: int) -> int:
+    return int.from_bytes(os.pread(fd, 8, index * 8), "little")
+
 
 class KpageFile(Descriptor):
     """One of the files of /proc that have a u64 for each frame of the machine.
 
     Args:
         name: "kpageflags", "kpagecount" or "kpagecgroup".
+
+    Attributes:
+        cleared: Flags that this kernel tells wrongly. All methods clear them.
 
     Raises:
         AccessDenied: Only root may read the file.
@@ -65,6 +122,7 @@ class KpageFile(Descriptor):
                 remedy = "use a kernel with CONFIG_PROC_PAGE_MONITOR=y and CONFIG_MEMCG=y"
             why = "this kernel was built without it"
             raise Unsupported(what, why, remedy, path=self._path) from None
+        self.cleared = false_flags() if name == "kpageflags" else 0
 
     def count(self, runs: npt.NDArray[Any]) -> dict[int, int]:
         """Count the frames of runs by their value.
@@ -102,7 +160,21 @@ class KpageFile(Descriptor):
         counts = self._ffi.new("struct pv_count[]", MAX_VALUES)
         nr = self._lib.pv_count_values(self._fd, runs, nr_runs, counts, len(counts))
         _ffi.check(nr, self._path)
-        return {counts[i].value: counts[i].nr for i in range(nr)}
+        return self.without_false({counts[i].value: counts[i].nr for i in range(nr)})
+
+    def without_false(self, counts: dict[int, int]) -> dict[int, int]:
+        """Clear the flags that this kernel tells wrongly: see `false_flags()`.
+
+        Args:
+            counts: Number of frames by value.
+        """
+        if not self.cleared:
+            return counts
+        found: dict[int, int] = {}
+        for value, nr in counts.items():
+            shown = value if value == NO_ENTRY else value & ~self.cleared
+            found[shown] = found.get(shown, 0) + nr
+        return found
 
     def iter_pieces(self, runs: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
         """Split runs of frames where the value changes.
@@ -128,6 +200,9 @@ class KpageFile(Descriptor):
                 self._fd, runs_buffer, len(runs), at, pfn, buffer, len(pieces)
             )
             _ffi.check(nr, self._path)
+            if self.cleared:
+                values = pieces["value"][:nr]
+                values[values != np.uint64(NO_ENTRY)] &= np.uint64(~self.cleared & NO_ENTRY)
             yield pieces[:nr]
 
     def split(self, frames: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview import _ffi
-from physview.errors import AccessDenied, PhysviewError
+from physview.errors import AccessDenied, CoreUnavailable, PhysviewError
 from physview.model import PAGE_SIZE, PM_SOFT_DIRTY
 from physview.runtime import extras, invocation, packages, privileges, proc_mount
 from physview.sources import soft_dirty
@@ -212,9 +212,14 @@ def check_kpage_files() -> CheckResult:
     names = ["kpageflags", "kpagecount", "kpagecgroup"]
     states = {name: _try_to_read(f"/proc/{name}") for name in names}
     readable = [name for name in names if states[name] == ""]
-    details = {"readable": readable}
+    details: dict[str, Any] = {"readable": readable}
     if len(readable) == len(names):
-        return CheckResult("kpage files", YES, ", ".join(names), details=details)
+        value = ", ".join(names)
+        if _has_false_ksm():
+            value += "; this kernel calls every anonymous page ksm, so physview ignores this flag"
+            details["false_flags"] = ["ksm"]
+            return CheckResult("kpage files", PART, value, "another kernel", details=details)
+        return CheckResult("kpage files", YES, value, details=details)
     bad = ", ".join(f"{name}: {why}" for name, why in states.items() if why)
     denied = any(why == os.strerror(errno.EACCES) for why in states.values())
     remedy = "" if denied else "a kernel with CONFIG_PROC_PAGE_MONITOR=y and CONFIG_MEMCG=y"
@@ -223,6 +228,15 @@ def check_kpage_files() -> CheckResult:
         return CheckResult("kpage files", NO, *missing)
     state = PART if readable else NO
     return CheckResult("kpage files", state, bad, remedy, needs_root=denied, details=details)
+
+
+def _has_false_ksm() -> bool:
+    from physview.sources.kpage import false_flags
+
+    try:
+        return bool(false_flags())
+    except CoreUnavailable:  # another check reports it
+        return False
 
 
 def _try_to_read(path: str) -> str:
