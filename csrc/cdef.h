@@ -159,6 +159,8 @@ int64_t pv_count_values(int fd, const struct pv_frames *runs, uint64_t nr_runs,
 int64_t pv_split_by_value(int fd, const struct pv_frames *runs,
 			  uint64_t nr_runs, uint64_t *at, uint64_t *pfn,
 			  struct pv_piece *pieces, uint64_t room);
+int64_t pv_probe_blocks(int fd, uint64_t first, uint64_t nr, uint64_t nr_places,
+			uint64_t step, uint64_t free, uint64_t *heads);
 
 /* listing.c, listing_text.c */
 

@@ -159,6 +159,32 @@ int64_t pv_count_values(int fd, const struct pv_frames *runs, uint64_t nr_runs,
 	return (int64_t)nr_out;
 }
 
+/*
+ * Find places of blocks that may be free as a whole. Place i begins at frame
+ * first + i * nr. Each step-th frame of a free block, the last one too, has the
+ * flags free, and the first frame may have others beside. heads[i] becomes the
+ * flags of the first frame; 0 if the place is no free block. Returns 0 or
+ * -errno.
+ */
+int64_t pv_probe_blocks(int fd, uint64_t first, uint64_t nr, uint64_t nr_places,
+			uint64_t step, uint64_t free, uint64_t *heads)
+{
+	for (uint64_t i = 0; i < nr_places; i++) {
+		uint64_t start = first + i * nr, head, value = free;
+		int64_t got = pv_pagemap_read(fd, start, 1, &head);
+
+		for (uint64_t at = step;
+		     got == 1 && head & free && value == free && at <= nr;
+		     at += step)
+			got = pv_pagemap_read(
+				fd, start + (at < nr ? at : nr - 1), 1, &value);
+		if (got < 0)
+			return got;
+		heads[i] = got == 1 && head & free && value == free ? head : 0;
+	}
+	return 0;
+}
+
 /* As pv_split_by_value(), with a reader that was started. */
 static int64_t split_runs(struct pv_reader *reader, uint64_t *at, uint64_t *pfn,
 			  struct pv_piece *pieces, uint64_t room)

@@ -73,6 +73,9 @@ class _Lib:
     def pv_split_by_value(
         self, fd: int, runs: Any, nr_runs: int, at: Any, pfn: Any, pieces: Any, room: int
     ) -> int: ...
+    def pv_probe_blocks(
+        self, fd: int, first: int, nr: int, nr_places: int, step: int, free: int, heads: Any
+    ) -> int: ...
     PV_LIST_EACH: int
     PV_LIST_RAW: int
     PV_LIST_FLAGS: int

@@ -6,6 +6,7 @@ import mmap
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,20 @@ from users import AS_NOBODY
 
 from physview import AccessDenied
 from physview.frames import machine as frames
+from physview.frames.free_blocks import counts_of, find_free_blocks, without_free_blocks
 from physview.frames.machine import Use, by_use, use_of
+from physview.sources.kpage import KpageFile
+from physview.sources.memory_blocks import MemoryBlock, read_blocks, without_offline
 from physview.sources.page_flags import FLAG_BITS, well_known
-from physview.sources.ram import Resource, Zone, parse_iomem, ram_ranges, resource_at
+from physview.sources.ram import (
+    Resource,
+    Zone,
+    parse_iomem,
+    parse_zoneinfo,
+    ram_ranges,
+    read_resources,
+    resource_at,
+)
 
 IOMEM = b"""\
 00000000-00000fff : Reserved
@@ -52,16 +64,118 @@ def test_a_machine_without_ram_is_not_taken_for_an_empty_one():
 def test_frames_belong_to_the_zone_they_are_in_and_to_one_only():
     dma, normal = Zone(0, "DMA", 1, 99, 99, 99, 0), Zone(0, "Normal", 100, 900, 900, 900, 0)
     other = Zone(1, "Normal", 500, 1500, 1500, 1500, 0)
-    parts = frames._split([(0, 300), (400, 3000)], [dma, normal, other])
+    parts = frames.split_by_zones([(0, 300), (400, 3000)], [dma, normal, other])
     assert parts == [
         (None, (0, 1)),
         (dma, (1, 100)),
         (normal, (100, 300)),
         (normal, (400, 500)),
-        (other, (500, 1000)),
-        (other, (1000, 2000)),
+        (other, (500, 2000)),
         (None, (2000, 3000)),
     ]
+
+
+PMEM = b"""\
+Node 0, zone      DMA
+  pages free     3840
+        spanned  4095
+        present  3998
+        managed  3840
+  start_pfn:           1
+Node 0, zone  Movable
+  pages free     0
+        spanned  0
+        present  0
+        managed  0
+Node 0, zone   Device
+  pages free     0
+        boost    0
+        spanned  65536
+        present  0
+        managed  0
+        cma      0
+        protection: (0, 0, 0, 0, 0)
+"""
+
+
+def test_a_zone_that_spans_frames_and_has_none_present():
+    """With memmap=256M!1G the zone Device was a KeyError: 'start_pfn'."""
+    assert parse_zoneinfo(PMEM) == [Zone(0, "DMA", 1, 4095, 3998, 3840, 3840)]
+
+
+def make_memory(folder, blocks):
+    """Make the folders of /sys/devices/system, for blocks of 128 MiB on node 0.
+
+    Args:
+        folder: Where to make them.
+        blocks: The state and the zones of each block.
+    """
+    (folder / "memory").mkdir()
+    (folder / "memory" / "block_size_bytes").write_text(f"{1 << 27:x}\n")
+    (folder / "node" / "node0").mkdir(parents=True)
+    for at, (state, zones) in enumerate(blocks):
+        block = folder / "memory" / f"memory{at}"
+        block.mkdir()
+        (block / "state").write_text(f"{state}\n")
+        (block / "valid_zones").write_text(f"{zones}\n")
+        (folder / "node" / "node0" / f"memory{at}").symlink_to(block)
+
+
+def test_blocks_tell_the_zones_that_interleave_and_what_is_offline(tmp_path):
+    """Movable was counted with 384 MiB where it had 256."""
+    states = ("online", "none"), ("online", "Movable"), ("online", "DMA32"), ("online", "Movable")
+    make_memory(tmp_path, [*states, ("offline", "DMA32 Movable")])
+    blocks = read_blocks(
+        with_zones=True, memory=str(tmp_path / "memory"), nodes=str(tmp_path / "node")
+    )
+    nr = (1 << 27) // PAGE
+    dma = Zone(0, "DMA", 1, nr // 8 - 1, nr // 8 - 1, 0, 0)
+    dma32 = Zone(0, "DMA32", nr // 8, 3 * nr - nr // 8, 15 * nr // 8, 0, 0)
+    movable = Zone(0, "Movable", nr, 3 * nr, 2 * nr, 0, 0)
+    ram = without_offline([(1, 5 * nr)], blocks)
+    assert ram == [(1, 4 * nr)]
+    parts = frames.split_by_zones(ram, [dma, dma32, movable], blocks)
+    assert parts == [
+        (dma, (1, nr // 8)),
+        (dma32, (nr // 8, nr)),
+        (movable, (nr, 2 * nr)),
+        (dma32, (2 * nr, 3 * nr)),
+        (movable, (3 * nr, 4 * nr)),
+    ]
+    by_span = frames.split_by_zones(ram, [dma, dma32, movable])
+    assert sum(high - low for zone, (low, high) in by_span if zone == movable) == 3 * nr
+
+
+def test_offline_blocks_are_cut_out_of_ram():
+    blocks = [MemoryBlock(at, at + 10, at not in (20, 40), None, 0) for at in range(0, 60, 10)]
+    assert without_offline([(5, 25), (28, 45), (50, 55)], blocks) == [(5, 20), (30, 40), (50, 55)]
+
+
+def test_without_memory_hotplug_there_are_no_blocks(tmp_path):
+    assert read_blocks(with_zones=True, memory=str(tmp_path / "none")) == []
+
+
+@pytest.mark.alone("others take and free frames in between")
+@pytest.mark.needs("kpage")
+def test_free_blocks_have_only_free_frames():
+    with KpageFile("kpageflags") as file:
+        zones = parse_zoneinfo(Path("/proc/zoneinfo").read_bytes())
+        parts = frames.split_by_zones(ram_ranges(read_resources()), zones)
+        found = find_free_blocks(file, parts)
+        counts = Counter()
+        for block in found:
+            counts.update(file.count_range(block.first, block.nr))
+    told = Counter()
+    for more in counts_of(found).values():
+        told.update(more)
+    assert told.total() == counts.total() == sum(block.nr for block in found)
+    # What others took meanwhile are few frames.
+    assert sum(abs(told[flags] - counts[flags]) for flags in {*told, *counts}) <= told.total() / 50
+    left = list(without_free_blocks(parts, found))
+    assert frames.nr_of(part for _, part in left) + told.total() == frames.nr_of(
+        part for _, part in parts
+    )
+    assert all(low < high for _, (low, high) in left)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +232,8 @@ def test_every_frame_of_ram_is_counted_once():
     progress = []
     found = frames.read_machine(progress=lambda *numbers: progress.append(numbers))
     assert found.nr_frames == sum(found.counts.values())
-    assert progress[-1] == (found.nr_frames, found.nr_frames)
+    # Frames of free blocks need not be read one by one.
+    assert 0 < progress[-1][0] == progress[-1][1] <= found.nr_frames
     assert [number for number, _ in progress] == sorted(number for number, _ in progress)
     uses = by_use(found.counts)
     assert sum(nr for nr, _ in uses.values()) == found.nr_frames

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Counts all frames of the machine by their flags, zone and use.
 
-Source: /proc/kpageflags (fs/proc/page.c), /proc/iomem, /proc/zoneinfo, /proc/buddyinfo
+Source: /proc/kpageflags (fs/proc/page.c), /proc/iomem, /proc/zoneinfo, /proc/buddyinfo,
+/sys/devices/system/memory
 """
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from enum import Enum
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import groupby, pairwise
+from typing import Any, NamedTuple
 
 from physview import _ffi
+from physview.frames.free_blocks import counts_of, find_free_blocks, without_free_blocks
 from physview.model import NO_ENTRY
 from physview.sources.kpage import KpageFile
+from physview.sources.memory_blocks import MemoryBlock, read_blocks, without_offline
 from physview.sources.page_flags import FLAG_BITS
 from physview.sources.ram import Zone, parse_buddyinfo, parse_zoneinfo, ram_ranges, read_resources
 
@@ -101,17 +105,20 @@ class MachineFrames(NamedTuple):
     """The frames of the machine. Each frame is counted once, while the machine runs.
 
     Args:
-        ram: The ranges of RAM as (first frame, first frame after the range), in order.
+        ram: The ranges of RAM as (first frame, first frame after the range), in order, without
+            blocks that are offline.
         zones: The frames of each zone, sorted by node and address.
+        nr_offline: The number of frames in blocks that are offline.
     """
 
     ram: list[tuple[int, int]]
     zones: list[ZoneFrames]
+    nr_offline: int = 0
 
     @property
     def nr_frames(self) -> int:
         """The number of frames of RAM."""
-        return sum(end - first for first, end in self.ram)
+        return nr_of(self.ram)
 
     @property
     def nr_unmanaged(self) -> int:
@@ -161,38 +168,79 @@ def read_machine(
         Unsupported: The kernel was built without kpageflags.
         CoreUnavailable: The core is not built.
     """
-    file = KpageFile("kpageflags")
-    try:
-        ram = ram_ranges(read_resources())
+    with KpageFile("kpageflags") as file:
+        all_ram = ram_ranges(read_resources())
         with open("/proc/zoneinfo", "rb") as zoneinfo:
             zones = parse_zoneinfo(zoneinfo.read())
         with open("/proc/buddyinfo", "rb") as buddyinfo:
             blocks = parse_buddyinfo(buddyinfo.read())
-        parts = _split(ram, zones)
-        counts = _count(file, parts, nr_threads or _ffi.nr_threads(), progress)
-    finally:
-        file.close()
+        memory_blocks = read_blocks(with_zones=_overlap(zones))
+        ram = without_offline(all_ram, memory_blocks)
+        parts = split_by_zones(ram, zones, memory_blocks)
+        free = find_free_blocks(file, parts)
+        used = list(without_free_blocks(parts, free))
+        counts = _count(file, used, nr_threads or _ffi.nr_threads(), progress)
+    for owner, more in counts_of(free).items():
+        counts.setdefault(owner, Counter()).update(more)
     found = []
     for zone in [*zones, None]:
         if zone is None and None not in counts:
             continue
         free_blocks = blocks.get((zone.node, zone.name), []) if zone else []
         found.append(ZoneFrames(zone, dict(counts.get(zone, {})), free_blocks))
-    return MachineFrames(ram, found)
+    return MachineFrames(ram, found, nr_of(all_ram) - nr_of(ram))
 
 
-def _split(
-    ram: list[tuple[int, int]], zones: list[Zone]
+def nr_of(ranges: Iterable[tuple[int, int]]) -> int:
+    """The number of frames in ranges."""
+    return sum(end - first for first, end in ranges)
+
+
+def _overlap(zones: list[Zone]) -> bool:
+    """Whether the spans of two zones overlap. Then only the blocks of memory tell the zone."""
+    in_order = sorted(zones, key=lambda zone: zone.start_pfn)
+    return any(one.end_pfn > other.start_pfn for one, other in pairwise(in_order))
+
+
+def split_by_zones(
+    ram: list[tuple[int, int]], zones: list[Zone], blocks: Iterable[MemoryBlock] = ()
 ) -> list[tuple[Zone | None, tuple[int, int]]]:
-    """Split RAM by zones. If two zones overlap, the frames belong to the one that begins later."""
-    cuts = sorted({cut for zone in zones for cut in (zone.start_pfn, zone.end_pfn)})
+    """Split RAM by zones.
+
+    A block of memory tells its zone. The spans of zones may overlap: frames that no block tells
+    belong to the zone that begins later.
+
+    Args:
+        ram: Ranges as (first frame, first frame after the range), in order.
+        zones: The zones.
+        blocks: Blocks of memory, in order.
+
+    Returns:
+        The zone of each part of RAM, in order; None is outside of all zones.
+    """
+    by_name = {(zone.node, zone.name): zone for zone in zones}
+    told = [
+        (block.first, block.end, by_name[block.node, block.zone])
+        for block in blocks
+        if block.node is not None and block.zone and (block.node, block.zone) in by_name
+    ]
+    firsts = [first for first, _, _ in told]
+    borders = {cut for zone in zones for cut in (zone.start_pfn, zone.end_pfn)}
+    cuts = sorted(borders | {cut for first, end, _ in told for cut in (first, end)})
     parts: list[tuple[Zone | None, tuple[int, int]]] = []
     for first, end in ram:
-        bounds = [first, *(cut for cut in cuts if first < cut < end), end]
-        for low, high in pairwise(bounds):
-            inside = [zone for zone in zones if zone.start_pfn <= low < zone.end_pfn]
-            owner = max(inside, key=lambda zone: zone.start_pfn, default=None)
-            parts.append((owner, (low, high)))
+        inner = cuts[bisect.bisect_right(cuts, first) : bisect.bisect_left(cuts, end)]
+        for low, high in pairwise([first, *inner, end]):
+            at = bisect.bisect_right(firsts, low) - 1
+            if at >= 0 and low < told[at][1]:
+                owner: Zone | None = told[at][2]
+            else:
+                inside = [zone for zone in zones if zone.start_pfn <= low < zone.end_pfn]
+                owner = max(inside, key=lambda zone: zone.start_pfn, default=None)
+            if parts and parts[-1][0] == owner and parts[-1][1][1] == low:
+                parts[-1] = owner, (parts[-1][1][0], high)
+            else:
+                parts.append((owner, (low, high)))
     return parts
 
 
@@ -202,14 +250,13 @@ def _count(
     nr_threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> dict[Zone | None, Counter[int]]:
-    nr_all = sum(high - low for _, (low, high) in parts)
+    nr_all = nr_of(part for _, part in parts)
     nr_done = 0
     counts: dict[Zone | None, Counter[int]] = {}
     with ThreadPoolExecutor(nr_threads) as pool:
         waiting = {
-            pool.submit(file.count_range, at, min(SLICE, high - at)): (zone, min(SLICE, high - at))
-            for zone, (low, high) in parts
-            for at in range(low, high, SLICE)
+            pool.submit(file.count_buffer, runs, len(runs)): (zone, nr)
+            for zone, runs, nr in _slices(parts)
         }
         try:
             for future in as_completed(waiting):
@@ -221,3 +268,22 @@ def _count(
         finally:
             pool.shutdown(cancel_futures=True)
     return counts
+
+
+def _slices(
+    parts: list[tuple[Zone | None, tuple[int, int]]],
+) -> Iterator[tuple[Zone | None, Any, int]]:
+    """Make slices of about SLICE frames: the zone, `struct pv_frames[]`, and how many frames."""
+    ffi, _ = _ffi.load()
+    for zone, group in groupby(parts, key=lambda part: part[0]):
+        runs: list[tuple[int, int]] = []
+        nr = 0
+        for _, (low, high) in group:
+            for at in range(low, high, SLICE):
+                runs.append((at, min(SLICE, high - at)))
+                nr += runs[-1][1]
+                if nr >= SLICE:
+                    yield zone, ffi.new("struct pv_frames[]", runs), nr
+                    runs, nr = [], 0
+        if runs:
+            yield zone, ffi.new("struct pv_frames[]", runs), nr

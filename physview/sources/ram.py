@@ -79,7 +79,10 @@ def parse_iomem(data: bytes) -> list[Resource]:
 
 
 def parse_zoneinfo(data: bytes) -> list[Zone]:
-    r"""Parse /proc/zoneinfo; zones without frames are left out. Source: mm/vmstat.c.
+    r"""Parse /proc/zoneinfo; zones without present frames are left out. Source: mm/vmstat.c.
+
+    A zone may span frames and have none: that of persistent memory, or of blocks that are offline.
+    For such a zone the kernel writes no start_pfn.
 
     >>> text = (
     ...     b"Node 0, zone   DMA32\n  pages free     7\n        spanned  9\n        present  8\n"
@@ -100,7 +103,7 @@ def parse_zoneinfo(data: bytes) -> list[Zone]:
                 re.MULTILINE,
             )
         )
-        if head and int(numbers.get(b"spanned", 0)):
+        if head and int(numbers.get(b"present", 0)) and b"start_pfn" in numbers:
             names = (b"start_pfn", b"spanned", b"present", b"managed", b"free")
             counts = (int(numbers[name]) for name in names)
             zones.append(Zone(int(head[1]), head[2].decode(), *counts))
