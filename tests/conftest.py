@@ -263,6 +263,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         detect.runs_32_bit_programs,
         "no 32-bit programs: a kernel with CONFIG_IA32_EMULATION=y runs them",
     ),
+    "memory-cgroups": (
+        lambda: cgroups.writable_memory() != "",
+        "no cgroups that memory is charged to can be made",
+    ),
     "memcg": (
         detect.counts_memory,
         "no cgroup 2 that counts memory: the VM has it",

@@ -16,7 +16,7 @@ from physview.commands import COMMANDS, make_parser
 THERE = {"PID": "self", "PATH": "/bin/sh"}
 MISSING = {"PID": ("4194305", "no such process"), "PATH": ("/no/file", "/no/other")}
 # Words of which one that is not valid refuses the whole command line, before anything is done.
-CHECKED_FIRST = {"ADDR", "FRAME", "CMD", "WORDS"}
+CHECKED_FIRST = {"ADDR", "FRAME", "FLAGS", "CMD", "WORDS"}
 # Positional arguments that a command needs besides.
 FILL = {
     "ADDR": "0x0",

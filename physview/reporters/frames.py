@@ -15,7 +15,7 @@ from typing import Any
 from physview.frames.machine import MachineFrames, Use, ZoneFrames, by_use
 from physview.model import NO_ENTRY, PAGE_SHIFT, PAGE_SIZE
 from physview.sources.page_flags import flag_names, well_known
-from physview.units import cut, pages_size, share, size_words, terminal_width
+from physview.units import PIPE_WIDTH, cut, pages_size, share, size_words, terminal_width
 
 NR_FLAGS_SHOWN = 10
 WIDE = 120
@@ -73,6 +73,8 @@ def print_machine(machine: MachineFrames, *, all_flags: bool, raw: bool) -> None
             f"{pages_size(nr_unmanaged)} were never given to the page allocator: reserved, or"
             " other\n"
         )
+    if machine.nr_offline:
+        sys.stdout.write(f"{pages_size(machine.nr_offline)} more are offline\n")
     sys.stdout.write("\n")
     _write_zones(machine.zones)
     sys.stdout.write("\nnumber of free blocks of each size\n")
@@ -143,7 +145,7 @@ def _write_flags(counts: Counter[int], nr_all: int, *, all_flags: bool, raw: boo
         header, *rows = ([*row[:3], row[4]] for row in [header, *rows])
     write_table(header, rows[: len(rows) - nr_left], (len(header) - 1,))
     if nr_left:
-        sys.stdout.write(f"… and {nr_left} more combinations: --flags shows all\n")
+        sys.stdout.write(f"… and {nr_left} more combinations: --all-flags shows all\n")
 
 
 def folded(counts: dict[int, int]) -> Counter[int]:
@@ -160,6 +162,7 @@ def machine_document(machine: MachineFrames) -> dict[str, Any]:
     return {
         "page_size_bytes": PAGE_SIZE,
         "nr_frames": machine.nr_frames,
+        "nr_offline": machine.nr_offline,
         "ram": [
             {"start": hex(first << PAGE_SHIFT), "end": hex(end << PAGE_SHIFT)}
             for first, end in machine.ram
@@ -181,11 +184,76 @@ def machine_document(machine: MachineFrames) -> dict[str, Any]:
             }
             for found in machine.zones
         ],
-        "flags": [
-            {"value": hex(flags), "names": flag_names(flags), "nr_frames": nr}
-            for flags, nr in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        ],
+        "flags": _flags_document(counts),
     }
+
+
+def _flags_document(counts: dict[int, int]) -> list[dict[str, Any]]:
+    return [
+        {"value": hex(flags), "names": flag_names(flags), "nr_frames": nr}
+        for flags, nr in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ]
+
+
+def selection_document(counts: dict[int, int]) -> dict[str, Any]:
+    """Make the JSON document of some frames (docs/json.md)."""
+    return {
+        "page_size_bytes": PAGE_SIZE,
+        "nr_frames": sum(counts.values()),
+        "uses": _uses_document(counts),
+        "flags": _flags_document(counts),
+    }
+
+
+def print_selection(counts: Counter[int], *, all_flags: bool, raw: bool) -> None:
+    """Print the tables of some frames.
+
+    Args:
+        counts: Number of frames by their value in kpageflags.
+        all_flags: As in `print_machine()`.
+        raw: As in `print_machine()`.
+    """
+    nr = counts.total()
+    sys.stdout.write(f"{nr} {'frame' if nr == 1 else 'frames'}, {pages_size(nr)}\n")
+    if nr:
+        sys.stdout.write("\n")
+        _write_uses(by_use(counts), nr)
+        sys.stdout.write("\n")
+        _write_flags(counts, nr, all_flags=all_flags, raw=raw)
+
+
+CSV_HEAD = "paddr,pfn,nr_frames,flags,mapcount,cgroup,node"
+
+
+def print_list(parts: Iterable[str], columns: Sequence[str], *, style: str, each: bool) -> None:
+    """Print a list of frames, with the title of each column.
+
+    Args:
+        parts: The rows, of `Listing.iter_frames()`.
+        columns: The columns that are shown.
+        style: One of `listing.FORMATS`.
+        each: Whether a row is a frame.
+    """
+    from physview.reporters.pages import PFN_WIDTH, cut_lines
+
+    width = terminal_width()
+    if style == "csv":
+        sys.stdout.write(CSV_HEAD + "\n")
+    elif style == "json":
+        sys.stdout.write(f'{{"page_size_bytes": {PAGE_SIZE}, "frames": [')
+    else:
+        titles = ["pfn".rjust(PFN_WIDTH), *([] if each else ["frames".rjust(8)])]
+        shown = [name for name in ("mapcount", "node") if name in columns]
+        titles += ["maps" if name == "mapcount" else name for name in shown]
+        titles += [name for name in ("cgroup", "flags") if name in columns]
+        sys.stdout.write(f"  {' '.join(titles)}\n")
+    for text in parts:
+        is_cut = style == "table" and width < PIPE_WIDTH
+        sys.stdout.write(cut_lines(text, width) if is_cut else text)
+    if style == "json":
+        from physview.reporters import documents
+
+        sys.stdout.write(f"\n], {documents.errors_member()}}}\n")
 
 
 def _uses_document(counts: dict[int, int]) -> list[dict[str, Any]]:

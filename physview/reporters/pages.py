@@ -264,7 +264,7 @@ def _escaped(name: str) -> str:
 
 def write_summary_document(pid: int, source: str, counts: FlagCounts) -> None:
     """Print the JSON document of the number of pages by flags, largest number first."""
-    import json
+    from physview.reporters import documents
 
     rows = [
         {"flags": flag_names(flags), "nr_pages": nr}

@@ -12,8 +12,10 @@ from typing import NamedTuple
 from physview.files import filesystems
 from physview.runtime import proc_mount
 from physview.text import proctext
+from physview.text.digits import bounded_int
 from physview.text.proctext import Mount, read_or_empty
 
+NO_INODE = (1 << 64) - 1
 PATH_MAX = 4096  # include/uapi/linux/limits.h
 NR_NAMES = PATH_MAX // 256  # names that always fit into PATH_MAX: a name has at most 255 bytes
 
@@ -39,6 +41,9 @@ def memory_cgroup_mount(mounts: Iterable[Mount]) -> Mount | None:
 def cgroup_paths() -> dict[int, str]:
     """The paths of all memory cgroups, by inode number. /proc/kpagecgroup has the same numbers.
 
+    The kernel reports the frames of a removed cgroup under its nearest ancestor that exists, so
+    that every number has a path, unless a cgroup is made or removed meanwhile.
+
     The root cgroup is "/". A cgroup with a path of PATH_MAX bytes or more is left out, because the
     kernel itself cannot show such a path.
 
@@ -59,6 +64,27 @@ def cgroup_paths() -> dict[int, str]:
         }
     finally:
         os.close(top)
+
+
+def find_cgroup(word: str) -> int | None:
+    """Find the inode number of a cgroup; None if there is no such cgroup.
+
+    Args:
+        word: "@" and the number, a path that `cgroup_paths()` has, or a folder of the file system.
+    """
+    if word.startswith("@") and word[1:].isascii() and word[1:].isdecimal():
+        return bounded_int(word[1:], NO_INODE)
+    for inode, path in cgroup_paths().items():
+        if path == word:
+            return inode
+    try:
+        fd = _open_cgroup(word)
+    except (OSError, ValueError):  # ValueError: a null character
+        return None
+    try:
+        return os.fstat(fd).st_ino
+    finally:
+        os.close(fd)
 
 
 def cgroup_pids(path: str) -> list[int]:

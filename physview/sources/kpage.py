@@ -124,6 +124,11 @@ class KpageFile(Descriptor):
             raise Unsupported(what, why, remedy, path=self._path) from None
         self.cleared = false_flags() if name == "kpageflags" else 0
 
+    @property
+    def core(self) -> tuple[Any, Any]:
+        """The core's `ffi` and `lib`."""
+        return self._ffi, self._lib
+
     def count(self, runs: npt.NDArray[Any]) -> dict[int, int]:
         """Count the frames of runs by their value.
 

@@ -143,6 +143,11 @@ def well_known(value: int) -> int:
     return value & ~INTERNAL & ~(0 if value & HUGE else COMPOUND)
 
 
+def shown_flags(value: int) -> int:
+    """Clear the flags that are not shown by default: also idle, which is usually out of date."""
+    return well_known(value) & ~IDLE
+
+
 def well_known_array(values: Any) -> Any:
     """Apply `well_known()` to an array.
 

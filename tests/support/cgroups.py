@@ -8,6 +8,9 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
+from physview.sources.cgroups import memory_cgroup_mount
+from physview.text import proctext
+
 
 def writable() -> str:
     """The root of a hierarchy in which cgroups can be made, or ""."""
@@ -25,18 +28,37 @@ def writable() -> str:
     return ""
 
 
+def writable_memory() -> str:
+    """The root of the hierarchy that memory is charged to, if cgroups can be made there, or ""."""
+    mount = memory_cgroup_mount(proctext.read_mounts())
+    if mount is None:
+        return ""
+    probe = f"{mount.path}/physview-test-probe-{os.getpid()}"
+    try:
+        if mount.kind == "cgroup2":
+            with open(f"{mount.path}/cgroup.subtree_control", "w") as file:
+                file.write("+memory")
+        os.mkdir(probe)
+        has_memory = any(name.startswith("memory.") for name in os.listdir(probe))
+        os.rmdir(probe)
+    except OSError:
+        return ""
+    return mount.path if has_memory else ""
+
+
 @contextlib.contextmanager
-def branch(names: Sequence[str], pids: Sequence[int]) -> Iterator[str]:
+def branch(names: Sequence[str], pids: Sequence[int], top: str = "") -> Iterator[str]:
     """Nested cgroups, with processes in the innermost.
 
     Args:
         names: The names of the cgroups, the outermost first.
         pids: The processes that move into the innermost cgroup.
+        top: The root of the hierarchy; by default that of `writable()`.
 
     Yields:
         The path of the outermost cgroup.
     """
-    top = writable()
+    top = top or writable()
     fds = [os.open(top, os.O_RDONLY | os.O_DIRECTORY)]
     made = 0
     try:
