@@ -190,7 +190,6 @@ def test_frames_of_a_removed_cgroup_are_reported_under_its_ancestor(physview):
         agreed(charged, lambda: {os.stat(above).st_ino})
         listed = our_list(physview, f"pfn:{pfn_of(region):#x}", "--list", "--columns", "cgroup")
         assert [row["cgroup"] for row in listed] == [cgroup_paths()[os.stat(above).st_ino]]
-        del region
         os.close(fd)
 
 

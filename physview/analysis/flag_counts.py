@@ -15,6 +15,10 @@ from physview.sources.kpage import MAX_VALUES, KpageFile
 from physview.sources.page_flags import FlagFilter, expanded, well_known
 
 
+# For fewer pages, threads cost more than they gain: even to import them takes milliseconds.
+MIN_PAGES_FOR_THREADS = 1 << 20
+
+
 class FlagCounts(NamedTuple):
     """Pages of a process by their flags.
 
@@ -57,6 +61,8 @@ def count_flags(
     """
     if raw or (where is not None and where.names_hidden):
         return _count_rows(snapshot, start, end, where, nr_threads)
+    if nr_threads is None and snapshot.nr_resident < MIN_PAGES_FOR_THREADS:
+        nr_threads = 1
     ffi, lib = _ffi.load()
     allocate = ffi.new_allocator(should_clear_after_alloc=False)
     zero_pfn = snapshot.reader.zero_pfn

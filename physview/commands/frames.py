@@ -181,9 +181,13 @@ def _select(
     cgroup: int | None,
 ) -> Selection:
     from physview.frames.selection import Selection, cut_ranges
-    from physview.sources.page_flags import FlagFilter
+    from physview.sources.page_flags import FLAG_BITS, FlagFilter
 
     where = None if args.flags is None else FlagFilter.parse(*args.flags)
+    if where is not None and where.required & 1 << FLAG_BITS["slab"]:
+        from physview.reporters.owners import NO_CACHE
+
+        _common.say(f"frames with slab: {NO_CACHE}")
     if where is not None and where.names_pagemap:
         why = "they are flags of pages of a process, not of frames"
         remedy = "physview pages PID --flags shows these pages"

@@ -47,4 +47,5 @@ def run(args: argparse.Namespace) -> int:
             return picture_process(pid, with_mapcount=args.mapcount, progress=progress)
 
     _pictures.draw(args, args.output, read)
+    _common.say_if_ksm_unknown()
     return 0

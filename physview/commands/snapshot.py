@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
                 progress=show,
             )
     _common.say_if_shared(args.output)
+    _common.say_if_ksm_unknown()
     if args.json:
         documents.write_line(written._asdict())
     else:

@@ -11,8 +11,11 @@ from physview.frames.owners import FrameGroup, FrameOwner, Ownership
 from physview.model import PAGE_SHIFT, FrameRange, printable
 from physview.reporters.documents import mapping
 from physview.sources.page_flags import flag_names, well_known
-from physview.sources.ram import Resource, resource_at
+from physview.sources.ram import RAM, Resource, resource_at
 from physview.units import pfn_text
+
+NO_CACHE = "of which cache (/proc/slabinfo lists all) no file of the kernel tells"
+"""Said of a frame with slab. The cache is in the kernel's memory only: page->slab_cache."""
 
 
 def iter_lines(
@@ -76,12 +79,16 @@ def _owner(owner: FrameOwner, group: FrameGroup, offset: int) -> str:
 def _why_none(group: FrameGroup, resources: list[Resource], only_some: bool) -> str:
     if group.use is Use.NO_FRAME:
         resource = resource_at(resources, group.pfn << PAGE_SHIFT)
+        if resource and resource.name.startswith(RAM):
+            return "RAM that is offline: its block of memory is not in use"
         name = resource.name if resource else "nothing"
         return f"no RAM: {name}; pagemap does not show who maps memory of devices"
     if group.flags & MAPPED and group.use is not Use.SLAB:
         if only_some:
             return "mapped by other processes, but not by these"
         return "a process maps it, but none was found: it began, ended or moved meanwhile"
+    if group.use is Use.SLAB:
+        return f"no process maps it: {group.use.text}; {NO_CACHE}"
     return f"no process maps it: {group.use.text}"
 
 
