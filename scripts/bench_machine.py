@@ -18,7 +18,7 @@ def bench_frames(nr: int) -> bool:
     if not peer:
         print(f"skip  {what}: page-types is not on PATH: see --help")
         return True
-    ours = timed(str(Path(sys.executable).with_name("physview")), "frames", "--flags")
+    ours = timed(str(Path(sys.executable).with_name("physview")), "frames", "--all-flags")
     ratio, detail = paired(ours, timed(peer), nr)
     return report(what, ratio, 1 / 1.3, detail)
 

@@ -311,9 +311,9 @@ def test_the_report_and_its_document(physview):
     assert (result.returncode, result.stderr) == (0, "")
     for word in ("used for", "page_cache", "Normal" if PAGE == 4096 else "zone", "free blocks"):
         assert word in result.stdout
-    assert "more combinations: --flags shows all" in result.stdout
-    everything = physview("frames", "--flags").stdout
-    raw = physview("frames", "--flags", "--raw").stdout
+    assert "more combinations: --all-flags shows all" in result.stdout
+    everything = physview("frames", "--all-flags").stdout
+    raw = physview("frames", "--all-flags", "--raw").stdout
     assert len(result.stdout.splitlines()) < len(everything.splitlines()) < len(raw.splitlines())
     document = json.loads(physview("frames", "--json").stdout)
     assert sum(entry["nr_frames"] for entry in document["flags"]) == document["nr_frames"]

@@ -14,7 +14,6 @@ from physview.model import NO_ENTRY, PAGE_SHIFT
 from physview.sources.kpage import MAX_VALUES, KpageFile
 from physview.sources.page_flags import FlagFilter, expanded, well_known
 
-
 # For fewer pages, threads cost more than they gain: even to import them takes milliseconds.
 MIN_PAGES_FOR_THREADS = 1 << 20
 

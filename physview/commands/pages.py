@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from physview.commands import _common, _numbers
 from physview.errors import AccessDenied, UsageError
-from physview.model import PAGE_SIZE
+from physview.model import PAGE_SIZE, PM_SOFT_DIRTY
 from physview.runtime.resolve_pid import find_pid
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _say_if_no_soft_dirty() -> None:
-    from physview.sources.pagemap import has_soft_dirty
+    from physview.sources.soft_dirty import own_entry
 
-    if not has_soft_dirty():
+    if not own_entry().raw & PM_SOFT_DIRTY:
         _common.say(
             "no page has the flag soft_dirty, because this kernel has none"
             " (CONFIG_MEM_SOFT_DIRTY); physview watch tells what changes"

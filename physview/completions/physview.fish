@@ -51,7 +51,7 @@ function _shtab_physview_using
 end
 
 set -g _shtab_physview_commands memview translate maps pages watch snapshot diff walk compare tables frames owners file picture lab trace module vm doctor completion
-set -g _shtab_physview_opts_with_value --append --buffer --cgroup --columns --cpus --every --flags --format --interval --kernel --la57 --memory --module --name --nodes --number --only --output --picture --pid --repeat --seconds --sleep --sort --source --swap --theme --ticks --timeout --top -n -o
+set -g _shtab_physview_opts_with_value --append --buffer --cgroup --columns --cpus --every --flags --format --from --interval --kernel --la57 --memory --module --name --nodes --number --only --output --picture --pid --repeat --save --seconds --sleep --sort --source --swap --theme --ticks --timeout --top -n -o
 
 complete -c physview -e
 complete -c physview -f
@@ -93,8 +93,8 @@ complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -
 complete -c physview -n '_shtab_physview_using pages' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using pages' -l each -d 'print a line per page, not per extent'
 complete -c physview -n '_shtab_physview_using pages' -l summary -d 'count the pages by their flags, as page-types does'
-complete -c physview -n '_shtab_physview_using pages' -l flags -x -d 'only frames with these flags, such as anon,!thp'
-complete -c physview -n '_shtab_physview_using pages' -l raw -d 'show all flags, also kernel-internal ones'
+complete -c physview -n '_shtab_physview_using pages' -l flags -x -d 'only pages with these flags: a,!b (a without b), a|b (one of them), =a,b (these and no others), a,b=a (of these only a); may be repeated'
+complete -c physview -n '_shtab_physview_using pages' -l raw -d 'show all flags, also kernel-internal ones, and those of pagemap, such as soft_dirty'
 complete -c physview -n '_shtab_physview_using pages' -l columns -x -d 'what to look up for each frame, any of flags,mapcount,cgroup,node (default: flags,node)'
 complete -c physview -n '_shtab_physview_using pages' -l format -xka "csv jsonl parquet" -d 'write a record per extent'
 complete -c physview -n '_shtab_physview_using pages' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the file for Parquet'
@@ -145,10 +145,18 @@ complete -c physview -n '_shtab_physview_using tables' -s h -l help -d 'show thi
 complete -c physview -n '_shtab_physview_using tables' -l all -d 'all processes that you may examine'
 complete -c physview -n '_shtab_physview_using tables' -l json -d 'print one JSON document'
 complete -c physview -n '_shtab_physview_using tables; and test $_shtab_physview_npos -ge 0' -ka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | LC_ALL=C tr -c '\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'a pid, self, or the name of one process'
-complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a frames -d 'Show what the machine'"'"'s frames are used for.'
+complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a frames -d 'Show what the machine'"'"'s frames are used for, or list some of them.'
 complete -c physview -n '_shtab_physview_using frames' -s h -l help -d 'show this help message and exit'
-complete -c physview -n '_shtab_physview_using frames' -l flags -d 'show every combination of flags, not only the first'
-complete -c physview -n '_shtab_physview_using frames' -l raw -d 'count frames separately that differ only in kernel-internal flags (bit 32 and up), or in being the head or the tail of a compound page'
+complete -c physview -n '_shtab_physview_using frames' -l flags -x -d 'only frames with these flags, as for pages: a,!b; a|b; =a,b; a,b=a; may be repeated'
+complete -c physview -n '_shtab_physview_using frames' -l cgroup -x -d 'only frames that are charged to this cgroup: its path as pages prints it, its folder, or @inode'
+complete -c physview -n '_shtab_physview_using frames' -l list -d 'print a line per run of contiguous, equal frames'
+complete -c physview -n '_shtab_physview_using frames' -l each -d 'print a line per frame'
+complete -c physview -n '_shtab_physview_using frames' -l columns -x -d 'what to list for each frame, any of flags,mapcount,cgroup,node (default: flags)'
+complete -c physview -n '_shtab_physview_using frames' -l format -xka "csv" -d 'how to list: as CSV'
+complete -c physview -n '_shtab_physview_using frames' -l all-flags -d 'show every combination of flags, not only ten'
+complete -c physview -n '_shtab_physview_using frames' -l raw -d 'count frames separately that differ only in kernel-internal flags (bit 32 and up), or in being the head or the tail of a compound page; list all flags'
+complete -c physview -n '_shtab_physview_using frames' -l save -xka "(__fish_complete_path (commandline -ct))" -d 'write a copy of /proc/kpageflags, and print nothing else'
+complete -c physview -n '_shtab_physview_using frames' -l from -xka "(__fish_complete_path (commandline -ct))" -d 'take the flags from a copy of /proc/kpageflags, made by --save or by cat'
 complete -c physview -n '_shtab_physview_using frames' -l picture -xka "(__fish_complete_path (commandline -ct))" -d 'draw the frames instead: .svg, .png or .html'
 complete -c physview -n '_shtab_physview_using frames' -l theme -xka "light dark" -d 'colours for a light or a dark background; by default SVG and HTML follow the viewer'"'"'s setting, and PNG is light'
 complete -c physview -n '_shtab_physview_using frames' -l force -d 'replace the file if it exists'

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
-import os
 import struct
 from array import array
 from typing import Any
 
 from physview import _ffi
 from physview.files.descriptor import Descriptor
-from physview.model import PAGE_SHIFT, PAGE_SIZE, PM_SOFT_DIRTY
+from physview.model import PAGE_SHIFT
 from physview.sources.procfs import ProcDir
 
 # ioctl on a pagemap descriptor, Linux 6.7 and later (52526ca7fdb9). Source: include/uapi/linux/fs.h
@@ -33,25 +31,6 @@ PAGE_IS: dict[str, int] = {
     "guard": 1 << 8,
 }
 """The PAGE_IS_* categories by their names in the kernel, in lower case."""
-
-
-def has_soft_dirty() -> bool:
-    """Whether this kernel has soft-dirty bits. A page that was just written has the bit then."""
-    ffi, lib = _ffi.load()
-    proc = ProcDir()
-    fd = proc.open_pagemap()
-    try:
-        with mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
-            page[0] = 1
-            entry = ffi.new("uint64_t *")
-            with ffi.from_buffer(page) as anchor:
-                number = int(ffi.cast("uintptr_t", anchor)) >> PAGE_SHIFT
-                _ffi.check(lib.pv_pagemap_read(fd, number, 1, entry), "/proc/self/pagemap")
-        return bool(int(entry[0]) & PM_SOFT_DIRTY)
-    finally:
-        os.close(fd)
-        proc.close()
-
 
 _SCAN_ARG = struct.Struct("=12Q")
 _REGION = struct.Struct("=3Q")
