@@ -81,7 +81,8 @@ def test_offset_device_inode_flags_and_thp(physview, stopped):
     expected = smaps(stopped.pid)
     with open(f"/proc/{stopped.pid}/smaps") as file:
         text = file.read()
-    for head, flags in re.findall(r"^([0-9a-f]+-.*?)\n.*?VmFlags: (.*?) *\n", text, re.M | re.S):
+    for item in re.split(r"^(?=[0-9a-f]+-)", text, flags=re.M)[1:]:
+        head, flags = item.partition("\n")[0], re.search("VmFlags: (.*?) *\n", item).group(1)
         start, end, perm, offset, dev, inode, name = re.match(
             r"(\S+)-(\S+) (\S+) (\S+) (\S+) (\S+) *(.*)", head
         ).groups()
@@ -91,8 +92,7 @@ def test_offset_device_inode_flags_and_thp(physview, stopped):
         assert row["end"] == hex(int(end, 16))
         values = (row["perm"], row["offset"], row["dev"], row["inode"], row["vmflags"], row["name"])
         assert values == (perm, int(offset, 16), dev, int(inode), flags, name)
-        with open(f"/proc/{stopped.pid}/smaps") as file:
-            assert ("THPeligible" in file.read()) == (row["thpeligible"] is not None)
+        assert ("THPeligible" in text) == (row["thpeligible"] is not None)
     assert set(expected) - set(found) <= {0xFFFFFFFFFF600000}
 
 
@@ -348,26 +348,47 @@ def test_nothing_exceeds_all_with_a_huge_zero_page(use_scan):
         assert usage.nr_extents == 1
 
 
-@pytest.mark.needs("pfn", "kpage")
-def test_a_reservation_of_terabytes_takes_no_time_without_pagemap_scan(python, physview):
-    child = python(
-        "from memory import NORESERVE, PRIVATE, Region\n"
-        "held = [Region(1 << 32, prot=0, flags=PRIVATE | NORESERVE) for _ in range(3)]",
-        wait=WAIT,
-    )
+RESERVES = """
+from memory import NORESERVE, PAGE, PRIVATE, Region
+held = [Region(1 << 32, flags=PRIVATE | NORESERVE) for _ in range(3)]
+if {touches}:
+    held[0].touch(7, 1 << 20, (1 << 32) - 1)
+    held[1].read(1 << 31)
+"""
+
+
+def reading_of(python, *, touches):
+    """What is read of a process with 48 TiB, the number of unsearched mappings, and smaps."""
+    child = python(RESERVES.format(touches=touches), wait=WAIT)
     os.kill(child.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
     before = time.process_time()
-    with Snapshot(child.pid, use_scan=False, with_mappings=False) as snapshot, UsageReader() as own:
-        found = list(own.iter_usage(snapshot))
-        assert own.nr_unsearched >= 1
+    options = {"use_scan": False, "with_mappings": False}
+    with Snapshot(child.pid, **options) as snapshot, UsageReader() as reader:
+        found = list(reader.iter_usage(snapshot))
     assert time.process_time() - before < 10  # reading the entries of 48 TiB takes minutes
     assert sum(usage.size_bytes for usage in found) > 48 << 40
     expected = smaps(child.pid)
     for usage in found:
         if not usage.vma.path.startswith("/"):  # libraries' pages come and go
             assert usage.resident_bytes == expected[usage.vma.start]["Rss"]
-        assert (usage.zero_bytes is None) == (usage.size_bytes >= 1 << 40)
+    return [usage for usage in found if usage.size_bytes >= 1 << 44], reader.nr_unsearched
+
+
+@pytest.mark.needs("pfn", "kpage", "bpf")
+def test_terabytes_are_read_at_once_without_pagemap_scan(python):
+    large, nr_unsearched = reading_of(python, touches=True)
+    assert nr_unsearched == 0
+    assert sum(usage.resident_bytes for usage in large) == 3 * PAGE
+    assert sum(usage.zero_bytes for usage in large) == PAGE
+
+
+def test_empty_terabytes_are_skipped_without_bpf(python, monkeypatch):
+    monkeypatch.setattr(UsageReader, "_populated", lambda *_: None)
+    large, nr_unsearched = reading_of(python, touches=False)
+    assert nr_unsearched == len(large) >= 1
+    assert {usage.zero_bytes for usage in large} == {None}
+    assert {usage.resident_bytes for usage in large} == {0}
 
 
 @pytest.mark.needs("pfn", "swap")

@@ -10,19 +10,22 @@ from physview import _ffi
 from physview.analysis.flag_counts import new_account
 from physview.analysis.usage import Usage
 from physview.analysis.usage_chunk import UsageChunk
-from physview.errors import AccessDenied
+from physview.errors import AccessDenied, PhysviewError, ProcessGone
 from physview.files.descriptor import Closable
 from physview.memory.extents import USER_END, Batch, Borders, ExtentReader
 from physview.memory.snapshot import Snapshot
-from physview.model import PAGE_SHIFT
+from physview.model import PAGE_SHIFT, PAGE_SIZE
 from physview.sources.folio_sizes import huge_page_size, smallest_anon_order
 from physview.sources.kpage import KpageFile
 from physview.sources.mappings import MappingReader, Mappings, swap_is_used
 from physview.sources.numa import node_map
+from physview.sources.procfs import ProcDir, Range
 
 MAX_PARTS = 512
 # Reading pagemap over so much memory without pages takes a millisecond.
 LARGE_BYTES = 1 << 29
+# Reading pagemap over a hole of this size costs less than another call.
+SHORT_HOLE_BYTES = 1 << 18
 
 
 class UsageReader(Closable):
@@ -98,7 +101,7 @@ class UsageReader(Closable):
         mappings.cut(nr)
         like = self._account(snapshot)
         accounts = self._ffi.new("struct pv_account[]", nr)
-        borders, unsearched = self._borders(snapshot.reader, mappings)
+        borders, unsearched = self._borders(snapshot, mappings)
         batches = snapshot.reader.map_batches(
             lambda batch: list(self._iter_parts(like, mappings, batch)),
             mappings.starts[0],
@@ -121,30 +124,55 @@ class UsageReader(Closable):
             unsearched=unsearched,
         )
 
-    def _borders(self, reader: ExtentReader, mappings: Mappings) -> tuple[Borders, set[int]]:
+    def _borders(self, snapshot: Snapshot, mappings: Mappings) -> tuple[Borders, set[int]]:
         """Say where to read, and in which mappings not to look for pages.
 
         Without PAGEMAP_SCAN pagemap has to be read over holes, too, which takes minutes for the
-        terabytes that AddressSanitizer or a Java machine reserves. smaps tells quickly in which
-        mappings nothing is resident or swapped.
+        terabytes that AddressSanitizer or a Java machine reserves. BPF tells quickly where pages
+        are. Where BPF is not available, smaps tells in which mappings nothing is resident or
+        swapped.
         """
         starts, ends = mappings.starts, mappings.ends
         borders = Borders.of_ranges(starts, ends)
-        if reader.use_scan:
+        large = [i for i in range(len(starts)) if ends[i] - starts[i] >= LARGE_BYTES]
+        if snapshot.reader.use_scan or not large:
             return borders, set()
+        areas = self._populated(snapshot.proc, borders)
+        if areas is not None:
+            return borders._replace(areas=areas), set()
         sizes = zip(mappings.sizes("Rss"), mappings.sizes("Swap"), strict=True)
         hugetlb = zip(
             mappings.sizes("Shared_Hugetlb"), mappings.sizes("Private_Hugetlb"), strict=True
         )
-        empty = {
-            index
-            for index, sums in enumerate(zip(sizes, hugetlb, strict=True))
-            if ends[index] - starts[index] >= LARGE_BYTES
-            and not any(size for pair in sums for size in pair)
-        }
+        sums = list(zip(sizes, hugetlb, strict=True))
+        empty = {index for index in large if not any(size for pair in sums[index] for size in pair)}
         kept = [index for index in range(len(starts)) if index not in empty]
         areas = Borders.of_ranges((starts[i] for i in kept), (ends[i] for i in kept)).areas
         return borders._replace(areas=areas), empty
+
+    def _populated(self, proc: ProcDir, borders: Borders) -> list[Range] | None:
+        """Find where pages and swap entries are, by BPF; None if BPF is not available."""
+
+        def ranges_of(batch: Batch) -> list[Range]:
+            found: list[Range] = []
+            for index in range(batch.nr):
+                extent = batch.extents[index]
+                start, end = extent.vaddr, extent.vaddr + extent.nr_pages * PAGE_SIZE
+                if found and start - found[-1][1] <= SHORT_HOLE_BYTES:
+                    found[-1] = (found[-1][0], end)
+                else:
+                    found.append((start, end))
+            return found
+
+        try:
+            with ExtentReader(proc, use_scan=False, source="bpf", with_mappings=False) as reader:
+                whole = borders.areas[0][0], borders.areas[-1][1]
+                batches = reader.map_batches(ranges_of, *whole, nr_threads=1, borders=borders)
+                return [area for batch in batches for area in batch]
+        except ProcessGone:
+            raise
+        except PhysviewError:
+            return None
 
     def _iter_parts(
         self, like: Any, mappings: Mappings, batch: Batch
