@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from failures import one_line
-from memory import HUGE, PAGE, SHARED, WAIT, Region
+from memory import HUGE, PAGE, WAIT, Region
 from plain_reads import smaps
 from readings import usage_of
 from users import AS_NOBODY
@@ -389,13 +389,3 @@ def test_empty_terabytes_are_skipped_without_bpf(python, monkeypatch):
     assert nr_unsearched == len(large) >= 1
     assert {usage.zero_bytes for usage in large} == {None}
     assert {usage.resident_bytes for usage in large} == {0}
-
-
-@pytest.mark.needs("pfn", "swap")
-def test_shared_memory_that_is_swapped_out_counts(physview):
-    region = Region(2000, flags=SHARED).touch()
-    region.madvise(Region.MADV_PAGEOUT)
-    assert smaps("self")[region.start]["Swap"] > 500 * PAGE
-    words = ["maps", str(os.getpid()), "-o", "start,swap,extents", "--format", "csv"]
-    found = {int(row["start"], 16): int(row["swap"]) for row in records(physview(*words))}
-    assert found[region.start] == smaps("self")[region.start]["Swap"]

@@ -90,6 +90,17 @@ def hugetlb(kind, nr_huge=2):
     return Region(nr_huge * HUGE // PAGE, flags=kind | HUGETLB)
 
 
+@pytest.mark.needs("swap")
+def test_shared_memory_that_is_swapped_out_counts(document):
+    region = Region(2000, flags=SHARED).touch()
+    region.madvise(Region.MADV_PAGEOUT)
+    expected = smaps("self")[region.start]["Swap"]
+    assert mapping_of(region, document("maps", "self"))["swapped_bytes"] == expected > 1000 * PAGE
+    (process,) = document("maps", "self", "-o", "start,swap")["processes"]
+    (found,) = [item for item in process["mappings"] if item["start"] == hex(region.start)]
+    assert found["swap"] == expected
+
+
 @pytest.mark.needs("hugetlb")
 @pytest.mark.parametrize("kind", [PRIVATE, SHARED], ids=["private", "shared"])
 def test_huge_pages_that_were_set_aside(document, kind):
