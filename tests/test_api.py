@@ -305,6 +305,14 @@ def test_readings_count_what_changes():
         assert not second.valid("moved_pages").any()
 
 
+@pytest.mark.needs("no-soft-dirty")
+def test_a_kernel_that_cannot_track_writes_says_so(tmp_path):
+    with pytest.raises(physview.Unsupported):
+        next(physview.watch(track_writes=True))
+    with pytest.raises(physview.Unsupported):
+        physview.snapshot("self", str(tmp_path / "a"), track_writes=True)
+
+
 def test_differences_of_snapshots(tmp_path):
     before, after = str(tmp_path / "a"), str(tmp_path / "b\n")
     region = Region(100).touch(*range(10))

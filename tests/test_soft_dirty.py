@@ -8,6 +8,7 @@ from failures import one_line
 from memory import PAGE
 from users import AS_NOBODY
 
+from physview import changes, snapshot, watch
 from physview.analysis.changes import Change
 from physview.analysis.watch import Watcher
 from physview.parquet.snapshot_file import SnapshotFile
@@ -98,6 +99,23 @@ def test_a_watch_tells_a_page_again_that_is_written_again(writer):
             at = next(i for i, v in enumerate(reading.vmas) if v.start <= writer.region < v.end)
             assert reading.changes["written"][at] == nr
             assert reading.counts.get(Change.WRITTEN, 0) >= nr
+
+
+@pytest.mark.needs("soft-dirty", "pfn")
+def test_the_library_tells_the_pages_that_were_written(writer, tmp_path):
+    readings = watch(writer.pid, interval=0, nr_readings=2, track_writes=True)
+    next(readings)
+    writer.write(WRITTEN)
+    (second,) = readings
+    here = (second["start"] <= writer.region) & (writer.region < second["end"])
+    assert second["written_pages"][here].tolist() == [WRITTEN]
+    snapshot(writer.pid, str(tmp_path / "1"), track_writes=True)
+    writer.write(7)
+    snapshot(writer.pid, str(tmp_path / "2"))
+    table = changes(str(tmp_path / "1"), str(tmp_path / "2"), only=["written"])
+    first = table["vaddr"].tolist().index(writer.region)
+    assert table["nr_pages"][first] == 7
+    assert table["frame_before"][first] == table["frame_after"][first]
 
 
 @pytest.mark.needs("soft-dirty", "pfn")
