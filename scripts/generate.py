@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import shtab
@@ -133,7 +134,8 @@ def man_page() -> str:
         *paragraph(
             f"{parser.description} Physical addresses are shown to root only (CAP_SYS_ADMIN), as"
             " the kernel has decided; everything else works without, and says what it lacks."
-            " Reports are on stdout, all else on stderr. Every command takes --help."
+            " Reports are on stdout, all else on stderr. Every command takes --help;"
+            " physview help COMMAND is the same."
         ),
         ".SH OPTIONS",
         *options(parser),
@@ -142,20 +144,63 @@ def man_page() -> str:
     for name, command in subparsers(parser).items():
         lines += [f".SS {roff(synopsis(name, command))}"]
         lines += [*paragraphs(str(command.description)), *options(command)]
-    lines.append(".SH EXIT STATUS")
-    for code, meaning in EXIT_STATUS:
-        lines += [".TP", f"\\fB{code}\\fR", *paragraph(meaning)]
-    lines += [".SH SEE ALSO"]
-    pages = [see.rstrip(")").split("(") for see in SEE_ALSO]
+    lines += [*exit_status(), ".SH SEE ALSO"]
+    own = [f"physview-{name}(1)" for name in subparsers(parser)]
+    pages = [see.rstrip(")").split("(") for see in (*own, *SEE_ALSO)]
     lines += [
-        f".BR {page} ({part}){',' * (at + 1 < len(pages))}" for at, (page, part) in enumerate(pages)
+        f".BR {roff(page)} ({part}){',' * (at + 1 < len(pages))}"
+        for at, (page, part) in enumerate(pages)
     ]
     return "\n".join(lines) + "\n"
+
+
+def command_page(name: str, command: argparse.ArgumentParser, about: str) -> str:
+    """The text of physview-COMMAND(1).
+
+    Args:
+        name: The command.
+        command: Its parser.
+        about: What it does, in a few words.
+    """
+    lines = [
+        '.\\" Made by scripts/generate.py: do not edit.',
+        f'.TH PHYSVIEW-{name.upper()} 1 "" "physview {__version__}" "User Commands"',
+        ".SH NAME",
+        f"physview\\-{name} \\- {roff(about)}",
+        ".SH SYNOPSIS",
+        roff(synopsis(name, command)),
+        ".SH DESCRIPTION",
+        *paragraphs(str(command.description)),
+        ".SH OPTIONS",
+        *options(command),
+        *exit_status(),
+        ".SH SEE ALSO",
+        ".BR physview (1)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def exit_status() -> Iterator[str]:
+    """The section about exit codes."""
+    yield ".SH EXIT STATUS"
+    for code, meaning in EXIT_STATUS:
+        yield from (".TP", f"\\fB{code}\\fR", *paragraph(meaning))
+
+
+def command_pages() -> dict[str, str]:
+    """The man page of each command, by its file name."""
+    return {
+        f"physview-{name}.1": command_page(
+            name, command, import_module(f"physview.commands.{name}").HELP
+        )
+        for name, command in subparsers(make_parser()).items()
+    }
 
 
 def generated() -> dict[Path, str]:
     """The content of each generated file, by its path."""
     files = {ROOT / "docs/physview.1": man_page()}
+    files |= {ROOT / "docs/man" / name: text for name, text in command_pages().items()}
     for shell, name in COMPLETIONS.items():
         files[ROOT / "physview/completions" / name] = completion(shell)
     return files

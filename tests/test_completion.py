@@ -68,9 +68,24 @@ def test_the_man_page_has_every_option():
                 assert action.dest == "help" or f"\\fB{option}\\fR" in page, (name, option)
 
 
+def test_each_command_has_a_man_page_with_its_options():
+    pages = generate.command_pages()
+    for name, parser in generate.subparsers(generate.make_parser()).items():
+        page = pages[f"physview-{name}.1"].replace("\\-", "-")
+        for action in parser._actions:
+            for option in action.option_strings:
+                assert action.dest == "help" or f"\\fB{option}\\fR" in page, (name, option)
+        assert f".BR physview-{name} (1)" in generate.man_page().replace("\\-", "-")
+    assert {path.name for path in (ROOT / "docs/man").iterdir()} == set(pages)
+
+
+MAN_PAGES = ["physview.1", "man/physview-maps.1", "man/physview-trace.1", "man/physview-doctor.1"]
+
+
 @pytest.mark.needs("groff")
-def test_groff_warns_of_nothing():
-    page = str(ROOT / "docs/physview.1")
+@pytest.mark.parametrize("name", MAN_PAGES)
+def test_groff_warns_of_nothing(name):
+    page = str(ROOT / "docs" / name)
     result = subprocess.run(
         ["groff", "-man", "-Tutf8", "-ww", "-P-cbou", page],
         capture_output=True,
@@ -82,8 +97,9 @@ def test_groff_warns_of_nothing():
 
 
 @pytest.mark.needs("mandoc")
-def test_mandoc_finds_only_that_there_is_no_date():
-    page = str(ROOT / "docs/physview.1")
+@pytest.mark.parametrize("name", MAN_PAGES)
+def test_mandoc_finds_only_that_there_is_no_date(name):
+    page = str(ROOT / "docs" / name)
     result = subprocess.run(
         ["mandoc", "-T", "lint", page], capture_output=True, text=True, check=False
     )

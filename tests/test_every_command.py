@@ -134,3 +134,56 @@ def test_every_command_is_tested_here():
     found = {each.id.split(" ")[0] for each in several()}
     assert found >= {"maps", "tables", "owners", "file"}
     assert set(parsers()) == set(COMMANDS)
+
+
+# Names that mean something else in one command, and why.
+OTHER_MEANING = {
+    ("maps", "-o"): "columns, as with ps and lsblk; its file is --output only",
+    ("frames", "--flags"): "until it selects frames, as that of pages",
+}
+# Names of the same thing: a command that has one of them has the first.
+SAME = [("--every", "--interval"), ("--columns", "--fields"), ("--output", "--out", "--file")]
+
+
+def options():
+    """Each option of each command: (command, option, its action)."""
+    for name, parser in parsers().items():
+        for action in parser._actions:
+            for option in action.option_strings:
+                yield name, option, action
+
+
+def test_an_option_means_the_same_in_every_command():
+    meanings = {}
+    for name, option, action in options():
+        if (name, option) not in OTHER_MEANING:
+            takes = (action.metavar if action.nargs != 0 else None, action.nargs == 0)
+            meanings.setdefault(option, {}).setdefault(takes, []).append(name)
+    assert {option: found for option, found in meanings.items() if len(found) > 1} == {}
+
+
+def test_the_same_thing_has_the_same_option():
+    own = {}
+    for name, option, _ in options():
+        own.setdefault(name, set()).add(option)
+    for name, found in own.items():
+        for names in SAME:
+            assert not found & set(names) or names[0] in found, (name, names)
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["pages", "self", "--columns", "mapcnt"], "mapcount"),
+        (["pages", "self", "--flags", "anonn"], "anon"),
+        (["lab", "hep"], "heap"),
+        (["diff", "/no/a", "/no/b", "--extents", "--only", "move"], "moved"),
+        (["map", "self"], "maps"),
+        (["maps", "self", "--rolup"], "--rollup"),
+        (["walk", "self", "0x0", "--source", "bfp"], "bpf"),
+    ],
+)
+def test_the_nearest_name_is_offered(physview, words, offered):
+    result = physview(*words)
+    assert result.returncode == 2
+    assert f"mean {offered}" in result.stderr

@@ -98,6 +98,7 @@ def test_the_wheel_is_one_for_all(wheel):
     data = f"physview-{physview.__version__}.data/data/share"
     for path in (
         "man/man1/physview.1",
+        "man/man1/physview-maps.1",
         "bash-completion/completions/physview",
         "zsh/site-functions/_physview",
         "fish/vendor_completions.d/physview.fish",

@@ -21,6 +21,7 @@ from physview.reporters import documents
 from physview.reporters.failures import of_this_run
 from physview.runtime import proc_mount, resource_limits
 from physview.runtime.version import __version__
+from physview.text.nearest import nearest
 from physview.text.output import safe_streams
 from physview.text.quoting import printable
 
@@ -78,7 +79,24 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message in one line and exit with 2."""
-        self.exit(2, f"{self.prog}: {printable(message)}; see '{self.prog} --help'\n")
+        self.exit(2, f"{self.prog}: {printable(message)}; {self._advice(message)}\n")
+
+    def _advice(self, message: str) -> str:
+        see = f"see '{self.prog} --help'"
+        if wrong := re.match(r"unrecognized arguments: (-[^ =]+)", message):
+            known = [name for action in self._actions for name in action.option_strings]
+        elif wrong := re.match(r"argument .*: invalid choice: '(.*)' \(", message):
+            known = [
+                str(choice)
+                for action in self._actions
+                for choice in action.choices or ()
+                if f"argument {'/'.join(action.option_strings) or action.metavar or action.dest}:"
+                in message
+            ]
+        else:
+            return see
+        found = nearest(wrong[1], known)
+        return f"do you mean {' or '.join(found)}? {see}" if found else see
 
 
 def make_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:

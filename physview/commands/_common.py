@@ -16,6 +16,7 @@ from physview.model import Cause, Translation, printable
 from physview.reporters.failures import of_this_run
 from physview.runtime import invocation, privileges
 from physview.text.digits import bounded_int
+from physview.text.nearest import offer
 
 if TYPE_CHECKING:
     from physview.parquet.snapshot_file import WrittenSnapshot
@@ -97,7 +98,7 @@ def parse_columns(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in COLUMNS:
-            raise UsageError(f"no column '{name}'", "", f"choose one of {', '.join(COLUMNS)}")
+            raise UsageError(f"no column '{name}'", "", offer(name, COLUMNS))
     return names
 
 

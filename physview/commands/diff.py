@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from physview.commands import _common, _pictures
 from physview.errors import UsageError
+from physview.text.nearest import offer
 
 if TYPE_CHECKING:
     from physview.analysis.changes import Change
@@ -95,7 +96,7 @@ def _parse_names(args: argparse.Namespace) -> frozenset[Change]:
     names = [name.strip() for name in args.only.split(",") if name.strip()]
     for name in names:
         if name not in known:
-            raise UsageError(f"no change '{name}'", "", f"choose one of {', '.join(known)}")
+            raise UsageError(f"no change '{name}'", "", offer(name, known))
     return frozenset(known[name] for name in names)
 
 

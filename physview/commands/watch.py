@@ -46,6 +46,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     _common.add_all_option(parser)
     parser.add_argument(
         "--interval",
+        "--every",
         type=_common.seconds(STEPS[0], 86400),
         metavar="S",
         default=1.0,

@@ -106,7 +106,7 @@ complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -
 complete -c physview -n '_shtab_physview_using watch' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using watch' -l cgroup -xka "(__fish_complete_path (commandline -ct))" -d 'the processes of a cgroup and of all cgroups below it'
 complete -c physview -n '_shtab_physview_using watch' -l all -d 'all processes that you may examine'
-complete -c physview -n '_shtab_physview_using watch' -l interval -x -d 'seconds between readings (1)'
+complete -c physview -n '_shtab_physview_using watch' -l interval -l every -x -d 'seconds between readings (1)'
 complete -c physview -n '_shtab_physview_using watch' -l ticks -x -d 'print N readings as text, then end; for pipes'
 complete -c physview -n '_shtab_physview_using watch' -l track-writes -d 'also show the pages that were written in place since the last reading; clears the soft-dirty bits of PID, and slows its next writes down'
 complete -c physview -n '_shtab_physview_using watch' -l json -d 'print a JSON document per reading, each on one line'

@@ -18,6 +18,7 @@ from physview.sources.kpage import FRAMES_DTYPE, KpageFile
 from physview.sources.numa import NO_NODE, node_map
 from physview.sources.page_flags import IDLE, FlagFilter, expanded, well_known_array
 from physview.sources.procfs import ProcDir
+from physview.text.nearest import offer
 
 if TYPE_CHECKING:
     from physview.memory.rows import Rows
@@ -151,7 +152,7 @@ class Snapshot(Closable):
         wanted = list(dict.fromkeys(columns))
         for name in wanted:
             if name not in COLUMNS:
-                raise UsageError(f"no column '{name}'", "", f"choose one of {', '.join(COLUMNS)}")
+                raise UsageError(f"no column '{name}'", "", offer(name, COLUMNS))
         if where is not None:
             raw |= where.names_hidden
             self._check_filter(where)

@@ -23,6 +23,7 @@ from physview.entry_rules import (
 )
 from physview.errors import UsageError
 from physview.model import NO_ENTRY
+from physview.text.nearest import offer
 
 # Bits 0 to 27 are ABI. Bits from 32 on are internal to the kernel and differ between versions.
 # Bits from 47 on, and bit 40, are no bits of kpageflags: `expanded()` sets them.
@@ -347,8 +348,7 @@ def _bit(name: str) -> int:
     match = re.fullmatch("bit_([0-9]{1,2})", name)
     if match and int(match[1]) < 64:
         return int(match[1])
-    known = ", ".join(FLAG_NAMES.values())
-    raise UsageError(f"no flag '{name}'", "", f"choose one of {known}, bit_N")
+    raise UsageError(f"no flag '{name}'", "", offer(name, [*FLAG_NAMES.values(), "bit_N"]))
 
 
 def _mask(names: tuple[str, ...]) -> int:
