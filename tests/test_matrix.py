@@ -10,7 +10,7 @@ import re
 import shutil
 
 import pytest
-from guests import KMOD_TESTS, compile_program, guest_tests, run_in_guest
+from guests import compile_program, guest_tests, run_in_guest
 from kernel_series import by_kernel
 
 from physview import kernels
@@ -19,36 +19,35 @@ LONG = "PHYSVIEW_KERNELS" in os.environ
 KERNELS = os.environ.get("PHYSVIEW_KERNELS", "6.1,7.3").split(",")
 ONLY_4_LEVELS = ("5.10",)  # Debian's was built without the fifth
 
-# Tests that read memory. Tests that start many processes would take minutes in an emulator.
-GUEST_TESTS = (
-    *KMOD_TESTS,
-    "bpf",
-    "tables",
-    "shared_tables",
-    "frame_source",
+# Tests of what a walk finds, by all sources. Tests that start many processes would take minutes in
+# an emulator.
+LEVEL_TESTS = (
+    *("compare", "kmod", "kmod_processes", "bpf", "tables", "shared_tables", "frame_source"),
     "process_addresses",
-    "soft_dirty",
-    "labs",
-    "pagemap",
-    "pagemap_privilege",
-    "probes",
-    "trace_probes",
 )
-# Permissions and tracing do not depend on the levels, and their tests take the longest. Extents by
-# BPF are tested once on each kernel.
-GUEST_TESTS_OF_5_LEVELS = (
-    *sorted(
-        {*GUEST_TESTS}
-        - {
-            *("kmod_access", "kmod_descriptors", "labs", "pagemap_privilege", "probes"),
-            *("soft_dirty", "trace_probes"),
-        }
-    ),
-    "labs::test_levels_are_walked",
+# Calls, permissions, flags and tracing do not depend on the number of levels.
+OTHER_TESTS = (
+    *("kmod_access", "kmod_calls", "kmod_compat", "kmod_descriptors", "labs", "page_flags"),
+    *("pagemap", "pagemap_privilege", "probes", "soft_dirty", "trace_probes"),
 )
-GUEST_TESTS = tuple(sorted({*GUEST_TESTS} - {"frame_source"}))
-if LONG:
-    GUEST_TESTS = GUEST_TESTS_OF_5_LEVELS = (*GUEST_TESTS, "frame_source", "process", "procfs")
+ALL_TESTS = (*LEVEL_TESTS, *OTHER_TESTS)
+
+
+def tests_in_guest(series: str, *, la57: bool) -> tuple[str, ...]:
+    """The tests of a kernel with 4 levels or 5.
+
+    The oldest kernel of CI has all with 4 levels. With 5, and on the newest, each test runs once.
+    """
+    if LONG:
+        return (*ALL_TESTS, "process", "procfs")
+    if la57:
+        return (*LEVEL_TESTS, "labs::test_levels_are_walked")
+    if series == "6.1":  # of which the documentation's transcripts are
+        documented = "documented::test_documented_commands_that_need_a_vm_run_there"
+        return (*ALL_TESTS, documented)
+    return OTHER_TESTS
+
+
 GUEST_HAS = (
     "root,pfn,kpage,kthread,kmod,kmods,swap,zram,hugetlb,gigantic,thp,ksm,compaction,hwpoison,"
     "tracefs,kprobes,kcore,memcg,ia32,soft-dirty"
@@ -87,9 +86,7 @@ pytestmark = pytest.mark.needs("vm", "index", "cc")
     ids=str,
 )
 def test_the_tests_pass_in_a_vm(tmp_path, series, la57):
-    tests = GUEST_TESTS_OF_5_LEVELS if la57 else GUEST_TESTS
-    if series == "6.1" and not la57:  # of which the documentation's transcripts are
-        tests = (*tests, "documented::test_documented_commands_that_need_a_vm_run_there")
+    tests = tests_in_guest(series, la57=la57)
     has = GUEST_HAS if series in BEFORE_BPF_LOOP else f"{GUEST_HAS},bpf"
     outcome, output = run_in_guest(
         kernels.find_kernel(series), tmp_path, guest_tests(*tests), has=has, la57=la57
