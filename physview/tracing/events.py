@@ -143,7 +143,7 @@ class Field(NamedTuple):
     def element(self) -> str:
         """The C type of the field, or of the elements of the array."""
         kind = _DYNAMIC.sub("", self.kind).partition("[")[0]
-        return kind.removeprefix("const ").strip()
+        return kind.removeprefix("const ").strip(" ")
 
     def _several(self, content: bytes) -> Value:
         """Return an array's value: text, numbers, or bytes in hexadecimal."""
