@@ -194,6 +194,17 @@ def test_maps_are_those_of_the_command():
     assert len(table.answer) == len(table)
 
 
+def test_maps_can_have_the_sizes_of_smaps():
+    region = Region(64).touch(*range(10))
+    table = physview.maps(with_smaps=True)
+    row = next(each for each in table if each["start"] <= region.start < each["end"])
+    assert 10 * PAGE <= row["pss_bytes"] <= row["rss_bytes"]
+    assert row["private_dirty_bytes"] >= 10 * PAGE
+    assert "rd" in row["vm_flags"].split(" ")
+    assert not any(table.columns[name].meaning == "" for name in table.column_names)
+    assert "and smaps" in repr(table)
+
+
 @pytest.mark.needs("root", "pfn", "kpage")
 def test_frames_and_owners_are_those_of_the_machine():
     table = physview.frames()

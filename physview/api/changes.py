@@ -128,7 +128,7 @@ def diff(
 
     Raises:
         PhysviewError: The snapshots cannot be compared, or a file is damaged.
-        Unsupported: pyarrow is not installed, or the kernel cannot track writes.
+        Unsupported: pyarrow is not installed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -169,7 +169,7 @@ def changes(
     Raises:
         UsageError: There is no such change.
         PhysviewError: The snapshots cannot be compared, or a file is damaged.
-        Unsupported: pyarrow is not installed, or the kernel cannot track writes.
+        Unsupported: pyarrow is not installed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

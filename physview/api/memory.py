@@ -165,6 +165,8 @@ _SIZES = (
     ("resident_bytes", "resident memory, without zero pages and hugetlb"),
     ("swapped_bytes", "memory in swap entries"),
     ("special_bytes", "guards, markers, and pages in migration"),
+    ("device_bytes", "present memory that is no RAM, such as that of a DAX file system"),
+    ("file_bytes", "the part of resident_bytes that is of files, or shared memory"),
     ("exclusive_bytes", "resident memory that is certainly mapped only here"),
     ("shared_bytes", "resident memory that may be mapped elsewhere, too"),
     ("zero_bytes", "pages that map the zero page"),
@@ -185,13 +187,17 @@ _MAP_FIELDS = (
 )
 
 
-def maps(pid: int | str = "self", *, with_flags: bool = True) -> Table[list[Usage]]:
+def maps(
+    pid: int | str = "self", *, with_flags: bool = True, with_smaps: bool = False
+) -> Table[list[Usage]]:
     """Read the physical memory of each mapping of a process.
 
     Args:
         pid: Process id, or "self".
         with_flags: Whether to read the flags of frames, if this user may. Without them, large
             folios are not known.
+        with_smaps: Whether to read smaps, too. It takes longer, and adds its sizes as columns, such
+            as "pss_bytes" and "private_dirty_bytes", and "vm_flags".
 
     Returns:
         A row for each mapping, in address order. What needs frame numbers or flags is null if they
@@ -200,7 +206,7 @@ def maps(pid: int | str = "self", *, with_flags: bool = True) -> Table[list[Usag
     Raises:
         The errors of `Snapshot`.
 
-    Source: /proc/PID/pagemap, PAGEMAP_SCAN, /proc/kpageflags
+    Source: /proc/PID/maps or smaps, /proc/PID/pagemap, PAGEMAP_SCAN, /proc/kpageflags
 
     >>> table = maps("self")
     >>> "[stack]" in table["path"], bool((table["size_bytes"] > 0).all())
@@ -209,9 +215,12 @@ def maps(pid: int | str = "self", *, with_flags: bool = True) -> Table[list[Usag
     from physview.analysis.usage_reader import UsageReader
 
     with Snapshot(pid) as snapshot, UsageReader(with_flags=with_flags) as reader:
-        found = list(reader.iter_usage(snapshot))
+        found = list(reader.iter_usage(snapshot, with_smaps=with_smaps))
         pid, source = snapshot.pid, snapshot.source
     columns = columns_of_rows(_MAP_FIELDS, map(_usage_row, found))
+    if with_smaps:
+        columns += _smaps_columns(found)
+        source += " and smaps"
     return Table("mappings", columns, found, pid=pid, source=source)
 
 
@@ -221,3 +230,18 @@ def _usage_row(usage: Usage) -> list[Any]:
     sizes = (getattr(usage, name) for name, _ in _SIZES)
     where = (vma.offset, vma.device, vma.inode or None)
     return [*vma_row(vma), *where, *sizes, usage.nr_extents]
+
+
+def _smaps_columns(found: Sequence[Usage]) -> list[Column]:
+    """The sizes of smaps, by its own names."""
+    from physview.sources.mappings import SIZES
+
+    fields = [
+        Field("thp_eligible", "u8", "", "THPeligible in smaps: whether huge pages are allowed")
+        if name == "THPeligible"
+        else Field(f"{name.lower()}_bytes", "u8", "bytes", f"{name} in smaps")
+        for name in SIZES
+    ]
+    fields.append(Field("vm_flags", "text", "", "VmFlags in smaps"))
+    rows = ([*map((usage.smaps or {}).get, SIZES), usage.flags] for usage in found)
+    return columns_of_rows(fields, rows)
