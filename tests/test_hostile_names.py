@@ -177,6 +177,12 @@ def test_names_are_exact_where_programs_read_them(outcome):
     path = path_of(target, [each["mapping"]["path"] for each in found["mappings"]])
     assert NASTY in path.encode(file_encoding, "surrogateescape").replace(b"\\012", b"\n")
 
+    words = ["-o", "name,command", "--sort", "name", "--format", "csv"]
+    rows = only(outcome, "maps", pid, *words)
+    table = list(csv.DictReader(io.StringIO(rows.decode(encoding))))
+    assert path_of(target, [unescaped(row["name"]) for row in table]) == path
+    assert {unescaped(row["command"]) for row in table} == {found["name"]}
+
     rows = only(outcome, "pages", pid, "--columns", "flags,mapcount,cgroup,node", "--format", "csv")
     table = list(csv.DictReader(io.StringIO(rows.decode(encoding))))
     assert path_of(target, [unescaped(row["path"]) for row in table]) == path

@@ -143,7 +143,11 @@ def commands(target: Target, *, with_machine: bool) -> dict[str, list[list[str]]
         "translate": [[pid, *map(hex, target.vaddrs), every, "0x0"], [pid, vaddr, "--json"]],
         "maps": [
             [pid], [pid, "--json"], [pid, "--rollup"], [pid, "self"], [pid, "self", "--json"],
-            ["--all", "--rollup"], ["--cgroup", target.cgroup or nasty],
+            ["--all", "--rollup"], ["--cgroup", target.cgroup or nasty], [pid, "--name", nasty],
+            [pid, "-o", "+pss,vmflags,command"], [pid, "-o", nasty], [pid, "--sort", nasty],
+            [pid, "-o", "name,command", "--sort", "name", "--format", "csv"],
+            [pid, "--format", "jsonl"], [pid, "-o", "name,rss", "--json"],
+            [pid, "--format", "parquet", "--output", f"{target.folder}/maps.parquet"],
         ],
         "pages": [
             pages[1:], [*pages[1:], "--each"], [*pages[1:], "--json"], [pid, "--summary"],
