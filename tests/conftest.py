@@ -285,7 +285,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
             lambda name=name: shutil.which(name) is not None,
             f"no {name}: apt-get install {name}",
         )
-        for name in ("bash", "zsh", "fish", "mandoc", "groff", "gcc", "clang")
+        for name in ("bash", "less", "zsh", "fish", "mandoc", "groff", "gcc", "clang")
     },
     "perl": (detect.has_perl, "no perl with its modules: apt-get install perl"),
     "actionlint": (

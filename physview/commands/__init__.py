@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -19,7 +19,7 @@ from physview.commands import _common
 from physview.errors import PhysviewError, UsageError
 from physview.reporters import documents
 from physview.reporters.failures import of_this_run
-from physview.runtime import proc_mount, resource_limits
+from physview.runtime import pager, proc_mount, resource_limits
 from physview.runtime.version import __version__
 from physview.text.nearest import nearest
 from physview.text.output import safe_streams
@@ -53,6 +53,13 @@ Such a module has NAME (equal to its name here), HELP, `prepare_parser(parser)`,
 which returns the exit code. If it has STARTS_PROGRAM, the words after the first "--" are a program
 and its arguments: `parse()` puts them into `args.command`.
 """
+
+
+PAGED = (
+    *("translate", "maps", "pages", "diff", "walk", "compare", "tables", "frames", "owners"),
+    "file",
+)
+"""Commands whose output is shown in a pager if it is longer than the terminal."""
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -127,6 +134,10 @@ def make_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.prepare_parser(subparser)
+        if name in PAGED:
+            subparser.add_argument(
+                "--no-pager", action="store_true", help="do not show long output in a pager"
+            )
         subparser.set_defaults(run=command.run)
     return parser
 
@@ -188,7 +199,9 @@ def _run(argv: list[str] | None) -> int:
         args = parse(words)
         if sys.stdout is None:
             raise PhysviewError("cannot write the report", "standard output is closed", "open it")
-        code = of_this_run.exit_code(args.run(args))
+        code = 0  # if the user leaves the pager early
+        with _paged(args):
+            code = of_this_run.exit_code(args.run(args))
         sys.stdout.flush()
     except PhysviewError as error:
         return _fail(error, args)
@@ -203,6 +216,16 @@ def _run(argv: list[str] | None) -> int:
         _common.discard_stdout()
         return _fail(meaning, args)
     return code
+
+
+def _paged(args: argparse.Namespace) -> AbstractContextManager[object]:
+    """Return a context that shows long output in a pager, if stdout is a terminal."""
+    shall = hasattr(args, "no_pager") and not args.no_pager
+    if shall and not getattr(args, "every", None) and pager.is_possible():
+        found = pager.find_pager()
+        if found:
+            return pager.Pager(found, os.get_terminal_size(1).lines)
+    return nullcontext()
 
 
 def _keep_numpy_small(words: list[str]) -> None:

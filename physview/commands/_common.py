@@ -14,13 +14,16 @@ from physview import _ffi
 from physview.errors import PhysviewError, UsageError
 from physview.model import Cause, Translation, printable
 from physview.reporters.failures import of_this_run
-from physview.runtime import invocation, privileges
+from physview.runtime import invocation, pager, privileges
+from physview.text.colour import wants_colour
 from physview.text.digits import bounded_int
 from physview.text.nearest import offer
+from physview.text.output import quote_controls, write_styled
 
 if TYPE_CHECKING:
     from physview.parquet.snapshot_file import WrittenSnapshot
 
+_RED, _PLAIN = "\x1b[31m", "\x1b[0m"
 NEEDS_ROOT = (Cause.HIDDEN, Cause.SWAP_HIDDEN)
 
 
@@ -190,7 +193,13 @@ def say(message: str | PhysviewError) -> None:
     """
     if sys.stderr is not None:  # None if it was closed; print() would then write to stdout
         text = printable(message) if isinstance(message, str) else str(message)
-        print(f"physview: {text}", file=sys.stderr, flush=True)
+        if paged := pager.current():
+            paged.say_later(f"physview: {text}")
+        elif isinstance(message, PhysviewError) and wants_colour(sys.stderr):
+            write_styled(sys.stderr, f"{_RED}physview:{_PLAIN} {quote_controls(text)}\n")
+            sys.stderr.flush()
+        else:
+            print(f"physview: {text}", file=sys.stderr, flush=True)
 
 
 def fail(asked: object, error: PhysviewError) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from physview.runtime import pager
+
 # Work that is done sooner shows no bar, and does not wait for the import of rich.
 SECONDS_BEFORE = 0.5
 
@@ -45,6 +47,10 @@ class _Bar:
     def show(self, done: int, total: int | None) -> None:
         if time.monotonic() - self._start < SECONDS_BEFORE:
             return
+        paged = pager.current()
+        if paged and paged.is_running:  # it has the screen
+            self.close()
+            return
         from rich.progress import Progress
 
         from physview.reporters.drawing import open_console
@@ -64,3 +70,4 @@ class _Bar:
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
+            self._progress = None

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from physview.text.colour import wants_colour
 from physview.text.output import StyledStream, quote_controls, write_styled
 
 PIPE_WIDTH = 240
@@ -40,7 +41,11 @@ def open_console(stream: TextIO, **options: Any) -> Console:
         options: Further arguments of rich's Console.
     """
     file: Any = StyledStream(stream)
-    return _Console(file=file, highlight=False, **options)
+    if wants_colour(stream):
+        options = {"color_system": "standard", "force_terminal": True, **options}
+    else:
+        options = {"color_system": None, **options}
+    return _Console(file=file, highlight=False, no_color=False, **options)
 
 
 def draw(what: RenderableType, pipe_width: int = PIPE_WIDTH) -> None:
@@ -51,7 +56,7 @@ def draw(what: RenderableType, pipe_width: int = PIPE_WIDTH) -> None:
         pipe_width: Width in characters if stdout is no terminal.
     """
     console = open_console(sys.stdout)
-    if not console.is_terminal:
+    if not sys.stdout.isatty():
         console.width = pipe_width  # a pipe has no edge to wrap at
     with console.capture() as drawn:
         console.print(what)

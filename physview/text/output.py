@@ -240,6 +240,21 @@ def unfiltered(stream: TextIO) -> BinaryIO:
     return sink
 
 
+def exchange_sink(stream: TextIO, sink: Any) -> Any:
+    """Let a stream of `safe_streams()` write its checked bytes to another place.
+
+    Args:
+        stream: sys.stdout or sys.stderr.
+        sink: The new place. It has write(), flush(), isatty() and fileno().
+
+    Returns:
+        The place before.
+    """
+    buffer: Any = stream.buffer
+    before, buffer.sink = buffer.sink, sink
+    return before
+
+
 def ellipsis(stream: TextIO | None = None) -> str:
     """The mark at the end of a truncated line: "…", or "..." if the encoding lacks "…"."""
     encoding = (stream or sys.stdout).encoding or "ascii"

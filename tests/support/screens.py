@@ -60,7 +60,7 @@ class PtyRun:
             stdout=self.slave,
             stderr=self.slave,
             cwd="/",
-            env=variables | {"TERM": "xterm-256color"} | (env or {}),
+            env=variables | {"TERM": "xterm-256color", "PAGER": "cat"} | (env or {}),
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
         )
