@@ -12,10 +12,9 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
-#include "physview.h"
+#include "filecache.h"
 
 /* A fault also maps cached neighbours: so many pages (fault_around_bytes). */
 #define NR_AROUND 16
@@ -85,8 +84,7 @@ static uint64_t nr_major_faults(void)
 }
 
 /*
- * Find which of nr_pages pages of a file are cached. The byte offset of the
- * first page must be a multiple of the page size. resident gets 1 or 0 per
+ * Find which of nr_pages pages of a file are cached. resident gets 1 or 0 per
  * page. If pagemap_fd is a descriptor of this process's own pagemap, entries
  * gets the entry of each resident page; -1 means that entries are not needed. A
  * page may be evicted after it was found and before it is mapped; mapping then
@@ -98,15 +96,16 @@ static uint64_t nr_major_faults(void)
  * such a user.
  */
 int64_t pv_cached_pages(int fd, int pagemap_fd, unsigned int page_shift,
-			uint64_t offset, uint64_t nr_pages, uint8_t *resident,
-			uint64_t *entries, uint64_t *nr_read)
+			uint64_t first_page, uint64_t nr_pages,
+			uint8_t *resident, uint64_t *entries, uint64_t *nr_read)
 {
 	size_t size = nr_pages << page_shift;
 	uint64_t before, nr_resident = 0;
 	char *map;
 	int ret;
 
-	map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, (off_t)offset);
+	map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd,
+		   (off_t)(first_page << page_shift));
 	if (map == MAP_FAILED)
 		return -errno;
 	/* Without this, mapping a page would start readahead. */
@@ -132,29 +131,50 @@ int64_t pv_cached_pages(int fd, int pagemap_fd, unsigned int page_shift,
 	return ret ? ret : (int64_t)nr_resident;
 }
 
-/* include/uapi/linux/magic.h */
-#define HUGETLBFS_MAGIC 0x958458f6
+/* How far after the end of a file no page of its can be: 1 GiB. */
+#define FAR_BYTES (UINT64_C(1) << 30)
 
-/* Whether a file is on hugetlbfs. Returns 0, 1 or -errno. */
-int pv_is_hugetlbfs(int fd)
+/*
+ * Ask mincore() of a page far after the end of a file, which cannot be there.
+ * The kernel tells a user who neither owns the file (nor has CAP_FOWNER) nor
+ * may write to it that all pages are resident (Linux 5.2, 134fca9063ad). So
+ * this tells, better than the rules of all versions of the kernel, whether
+ * mincore() tells this process the truth. Returns 1 or 0.
+ */
+int pv_may_ask_mincore(int fd, unsigned int page_shift, uint64_t size_bytes)
 {
-	struct statfs info;
+	size_t page_size = (size_t)1 << page_shift;
+	unsigned char resident = 0;
+	uint64_t offset;
+	char *map;
+	int ret;
 
-	if (fstatfs(fd, &info))
-		return -errno;
-	return (uint32_t)info.f_type == HUGETLBFS_MAGIC;
+	if (size_bytes > INT64_MAX - 2 * FAR_BYTES)
+		offset = INT64_MAX & ~(uint64_t)(page_size - 1);
+	else
+		offset = (size_bytes + FAR_BYTES) & ~(uint64_t)(page_size - 1);
+	map = mmap(NULL, page_size, PROT_READ, MAP_SHARED, fd, (off_t)offset);
+	if (map == MAP_FAILED) /* the file system has no offsets that high */
+		return 1;
+	ret = mincore(map, page_size, &resident);
+	munmap(map, page_size);
+	return ret || !(resident & 1);
 }
 
 /*
- * Call cachestat(2), Linux 6.5 (cf264e1329fb). counts gets how many pages of
- * the file are cached, dirty, under writeback, evicted and recently evicted.
+ * Call cachestat(2), Linux 6.5 (cf264e1329fb), for pages of a file. The call
+ * maps nothing, and its cost grows with the pages that are or were cached, not
+ * with the file. Folios may reach beyond the end of a file, so end_page is the
+ * end of the file at most.
  * Returns 0 or -errno.
  */
-int pv_cachestat(int fd, uint64_t *counts)
+int pv_cachestat(int fd, unsigned int page_shift, uint64_t first_page,
+		 uint64_t end_page, struct pv_cachestat *counts)
 {
 	struct {
 		uint64_t offset, len;
-	} all = { 0, 0 };
+	} range = { first_page << page_shift, (end_page - first_page)
+						      << page_shift };
 
-	return syscall(SYS_cachestat, fd, &all, counts, 0) ? -errno : 0;
+	return syscall(SYS_cachestat, fd, &range, counts, 0) ? -errno : 0;
 }

@@ -26,7 +26,6 @@ from physview.errors import (
     Unsupported,
     UsageError,
 )
-from physview.memory.translations import Translations
 from physview.model import (
     NO_ENTRY,
     NO_PADDR,
@@ -39,9 +38,7 @@ from physview.model import (
     Translation,
     Vma,
 )
-from physview.process import Process
 from physview.runtime.version import __version__ as __version__
-from physview.sources.probes import visit_probes
 
 if TYPE_CHECKING:
     from physview import pictures
@@ -56,9 +53,12 @@ if TYPE_CHECKING:
     from physview.memory.columnar import Columnar
     from physview.memory.columns import Column, Table
     from physview.memory.snapshot import Snapshot
+    from physview.memory.translations import Translations
     from physview.parquet.snapshot_file import SnapshotFile, write_snapshot
+    from physview.process import Process
     from physview.sources.page_cache import PageCache
     from physview.sources.page_flags import FlagFilter
+    from physview.sources.probes import visit_probes
     from physview.tracing import Tracer
 
 __all__ = [
@@ -119,10 +119,12 @@ _LAZY = {
     "DiffTable": "api.changes",
     "FlagFilter": "sources.page_flags",
     "PageCache": "sources.page_cache",
+    "Process": "process",
     "Snapshot": "memory.snapshot",
     "SnapshotFile": "parquet.snapshot_file",
     "Table": "memory.columns",
     "Tracer": "tracing",
+    "Translations": "memory.translations",
     "changes": "api.changes",
     "compare": "api.page_tables",
     "diff": "api.changes",
@@ -138,6 +140,7 @@ _LAZY = {
     "read_tables": "analysis.shared_tables",
     "snapshot": "api.changes",
     "tables": "api.page_tables",
+    "visit_probes": "sources.probes",
     "walk": "api.page_tables",
     "watch": "api.changes",
     "write_snapshot": "parquet.snapshot_file",

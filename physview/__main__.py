@@ -56,9 +56,9 @@ def _run() -> object:
 
     if sys.argv[1:2] == [invocation.CHILD_OPTION]:
         return _become_child()
-    from physview.commands import main
+    from physview.commands._start import start
 
-    return main()
+    return start()
 
 
 if __name__ == "__main__":

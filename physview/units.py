@@ -64,15 +64,17 @@ def pages_size(nr_pages: int) -> str:
 
     >>> pages_size(0), pages_size(3 << 20), pages_size(300 << 20)
     ('0', '12.0 GiB', '1.2 TiB')
+    >>> pages_size(1 << 51)
+    '8.0 EiB'
     """
     if not nr_pages:
         return "0"
     number = float(nr_pages << PAGE_SHIFT)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if number < 1000:
             return f"{number:.0f} {unit}" if number >= 100 else f"{number:.1f} {unit}"
         number /= 1024
-    return f"{number:.1f} TiB"
+    return f"{number:.1f} EiB"
 
 
 def pfn_text(pfn: int, nr_frames: int = 1) -> str:
@@ -104,7 +106,7 @@ def size_words(size_bytes: int) -> str:
     >>> size_words(4096), size_words(1 << 21), size_words(1 << 30)
     ('4 KiB', '2 MiB', '1 GiB')
     """
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if size_bytes < 1024:
             return f"{size_bytes} {unit}"
         size_bytes //= 1024

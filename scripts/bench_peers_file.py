@@ -28,6 +28,8 @@ def small_files() -> Iterator[Row]:
         what = f"file, {len(names):,} small files"
         yield Row(what, 2, ours, ("vmtouch", folder), (floor, folder))
         yield Row(what, 2, ours, ("fincore", "--raw", "--noheadings", *names), (floor, folder))
+        ours = (PHYSVIEW, "file", "--state", folder)
+        yield Row(f"{what}, with states", 1.5, ours, ("page-types", "-f", folder))
 
 
 def large_file() -> Iterator[Row]:

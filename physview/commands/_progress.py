@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +38,8 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int | None], None] | None
 
 class _Bar:
     def __init__(self, what: str) -> None:
+        import threading  # not at the top: without a terminal it would only make the start slower
+
         self._what = what
         self._start = time.monotonic()
         self._lock = threading.Lock()

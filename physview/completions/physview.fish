@@ -51,7 +51,7 @@ function _shtab_physview_using
 end
 
 set -g _shtab_physview_commands memview translate maps pages watch snapshot diff walk compare tables frames owners file picture lab trace module vm doctor completion
-set -g _shtab_physview_opts_with_value --append --buffer --cgroup --columns --cpus --every --flags --format --from --interval --kernel --la57 --memory --module --name --nodes --number --only --output --picture --pid --repeat --save --seconds --sleep --sort --source --swap --theme --ticks --timeout --top -n -o
+set -g _shtab_physview_opts_with_value --append --buffer --cgroup --columns --cpus --every --exclude --files-from --flags --format --from --include --interval --kernel --la57 --memory --module --name --nodes --number --only --output --picture --pid --range --repeat --save --seconds --sleep --sort --source --swap --theme --ticks --timeout --top -n -o -p
 
 complete -c physview -e
 complete -c physview -f
@@ -177,8 +177,20 @@ complete -c physview -n '_shtab_physview_using owners' -l json -d 'print one JSO
 complete -c physview -n '_shtab_physview_using owners' -l no-pager -d 'do not show long output in a pager'
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a file -d 'Show how much of each file is in the page cache, in what state, and in which frames.'
 complete -c physview -n '_shtab_physview_using file' -s h -l help -d 'show this help message and exit'
+complete -c physview -n '_shtab_physview_using file' -l files-from -xka "(__fish_complete_path (commandline -ct))" -d 'read more paths from FILE, one a line; - reads standard input'
+complete -c physview -n '_shtab_physview_using file' -l null -d 'with --files-from: a NUL byte ends each path'
+complete -c physview -n '_shtab_physview_using file' -l pid -xka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | LC_ALL=C tr -c '\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'the files that a process maps, found through its own root folder; can be repeated'
+complete -c physview -n '_shtab_physview_using file' -l cgroup -xka "(__fish_complete_path (commandline -ct))" -d 'the processes of a cgroup and of all cgroups below it'
+complete -c physview -n '_shtab_physview_using file' -l all -d 'all processes that you may examine'
 complete -c physview -n '_shtab_physview_using file' -l each -d 'print a line for each file below a folder, not one line for all'
-complete -c physview -n '_shtab_physview_using file' -l frames -d 'list the frames of each file, run by run; needs root'
+complete -c physview -n '_shtab_physview_using file' -l top -x -d 'print the N files with the most cached pages, the largest first'
+complete -c physview -n '_shtab_physview_using file' -l cached -d 'print only files with cached pages, a line for each'
+complete -c physview -n '_shtab_physview_using file' -l include -x -d 'only files that match this shell pattern; one with a / is for the whole path; can be repeated'
+complete -c physview -n '_shtab_physview_using file' -l exclude -x -d 'no file or folder like this shell pattern; one with a / is for the whole path; can be repeated'
+complete -c physview -n '_shtab_physview_using file' -s p -l range -x -d 'only this part of each file: START-END, START- or END in bytes, or as 4K, 2M, 1G; pages that are partly in it count'
+complete -c physview -n '_shtab_physview_using file' -l histogram -d 'draw for each file which parts of it are cached'
+complete -c physview -n '_shtab_physview_using file' -l state -d 'count also mapped and active pages, and runs of frames; needs root'
+complete -c physview -n '_shtab_physview_using file' -l frames -d 'list the frames of each file, run by run, with --state; needs root'
 complete -c physview -n '_shtab_physview_using file' -l json -d 'print one JSON document'
 complete -c physview -n '_shtab_physview_using file' -l no-pager -d 'do not show long output in a pager'
 complete -c physview -n '_shtab_physview_using file; and test $_shtab_physview_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file or a folder'

@@ -3,70 +3,47 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview.model import NO_ENTRY, PAGE_SHIFT, printable
 from physview.reporters.documents import errors_member
-from physview.sources.page_cache import CachedFile
-from physview.sources.page_flags import flag_names, well_known
+from physview.sources import page_cache
+from physview.sources.page_cache import CachedFile, Row, to_cached_file
 from physview.units import pages_size, pfn_text, share
 
-COLUMNS = ("cached", "of", "share", "dirty", "mapped", "active", "holes", "runs")
-WIDTHS = (6, 6, 6, 6, 6, 6, 6, 6)
+if TYPE_CHECKING:
+    from physview.analysis.cached_files import Batch
 
-# The counts of `CachedFile` that can be added up over several files.
-COUNTS = (
-    "size_bytes",
-    "nr_pages",
-    "nr_holes",
-    "nr_cached",
-    "nr_dirty",
-    "nr_writeback",
-    "nr_mapped",
-    "nr_active",
-    "nr_large",
-    "nr_runs",
-    "nr_read",
-)
+COLUMNS = ("cached", "of", "share", "dirty", "evicted", "recent", "holes")
+STATE_COLUMNS = ("mapped", "active", "runs")
+WIDTH = 6
+
+# Parts of a file in a histogram. A file of fewer pages has a part per page.
+NR_BUCKETS = 32
+_LEVELS = "▁▂▃▄▅▆▇█"
+_NOTHING = "·"
 
 
-def header() -> str:
-    """Make the line with the names of the columns."""
-    cells = [name.rjust(width) for name, width in zip(COLUMNS, WIDTHS, strict=True)]
-    return " ".join([*cells, " path"])
-
-
-def line(file: CachedFile, what: str = "") -> str:
-    """Make the line of a file, or of the total of several files.
+class Options(NamedTuple):
+    """What a report shows.
 
     Args:
-        file: The counts.
-        what: Text to show instead of the path.
+        with_state: Show the counts that need frames.
+        with_runs: List the frames of each file.
+        with_histogram: Show which parts of each file are cached.
+        only_cached: Leave out files without cached pages.
+        top: List so many files, those with the most cached pages; None for all.
+        is_each: Show each file, not a line for each path.
     """
-    cells = [
-        _short(file.nr_cached),
-        _short(file.nr_pages),
-        share(file.nr_cached, file.nr_pages),
-        *(
-            "?" if nr is None else _short(nr)
-            for nr in (file.nr_dirty, file.nr_mapped, file.nr_active, file.nr_holes)
-        ),
-        "?" if file.nr_runs is None else str(file.nr_runs),
-    ]
-    padded = [cell.rjust(width) for cell, width in zip(cells, WIDTHS, strict=True)]
-    return " ".join([*padded, f" {what or printable(file.path)}"])
 
-
-def _short(nr_pages: int) -> str:
-    """Format a size in few characters, so that the line has room for the path.
-
-    >>> _short(0), _short(3 << 20)
-    ('0', '12.0G')
-    """
-    return pages_size(nr_pages).replace(" ", "").removesuffix("iB")
+    with_state: bool
+    with_runs: bool
+    with_histogram: bool
+    only_cached: bool
+    top: int | None
+    is_each: bool
 
 
 class Total:
@@ -78,20 +55,27 @@ class Total:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._sums: dict[str, int | None] = dict.fromkeys(COUNTS, 0)
+        self._sums = [0] * (page_cache.COUNTS.stop - page_cache.COUNTS.start)
+        self._known = page_cache.KNOWS_CACHESTAT | page_cache.KNOWS_FRAMES
         self.nr_files = 0
 
-    def add(self, file: CachedFile) -> None:
-        """Add the counts of one file."""
-        self.nr_files += 1
-        for name in COUNTS:
-            sum_, nr = self._sums[name], getattr(file, name)
-            self._sums[name] = None if sum_ is None or nr is None else sum_ + nr
+    def add(self, rows: list[Row]) -> None:
+        """Add the counts of files."""
+        if not rows:
+            return
+        self.nr_files += len(rows)
+        columns = list(zip(*rows, strict=True))
+        for known in set(columns[page_cache.KNOWN]):
+            self._known &= known
+        sums = map(sum, columns[page_cache.COUNTS])
+        self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)]
 
     @property
     def file(self) -> CachedFile:
         """The sums, in the form of one file."""
-        return CachedFile(self._path, **self._sums)  # type: ignore[arg-type]
+        head = [0] * page_cache.COUNTS.start
+        head[page_cache.KNOWN] = self._known
+        return to_cached_file(self._path, (*head, *self._sums))
 
     @property
     def name(self) -> str:
@@ -100,12 +84,254 @@ class Total:
         return path if self.nr_files == 1 else f"{path} ({self.nr_files} files)"
 
 
+class ProcessTotals:
+    """Sums of the counts of the files that each process maps.
+
+    Args:
+        comms: The names of the processes, by pid.
+    """
+
+    def __init__(self, comms: dict[int, str]) -> None:
+        self._totals = {pid: Total(f"{pid} {comm}") for pid, comm in comms.items()}
+
+    def add(self, row: Row, pids: list[int]) -> None:
+        """Add the counts of a file that these processes map."""
+        for pid in pids:
+            self._totals[pid].add([row])
+
+    def __iter__(self) -> Iterator[Total]:
+        return (total for total in self._totals.values() if total.nr_files)
+
+
+class Report:
+    """What the reports share: sums, and the choice of files.
+
+    Args:
+        options: What to show.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self.total = Total("")
+        """The sums over all files."""
+        self._group = Total("")
+        self._nr_groups = self._nr_shown = 0
+        self._top: list[tuple[int, int, _Shown]] = []
+        self.nr_read = 0
+        """Pages that the examination has read back into the cache."""
+        self.nr_skipped = 0
+        """Files in whose holes no pages were looked for."""
+        self.nr_unknown_dirty = 0
+        """Files of which cachestat() does not tell."""
+
+    @property
+    def is_printing(self) -> bool:
+        """Whether lines are printed during the examination."""
+        return self._options.is_each and not self._options.top
+
+    def nr_buckets(self, nr_pages: int) -> int:
+        """The number of parts in a file's histogram. `nr_pages`: its pages in the range."""
+        return min(NR_BUCKETS, nr_pages)
+
+    def begin(self) -> None:
+        """Print what comes before the first file."""
+
+    def begin_group(self, path: str) -> None:
+        """Begin the files at or below a path."""
+        self._group = Total(path)
+
+    def add_batch(self, batch: Batch) -> None:
+        """Add files that were counted together."""
+        self._add(batch.rows)
+        if self._options.is_each:
+            for file in batch.iter_files():
+                self._choose(_Shown(file))
+
+    def begin_file(self, path: str) -> None:
+        """Begin a file that is examined by itself."""
+
+    def visit(self, found: Any) -> None:
+        """Print runs of the file's frames. `found`: structured array of page_cache.CACHED_DTYPE."""
+
+    def drop_file(self) -> None:
+        """End a file whose examination failed."""
+
+    def end_file(
+        self, path: str, row: Row, histogram: list[int] | None, pids: list[int] | None
+    ) -> None:
+        """End a file that was examined by itself.
+
+        Args:
+            path: The path to show.
+            row: What is known of it.
+            histogram: Cached pages in parts of the file.
+            pids: The processes that map it.
+        """
+        self._add([row])
+        if self._options.is_each:
+            self._choose(_Shown(to_cached_file(path, row), histogram, pids))
+
+    def end_group(self) -> None:
+        """End the files of a path."""
+        self._nr_groups += self._group.nr_files > 0
+
+    def add_processes(self, totals: ProcessTotals) -> None:
+        """Add what is known of whole processes."""
+
+    def close(self) -> None:
+        """Print what is left."""
+        for _, _, shown in sorted(self._top, key=lambda each: each[:2], reverse=True):
+            self._show(shown)
+
+    def _add(self, rows: list[Row]) -> None:
+        if not rows:
+            return
+        self._group.add(rows)
+        self.total.add(rows)
+        nr_read = page_cache.COUNTS.start + CachedFile._fields.index("nr_read") - 1
+        for row in rows:
+            known = row[page_cache.KNOWN]
+            self.nr_read += row[nr_read]
+            self.nr_skipped += known & page_cache.SKIPPED_HOLES != 0
+            self.nr_unknown_dirty += known in (0, page_cache.SKIPPED_HOLES)
+
+    def _choose(self, shown: _Shown) -> None:
+        nr_cached = shown.file.nr_cached
+        if self._options.only_cached and not nr_cached:
+            return
+        if not self._options.top:
+            self._show(shown)
+            return
+        import heapq
+
+        self._nr_shown += 1
+        place = (nr_cached, -self._nr_shown, shown)
+        if len(self._top) < self._options.top:
+            heapq.heappush(self._top, place)
+        elif place[:2] > self._top[0][:2]:
+            heapq.heapreplace(self._top, place)
+
+    def _show(self, shown: _Shown) -> None:
+        raise NotImplementedError
+
+
+class _Shown(NamedTuple):
+    """A file to show, with what is shown beside its counts."""
+
+    file: CachedFile
+    histogram: list[int] | None = None
+    pids: list[int] | None = None
+
+
+class Table(Report):
+    """Prints a line for each file, or for each path, as soon as it is known."""
+
+    _is_named = False
+
+    def begin(self) -> None:
+        names = [*COLUMNS, *(STATE_COLUMNS if self._options.with_state else ())]
+        bar = ["histogram".ljust(NR_BUCKETS)] if self._options.with_histogram else []
+        self._print(" ".join([*(name.rjust(WIDTH) for name in names), *bar, " path"]))
+
+    def begin_file(self, path: str) -> None:
+        self._is_named = False
+        self._path = path
+        if self._options.with_runs and not self._options.only_cached:
+            self._name_file()
+
+    def _name_file(self) -> None:
+        if not self._is_named:
+            self._print(printable(self._path))
+            self._is_named = True
+
+    def visit(self, found: Any) -> None:
+        self._name_file()
+        for run_line in iter_run_lines(found):
+            self._print(run_line)
+
+    def end_group(self) -> None:
+        super().end_group()
+        if self._group.nr_files and not self._options.is_each:
+            self._print(self.line(self._group.file, self._group.name))
+
+    def add_processes(self, totals: ProcessTotals) -> None:
+        for total in totals:
+            self._nr_groups += 1
+            if not self._options.is_each:
+                self._print(self.line(total.file, total.name))
+
+    def close(self) -> None:
+        super().close()
+        nr_files = self.total.nr_files
+        if nr_files > 1 and (self._options.is_each or self._nr_groups > 1):
+            self._print(self.line(self.total.file, f"({nr_files} files)"))
+
+    def _show(self, shown: _Shown) -> None:
+        self._print(self.line(shown.file, histogram=shown.histogram))
+
+    def line(self, file: CachedFile, what: str = "", histogram: list[int] | None = None) -> str:
+        """Make the line of a file, or of the total of several files.
+
+        Args:
+            file: The counts.
+            what: Text to show instead of the path.
+            histogram: Cached pages in parts of the file.
+        """
+        counts: list[int | None] = [
+            file.nr_dirty, file.nr_evicted, file.nr_recently_evicted, file.nr_holes,
+        ]  # fmt: skip
+        if self._options.with_state:
+            counts += [file.nr_mapped, file.nr_active]
+        cells = [
+            _short(file.nr_cached),
+            _short(file.nr_pages),
+            share(file.nr_cached, file.nr_pages),
+            *("?" if nr is None else _short(nr) for nr in counts),
+        ]
+        if self._options.with_state:
+            cells.append("?" if file.nr_runs is None else str(file.nr_runs))
+        padded = [cell.rjust(WIDTH) for cell in cells]
+        if self._options.with_histogram:
+            padded.append(bar(histogram or [], file.nr_pages).ljust(NR_BUCKETS))
+        return " ".join([*padded, f" {what or printable(file.path)}"])
+
+    @staticmethod
+    def _print(line: str) -> None:
+        sys.stdout.write(line + "\n")
+
+
+def bar(histogram: list[int], nr_pages: int) -> str:
+    """Draw a histogram: a character for each part of the file.
+
+    >>> bar([0, 1, 4, 8], 32)
+    '·▁▄█'
+    """
+    nr = len(histogram)
+    text = ""
+    for at, nr_cached in enumerate(histogram):
+        size = nr_pages * (at + 1) // nr - nr_pages * at // nr
+        level = -(-len(_LEVELS) * nr_cached // max(1, size))
+        text += _LEVELS[min(level, len(_LEVELS)) - 1] if nr_cached else _NOTHING
+    return text
+
+
+def _short(nr_pages: int) -> str:
+    """Format a size in few characters, so that the line has room for the path.
+
+    >>> _short(0), _short(3 << 20)
+    ('0', '12.0G')
+    """
+    return pages_size(nr_pages).replace(" ", "").removesuffix("iB")
+
+
 def iter_run_lines(found: Any) -> Iterator[str]:
     """Yield a line of text for each run of frames.
 
     Args:
         found: Structured array of page_cache.CACHED_DTYPE.
     """
+    from physview.sources.page_flags import flag_names
+
     for page, pfn, nr, flags in _joined(found.tolist()):
         where = f"  page {page}" if nr == 1 else f"  page {page}-{page + nr}"
         if not pfn:
@@ -120,6 +346,8 @@ def _joined(runs: list[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, i
 
     Contiguous runs that differ only in other flags are merged.
     """
+    from physview.sources.page_flags import well_known
+
     held: tuple[int, int, int, int] | None = None
     for page, pfn, nr, raw in runs:
         flags = raw if raw == NO_ENTRY else well_known(raw)
@@ -135,27 +363,21 @@ def _joined(runs: list[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, i
         yield held
 
 
-def write_runs(found: Any) -> None:
-    """Print a line for each run of frames. `found`: structured array of page_cache.CACHED_DTYPE."""
-    for run_line in iter_run_lines(found):
-        sys.stdout.write(run_line + "\n")
+class Document(Report):
+    """Prints the JSON document of file, piece by piece: there can be millions of frames."""
 
+    def __init__(self, options: Options) -> None:
+        import json
 
-class Document:
-    """Prints the JSON document of file, piece by piece: there can be millions of frames.
-
-    Args:
-        with_runs: Whether to list the frames of each file.
-    """
-
-    def __init__(self, *, with_runs: bool) -> None:
-        self._with_runs = with_runs
+        super().__init__(options)
+        self._dumps = json.dumps
         self._nr_files = self._nr_runs = 0
         self._is_open = False
-        sys.stdout.write('{"files": [')
 
     def begin(self) -> None:
-        """Begin the next file."""
+        sys.stdout.write('{"files": [')
+
+    def begin_file(self, path: str) -> None:
         self._nr_runs = 0
         self._is_open = False
 
@@ -166,9 +388,8 @@ class Document:
             self._is_open = True
 
     def visit(self, found: Any) -> None:
-        """Print runs of the file's frames. `found`: structured array of page_cache.CACHED_DTYPE."""
-        if not self._with_runs:
-            return
+        from physview.sources.page_flags import flag_names
+
         self._open()
         for page, pfn, nr, flags in found.tolist():
             run = {
@@ -178,15 +399,21 @@ class Document:
                 "paddr": hex(pfn << PAGE_SHIFT) if pfn else None,
                 "flags": flag_names(flags) if pfn else None,
             }
-            sys.stdout.write((",\n" if self._nr_runs else "\n") + json.dumps(run))
+            sys.stdout.write((",\n" if self._nr_runs else "\n") + self._dumps(run))
             self._nr_runs += 1
 
-    def end(self, file: CachedFile | None) -> None:
-        """Print the counts of the file. `file` is None if examining it failed."""
-        if file is None and not self._is_open:
-            return
-        counts = json.dumps(file._asdict() if file else {"path": None})
-        if self._with_runs:
+    def drop_file(self) -> None:
+        if self._is_open:
+            sys.stdout.write("], " + self._dumps({"path": None})[1:])
+
+    def _show(self, shown: _Shown) -> None:
+        entry: dict[str, Any] = shown.file._asdict()
+        if shown.histogram is not None:
+            entry["histogram"] = shown.histogram
+        if shown.pids is not None:
+            entry["pids"] = shown.pids
+        counts = self._dumps(entry)
+        if self._options.with_runs:
             self._open()
             sys.stdout.write("], " + counts[1:])
         else:
@@ -194,5 +421,6 @@ class Document:
             self._nr_files += 1
 
     def close(self) -> None:
-        """Print the end of the document."""
-        sys.stdout.write(f"\n], {errors_member()}}}\n")
+        super().close()
+        total = self.total.file._asdict() | {"path": None, "nr_files": self.total.nr_files}
+        sys.stdout.write(f'\n], "total": {self._dumps(total)}, {errors_member()}}}\n')

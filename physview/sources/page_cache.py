@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Finds which pages of a file are in the page cache, their frames, and their state.
 
-Best effort is made not to read anything into the cache. mincore() tells first which pages are
-cached. Only these pages are mapped for a moment, to find their frames. A page that is evicted
-between the two steps is read back in, and is counted. The mapping does not mark pages as recently
-used in the kernel's LRU lists.
+cachestat() counts cached pages, and touches nothing. mincore() does that where cachestat() does
+not tell: before Linux 6.5, and through file systems that hand a file through to another. Frames
+and states are found by mapping the cached pages, and no others, for a moment. A page that is
+evicted between the two steps is read back in, and is counted. The mapping does not mark pages as
+recently used in the kernel's LRU lists. Only files that have pages in the page cache are mapped:
+csrc/filesystems.c.
 
-Source: mincore(2), cachestat(2), lseek(2), /proc/self/pagemap, /proc/kpageflags
+Source: cachestat(2), mincore(2), lseek(2), /proc/self/pagemap, /proc/kpageflags
 """
 
 from __future__ import annotations
@@ -14,19 +16,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview import _ffi
 from physview.errors import AccessDenied, PhysviewError, Unsupported
 from physview.files.descriptor import Closable, Descriptor
-from physview.model import NO_ENTRY, PAGE_SHIFT, PAGE_SIZE, PM_PFRAME_MASK, PM_PRESENT, printable
+from physview.model import PAGE_SHIFT, PAGE_SIZE, printable
 from physview.runtime import invocation
-from physview.sources.kpage import FRAMES_DTYPE, KpageFile
-from physview.sources.page_flags import FLAG_BITS
+from physview.sources.file_tree import Folder
+from physview.sources.file_tree import iter_files as iter_files  # noqa: PLC0414 - for importers
+from physview.sources.kpage import KpageFile
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
 CACHED_DTYPE = [("page", "u8"), ("pfn", "u8"), ("nr", "u8"), ("flags", "u8")]
@@ -35,15 +38,6 @@ CACHED_DTYPE = [("page", "u8"), ("pfn", "u8"), ("nr", "u8"), ("flags", "u8")]
 page: index in the file of the first page. pfn: its frame number; 0 if it is unknown. nr: the number
 of pages. flags: their value in kpageflags; NO_ENTRY if it is unknown.
 """
-
-# Pages per step. A smaller window leaves less time for changes between mincore() and mmap().
-WINDOW = 4096
-
-DIRTY = 1 << FLAG_BITS["dirty"]
-WRITEBACK = 1 << FLAG_BITS["writeback"]
-ACTIVE = 1 << FLAG_BITS["active"]
-MAPPED = 1 << FLAG_BITS["mmap"]
-LARGE = 1 << FLAG_BITS["thp"] | 1 << FLAG_BITS["huge"]
 
 
 class CachedFile(NamedTuple):
@@ -62,6 +56,9 @@ class CachedFile(NamedTuple):
         nr_large: Cached pages in folios of more than one page.
         nr_runs: Runs of contiguous frames that the cached pages form.
         nr_read: Pages that were evicted during the look-up, and that the look-up read back in.
+        nr_evicted: Pages that were evicted, and of which the kernel still knows that. Of a file in
+            tmpfs they are swapped out.
+        nr_recently_evicted: Evicted pages that would become active if they were read again soon.
     """
 
     path: str
@@ -76,6 +73,60 @@ class CachedFile(NamedTuple):
     nr_large: int | None
     nr_runs: int | None
     nr_read: int
+    nr_evicted: int | None = None
+    nr_recently_evicted: int | None = None
+
+
+# A row: struct pv_file of csrc/cdef.h. COUNTS are the members of CachedFile after its path.
+Row = tuple[int, ...]
+PROBLEM, CODE, DEVICE, INODE, NR_LINKS, MODE, FS_TYPE, KNOWN = range(8)
+COUNTS = slice(8, 21)
+_ROW = struct.Struct("=27Q")
+# The index in a row of counts that are known only if some bit of KNOWN is set.
+_BY_CACHESTAT = range(19, 21)
+_BY_EITHER = range(12, 14)
+_BY_FRAMES = range(14, 18)
+NR_CACHED = 11
+
+KNOWS_CACHESTAT, KNOWS_FRAMES, SKIPPED_HOLES = 1, 2, 4
+_KNOWS_ALL = KNOWS_CACHESTAT | KNOWS_FRAMES
+
+# Names of file systems for messages: those without a page cache that users meet.
+_FILE_SYSTEMS = {
+    0x9FA0: "proc",
+    0x62656572: "sysfs",
+    0x64626720: "debugfs",
+    0x74726163: "tracefs",
+    0x27E0EB: "cgroup",
+    0x63677270: "cgroup2",
+}
+
+_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+
+def known_counts(row: Row, known: int) -> list[int | None]:
+    """The counts of a row, with None for those that are not known.
+
+    Args:
+        row: The row.
+        known: Bits: KNOWS_CACHESTAT, KNOWS_FRAMES.
+    """
+    counts: list[int | None] = list(row[COUNTS])
+    first = COUNTS.start
+    hidden = [] if known & KNOWS_CACHESTAT else [*_BY_CACHESTAT]
+    if not known & KNOWS_FRAMES:
+        hidden += _BY_FRAMES
+        hidden += [] if known & KNOWS_CACHESTAT else _BY_EITHER
+    for at in hidden:
+        counts[at - first] = None
+    return counts
+
+
+def to_cached_file(path: str, row: Row) -> CachedFile:
+    """Make the result for a file of its row."""
+    if row[KNOWN] & _KNOWS_ALL == _KNOWS_ALL:
+        return CachedFile(path, *row[COUNTS])
+    return CachedFile(path, *known_counts(row, row[KNOWN]))  # type: ignore[arg-type]
 
 
 class PageCache(Closable):
@@ -84,6 +135,9 @@ class PageCache(Closable):
     Args:
         with_frames: Whether to find frames and the counts that depend on them, which only root may
             do. None finds them if possible.
+        pages: The pages of each file to look at: the index of the first, and of the first one after
+            them; None for the second means up to the end of the file.
+        with_cachestat: False to do without cachestat(), as on a kernel before 6.5.
 
     Raises:
         AccessDenied: `with_frames` is True, and frames are hidden from this user.
@@ -91,13 +145,25 @@ class PageCache(Closable):
         CoreUnavailable: The core is not built.
     """
 
-    def __init__(self, *, with_frames: bool | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        with_frames: bool | None = None,
+        pages: tuple[int, int | None] = (0, None),
+        with_cachestat: bool = True,
+    ) -> None:
         self._ffi, self._lib = _ffi.load()
         self._pagemap = -1
         self.flags: KpageFile | None = None
         """The kpageflags file; None if frames are unknown."""
         self.why_no_frames = ""
         """Why frames are unknown; empty if they are known."""
+        self._query = self._ffi.new("struct pv_file_query *")
+        self._query.page_shift = PAGE_SHIFT
+        self._query.pagemap_fd = self._query.kpageflags_fd = -1
+        self._query.no_cachestat = not with_cachestat
+        first, end = pages
+        self._query.first_page, self._query.end_page = first, (1 << 64) - 1 if end is None else end
         if with_frames is False:
             self.why_no_frames = "not asked for"
             return
@@ -109,9 +175,11 @@ class PageCache(Closable):
             self.why_no_frames = str(error)
             return
         self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        self._query.pagemap_fd, self._query.kpageflags_fd = self._pagemap, self.flags.fd
 
     def close(self) -> None:
         """Let go of the kernel's files. Closing twice is harmless."""
+        self._query.pagemap_fd = self._query.kpageflags_fd = -1
         if self.flags:
             self.flags.close()
             self.flags = None
@@ -125,112 +193,152 @@ class PageCache(Closable):
         Raises:
             PhysviewError: It is neither, or it cannot be opened.
         """
-        return OpenFile(self, path)
+        return OpenFile(self, path, _open(path))
+
+    def open_in(self, folder: Folder, name: str) -> OpenFile:
+        """Open a file of a folder, which is no link. Raises as `open()` does."""
+        path = folder.path + name
+        try:
+            fd = os.open(name, _OPEN_FLAGS | os.O_NOFOLLOW, dir_fd=folder.fd)
+        except OSError as error:
+            raise _error(_cannot(path), error, path) from None
+        return OpenFile(self, path, fd)
+
+    def open_by(self, path: str, path_fd: int) -> OpenFile:
+        """Open a file by a descriptor that names it (O_PATH). Raises as `open()` does.
+
+        Args:
+            path: The path to show.
+            path_fd: The descriptor; it stays open.
+        """
+        try:
+            return OpenFile(self, path, _reopen(path, path_fd))
+        except OSError as error:
+            raise _error(_cannot(path), error, path) from None
 
     def look_at(self, path: str) -> CachedFile:
         """Find how much of a file is cached, and in which state. Raises as `open()` does."""
         with self.open(path) as file:
             return file.summary()
 
-    def is_hugetlbfs(self, fd: int) -> int:
-        """Whether an open file is in hugetlbfs: 0, 1 or -errno."""
-        return self._lib.pv_is_hugetlbfs(fd)
-
-    def cachestat(self, fd: int) -> list[int] | None:
-        """Call cachestat() for an open file; the result is that of `OpenFile.cachestat()`."""
-        counts = self._ffi.new("uint64_t[5]")
-        if self._lib.pv_cachestat(fd, counts):
-            return None
-        return [int(count) for count in counts]
-
-    def read_window(
-        self,
-        fd: int,
-        first: int,
-        resident: npt.NDArray[np.uint8],
-        entries: npt.NDArray[np.uint64],
-    ) -> tuple[int, int]:
-        """Look up contiguous pages of an open file.
-
-        Args:
-            fd: The file.
-            first: Index of the first page.
-            resident: Array, shape (n,), written: 1 for a page that is cached, otherwise 0.
-            entries: Array, shape (n,), written if frames are known: the pagemap entry of each
-                cached page.
+    def count_folder(self, folder: Folder) -> list[Row]:
+        """Count the files of a folder.
 
         Returns:
-            The number of cached pages, or -errno; and the number of pages that were evicted during
-            the look-up, and read back in.
+            A row per name. Its PROBLEM is not 0 if the file could not be counted: see `error()`.
         """
-        nr_read = self._ffi.new("uint64_t *")
-        nr_resident = self._lib.pv_cached_pages(
-            fd,
-            self._pagemap,
-            PAGE_SHIFT,
-            first << PAGE_SHIFT,
-            len(resident),
-            self._ffi.from_buffer("uint8_t[]", resident),
-            self._ffi.from_buffer("uint64_t[]", entries),
-            nr_read,
-        )
-        return nr_resident, int(nr_read[0])
+        names = os.fsencode("\0".join(folder.names) + "\0")
+        files = self._ffi.new("struct pv_file[]", len(folder.names))
+        found = self._lib.pv_count_files(self._query, folder.fd, names, len(folder.names), files)
+        _ffi.check(found, folder.path)
+        return list(_ROW.iter_unpack(self._ffi.buffer(files)))
+
+    def error(self, path: str, row: Row) -> PhysviewError | None:
+        """Return why a file could not be counted; None if it was.
+
+        For a file that is to be opened by itself (PV_FILE_LARGE), there is no error.
+        """
+        lib = self._lib
+        what = _cannot(path)
+        code = row[CODE]
+        why = os.strerror(code) if code else ""
+        problem = row[PROBLEM]
+        if problem == lib.PV_FILE_CANNOT_OPEN:
+            return _error(what, OSError(code, why), path)
+        if problem == lib.PV_FILE_NO_FILE:
+            return PhysviewError(what, f"it is {_kind(row[MODE])}", path=path)
+        if problem == lib.PV_FILE_NO_PAGES:
+            return _no_pages(path, row[FS_TYPE])
+        if problem == lib.PV_FILE_HUGETLB:
+            # mincore() knows only pages that this process maps, and cachestat() is refused.
+            remedy = f"look at a process that maps it: {invocation.physview_as_root('maps PID')}"
+            reason = "it is in hugetlbfs, whose cached pages the kernel does not show"
+            return PhysviewError(what, reason, remedy, path=path)
+        if problem == lib.PV_FILE_DENIED:
+            # Both calls refuse it: can_do_mincore() in mm/mincore.c, Linux 5.2, and
+            # can_do_cachestat() in mm/filemap.c, Linux 6.13 (5f537664e705).
+            reason = "only the file's owner, and users who may write to it, may see that"
+            remedy = "run as root" if os.geteuid() else "root lacks CAP_FOWNER here"
+            return AccessDenied(what, reason, remedy, path=path)
+        if problem == lib.PV_FILE_CANNOT_MAP:
+            return PhysviewError(what, why, path=path)
+        return None
+
+    def is_virtual(self, fd: int) -> bool:
+        """Whether a descriptor names something in a file system that has no page cache."""
+        return _virtual_type(fd) is not None
+
+    def is_large(self, row: Row) -> bool:
+        """Whether a file was not counted because that takes long: open it by itself."""
+        return bool(row[PROBLEM] == self._lib.PV_FILE_LARGE)
+
+    def has_gone(self, row: Row) -> bool:
+        """Whether there is no such file any more: it was removed or replaced after the listing."""
+        if row[PROBLEM] == self._lib.PV_FILE_NO_FILE:
+            return True
+        gone = (errno.ENOENT, errno.ELOOP, errno.ENXIO)
+        return row[PROBLEM] == self._lib.PV_FILE_CANNOT_OPEN and row[CODE] in gone
 
 
 class OpenFile(Descriptor):
-    """An open file whose pages are looked up in the page cache; made by `PageCache.open()`."""
+    """An open file whose pages are looked up in the page cache; made by `PageCache.open()`.
 
-    def __init__(self, cache: PageCache, path: str) -> None:
+    Args:
+        cache: The page cache.
+        path: The path to show.
+        fd: The descriptor; it is closed with the object.
+    """
+
+    def __init__(self, cache: PageCache, path: str, fd: int) -> None:
         self._cache = cache
+        self._ffi, self._lib = cache._ffi, cache._lib
         self.path = path
-        self.nr_read = 0
-        """Pages that the look-up itself has read back into the cache."""
-        self._fd = _open(path)
+        self._fd = fd
+        self._file = self._ffi.new("struct pv_file *")
+        self._is_used = False
         try:
-            info = os.fstat(self._fd)
-            if not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
-                raise PhysviewError(_cannot(path), f"it is {_kind(info.st_mode)}", path=path)
-            self.identity = (info.st_dev, info.st_ino)
-            if _ffi.check(cache.is_hugetlbfs(self._fd), path):
-                # For hugetlbfs, mincore() knows only pages that this process maps, and cachestat()
-                # is refused.
-                why = "it is in hugetlbfs, whose cached pages the kernel does not show"
-                remedy = (
-                    f"look at a process that maps it: {invocation.physview_as_root('maps PID')}"
-                )
-                raise PhysviewError(_cannot(path), why, remedy, path=path)
-            self.size_bytes = info.st_size
-            if stat.S_ISBLK(info.st_mode):
-                self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
+            self._begin(cache._query)
         except BaseException:
             self.close()
             raise
+        self.identity = (self._file.device, self._file.inode)
+        """Device and inode."""
+        self.size_bytes = self._file.size_bytes
+        """Size of the file, when it was opened."""
+
+    def _begin(self, query: Any) -> None:
+        self._lib.pv_file_begin(query, self._fd, self._file)
+        self._check()
+
+    def _check(self) -> None:
+        if self._file.problem:
+            error = self._cache.error(self.path, self.row)
+            if error:
+                raise error
+
+    @property
+    def row(self) -> Row:
+        """What is known of the file so far."""
+        return _ROW.unpack(self._ffi.buffer(self._file))
 
     @property
     def nr_pages(self) -> int:
         """Pages that the file fills; the last page may be only partly filled."""
-        return -(-self.size_bytes // PAGE_SIZE)
+        return int(-(-self.size_bytes // PAGE_SIZE))
+
+    @property
+    def nr_pages_in_range(self) -> int:
+        """Pages of the file that are looked at."""
+        return int(self._file.nr_pages)
+
+    @property
+    def nr_read(self) -> int:
+        """Pages that the look-up itself has read back into the cache."""
+        return int(self._file.nr_read)
 
     def nr_holes(self) -> int:
         """The number of pages that are entirely in holes; 0 if the file system reports no holes."""
-        nr = 0
-        # A file whose blocks are all allocated has no holes. st_blocks has units of 512 bytes.
-        at = 0 if os.fstat(self._fd).st_blocks * 512 < self.size_bytes else self.size_bytes
-        while at < self.size_bytes:
-            try:
-                data = os.lseek(self._fd, at, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno != errno.ENXIO:
-                    return nr
-                data = self.nr_pages * PAGE_SIZE  # there is no data after `at`
-            nr += max(0, data // PAGE_SIZE - -(-at // PAGE_SIZE))
-            if data >= self.size_bytes:
-                break
-            try:
-                at = os.lseek(self._fd, data, os.SEEK_HOLE)
-            except OSError:  # the file was truncated meanwhile
-                break
-        return nr
+        return int(self._file.nr_holes)
 
     def iter_cached(self) -> Iterator[npt.NDArray[Any]]:
         """Look up the pages of the file, in constant memory.
@@ -247,77 +355,37 @@ class OpenFile(Descriptor):
         """
         import numpy as np
 
-        self._check_may_ask()
-        resident = np.empty(WINDOW, dtype=np.uint8)
-        entries = np.zeros(WINDOW, dtype=np.uint64)
-        self.nr_read = 0
-        for first in range(0, self.nr_pages, WINDOW):
-            nr = min(WINDOW, self.nr_pages - first)
-            nr_resident, nr_read = self._cache.read_window(
-                self._fd, first, resident[:nr], entries[:nr]
-            )
-            if nr_resident < 0:
-                why = os.strerror(-nr_resident)
-                if nr_resident == -errno.ENODEV:
-                    why = "its file system does not support mmap()"
-                raise PhysviewError(_cannot(self.path), why, path=self.path)
-            self.nr_read += nr_read
-            if nr_resident:
-                yield self._runs(first, resident[:nr], entries[:nr])
+        query = self._ffi.new("struct pv_file_query *", self._cache._query[0])
+        query.needs_runs = 1
+        self._is_used = True
+        self._begin(query)
+        runs = self._ffi.new("struct pv_cached_run[]", self._lib.PV_FILE_WINDOW)
+        while nr := self._continue(query, runs):
+            yield np.frombuffer(self._ffi.buffer(runs), dtype=CACHED_DTYPE, count=nr).copy()
 
-    def _check_may_ask(self) -> None:
-        # For other users mincore() reports every page as cached. Source: can_do_mincore() in
-        # mm/mincore.c
-        owner = os.fstat(self._fd).st_uid
-        is_owner = os.geteuid() in (owner, 0)
-        path = f"/proc/self/fd/{self._fd}"
-        if not is_owner and not os.access(path, os.W_OK, effective_ids=True):
-            raise AccessDenied(
-                _cannot(self.path),
-                "only the file's owner, and users who may write to it, may see that",
-                "run as root",
-                path=self.path,
-            )
+    def _continue(self, query: Any, runs: Any) -> int:
+        """Look at the next pages; return the number of runs, 0 at the end. Raises an error."""
+        nr = self._lib.pv_file_continue(query, self._fd, self._file, runs)
+        self._check()
+        return _ffi.check(nr, self.path)
 
-    def _runs(
-        self, first: int, resident: npt.NDArray[np.uint8], entries: npt.NDArray[np.uint64]
-    ) -> npt.NDArray[Any]:
-        import numpy as np
+    def _finish(self, query: Any) -> None:
+        if self._file.at < self._file.end:
+            runs = self._ffi.new("struct pv_cached_run[]", self._lib.PV_FILE_WINDOW)
+            while self._continue(query, runs):
+                pass
 
-        pages = np.flatnonzero(resident)
-        here = entries[pages]
-        pfns = np.where(here & np.uint64(PM_PRESENT) != 0, here & np.uint64(PM_PFRAME_MASK), 0)
-        if self._cache.flags is None:
-            pfns[:] = 0
-        is_known = pfns != 0
-        continues = (np.diff(pages) == 1) & (is_known[1:] == is_known[:-1])
-        continues &= ~is_known[1:] | (pfns[1:] == pfns[:-1] + np.uint64(1))
-        starts = np.flatnonzero(np.concatenate(([True], ~continues)))
-        runs = np.empty(len(starts), dtype=CACHED_DTYPE)
-        runs["page"] = pages[starts] + first
-        runs["pfn"] = pfns[starts]
-        runs["nr"] = np.diff(np.append(starts, len(pages)))
-        runs["flags"] = NO_ENTRY
-        return runs if self._cache.flags is None else self._with_flags(runs, self._cache.flags)
-
-    @staticmethod
-    def _with_flags(runs: npt.NDArray[Any], kpage: KpageFile) -> npt.NDArray[Any]:
-        """Add the flags, and split runs where the flags change.
-
-        physview has unmapped the file before, so the flag mmap means: mapped by another process.
-        """
-        import numpy as np
-
-        known = runs[runs["pfn"] != 0]
-        frames = np.empty(len(known), dtype=FRAMES_DTYPE)
-        frames["pfn"], frames["nr"] = known["pfn"], known["nr"]
-        pieces = kpage.split(frames)
-        of = known[pieces["run"].astype(np.intp)]
-        split = np.empty(len(pieces), dtype=CACHED_DTYPE)
-        split["page"] = of["page"] + (pieces["pfn"] - of["pfn"])
-        split["pfn"], split["nr"], split["flags"] = pieces["pfn"], pieces["nr"], pieces["value"]
-        split = np.concatenate([runs[runs["pfn"] == 0], split])
-        return split[np.argsort(split["page"], kind="stable")]
+    def count(self, visit: Callable[[npt.NDArray[Any]], None] | None = None) -> Row:
+        """Do as `summary()`, and return the row."""
+        if visit:
+            for found in self.iter_cached():
+                visit(found)
+            return self.row
+        if self._is_used:
+            self._begin(self._cache._query)
+        self._is_used = True
+        self._finish(self._cache._query)
+        return self.row
 
     def summary(self, visit: Callable[[npt.NDArray[Any]], None] | None = None) -> CachedFile:
         """Count how much of the file is cached, and in which state. Raises as `iter_cached()` does.
@@ -325,113 +393,29 @@ class OpenFile(Descriptor):
         Args:
             visit: Called with each array that `iter_cached()` yields.
         """
-        summary = Summary()
-        try:
-            for found in self.iter_cached():
-                summary.add(found)
-                if visit:
-                    visit(found)
-        except AccessDenied:
-            counts = self.cachestat()
-            if counts is None:  # cachestat() has the same restriction since 6.13 (5f537664e705)
-                raise
-            summary.nr_cached = counts[0]
-        return summary.of(self)
+        return to_cached_file(self.path, self.count(visit))
 
-    def cachestat(self) -> list[int] | None:
-        """Call cachestat().
+    def histogram(self, nr_buckets: int) -> list[int]:
+        """Count the cached pages in parts of the file.
+
+        Args:
+            nr_buckets: The number of parts. Part i of n begins at page i*nr_pages//n.
 
         Returns:
-            Pages that are cached, dirty, in writeback, evicted, and recently evicted; None if the
-            kernel refuses or has no cachestat().
+            The number of cached pages in each part. Raises as `iter_cached()` does.
         """
-        return self._cache.cachestat(self._fd)
-
-    @property
-    def tells_frames(self) -> bool:
-        """Whether frames, and the counts that depend on them, are known."""
-        return not self._cache.why_no_frames
-
-
-class Summary:
-    """Adds up the arrays that `OpenFile.iter_cached()` yields."""
-
-    def __init__(self) -> None:
-        self.nr_cached = self.nr_known = self.nr_runs = 0
-        self._nr_by_bits = dict.fromkeys((DIRTY, WRITEBACK, MAPPED, ACTIVE, LARGE), 0)
-        self._next = (0, 0)
-
-    def add(self, found: npt.NDArray[Any]) -> None:
-        """Add one array of CACHED_DTYPE. Arrays must be added in the order of the file."""
-        import numpy as np
-
-        self.nr_cached += int(found["nr"].sum())
-        known = found[found["flags"] != NO_ENTRY]
-        if not len(known):
-            return
-        self.nr_known += int(known["nr"].sum())
-        for bits in self._nr_by_bits:
-            has = known["flags"] & np.uint64(bits) != 0
-            self._nr_by_bits[bits] += int(known["nr"][has].sum())
-        ends = known["page"] + known["nr"], known["pfn"] + known["nr"]
-        continues = (known["page"][1:] == ends[0][:-1]) & (known["pfn"][1:] == ends[1][:-1])
-        joins = (int(known["page"][0]), int(known["pfn"][0])) == self._next
-        self.nr_runs += len(known) - int(continues.sum()) - joins
-        self._next = int(ends[0][-1]), int(ends[1][-1])
-
-    def of(self, file: OpenFile) -> CachedFile:
-        """The result for a file. If frames are unknown, cachestat() may know some counts."""
-        has_frames = self.nr_known > 0 or (not self.nr_cached and file.tells_frames)
-        counts = None if has_frames else file.cachestat()
-        numbers = self._nr_by_bits
-        return CachedFile(
-            path=file.path,
-            size_bytes=file.size_bytes,
-            nr_pages=file.nr_pages,
-            nr_holes=file.nr_holes(),
-            nr_cached=self.nr_cached,
-            nr_dirty=numbers[DIRTY] if has_frames else (counts[1] if counts else None),
-            nr_writeback=numbers[WRITEBACK] if has_frames else (counts[2] if counts else None),
-            nr_mapped=numbers[MAPPED] if has_frames else None,
-            nr_active=numbers[ACTIVE] if has_frames else None,
-            nr_large=numbers[LARGE] if has_frames else None,
-            nr_runs=self.nr_runs if has_frames else None,
-            nr_read=file.nr_read,
-        )
-
-
-def iter_files(path: str, on_error: Callable[[PhysviewError], None]) -> Iterator[str]:
-    """Yield the path itself if it is not a folder, otherwise all regular files below it.
-
-    `path` itself may be a symbolic link. Below it, symbolic links and special files are left out.
-    A folder that is reached a second time, through a mount, is skipped.
-
-    Args:
-        path: A file or a folder.
-        on_error: Called with the error of a folder that cannot be listed; the others are still
-            listed.
-    """
-    if not os.path.isdir(path):
-        yield path
-        return
-    seen = set()
-    left = [path]
-    while left:
-        folder = left.pop()
-        try:
-            info = os.stat(folder)
-            if (info.st_dev, info.st_ino) in seen:
-                continue
-            seen.add((info.st_dev, info.st_ino))
-            with os.scandir(folder) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
-        except OSError as error:
-            on_error(_error(f"cannot list {printable(folder)}", error, folder))
-            continue
-        for entry in entries:
-            if entry.is_file(follow_symlinks=False):
-                yield entry.path
-        left += [e.path for e in reversed(entries) if e.is_dir(follow_symlinks=False)]
+        query = self._ffi.new("struct pv_file_query *", self._cache._query[0])
+        query.pagemap_fd = query.kpageflags_fd = -1
+        first, nr_pages = query.first_page, self._file.nr_pages
+        self._is_used = True
+        counts = []
+        for bucket in range(nr_buckets):
+            query.first_page = first + nr_pages * bucket // nr_buckets
+            query.end_page = first + nr_pages * (bucket + 1) // nr_buckets
+            self._begin(query)
+            self._finish(query)
+            counts.append(int(self._file.nr_cached))
+        return counts
 
 
 def _error(what: str, error: OSError, path: str) -> PhysviewError:
@@ -444,16 +428,50 @@ def _error(what: str, error: OSError, path: str) -> PhysviewError:
 def _open(path: str) -> int:
     what = _cannot(path)
     try:
-        # Opening a FIFO could block, and opening a device can have side effects. So check the type
-        # first; O_NONBLOCK covers the race between stat() and open().
-        mode = os.stat(path).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-            raise PhysviewError(what, f"it is {_kind(mode)}", path=path)
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        path_fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         raise _error(what, error, path) from None
     except ValueError as error:  # a NUL in the path
-        raise PhysviewError(_cannot(path), str(error), path=path) from None
+        raise PhysviewError(what, str(error), path=path) from None
+    try:
+        return _reopen(path, path_fd)
+    except OSError as error:
+        raise _error(what, error, path) from None
+    finally:
+        os.close(path_fd)
+
+
+def _reopen(path: str, path_fd: int) -> int:
+    """Open for reading what a descriptor names, if that is a regular file or a block device.
+
+    Opening a FIFO could block, and opening a device can have side effects. O_PATH opens neither,
+    and what it names cannot be exchanged any more.
+    """
+    mode = os.fstat(path_fd).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise PhysviewError(_cannot(path), f"it is {_kind(mode)}", path=path)
+    virtual = _virtual_type(path_fd)
+    if virtual is not None:
+        raise _no_pages(path, virtual)
+    try:
+        return os.open(f"/proc/self/fd/{path_fd}", _OPEN_FLAGS)
+    except FileNotFoundError:  # without /proc
+        return os.open(path, _OPEN_FLAGS)
+
+
+def _virtual_type(fd: int) -> int | None:
+    """The type of the file system of what a descriptor names, if it has no page cache."""
+    ffi, lib = _ffi.load()
+    fs_type = ffi.new("uint64_t *")
+    device = os.fstat(fd).st_dev
+    kind = _ffi.check(lib.pv_file_system(fd, os.major(device), fs_type), "")
+    return int(fs_type[0]) if kind == lib.PV_FS_VIRTUAL else None
+
+
+def _no_pages(path: str, fs_type: int) -> PhysviewError:
+    name = _FILE_SYSTEMS.get(fs_type, f"of type {fs_type:#x}")
+    why = f"its file system ({name}) keeps no pages of it there"
+    return PhysviewError(_cannot(path), why, path=path)
 
 
 def _cannot(path: str) -> str:
