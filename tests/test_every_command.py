@@ -17,6 +17,8 @@ THERE = {"PID": "self", "PATH": "/bin/sh"}
 MISSING = {"PID": ("4194305", "no such process"), "PATH": ("/no/file", "/no/other")}
 # Words of which one that is not valid refuses the whole command line, before anything is done.
 CHECKED_FIRST = {"ADDR", "FRAME", "FLAGS", "CMD", "WORDS"}
+# Words that choose among what is there: none of them can fail by itself.
+CHOOSING = {"PATTERN"}
 # Positional arguments that a command needs besides.
 FILL = {
     "ADDR": "0x0",
@@ -50,7 +52,7 @@ def several():
     for name, parser in parsers().items():
         marks = [pytest.mark.needs(*NEEDS[name])] if name in NEEDS else []
         for action in parser._actions:
-            if takes_several(action) and action.metavar not in CHECKED_FIRST:
+            if takes_several(action) and action.metavar not in CHECKED_FIRST | CHOOSING:
                 label = "".join(action.option_strings[-1:]) or action.metavar
                 yield pytest.param(name, action, marks=marks, id=f"{name} {label}")
 

@@ -34,7 +34,14 @@ def test_help_is_a_command_too(physview, words):
 
 @pytest.mark.parametrize(
     "words",
-    [["maps", "--bogus"], ["pages"], ["module", "fly"], ["vm", "--cpus", "x"], ["trace"], ["file"]],
+    [
+        ["maps", "--bogus"],
+        ["pages"],
+        ["module", "fly"],
+        ["vm", "--cpus", "x"],
+        ["trace"],
+        ["owners"],
+    ],
 )
 def test_wrong_use_of_a_command_points_to_its_own_help(physview, words):
     line = one_line(physview(*words), 2)

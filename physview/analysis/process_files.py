@@ -20,7 +20,7 @@ class ProcessFiles:
     """The files that some processes map.
 
     Args:
-        on_error: Called with the error of a process or file that could not be examined.
+        on_error: Called with the error of each file that could not be examined.
     """
 
     def __init__(self, on_error: OnError) -> None:
@@ -37,6 +37,9 @@ class ProcessFiles:
         Args:
             pid: The process.
             is_given: Whether the user named it. Then it is an error if it cannot be examined.
+
+        Raises:
+            PhysviewError: It was named, and cannot be examined.
         """
         try:
             with ProcDir(pid) as proc:
@@ -47,7 +50,7 @@ class ProcessFiles:
                 self.comms[proc.pid] = comm
         except (ProcessGone, NoUserMemory, AccessDenied) as error:
             if is_given:
-                self._on_error(error)
+                raise
             self.nr_denied += isinstance(error, AccessDenied)
 
     def iter_open(

@@ -205,6 +205,8 @@ _FILE_MEANINGS = {
     "nr_large": "cached pages in folios of more than one page",
     "nr_runs": "runs of contiguous frames that the cached pages form",
     "nr_read": "pages that the look-up itself read back in",
+    "nr_evicted": "pages that were evicted, and of which the kernel still knows that",
+    "nr_recently_evicted": "evicted pages that would become active if they were read again now",
 }
 
 

@@ -286,8 +286,11 @@ class _Examination:
         from physview.reporters.file import ProcessTotals
 
         processes = ProcessFiles(self._fail)
-        for pid, is_given in self._iter_pids():
-            processes.add(pid, is_given=is_given)
+        for pid, word in _common.find_pids(self._args.pid).items():
+            with _common.attempt(word):
+                processes.add(pid, is_given=True)
+        for pid in self._iter_other_pids():
+            processes.add(pid, is_given=False)
         totals = ProcessTotals(processes.comms)
         for file, pids in processes.iter_open(self._cache, self._patterns):
             row = self._add_open(file, pids)
@@ -296,18 +299,12 @@ class _Examination:
         self._report.add_processes(totals)
         self._nr_denied = 0 if self._args.pid else processes.nr_denied
 
-    def _iter_pids(self) -> Iterator[tuple[int | str, bool]]:
-        if self._args.pid:
-            for pid in _common.find_pids(self._args.pid):
-                yield pid, True
-        elif self._args.all:
+    def _iter_other_pids(self) -> list[int]:
+        if self._args.all:
             from physview.sources.procfs import list_pids
 
-            for pid in list_pids():
-                yield pid, False
-        else:
-            for pid in _common.cgroup_pids(self._args.cgroup):
-                yield pid, False
+            return list_pids()
+        return [] if self._args.cgroup is None else _common.cgroup_pids(self._args.cgroup)
 
     def say_notes(self) -> None:
         """Say on stderr what a reader of the report has to know."""
