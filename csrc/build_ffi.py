@@ -34,13 +34,15 @@ NAMES = (
     "scan",
     "smaps",
 )
+# The core's interface, which the C compiler and cffi read.
+CDEFS = ("cdef.h", "cdef_files.h", "cdef_arrow.h")
 SOURCES = [f"csrc/{name}.c" for name in NAMES]
 HEADERS = [
     "csrc/arm64_entry.h",
     "csrc/bpf/walk.h",
     "csrc/bpf/walk_program.h",
     "csrc/bpf_walk.h",
-    "csrc/cdef.h",
+    *(f"csrc/{name}" for name in CDEFS),
     "csrc/entry.h",
     "csrc/filecache.h",
     "csrc/listing.h",
@@ -53,7 +55,8 @@ HEADERS = [
 ]
 
 ffibuilder = FFI()
-ffibuilder.cdef((HERE / "cdef.h").read_text(encoding="utf-8"))
+for name in CDEFS:
+    ffibuilder.cdef((HERE / name).read_text(encoding="utf-8"))
 ffibuilder.cdef(
     """
     #define PV_NO_ENTRY ...

@@ -131,7 +131,7 @@ def paste(physview, page, command, token):
     if result.returncode == 2:
         return one_line(result, 2)
     document = json.loads(result.stdout)
-    if command == "owners":
+    if command in ("owners", "frames"):
         return {frame["pfn"] for frame in document["frames"]}
     if command == "translate":
         return {int(entry["vaddr"], 16) for entry in document["entries"]}
@@ -195,7 +195,8 @@ def test_a_frame_number_in_a_trace_can_be_pasted():
     from physview.reporters.trace import field_text
     from physview.tracing import Event
 
-    event = Event(0, 0, 1, "sh", "mm_page_alloc", {"pfn": 0x115AB0, "order": 0}, frozenset(), ())
+    kinds = (frozenset(), frozenset({"pfn"}))  # addresses, and what is printed in hexadecimal
+    event = Event(0, 0, 1, "sh", "mm_page_alloc", {"pfn": 0x115AB0, "order": 0}, *kinds, ())
     assert _numbers.parse_frames(f"pfn={field_text(event, 'pfn')}").first == 0x115AB0
 
 

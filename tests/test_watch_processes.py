@@ -128,6 +128,7 @@ def test_all_processes_are_those_of_proc(physview):
     assert abs(own["nr_resident"] - int(statm[1])) < 4000
 
 
+@pytest.mark.needs("nobody")
 def test_other_users_processes_are_counted_not_shown(physview, stopped):
     result = physview("watch", "--all", "--ticks", "1", "--json", prefix=AS_NOBODY)
     if result.returncode:  # nobody has no other process here

@@ -8,6 +8,7 @@ takes a tenth of the time.
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -156,7 +157,7 @@ def cut_lines(text: str, width: int) -> str:
     """Cut rows of a listing to a width. Headings, which are not indented, stay whole."""
     return "".join(
         line if len(line) <= width + 1 or not line.startswith(" ") else cut(line[:-1], width) + "\n"
-        for line in text.splitlines(keepends=True)
+        for line in re.findall("[^\n]*\n|[^\n]+", text)
     )
 
 
