@@ -88,19 +88,6 @@ class _Lib:
     PV_LIST_ALL_PAGES: int
     def pv_list(self, listing: Any, extents: Any, nr: int, at: Any, offset: Any) -> int: ...
     def pv_list_end(self, listing: Any) -> int: ...
-    def pv_cached_pages(
-        self,
-        fd: int,
-        pagemap_fd: int,
-        page_shift: int,
-        offset: int,
-        nr_pages: int,
-        resident: Any,
-        entries: Any,
-        nr_read: Any,
-    ) -> int: ...
-    def pv_is_hugetlbfs(self, fd: int) -> int: ...
-    def pv_cachestat(self, fd: int, counts: Any) -> int: ...
     PV_FS_VIRTUAL: int
     PV_FILE_WINDOW: int
     PV_FILE_CANNOT_OPEN: int
