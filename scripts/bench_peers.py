@@ -85,12 +85,15 @@ def run(nr: int, only: str = "") -> bool:
     """Measure the rows whose generator has `only` in its name; return whether limits are kept."""
     import bench_peers_file
     import bench_peers_maps
+    import bench_peers_pages
 
     generators: tuple[Callable[[], Iterator[Row]], ...] = (
         bench_peers_file.small_files,
         bench_peers_file.large_file,
         bench_peers_maps.rollup,
         bench_peers_maps.many_mappings,
+        bench_peers_pages.pages,
+        bench_peers_pages.frames,
     )
     kept = True
     for generator in generators:
