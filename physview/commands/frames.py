@@ -141,6 +141,7 @@ def _show_machine(args: argparse.Namespace) -> None:
 
 def _show_some(args: argparse.Namespace) -> None:
     from physview.sources.kpage import KpageFile
+    from physview.sources.memory_blocks import read_online_ram
     from physview.sources.saved_flags import SavedFlags
 
     asked = [_numbers.parse_frames(word) for word in args.frames]
@@ -154,7 +155,7 @@ def _show_some(args: argparse.Namespace) -> None:
             _print_some(args, saved, selection, columns)
     else:
         with KpageFile("kpageflags") as file:
-            _print_some(args, file, _select(args, asked, _ram(), cgroup), columns)
+            _print_some(args, file, _select(args, asked, read_online_ram(), cgroup), columns)
 
 
 def _check_saved(saved: SavedFlags, ranges: list[tuple[int, int]]) -> None:
@@ -247,13 +248,6 @@ def _columns(args: argparse.Namespace) -> list[str]:
     return columns
 
 
-def _ram() -> list[tuple[int, int]]:
-    from physview.sources.memory_blocks import read_blocks, without_offline
-    from physview.sources.ram import ram_ranges, read_resources
-
-    return without_offline(ram_ranges(read_resources()), read_blocks(with_zones=False))
-
-
 def _find_cgroup(word: str) -> int:
     from physview.sources.cgroups import find_cgroup
 
@@ -271,6 +265,7 @@ def _save(args: argparse.Namespace) -> None:
     from physview.files.atomic_file import whole_file
     from physview.model import printable
     from physview.sources.kpage import KpageFile
+    from physview.sources.memory_blocks import read_online_ram
     from physview.sources.saved_flags import ITEM_BYTES, save_flags
 
     if args.theme:
@@ -280,7 +275,7 @@ def _save(args: argparse.Namespace) -> None:
         whole_file(args.save, overwrite=args.force) as file,
         _progress.progress_bar("saving flags") as progress,
     ):
-        nr = save_flags(flags, file, _ram(), progress)
+        nr = save_flags(flags, file, read_online_ram(), progress)
     _common.say_if_shared(args.save)
     if args.json:
         from physview.reporters import documents

@@ -27,9 +27,8 @@ from physview.model import NO_ENTRY, PAGE_SIZE, PM_PFRAME_MASK, PM_PRESENT, Vma
 from physview.runtime.privileges import root_remedy
 from physview.sources.frame_source import choose_frame_source
 from physview.sources.kpage import FRAMES_DTYPE, KpageFile
-from physview.sources.memory_blocks import read_blocks, without_offline
+from physview.sources.memory_blocks import read_online_ram
 from physview.sources.procfs import ALL, ProcDir, list_pids
-from physview.sources.ram import ram_ranges, read_resources
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -226,8 +225,7 @@ def find_owners(
         NoUserMemory: One of `pids` has no user memory: it is a kernel thread or a zombie.
         CoreUnavailable: The core is not built.
     """
-    ram = without_offline(ram_ranges(read_resources()), read_blocks(with_zones=False))
-    runs, is_ram = _runs(ranges, ram)
+    runs, is_ram = _runs(ranges, read_online_ram())
     if not len(runs):
         return Ownership([], [], 0, 0, 0, "pagemap")
     if pids is not None and on_error is None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from physview.model import PAGE_SHIFT
 from physview.sources.numa import NODES, nodes_of_blocks
+from physview.sources.ram import ram_ranges, read_resources
 from physview.text import proctext
 
 MEMORY = "/sys/devices/system/memory"
@@ -66,6 +67,15 @@ def read_blocks(*, with_zones: bool, memory: str = MEMORY, nodes: str = NODES) -
         block = MemoryBlock(first, first + (1 << shift), is_online, zone, node_of.get(number))
         found.append(block)
     return found
+
+
+def read_online_ram() -> list[tuple[int, int]]:
+    """Read where the RAM is that the kernel uses: ranges of frames, as of `ram.ram_ranges()`.
+
+    Raises:
+        AccessDenied: The kernel hides physical addresses from this user.
+    """
+    return without_offline(ram_ranges(read_resources()), read_blocks(with_zones=False))
 
 
 def without_offline(ram: list[tuple[int, int]], blocks: list[MemoryBlock]) -> list[tuple[int, int]]:
