@@ -141,7 +141,6 @@ def test_every_command_is_tested_here():
 # Names that mean something else in one command, and why.
 OTHER_MEANING = {
     ("maps", "-o"): "columns, as with ps and lsblk; its file is --output only",
-    ("frames", "--flags"): "until it selects frames, as that of pages",
 }
 # Names of the same thing: a command that has one of them has the first.
 SAME = [("--every", "--interval"), ("--columns", "--fields"), ("--output", "--out", "--file")]

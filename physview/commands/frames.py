@@ -41,7 +41,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cgroup",
-        metavar="CGROUP",
+        metavar="PATH",
         help="only frames that are charged to this cgroup: its path as pages prints it, its folder,"
         " or @inode",
     )

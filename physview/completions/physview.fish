@@ -155,7 +155,7 @@ complete -c physview -n '_shtab_physview_using tables; and test $_shtab_physview
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a frames -d 'Show what the machine'"'"'s frames are used for, or list some of them.'
 complete -c physview -n '_shtab_physview_using frames' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using frames' -l flags -x -d 'only frames with these flags, as for pages: a,!b; a|b; =a,b; a,b=a; may be repeated'
-complete -c physview -n '_shtab_physview_using frames' -l cgroup -x -d 'only frames that are charged to this cgroup: its path as pages prints it, its folder, or @inode'
+complete -c physview -n '_shtab_physview_using frames' -l cgroup -xka "(__fish_complete_path (commandline -ct))" -d 'only frames that are charged to this cgroup: its path as pages prints it, its folder, or @inode'
 complete -c physview -n '_shtab_physview_using frames' -l list -d 'print a line per run of contiguous, equal frames'
 complete -c physview -n '_shtab_physview_using frames' -l each -d 'print a line per frame'
 complete -c physview -n '_shtab_physview_using frames' -l columns -x -d 'what to list for each frame, any of flags,mapcount,cgroup,node (default: flags)'
