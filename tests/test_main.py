@@ -46,7 +46,7 @@ def test_help_is_a_command_too(physview, words):
 def test_wrong_use_of_a_command_points_to_its_own_help(physview, words):
     line = one_line(physview(*words), 2)
     assert line.startswith(f"physview {words[0]}: ")
-    assert line.endswith(f"; see 'physview {words[0]} --help'\n")
+    assert line.endswith(f" see 'physview {words[0]} --help'\n")
 
 
 def test_options_stand_before_between_and_after_arguments(physview):

@@ -2,7 +2,9 @@
 """Whatever address or frame number a command prints can be pasted into every other command."""
 
 import argparse
+import csv
 import functools
+import io
 import json
 import re
 import subprocess
@@ -127,11 +129,14 @@ def printed(physview, page, folder):
 def paste(physview, page, command, token):
     """What a command says that the token is: its numbers, or an error's line."""
     words = [token] if command in ("owners", "frames") else [page.pid, token]
-    result = physview(command, *words, "--json")
+    form = ["--each", "--format", "csv"] if command == "frames" else ["--json"]
+    result = physview(command, *words, *form)
     if result.returncode == 2:
         return one_line(result, 2)
+    if command == "frames":
+        return {int(row["pfn"]) for row in csv.DictReader(io.StringIO(result.stdout))}
     document = json.loads(result.stdout)
-    if command in ("owners", "frames"):
+    if command == "owners":
         return {frame["pfn"] for frame in document["frames"]}
     if command == "translate":
         return {int(entry["vaddr"], 16) for entry in document["entries"]}
