@@ -16,8 +16,8 @@
 #define PV_NO_PADDR UINT64_MAX
 
 #include "cdef.h"
-#include "cdef_files.h"
 #include "cdef_arrow.h"
+#include "cdef_files.h"
 #include "entry.h"
 
 #endif
