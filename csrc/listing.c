@@ -37,6 +37,7 @@ struct state {
 	uint64_t places[CHUNK];
 	uint64_t flags[CHUNK], mapcounts[CHUNK], cgroups[CHUNK];
 	struct pv_reader reader;
+	uint32_t begin[RADIX + 1]; /* of sort(): too large for a small stack */
 };
 
 /* Find the mapping of a page. Addresses only increase from call to call. */
@@ -99,6 +100,7 @@ static struct key *sort(struct state *state, uint64_t nr)
 {
 	struct key *from = state->keys[0], *to = state->keys[1], *swap;
 	uint64_t bits = 0, disorder = 0;
+	uint32_t *begin = state->begin;
 
 	for (uint64_t i = 0; i < nr; i++) {
 		bits |= from[i].pfn;
@@ -106,8 +108,7 @@ static struct key *sort(struct state *state, uint64_t nr)
 	}
 	for (unsigned int shift = 0; disorder && shift < 64 && bits >> shift;
 	     shift += RADIX_BITS) {
-		uint32_t begin[RADIX + 1] = { 0 };
-
+		memset(begin, 0, sizeof(state->begin));
 		for (uint64_t i = 0; i < nr; i++)
 			begin[((from[i].pfn >> shift) & (RADIX - 1)) + 1]++;
 		for (int i = 0; i < RADIX; i++)

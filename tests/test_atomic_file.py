@@ -391,6 +391,7 @@ WRITERS = {
     "vm/": "the VM's own files, in memory and in the guest",
     "tracing/": "tracefs",
     "labs/": "sysfs and /proc",
+    "sources/soft_dirty.py": "/proc/PID/clear_refs",
     "files/atomic_file.py": "here",
 }
 

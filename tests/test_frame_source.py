@@ -117,7 +117,7 @@ class TestExtents:
         with (
             ProcDir("self") as proc,
             ExtentReader(proc, source="bpf") as reader,
-            reader._read_call(region.start) as call,
+            reader._read_call(region.start, reader.borders) as call,
         ):
             at = reader._ffi.new("uint64_t *", region.start)
             extents = reader._allocate("struct pv_extent[]", nr)

@@ -132,7 +132,10 @@ ELSEWHERE = ("vm/init.py", "vm/guest.py", "labs/probe_process.py", "labs/memory.
 BYPASSES = {
     "Console": {},
     "_Console": {"reporters/drawing.py": "its texts are quoted, its styles are rich's"},
-    "write_styled": {"reporters/drawing.py": "what that console has drawn"},
+    "write_styled": {
+        "reporters/drawing.py": "what that console has drawn",
+        "commands/_common.py": "a message, whose text was quoted",
+    },
     "StyledStream": {"reporters/drawing.py": "what that console draws on"},
     "unfiltered": {
         "vm/runner.py": "the output of the user's own command",
@@ -146,6 +149,7 @@ BYPASSES = {
         "tracing/tracefs.py": "a file of tracefs",
         "tracing/traced_command.py": "a pipe to the process that is started",
         "labs/evict.py": "/proc/sys/vm/drop_caches",
+        "sources/soft_dirty.py": "/proc/PID/clear_refs",
     },
 }
 # What prints, but to our streams.

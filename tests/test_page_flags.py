@@ -87,7 +87,7 @@ def test_expressions_that_can_choose_nothing(texts):
 
 @pytest.mark.parametrize("text", ["anon|", "=foo", "foo=", "!anon|lru", "0xg", "0x" + "1" * 17])
 def test_invalid_expressions_are_refused(text):
-    with pytest.raises(UsageError, match="choose one of locked, "):
+    with pytest.raises(UsageError, match=r"(?:All are|choose one of) locked, "):
         FlagFilter.parse(text)
 
 
@@ -186,8 +186,10 @@ def test_the_core_lists_the_rows_that_columns_of_numpy_have(physview, stopped, o
     def without_aging(rows):
         aging = {name for name in FLAG_BITS if AGING >> FLAG_BITS[name] & 1}
         for row in rows:
-            row["flags"] = "|".join(n for n in row["flags"].split("|") if n not in aging)
-            if row["path"].startswith("/"):  # physview maps it, too
+            is_file = row["path"].startswith("/")  # physview maps it, too
+            unsteady = aging | {"mmap_exclusive"} if is_file else aging
+            row["flags"] = "|".join(n for n in row["flags"].split("|") if n not in unsteady)
+            if is_file:
                 row["mapcount"] = row["mapcount"] and "some"
         return rows
 
@@ -214,8 +216,11 @@ def test_pages_without_a_frame_are_chosen_by_flags_of_pagemap(physview, stopped)
 def test_idle_is_a_name_that_chooses(physview, python):
     """`--flags idle` once chose nothing, because idle was cleared before the filter."""
     child = python("from memory import Region; r = Region(64).touch()")
-    every = our_counts_of_names(physview, child.pid)
-    chosen = our_counts_of_names(physview, child.pid, "--flags", "idle")
+    for _ in range(10):  # DAMON may set and clear the flag all the time
+        every = our_counts_of_names(physview, child.pid)
+        chosen = our_counts_of_names(physview, child.pid, "--flags", "idle")
+        if chosen or not any("idle" in names for names in every):
+            break
     other = our_counts_of_names(physview, child.pid, "--flags", "!idle")
     assert chosen or not any("idle" in names for names in every)
     assert all("idle" in names for names in chosen)

@@ -203,6 +203,7 @@ def test_written_and_said_in_json(physview, stopped, tmp_path):
         "nr_extents": len(table),
         "nr_pages": table["nr_pages"].sum(),
         "size_bytes": os.path.getsize(path),
+        "errors": [],
     }
 
 

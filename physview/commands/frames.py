@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from physview.commands import _common, _numbers, _pictures
 from physview.errors import PhysviewError, UsageError
+from physview.runtime import invocation
 
 if TYPE_CHECKING:
     from physview.frames.selection import Selection
@@ -191,7 +192,7 @@ def _select(
         _common.say(f"frames with slab: {NO_CACHE}")
     if where is not None and where.names_pagemap:
         why = "they are flags of pages of a process, not of frames"
-        remedy = "physview pages PID --flags shows these pages"
+        remedy = f"{invocation.physview('pages PID --flags …')} shows these pages"
         raise UsageError("cannot choose frames by flags of pagemap", why, remedy)
     ranges = cut_ranges([(each.first, each.end) for each in asked], there) if asked else there
     if not ranges:
@@ -253,9 +254,8 @@ def _find_cgroup(word: str) -> int:
 
     inode = find_cgroup(word)
     if inode is None:
-        remedy = (
-            "write its path as physview pages --columns cgroup prints it, its folder, or @inode"
-        )
+        pages = invocation.physview("pages PID --columns cgroup")
+        remedy = f"write its path as {pages} prints it, its folder, or @inode"
         raise UsageError(f"no cgroup '{word}'", "", remedy)
     return inode
 

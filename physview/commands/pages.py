@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from physview.commands import _common, _numbers
 from physview.errors import AccessDenied, UsageError
 from physview.model import PAGE_SIZE, PM_SOFT_DIRTY
+from physview.runtime import invocation
 from physview.runtime.resolve_pid import find_pid
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _say_if_no_soft_dirty() -> None:
     if not own_entry().raw & PM_SOFT_DIRTY:
         _common.say(
             "no page has the flag soft_dirty, because this kernel has none"
-            " (CONFIG_MEM_SOFT_DIRTY); physview watch tells what changes"
+            f" (CONFIG_MEM_SOFT_DIRTY); {invocation.physview('watch PID')} tells what changes"
         )
 
 

@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     return outcome.exit_code
 
 
-def _find_kernel(wanted: str | None, *, builds: bool) -> Kernel:
+def _find_kernel(wanted: str | None, *, builds: bool = True) -> Kernel:
     """Find the kernel to boot.
 
     Args:

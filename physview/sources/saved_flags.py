@@ -14,6 +14,7 @@ from typing import BinaryIO
 from physview import _ffi
 from physview.errors import PhysviewError, UsageError
 from physview.model import NO_ENTRY
+from physview.runtime import invocation
 from physview.sources.kpage import KPF_KSM, MAX_VALUES, KpageFile
 from physview.sources.page_flags import FLAG_BITS
 
@@ -65,7 +66,7 @@ class SavedFlags(KpageFile):
 
     def refusal(self, why: str) -> UsageError:
         """Make the error that this file is no copy of kpageflags."""
-        remedy = "make a copy with physview frames --save FILE"
+        remedy = f"make a copy with {invocation.physview('frames --save FILE')}"
         return UsageError(f"{self._path} is no copy of /proc/kpageflags", why, remedy)
 
     def without_false(self, counts: dict[int, int]) -> dict[int, int]:

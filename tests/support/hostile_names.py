@@ -158,6 +158,7 @@ def commands(target: Target, *, with_machine: bool) -> dict[str, list[list[str]]
         "watch": [
             [pid, "--ticks", "2", "--interval", "0.1"],
             [pid, "--ticks", "1", "--json"],
+            [pid, "self", "--ticks", "1"], [pid, "self", "--ticks", "1", "--json"],
         ],
         "snapshot": [
             [pid, "-o", before], ["self", "-o", after, "--columns", "flags,cgroup"],
@@ -175,7 +176,8 @@ def commands(target: Target, *, with_machine: bool) -> dict[str, list[list[str]]
         "file": [
             [target.folder], [target.folder, "--each"], [target.folder, "--json"],
             [target.folder, "--frames"], [target.folder, "--frames", "--json"],
-            [f"{target.folder}/none"],
+            [f"{target.folder}/none"], ["--pid", pid], ["--pid", pid, "--json"],
+            [target.folder, "--top", "3"],
         ],
         "picture": [[pid, "-o", f"{target.folder}/a.svg", "--json"]],
         "lab": [[], ["--json"], ["zero"], ["zero", "--json"], ["zero", "--quiz"]],
@@ -193,6 +195,8 @@ def commands(target: Target, *, with_machine: bool) -> dict[str, list[list[str]]
     if with_machine:
         found["frames"] += [
             [], ["--json"], ["--flags"], ["--picture", f"{target.folder}/frames.svg"],
+            ["--cgroup", target.cgroup or nasty, "--list"],
+            ["pfn:0x1000-pfn:0x1010", "--list", "--format", "csv"],
         ]  # fmt: skip
         found["picture"] += [[pid, "-o", f"{target.folder}/{n}"] for n in ("b.svg", "b.html")]
         found["diff"] += [[*both, "--picture", f"{target.folder}/diff.html"]]
