@@ -17,14 +17,16 @@ RUN = [sys.executable, "-B", str(ROOT / "tests/support/run_notebook.py"), str(NO
 def run(prefix, folder):
     """Run the notebook in a session of its own, and return it with its outputs."""
     target = folder / "out.ipynb"
-    subprocess.run(
+    done = subprocess.run(
         [*prefix, *RUN, str(target)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        check=True,
+        text=True,
+        check=False,
     )
+    assert done.returncode == 0, done.stdout
     return nbformat.read(target, as_version=4)
 
 
