@@ -33,6 +33,7 @@ struct state {
 	uint64_t nr_parts;
 	struct part parts[CHUNK];
 	struct key keys[2][CHUNK];
+	uint32_t begin[RADIX + 1]; /* of the keys with each digit */
 	struct pv_frames runs[CHUNK];
 	uint64_t places[CHUNK];
 	uint64_t flags[CHUNK], mapcounts[CHUNK], cgroups[CHUNK];

@@ -97,7 +97,7 @@ def counts_of_page_types(pid, *options):
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = Counter()
     for flags, nr in re.findall(r"^(0x\w+)\s+(\d+)", output, re.M):
-        found[int(flags, 16) & ~AGING] += int(nr)
+        found[int(flags, 16) & ~AGING & ~kpage.false_flags()] += int(nr)
     return found
 
 
