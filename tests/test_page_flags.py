@@ -179,10 +179,10 @@ def table_of(physview, *options):
     "options",
     [
         [],
-        ["--raw"],
+        ["--raw", "--flags", "!file"],  # files' pages are ours alone only while nobody else starts
         ["--each", "--columns", "flags,mapcount,cgroup,node"],
         ["--columns", "mapcount", "--flags", "anon"],
-        ["--raw", "--columns", "flags,cgroup", "--flags", "file|swap"],
+        ["--raw", "--columns", "flags,cgroup", "--flags", "anon|swap"],
         ["--columns", ""],
     ],
     ids=" ".join,
