@@ -38,7 +38,6 @@ struct state {
 	uint64_t places[CHUNK];
 	uint64_t flags[CHUNK], mapcounts[CHUNK], cgroups[CHUNK];
 	struct pv_reader reader;
-	uint32_t begin[RADIX + 1]; /* of sort(): too large for a small stack */
 };
 
 /* Find the mapping of a page. Addresses only increase from call to call. */

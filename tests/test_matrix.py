@@ -27,7 +27,7 @@ LEVEL_TESTS = (
 )
 # Calls, permissions, flags and tracing do not depend on the number of levels.
 OTHER_TESTS = (
-    *("kmod_access", "kmod_calls", "kmod_compat", "kmod_descriptors", "labs", "page_flags"),
+    *("kmod_access", "kmod_calls", "kmod_compat", "kmod_descriptors", "labs"),
     *("pagemap", "pagemap_privilege", "probes", "soft_dirty", "trace_probes"),
 )
 ALL_TESTS = (*LEVEL_TESTS, *OTHER_TESTS)
@@ -39,7 +39,7 @@ def tests_in_guest(series: str, *, la57: bool) -> tuple[str, ...]:
     The oldest kernel of CI has all with 4 levels. With 5, and on the newest, each test runs once.
     """
     if LONG:
-        return (*ALL_TESTS, "process", "procfs")
+        return (*ALL_TESTS, "page_flags", "process", "procfs")
     if la57:
         return (*LEVEL_TESTS, "labs::test_levels_are_walked")
     if series == "6.1":  # of which the documentation's transcripts are

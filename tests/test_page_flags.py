@@ -91,13 +91,23 @@ def test_invalid_expressions_are_refused(text):
         FlagFilter.parse(text)
 
 
+def steady(flags):
+    """Flags without those that change by themselves, or by who looks.
+
+    A page of a library is exclusive unless another process maps it, and physview maps others than
+    page-types.
+    """
+    is_file = flags >> FLAG_BITS["file"] & 1
+    return flags & ~AGING & ~(is_file << FLAG_BITS["mmap_exclusive"])
+
+
 def counts_of_page_types(pid, *options):
     """The number of pages by all flags, with those of pagemap, as page-types counts them."""
     command = ["page-types", "-r", "-p", str(pid), *options]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = Counter()
     for flags, nr in re.findall(r"^(0x\w+)\s+(\d+)", output, re.M):
-        found[int(flags, 16) & ~AGING & ~kpage.false_flags()] += int(nr)
+        found[steady(int(flags, 16) & ~kpage.false_flags())] += int(nr)
     return found
 
 
@@ -105,7 +115,7 @@ def our_counts(physview, pid, *options):
     command = ["pages", str(pid), "--summary", "--raw", "--json", *options]
     found = Counter()
     for item in json.loads(physview(*command).stdout)["counts"]:
-        found[int(item["value"], 16) & ~AGING] += item["nr_pages"]
+        found[steady(int(item["value"], 16))] += item["nr_pages"]
     return found
 
 
@@ -115,15 +125,7 @@ def test_all_flags_are_those_of_page_types(physview, stopped):
         counts = counts_of_page_types(stopped.pid)
         return {flags: nr for flags, nr in counts.items() if not flags & SWAP}
 
-    def steady(counts):
-        """Without whether pages of files are exclusive: physview maps other libraries than they."""
-        found = Counter()
-        for flags, nr in counts.items():
-            is_file = flags >> FLAG_BITS["file"] & 1
-            found[flags & ~(is_file << FLAG_BITS["mmap_exclusive"])] += nr
-        return found
-
-    found = agreed(lambda: steady(theirs()), lambda: steady(our_counts(physview, stopped.pid)))
+    found = agreed(theirs, lambda: dict(our_counts(physview, stopped.pid)))
     names = {name for flags in found for name in flag_names(flags)}
     assert {"file", "mmap_exclusive", "swapbacked"} <= names
     if HAS_SOFT_DIRTY:

@@ -2,7 +2,7 @@
 """Device mappings that only a VM has: persistent memory with DAX, udmabuf, PCI devices."""
 
 import pytest
-from guests import guest_tests, run_in_guest
+from guests import disk_modules, guest_tests, run_in_guest
 from kernel_series import SERIES, by_kernel
 
 from physview import kernels
@@ -16,12 +16,13 @@ pytestmark = pytest.mark.needs("vm", "index", "cc")
 @pytest.mark.parametrize("series", by_kernel([each for each in NEWER if each in SERIES]))
 def test_device_mappings_in_a_vm(tmp_path, series):
     has = "root,pfn,kpage,pci,udmabuf,pmem,bpf"
+    kernel = kernels.find_kernel(series)
     outcome, output = run_in_guest(
-        kernels.find_kernel(series),
+        kernel,
         tmp_path,
         guest_tests("device_mappings"),
         has=has,
-        drivers=("nd_e820", "nd_pmem", "crc32c_generic", "ext4"),
+        drivers=("nd_e820", "nd_pmem", *disk_modules(kernel)),
         append="memmap=256M!1G",
     )
     assert outcome.exit_code == 0, output

@@ -43,7 +43,7 @@ def modules_by_turns(kernel: kernels.Kernel) -> dict[str, str]:
     return {"PHYSVIEW_KMOD": str(own), "PHYSVIEW_COURSE_KMOD": str(course)}
 
 
-def _disk_modules(kernel: kernels.Kernel) -> Iterator[str]:
+def disk_modules(kernel: kernels.Kernel) -> Iterator[str]:
     """The modules for ext4. The checksum driver is left out where it is built in."""
     with contextlib.suppress(Unsupported):
         list(initramfs.load_order(kernel.modules, ["crc32c_generic"]))
@@ -76,7 +76,7 @@ def run_in_guest(
     wanted = ["lzo_rle", "zram"]  # swap
     wants_disk = "evicts" in has.split(",")
     if wants_disk:  # see guest.sh
-        wanted += [*_disk_modules(kernel)]
+        wanted += [*disk_modules(kernel)]
     wanted += drivers
     modules = []
     if kernel.modules.exists():  # else all drivers are built in
