@@ -71,7 +71,7 @@ def udmabuf():
     os.ftruncate(memory, PAGE)
     fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     with open("/dev/udmabuf", "rb+", buffering=0) as device:
-        request = struct.pack("IIQQ", memory, 0, 0, PAGE)
+        request = bytearray(struct.pack("IIQQ", memory, 0, 0, PAGE))  # ioctl() returns the result
         return fcntl.ioctl(device, UDMABUF_CREATE, request)
 
 
