@@ -112,10 +112,10 @@ def test_any_function_with_its_arguments(traced, tracefs):
 @pytest.mark.needs("kprobes")
 def test_a_function_by_its_address(traced):
     symbols = Path("/proc/kallsyms").read_text()
-    (address,) = re.findall(r"^(\w{16}) T vfs_read$", symbols, re.MULTILINE)
+    (address,) = re.findall(r"^(\w{16}) [tTwW] vfs_read$", symbols, re.MULTILINE)
     code = "open('/proc/self/stat', 'rb', buffering=0).read(4711)"
     _, tracer, events = traced(f"0x{address}", code)
-    assert (tracer.probes, tracer.means) == ((f"0x{address}",), "kprobe")
+    assert (tracer.probes, tracer.means) == ((f"vfs_read at 0x{address}",), "kprobe")
     (event,) = [event for event in events if 4711 in event.fields.values()]
     assert (event.name, functions(event)[0]) == ("vfs_read", "vfs_read")
 
@@ -125,7 +125,7 @@ def test_a_function_of_a_module(traced):
     name = "3000physicalview:physicalview_ioctl"
     _, tracer, events = traced(name, ASK)
     assert tracer.probes == (name,)
-    assert [functions(event)[0] for event in events] == ["physicalview_ioctl"]
+    assert {functions(event)[0] for event in events} == {"physicalview_ioctl"}  # open() asks, too
     with pytest.raises(api.UsageError, match="no event '3000physicalview:no_such'"):
         api.Tracer("3000physicalview:no_such")
 

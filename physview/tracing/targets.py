@@ -78,6 +78,8 @@ EVENTS = {
 }
 """Tracepoints by their short names."""
 
+# The symbol of the beginning of the kernel's code.
+KERNEL_TEXT = "_text"
 # An address in the kernel, as /proc/kallsyms and physview print it.
 ADDRESS = re.compile(r"0x[0-9a-f]{1,16}", re.IGNORECASE)
 
@@ -97,6 +99,13 @@ class Place(NamedTuple):
     text: str
     symbol: str
     address: int
+
+    @property
+    def label(self) -> str:
+        """The place as people call it."""
+        if self.text.startswith(f"{KERNEL_TEXT}+"):
+            return f"{self.symbol} at {self.address:#x}"
+        return self.text
 
 
 def fetch_arguments(name: str) -> list[Fetch]:
@@ -224,7 +233,13 @@ def _place_at(address: int, symbols: Symbols) -> Place:
     if not frame.symbol:
         what, why = f"cannot trace {address:#x}", "no function of this kernel has this address"
         raise UsageError(what, why, "/proc/kallsyms lists all addresses")
-    return Place(f"{address:#x}", frame.symbol, address)
+    # Of a bare address, the kernel does not know that a function begins there, and refuses to fetch
+    # arguments.
+    base = symbols.find(KERNEL_TEXT)
+    if frame.module or not base:
+        text = f"{frame.module}:{frame.symbol}" if frame.module else frame.symbol
+        return Place(f"{text}+{frame.offset:#x}" if frame.offset else text, frame.symbol, address)
+    return Place(f"{KERNEL_TEXT}+{address - base[0]:#x}", frame.symbol, address)
 
 
 def _only(symbol: str, module: str, addresses: Sequence[int], symbols: Symbols) -> Place:

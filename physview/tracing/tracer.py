@@ -111,7 +111,7 @@ class Tracer(Closable):
             return
         symbols = self._symbols = self._symbols or read_symbols()
         places = targets.find_places(event, symbols, source.tracefs)
-        self.probes = tuple(place.text for place in places)
+        self.probes = tuple(place.label for place in places)
         self.means = "kprobe"
         if not targets.add_kprobes(source, event, places):
             # Trace all places by breakpoints, also those that allow a kprobe: events of one source
