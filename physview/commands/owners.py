@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
             for line in reporter.iter_lines(frames, groups, resources, only_some=bool(pids)):
                 sys.stdout.write(line + "\n")
     _say_who_was_missed(ownership.nr_gone, ownership.nr_denied)
-    _common.say_if_ksm_unknown()
+    if pids is None or ownership.nr_processes:  # else nothing was said of any frame
+        _common.say_if_ksm_unknown()
     found = (group for frames in ranges for group in ownership.groups(frames.first, frames.end))
     return int(any(group.nr_owned < group.nr_frames for group in found))
 
