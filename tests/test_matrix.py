@@ -33,7 +33,7 @@ OTHER_TESTS = (
 ALL_TESTS = (*LEVEL_TESTS, *OTHER_TESTS)
 
 
-def tests_in_guest(series: str, *, la57: bool) -> tuple[str, ...]:
+def chosen_tests(series: str, *, la57: bool) -> tuple[str, ...]:
     """The tests of a kernel with 4 levels or 5.
 
     The oldest kernel of CI has all with 4 levels. With 5, and on the newest, each test runs once.
@@ -86,7 +86,7 @@ pytestmark = pytest.mark.needs("vm", "index", "cc")
     ids=str,
 )
 def test_the_tests_pass_in_a_vm(tmp_path, series, la57):
-    tests = tests_in_guest(series, la57=la57)
+    tests = chosen_tests(series, la57=la57)
     has = GUEST_HAS if series in BEFORE_BPF_LOOP else f"{GUEST_HAS},bpf"
     outcome, output = run_in_guest(
         kernels.find_kernel(series), tmp_path, guest_tests(*tests), has=has, la57=la57
