@@ -12,7 +12,7 @@ from failures import one_line
 from screens import LEFT, PtyRun
 from users import AS_NOBODY
 
-from physview.analysis.watch_processes import ProcessesWatcher, nr_changed
+from physview.analysis.watch_processes import ProcessesWatcher
 
 SETUP = "from memory import Region\nregion = Region(400)"
 WAIT = """
@@ -52,11 +52,11 @@ def test_each_process_has_its_own_changes(obedient):
     with ProcessesWatcher(lambda: [first.pid, second.pid]) as watcher:
         reading = watcher.read()
         assert (reading.seconds, reading.nr_new, reading.nr_gone) == (None, 2, 0)
-        assert nr_changed(of(reading, first)) is None
+        assert of(reading, first).nr_changed is None
         first.tell("region.touch(*range(300))")
         reading = watcher.read()
-        assert nr_changed(of(reading, first))["new"] >= 300
-        assert nr_changed(of(reading, second))["new"] < 50
+        assert of(reading, first).nr_changed["new"] >= 300
+        assert of(reading, second).nr_changed["new"] < 50
         assert of(reading, first).new_faults[0] >= 300
 
 
@@ -72,8 +72,8 @@ def test_processes_come_and_go(obedient, python):
         reading = watcher.read()
         assert (reading.nr_new, reading.nr_gone) == (1, 1)
         assert of(reading, going) is None
-        assert nr_changed(of(reading, coming)) is None
-        assert nr_changed(of(watcher.read(), coming)) is not None
+        assert of(reading, coming).nr_changed is None
+        assert of(watcher.read(), coming).nr_changed is not None
         nr_open = len(os.listdir("/proc/self/fd"))
         pids.clear()
         assert watcher.read().readings == []

@@ -96,6 +96,14 @@ class Reading(NamedTuple):
     compared_to: int | None
     cost_seconds: float
 
+    @property
+    def nr_changed(self) -> dict[str, int] | None:
+        """Changed pages of the whole process, by GROUPS; None for the first reading."""
+        counts = self.counts
+        if counts is None:
+            return None
+        return {name: sum(counts.get(c, 0) for c in members) for name, members in GROUPS.items()}
+
 
 class Watcher(Closable):
     """Reads a process again and again. A context manager.
@@ -194,7 +202,9 @@ class Watcher(Closable):
             compared_to=min(limits) if limits else None,
             cost_seconds=time.process_time() - began,
         )
-        self._before, self._page_counts = kept.cleared() if self.track_writes else kept, page_counts
+        if self.track_writes:
+            kept.clear_soft_dirty()
+        self._before, self._page_counts = kept, page_counts
         self._last, self._last_clock = reading, clock
         return reading
 
@@ -306,16 +316,14 @@ class _KeptExtents:
         more = (self.zero_pfn, self.limit, self.clears_soft_dirty)
         return _KeptExtents(self.vmas, self.spans, extents, *more)
 
-    def cleared(self) -> _KeptExtents:
-        """Return a copy without soft-dirty bits, as they are in the kernel after the reading.
+    def clear_soft_dirty(self) -> None:
+        """Clear all soft-dirty bits, as they are in the kernel after the reading.
 
         So an extent that has the bit in two readings, because it was written again, differs.
         """
         import numpy as np
 
-        extents = self.extents.copy()
-        extents["entry"] &= ~np.uint64(PM_SOFT_DIRTY)
-        return self.of(extents)
+        self.extents["entry"] &= ~np.uint64(PM_SOFT_DIRTY)
 
     def iter_extents(self) -> Iterator[Rows]:
         """Yield rows in pieces, because comparing them takes many times their size in memory."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from physview.analysis.watch import GROUPS, MAX_KEPT, Reading, Watcher
+from physview.analysis.watch import MAX_KEPT, Reading, Watcher
 from physview.errors import AccessDenied, NoUserMemory, ProcessGone
 from physview.files.descriptor import Closable
 from physview.runtime.resource_limits import allow_open_files
@@ -123,11 +123,3 @@ class ProcessesWatcher(Closable):
         watcher = self._watchers.pop(pid, None)
         if watcher is not None:
             watcher.close()
-
-
-def nr_changed(reading: Reading) -> dict[str, int] | None:
-    """Count a process's changed pages by GROUPS; None for its first reading."""
-    counts = reading.counts
-    if counts is None:
-        return None
-    return {name: sum(counts.get(c, 0) for c in members) for name, members in GROUPS.items()}

@@ -23,6 +23,7 @@ from physview.files.descriptor import Closable
 from physview.runtime import invocation
 from physview.runtime.resolve_pid import find_pid
 from physview.sources.procfs import ProcDir
+from physview.text.colour import knows_escapes
 
 if TYPE_CHECKING:
     from physview.analysis.watch import Reading
@@ -116,7 +117,7 @@ def _check_terminal() -> None:
     remedy = f"--ticks N prints readings, and {maps} prints the present state"
     if not (sys.stdin and sys.stdin.isatty() and os.isatty(1)):
         raise UsageError("cannot draw", "stdin and stdout are not both a terminal", remedy)
-    if os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
+    if not knows_escapes():
         raise UsageError("cannot draw", "TERM names a terminal without a movable cursor", remedy)
 
 

@@ -12,9 +12,10 @@ from physview.analysis.page_counts import RamMap
 from physview.analysis.watch import GROUPS, Reading
 from physview.model import PAGE_SIZE, Vma, printable
 from physview.reporters import documents
+from physview.reporters.fitting import WROTE, fitting
 from physview.units import short_size
 
-MIN_NAME = 12
+FIRST = "pages   first reading: changes are shown from the next reading on"
 BLOCKS = " ▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = " .:-=+*#@"
 STEPS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 63 / 64)
@@ -63,7 +64,7 @@ COLUMNS = (
     WatchColumn("new", 5, 0, _format_change("new")),
     WatchColumn("gone", 5, 0, _format_change("gone")),
     WatchColumn("moved", 5, 0, _format_change("moved")),
-    WatchColumn("wrote", 5, 0, _format_change("written")),
+    WatchColumn(WROTE, 5, 0, _format_change("written")),
     WatchColumn("out", 4, 3, _format_change("out")),
     WatchColumn("in", 4, 3, _format_change("in")),
 )
@@ -79,14 +80,8 @@ def choose_columns(width: int, *, track_writes: bool) -> tuple[list[WatchColumn]
     Returns:
         The columns, and the number of characters that are left for the mapping's name.
     """
-    known = [column for column in COLUMNS if track_writes or column.title != "wrote"]
-    columns: list[WatchColumn] = []
-    for rank in range(max(column.rank for column in known), -1, -1):
-        columns = [column for column in known if column.rank <= rank]
-        room = width - sum(column.width + 1 for column in columns)
-        if room >= MIN_NAME:
-            break
-    return columns, max(room, 0)
+    known = [column for column in COLUMNS if track_writes or column.title != WROTE]
+    return fitting(known, width)
 
 
 def name_of(vma: Vma) -> str:
@@ -135,20 +130,29 @@ def fault_line(reading: Reading) -> str:
 def change_line(reading: Reading) -> str:
     """Make the line about changes since the previous reading."""
     if reading.counts is None:
-        return "pages   first reading: changes are shown from the next reading on"
-    counts = reading.counts
-    sums = {name: sum(counts.get(c, 0) for c in members) for name, members in GROUPS.items()}
+        return FIRST
+    counts, sums = reading.counts, reading.nr_changed or {}
     moved = str(sums["moved"]) if reading.knows_frames else "?"
     copied = counts.get(Change.COPIED, 0)
     moved += f" ({copied} copied)" if copied else ""
+    line = change_words(sums, moved, tracks_writes=reading.tracks_writes)
+    other = sum(counts.values()) - sum(sums.values())
+    return f"{line}, {other} other" if other else line
+
+
+def change_words(sums: dict[str, int], moved: str, *, tracks_writes: bool) -> str:
+    """Make the words about changed pages.
+
+    Args:
+        sums: Changed pages by `watch.GROUPS`.
+        moved: The words for moved pages.
+        tracks_writes: Whether pages that were written in place are known.
+    """
     line = (
         f"pages   {sums['new']} new, {sums['gone']} gone, {moved} moved,"
         f" {sums['out']} swapped out, {sums['in']} in"
     )
-    if reading.tracks_writes:
-        line += f", {sums['written']} written in place"
-    other = sum(counts.values()) - sum(sums.values())
-    return f"{line}, {other} other" if other else line
+    return f"{line}, {sums['written']} written in place" if tracks_writes else line
 
 
 def notes(reading: Reading) -> list[str]:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from physview.analysis.watch import GROUPS, Reading
-from physview.analysis.watch_processes import ProcessesReading, nr_changed
+from physview.analysis.watch_processes import ProcessesReading
 from physview.model import PAGE_SIZE, printable
 from physview.reporters import documents
+from physview.reporters.fitting import WROTE, fitting
+from physview.reporters.watch import FIRST, change_words
 from physview.units import short_size
-
-MIN_NAME = 12
 
 
 class ProcessColumn(NamedTuple):
@@ -38,7 +38,7 @@ def _format_pages(name: str) -> Callable[[Reading], str]:
 
 def _format_change(name: str) -> Callable[[Reading], str]:
     def value(reading: Reading) -> str:
-        counts = nr_changed(reading)
+        counts = reading.nr_changed
         if counts is None:
             return ""
         if name == "moved" and not reading.knows_frames:
@@ -61,7 +61,7 @@ COLUMNS = (
     ProcessColumn("new", 5, 0, _format_change("new")),
     ProcessColumn("gone", 5, 0, _format_change("gone")),
     ProcessColumn("moved", 5, 0, _format_change("moved")),
-    ProcessColumn("wrote", 5, 0, _format_change("written")),
+    ProcessColumn(WROTE, 5, 0, _format_change("written")),
     ProcessColumn("out", 4, 2, _format_change("out")),
     ProcessColumn("in", 4, 2, _format_change("in")),
     ProcessColumn("faults", 6, 1, _format_faults),
@@ -70,14 +70,8 @@ COLUMNS = (
 
 def choose_columns(width: int, *, track_writes: bool) -> tuple[list[ProcessColumn], int]:
     """Choose the columns that fit into a line, as `watch.choose_columns()` does."""
-    known = [column for column in COLUMNS if track_writes or column.title != "wrote"]
-    columns: list[ProcessColumn] = []
-    for rank in range(max(column.rank for column in known), -1, -1):
-        columns = [column for column in known if column.rank <= rank]
-        room = width - sum(column.width + 1 for column in columns)
-        if room >= MIN_NAME:
-            break
-    return columns, max(room, 0)
+    known = [column for column in COLUMNS if track_writes or column.title != WROTE]
+    return fitting(known, width)
 
 
 def row(reading: Reading, columns: list[ProcessColumn]) -> str:
@@ -108,18 +102,14 @@ def summary_line(reading: ProcessesReading) -> str:
 def change_line(reading: ProcessesReading) -> str:
     """Make the line about changes since the previous reading."""
     if reading.seconds is None:
-        return "pages   first reading: changes are shown from the next reading on"
+        return FIRST
     sums = dict.fromkeys(GROUPS, 0)
     for one in reading.readings:
-        for name, nr in (nr_changed(one) or {}).items():
+        for name, nr in (one.nr_changed or {}).items():
             sums[name] += nr
     moved = str(sums["moved"]) if reading.knows_frames else "?"
-    line = (
-        f"pages   {sums['new']} new, {sums['gone']} gone, {moved} moved,"
-        f" {sums['out']} swapped out, {sums['in']} in"
-    )
-    if any(one.tracks_writes for one in reading.readings):
-        line += f", {sums['written']} written in place"
+    tracks_writes = any(one.tracks_writes for one in reading.readings)
+    line = change_words(sums, moved, tracks_writes=tracks_writes)
     return f"{line}; {reading.nr_new} processes new, {reading.nr_gone} gone"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from physview.analysis.watch import Reading
-from physview.analysis.watch_processes import ProcessesReading, nr_changed
+from physview.analysis.watch_processes import ProcessesReading
 from physview.reporters import watch_processes as reporter
 from physview.reporters.screen import CHANGED, HEAD, NOTE, SMALL, TITLE, State, fill
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _changed(reading: Reading) -> int:
-    return sum((nr_changed(reading) or {}).values())
+    return sum((reading.nr_changed or {}).values())
 
 
 SORTS: dict[str, tuple[str, Callable[[Reading], int]]] = {

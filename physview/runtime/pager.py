@@ -15,6 +15,7 @@ import sys
 import threading
 from typing import Any
 
+from physview.text.colour import knows_escapes
 from physview.text.output import exchange_sink
 
 SECONDS_BEFORE = 0.5
@@ -30,7 +31,7 @@ Command = tuple[list[str], dict[str, str]]
 def find_pager() -> Command | None:
     """Return the pager's command line and environment; None if there shall be none."""
     wanted = os.environ.get("PAGER", "less")
-    if wanted in ("", "cat") or os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
+    if wanted in ("", "cat") or not knows_escapes():
         return None
     if os.geteuid() == 0 or os.geteuid() != os.getuid():
         return _safe_less()

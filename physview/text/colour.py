@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether text may have colours. Sources: no-color.org and bixense.com/clicolors"""
+"""Whether text may have colours, and whether the terminal knows escape sequences.
+
+Sources: no-color.org and bixense.com/clicolors
+"""
 
 from __future__ import annotations
 
 import os
 from typing import TextIO
+
+
+def knows_escapes() -> bool:
+    """Whether TERM names a terminal that knows escape sequences."""
+    return os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
 
 
 def wants_colour(stream: TextIO) -> bool:
@@ -19,4 +27,4 @@ def wants_colour(stream: TextIO) -> bool:
         return True
     if os.environ.get("CLICOLOR") == "0":
         return False
-    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+    return stream.isatty() and knows_escapes()
