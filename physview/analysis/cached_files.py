@@ -106,10 +106,18 @@ class FileExaminer:
         patterns: Which files to examine.
         keeps_all: Whether files can be reached from several paths, so that all of them must be kept
             in mind. Otherwise only files with several names are.
+        on_virtual: Called with the path of each folder that is left out, because its file system
+            has no page cache.
     """
 
     def __init__(
-        self, cache: PageCache, on_error: OnError, patterns: Patterns, *, keeps_all: bool
+        self,
+        cache: PageCache,
+        on_error: OnError,
+        patterns: Patterns,
+        *,
+        keeps_all: bool,
+        on_virtual: Callable[[str], None] | None = None,
     ) -> None:
         self._cache = cache
         self._on_error = on_error
@@ -117,10 +125,7 @@ class FileExaminer:
         self._keeps_all = keeps_all
         self._seen: set[tuple[int, int]] = set()
         self._seen_folders: set[tuple[int, int]] = set()
-        self.nr_virtual = 0
-        """Folders that were left out, because their file system has no page cache."""
-        self.on_virtual: Callable[[str], None] = lambda path: None
-        """Called with the path of each such folder."""
+        self._on_virtual = on_virtual
 
     def iter_batches(self, path: str) -> Iterator[Batch]:
         """Count the file at a path, or all files below it."""
@@ -168,21 +173,22 @@ class FileExaminer:
 
     def _tell_virtual(self, tree: FileTree, nr_told: int) -> int:
         for path in tree.virtual[nr_told:]:
-            self.nr_virtual += 1
-            self.on_virtual(path)
+            if self._on_virtual:
+                self._on_virtual(path)
         return len(tree.virtual)
 
     def _finished(self, folder: Folder, rows: list[Row]) -> Batch:
         """Finish what the core left, report errors, and leave out what was counted before."""
         keeps_all = self._keeps_all
-        if not keeps_all and all(not row[0] and row[4] == 1 for row in rows):
+        problem, nr_links = page_cache.PROBLEM, page_cache.NR_LINKS
+        if not keeps_all and all(not row[problem] and row[nr_links] == 1 for row in rows):
             return Batch(folder, folder.names, rows)
         names, kept = [], []
         for name, counted in zip(folder.names, rows, strict=True):
-            row = self._again(folder, name, counted) if counted[page_cache.PROBLEM] else counted
+            row = self._again(folder, name, counted) if counted[problem] else counted
             if row is None:
                 continue
-            if keeps_all or row[page_cache.NR_LINKS] != 1:
+            if keeps_all or row[nr_links] != 1:
                 identity = (row[page_cache.DEVICE], row[page_cache.INODE])
                 if identity in self._seen:
                     continue

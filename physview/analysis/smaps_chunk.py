@@ -7,7 +7,7 @@ from operator import sub
 from typing import Any
 
 from physview.analysis.usage import Usage
-from physview.sources.mappings import SIZES, MappingReader, Mappings
+from physview.sources.mappings import BY_PMD, HUGETLB, SIZES, MappingReader, Mappings
 from physview.sources.procfs import ProcDir
 
 # The members of Usage that smaps knows, as sums of its sizes.
@@ -17,15 +17,9 @@ MEMBERS = {
     "anon_bytes": ("Anonymous",),
     "exclusive_bytes": ("Private_Clean", "Private_Dirty", "Private_Hugetlb"),
     "shared_bytes": ("Shared_Clean", "Shared_Dirty", "Shared_Hugetlb"),
-    "hugetlb_bytes": ("Shared_Hugetlb", "Private_Hugetlb"),
+    "hugetlb_bytes": HUGETLB,
     "anon_huge_bytes": ("AnonHugePages",),
-    "huge_bytes": (
-        "AnonHugePages",
-        "ShmemPmdMapped",
-        "FilePmdMapped",
-        "Shared_Hugetlb",
-        "Private_Hugetlb",
-    ),
+    "huge_bytes": (*BY_PMD, *HUGETLB),
 }
 _SET = ("resident_bytes", "swapped_bytes", "exclusive_bytes", "hugetlb_bytes", "huge_bytes")
 

@@ -145,7 +145,7 @@ class Usage:
 
     def add(self, other: Usage) -> None:
         """Add the memory of another mapping. A value that one of the two lacks becomes None."""
-        for name in _SUMS:
+        for name in ("nr_vmas", *SUMMED):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.zero_bytes = _plus(self.zero_bytes, other.zero_bytes)
         first = self.nr_vmas == other.nr_vmas
@@ -180,8 +180,7 @@ class Usage:
             self.smaps = {name: _plus(mine.get(name), size) for name, size in other.smaps.items()}
 
 
-_SUMS = (
-    "nr_vmas",
+SUMMED = (
     "size_bytes",
     "resident_bytes",
     "swapped_bytes",
@@ -193,6 +192,7 @@ _SUMS = (
     "huge_bytes",
     "anon_huge_bytes",
 )
+"""The members of a Usage that are sums over its mappings, and are always known."""
 
 
 def _add_sizes(to: Sizes, more: Sizes) -> Sizes:

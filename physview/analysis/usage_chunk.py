@@ -13,16 +13,13 @@ from operator import add, sub
 from typing import Any
 
 from physview import _ffi
-from physview.analysis.usage import KINDS, Folios, Sizes, Usage
+from physview.analysis.usage import KINDS, SUMMED, Folios, Sizes, Usage
 from physview.memory.snapshot import Snapshot
 from physview.model import PAGE_SIZE
 from physview.sources import mappings as smaps
-from physview.sources.mappings import Mappings
+from physview.sources.mappings import BY_PMD, HUGETLB, Mappings
 from physview.sources.numa import NodeMap
 from physview.sources.pagemap import PAGE_IS, scan
-
-HUGETLB = ("Shared_Hugetlb", "Private_Hugetlb")
-BY_PMD = ("AnonHugePages", "ShmemPmdMapped", "FilePmdMapped")
 
 
 class UsageChunk:
@@ -85,11 +82,10 @@ class UsageChunk:
         Further names are those of smaps, such as "Pss", and "coverage_64k", the share of resident
         memory in contiguous blocks of 64 KiB.
         """
+        if name in smaps.SIZES:
+            return self.mappings.sizes(name)
         if name not in self._known:
-            if name in smaps.SIZES:
-                self._known[name] = self.mappings.sizes(name)
-            else:
-                self._known[name] = getattr(self, f"_{name}")()
+            self._known[name] = getattr(self, f"_{name}")()
         return self._known[name]
 
     def _size_bytes(self) -> list[int]:
@@ -174,10 +170,10 @@ class UsageChunk:
 
     def _alignment_bytes(self) -> list[int | None]:
         frames = self.size(self._lib.PV_OF_LARGEST_PFN)
-        both = zip(self.column("largest_vaddr"), frames, strict=True)
+        huge = self._huge
         return [
             None if vaddr is None else min((vaddr ^ paddr) & -(vaddr ^ paddr) or huge, huge)
-            for (vaddr, paddr), huge in zip(both, [self._huge] * self.nr, strict=True)
+            for vaddr, paddr in zip(self.column("largest_vaddr"), frames, strict=True)
         ]
 
     def _thp_bytes(self) -> list[int | None]:
@@ -328,7 +324,7 @@ class UsageChunk:
         """Make the sum of all mappings of this chunk."""
         usage = Usage()
         usage.nr_vmas = self.nr
-        for name in _SUMMED:
+        for name in SUMMED:
             setattr(usage, name, sum(self.column(name)))
         usage.zero_bytes = None if self._unsearched else sum(self._zero)
         if self.mappings.has_sizes:
@@ -381,20 +377,8 @@ class UsageChunk:
         return folios
 
 
-_SUMMED = (
-    "size_bytes",
-    "resident_bytes",
-    "swapped_bytes",
-    "special_bytes",
-    "device_bytes",
-    "file_bytes",
-    "exclusive_bytes",
-    "hugetlb_bytes",
-    "huge_bytes",
-    "anon_huge_bytes",
-)
 _MEMBERS = (
-    *_SUMMED,
+    *SUMMED,
     "zero_bytes",
     "nr_extents",
     "largest_bytes",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from physview.memory.snapshot import Snapshot
 from physview.model import PAGE_SHIFT, PAGE_SIZE
 from physview.sources.folio_sizes import huge_page_size, smallest_anon_order
 from physview.sources.kpage import KpageFile
-from physview.sources.mappings import MappingReader, Mappings, swap_is_used
+from physview.sources.mappings import HUGETLB, MappingReader, Mappings, swap_is_used
 from physview.sources.numa import node_map
 from physview.sources.procfs import ProcDir, Range
 
@@ -90,7 +91,7 @@ class UsageReader(Closable):
             nr_threads = reader.choose_nr_threads()
         with MappingReader(snapshot.proc, "smaps" if with_smaps else "maps") as mappings:
             for chunk in mappings.iter_chunks():
-                nr = sum(start < USER_END for start in chunk.starts[-2:]) + max(0, chunk.nr - 2)
+                nr = bisect.bisect_left(chunk.starts, USER_END)
                 if nr:
                     yield self._read(snapshot, chunk, nr, nr_threads)
         if not self._lib.pv_pagemap_read(reader.fd, 0, 1, self._ffi.new("uint64_t *")):
@@ -140,12 +141,8 @@ class UsageReader(Closable):
         areas = self._populated(snapshot.proc, borders)
         if areas is not None:
             return borders._replace(areas=areas), set()
-        sizes = zip(mappings.sizes("Rss"), mappings.sizes("Swap"), strict=True)
-        hugetlb = zip(
-            mappings.sizes("Shared_Hugetlb"), mappings.sizes("Private_Hugetlb"), strict=True
-        )
-        sums = list(zip(sizes, hugetlb, strict=True))
-        empty = {index for index in large if not any(size for pair in sums[index] for size in pair)}
+        sizes = [mappings.sizes(name) for name in ("Rss", "Swap", *HUGETLB)]
+        empty = {index for index in large if not any(column[index] for column in sizes)}
         kept = [index for index in range(len(starts)) if index not in empty]
         areas = Borders.of_ranges((starts[i] for i in kept), (ends[i] for i in kept)).areas
         return borders._replace(areas=areas), empty

@@ -19,7 +19,7 @@ _WALK_FIELDS = (
     Field("address", "u8", "address", "physical address of the entry"),
     Field("entry", "u8", "bits", "the entry as it is in memory"),
     Field("span_bytes", "u8", "bytes", "size of the address space that the entry maps"),
-    Field("is_folded", "b1", "", "whether the hardware lacks this level"),
+    Field("is_folded", "b1", "", "whether the kernel does not use this level"),
     Field("is_leaf", "b1", "", "whether the entry maps a page, so that the walk ends here"),
 )
 

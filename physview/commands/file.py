@@ -186,9 +186,12 @@ class _Examination:
         self._patterns = Patterns(args.include, args.exclude)
         several = len(args.paths) > 1 or args.files_from is not None
         self._examiner: FileExaminer = FileExaminer(
-            cache, self._fail, self._patterns, keeps_all=several
+            cache,
+            self._fail,
+            self._patterns,
+            keeps_all=several,
+            on_virtual=self._say_virtual,
         )
-        self._examiner.on_virtual = self._say_virtual
         self._progress: Callable[[int, int | None], None] | None = None
         self.nr_failed = 0
         self._nr_denied = 0

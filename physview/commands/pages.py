@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from physview.commands import _common, _numbers
 from physview.errors import AccessDenied, UsageError
-from physview.model import PAGE_SIZE, PM_SOFT_DIRTY
+from physview.model import PAGE_SIZE
 from physview.runtime import invocation
 from physview.runtime.resolve_pid import find_pid
 
@@ -89,9 +89,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _say_if_no_soft_dirty() -> None:
-    from physview.sources.soft_dirty import own_entry
+    from physview.sources import soft_dirty
 
-    if not own_entry().raw & PM_SOFT_DIRTY:
+    if not soft_dirty.is_supported():
         _common.say(
             "no page has the flag soft_dirty, because this kernel has none"
             f" (CONFIG_MEM_SOFT_DIRTY); {invocation.physview('watch PID')} tells what changes"

@@ -19,14 +19,13 @@ from physview import _ffi
 from physview.files.descriptor import Closable
 from physview.memory.extents import Batch
 from physview.model import PAGE_SHIFT, PM_PRESENT, Vma
-from physview.sources.kpage import KpageFile
+from physview.sources.kpage import FILES, KpageFile
 from physview.sources.numa import node_map
 
 if TYPE_CHECKING:
     from physview.sources.page_flags import FlagFilter
 
 FORMATS = ("table", "csv", "json")
-FILES = {"flags": "kpageflags", "mapcount": "kpagecount", "cgroup": "kpagecgroup"}
 
 
 class Listing(Closable):

@@ -14,7 +14,7 @@ from physview.files.descriptor import Closable
 from physview.memory.extents import ExtentReader
 from physview.memory.rows import BASE_DTYPE, COLUMNS, from_extents, iter_chunks, join
 from physview.model import NO_ENTRY, PAGE_SIZE, Vma
-from physview.sources.kpage import FRAMES_DTYPE, KpageFile
+from physview.sources.kpage import FILES, FRAMES_DTYPE, KpageFile
 from physview.sources.numa import NO_NODE, node_map
 from physview.sources.page_flags import IDLE, FlagFilter, expanded, well_known_array
 from physview.sources.procfs import ProcDir
@@ -22,8 +22,6 @@ from physview.text.nearest import offer
 
 if TYPE_CHECKING:
     from physview.memory.rows import Rows
-
-KPAGE_FILES = {"flags": "kpageflags", "mapcount": "kpagecount", "cgroup": "kpagecgroup"}
 
 
 class Snapshot(Closable):
@@ -218,8 +216,8 @@ class _FrameColumns(Closable):
         self._files: dict[str, KpageFile] = {}
         try:
             for name in columns:
-                if name in KPAGE_FILES:
-                    self._files[name] = KpageFile(KPAGE_FILES[name])
+                if name in FILES:
+                    self._files[name] = KpageFile(FILES[name])
         except BaseException:
             self.close()
             raise

@@ -10,6 +10,7 @@ from physview.analysis.smaps_chunk import SmapsChunk
 from physview.analysis.usage import Sizes, Usage
 from physview.analysis.usage_chunk import UsageChunk
 from physview.errors import UsageError
+from physview.text.nearest import nearest
 from physview.units import short_size, si_size
 
 Chunk = UsageChunk | SmapsChunk
@@ -112,13 +113,11 @@ def find_column(name: str) -> MapsColumn:
     found = BY_NAME.get(name.lower())
     if found:
         return found
-    import difflib
-
-    near = difflib.get_close_matches(name.lower(), BY_NAME, n=3)
-    if near:
-        remedy = f"did you mean {' or '.join(BY_NAME[item].name for item in near)}?"
+    names = [column.name for column in COLUMNS]
+    if near := nearest(name, names):
+        remedy = f"did you mean {' or '.join(near)}?"
     else:
-        remedy = f"choose from {','.join(column.name for column in COLUMNS)}"
+        remedy = f"choose from {','.join(names)}"
     raise UsageError(f"no column '{name}'", "", remedy)
 
 

@@ -35,6 +35,9 @@ run: index of the run. pfn: the first frame number. nr: the number of frames. va
 MAX_VALUES = 4096
 PIECES = 1 << 14
 
+FILES = {"flags": "kpageflags", "mapcount": "kpagecount", "cgroup": "kpagecgroup"}
+"""The file that has each column of `rows.COLUMNS`, except the node."""
+
 KPF_KSM = 1 << 21
 
 

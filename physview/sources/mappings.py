@@ -42,6 +42,11 @@ SIZES = (
 )
 """The values of smaps that are read. All but THPeligible are sizes."""
 
+HUGETLB = ("Shared_Hugetlb", "Private_Hugetlb")
+"""The sizes of pages of hugetlbfs, which Rss does not count."""
+BY_PMD = ("AnonHugePages", "ShmemPmdMapped", "FilePmdMapped")
+"""The sizes of other memory that is mapped by PMD."""
+
 _PACKED_SIZES = b"".join(name.encode().ljust(24, b"\0") for name in SIZES)
 NO_VALUE = (1 << 64) - 1
 """The value of a line that the kernel does not write, as KSM before Linux 6.6."""
@@ -78,6 +83,7 @@ class Mappings:
         self._proc = proc
         self._columns = columns
         self._stride = stride
+        self._sizes: dict[str, list[int | None]] = {}
         self.text = text
         self.nr = nr
         self.has_sizes = has_sizes
@@ -87,6 +93,7 @@ class Mappings:
     def cut(self, nr: int) -> None:
         """Keep only the first mappings."""
         self.nr = nr
+        self._sizes.clear()
         del self.starts[nr:], self.ends[nr:]
 
     def pointer(self, number: int) -> Any:
@@ -104,9 +111,11 @@ class Mappings:
         Args:
             name: One of SIZES.
         """
-        values = self.column(self._lib.PV_MAP_SIZES + SIZES.index(name))
-        unit = 1 if name == "THPeligible" else 1024
-        return [None if value == NO_VALUE else value * unit for value in values]
+        if name not in self._sizes:
+            values = self.column(self._lib.PV_MAP_SIZES + SIZES.index(name))
+            unit = 1 if name == "THPeligible" else 1024
+            self._sizes[name] = [None if value == NO_VALUE else value * unit for value in values]
+        return self._sizes[name]
 
     def perms(self) -> list[str]:
         """The permissions of each mapping, such as "rw-p"."""

@@ -45,17 +45,21 @@ def _address_of(page: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(page))
 
 
+def is_supported() -> bool:
+    """Whether this kernel has soft-dirty bits. A page that was just written shows it."""
+    try:
+        return bool(own_entry().raw & PM_SOFT_DIRTY)
+    except OSError:
+        return False
+
+
 def check_supported() -> None:
-    """Check that this kernel has soft-dirty bits, by a page that was just written.
+    """Check that this kernel has soft-dirty bits.
 
     Raises:
         Unsupported: The kernel has none.
     """
-    try:
-        has_bits = bool(own_entry().raw & PM_SOFT_DIRTY)
-    except OSError:
-        has_bits = False
-    if not has_bits:
+    if not is_supported():
         raise Unsupported(
             "cannot track writes",
             "this kernel has no soft-dirty bits",
