@@ -8,6 +8,7 @@ Errors can be pickled.
 
 from __future__ import annotations
 
+import os
 from errno import EACCES, ENODEV, ENOTTY, EOPNOTSUPP, ESRCH
 from typing import Any
 
@@ -113,3 +114,17 @@ class AbiMismatch(PhysviewError, OSError):
     """The loaded kernel module has another interface, and cannot answer."""
 
     errno = ENOTTY
+
+
+def of_path(what: str, error: OSError, path: str) -> PhysviewError:
+    """Translate an OSError about a path.
+
+    Args:
+        what: What failed.
+        error: Why.
+        path: The path.
+    """
+    why = error.strerror or str(error)
+    if isinstance(error, PermissionError):
+        return AccessDenied(what, why, "run as root" if os.geteuid() else "", path=path)
+    return PhysviewError(what, why, path=path)

@@ -342,8 +342,7 @@ def _vm_pte(proc: ProcDir) -> int:
     Raises:
         ProcessGone: The process has no memory any more.
     """
-    value = proctext.fields_by_name(proc.read("status")).get(b"VmPTE")
-    if value is None:
+    size = proctext.size_of(proctext.fields_by_name(proc.read("status")), b"VmPTE")
+    if size is None:
         raise proc.gone()
-    number, _, _ = value.partition(b" ")
-    return int(number) * 1024
+    return size

@@ -239,27 +239,26 @@ def file(
     >>> table["nr_cached"].tolist(), table["size_bytes"].tolist()
     ([2], [8192])
     """
-    from physview.sources.page_cache import CachedFile, PageCache, iter_files
+    from physview.analysis.cached_files import FileExaminer, Patterns
+    from physview.sources.page_cache import CachedFile, PageCache
 
     if not paths:
         raise UsageError("no file is named", "", "give a path")
     found: list[CachedFile] = []
     errors: list[PhysviewError] = []
-    seen: set[tuple[int, int]] = set()
+    given = [os.fspath(each) for each in paths]
+
+    def fail(error: PhysviewError) -> None:
+        if error.path in given:  # it was named, so nothing else can answer for it
+            raise error
+        errors.append(error)
+
     with PageCache(with_frames=with_frames) as cache:
-        for path in [os.fspath(each) for each in paths]:
-
-            def fail(error: PhysviewError, path: str = path) -> None:
-                if error.path == path:  # it was named, so nothing else can answer for it
-                    raise error
-                errors.append(error)
-
-            for name in iter_files(path, fail):
+        examiner = FileExaminer(cache, fail, Patterns(), keeps_all=True)
+        for path in given:
+            for opened in examiner.iter_open(path):
                 try:
-                    with cache.open(name) as opened:
-                        if opened.identity not in seen:
-                            seen.add(opened.identity)
-                            found.append(opened.summary())
+                    found.append(opened.summary())
                 except PhysviewError as error:
                     fail(error)
         source = "page cache" if cache.why_no_frames else "page cache and /proc/kpageflags"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -84,15 +83,7 @@ def _read(pid: int | str) -> ProcessSizes:
     with ProcDir(pid) as proc:
         fields = proctext.fields_by_name(proc.read("status"))
         name = proc.comm()
-        sizes = (_size(fields.get(field)) for field in (b"VmSize", b"VmRSS", b"VmSwap", b"VmPTE"))
+        names = (b"VmSize", b"VmRSS", b"VmSwap", b"VmPTE")
+        sizes = (proctext.size_of(fields, field) for field in names)
         uid = int(proctext.words(fields[b"Uid"], b"\t ")[1])
         return ProcessSizes(proc.pid, name, uid, *sizes)
-
-
-def _size(value: bytes | None) -> int | None:
-    return None if value is None else int(value.partition(b" ")[0]) * 1024
-
-
-def pid_of(pid: int | str) -> int:
-    """The number of a process that is named by its pid or as "self"."""
-    return os.getpid() if pid == "self" else int(pid)

@@ -252,6 +252,26 @@ def find_pids(words: Iterable[str]) -> dict[int | str, str]:
     return found
 
 
+def check_processes(args: argparse.Namespace) -> None:
+    """Check that exactly one of PID…, --cgroup and --all names processes."""
+    if sum([bool(args.processes), args.cgroup is not None, args.all]) != 1:
+        raise UsageError("which processes?", "give one of PID…, --cgroup PATH and --all")
+
+
+def check_output(args: argparse.Namespace, option: str) -> None:
+    """Check that a file is named for --format parquet, and for no other format.
+
+    Args:
+        args: The arguments.
+        option: How the command names the file.
+    """
+    if args.format == "parquet" and args.output is None:
+        raise UsageError("Parquet is written to a file", "", f"name it with {option} FILE")
+    if args.format != "parquet" and (args.output is not None or args.force):
+        wrong = "--force" if args.output is None else "--output"
+        raise UsageError(f"{wrong} needs --format parquet", "", f"add that, or leave out {wrong}")
+
+
 def add_cgroup_option(parser: argparse.ArgumentParser) -> None:
     """Add --cgroup."""
     parser.add_argument(

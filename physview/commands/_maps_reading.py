@@ -232,5 +232,4 @@ def _refuse_columns_of_mappings(columns: Sequence[MapsColumn]) -> None:
 
 def _page_tables(proc: ProcDir) -> int | None:
     """The size of the page tables of a process in bytes. Source: VmPTE in /proc/PID/status"""
-    value = proctext.fields_by_name(proc.read("status")).get(b"VmPTE")
-    return int(value.split(b" ")[0]) * 1024 if value else None
+    return proctext.size_of(proctext.fields_by_name(proc.read("status")), b"VmPTE")

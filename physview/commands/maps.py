@@ -120,14 +120,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--frames needs --rollup", "", "add that, or leave out --frames")
     if args.ticks is not None and args.every is None:
         raise UsageError("--ticks needs --every", "", "add that, or leave out --ticks")
-    if args.format == "parquet" and args.output is None:
-        raise UsageError("Parquet is written to a file", "", "name it with --output FILE")
+    _common.check_output(args, "--output")
     if args.format == "parquet" and args.every is not None:
         why = "a Parquet file is complete at its end only"
         raise UsageError("--every and --format parquet exclude each other", why, "use jsonl")
-    if args.format != "parquet" and (args.output is not None or args.force):
-        option = "--force" if args.output is None else "--output"
-        raise UsageError(f"{option} needs --format parquet", "", f"add that, or leave out {option}")
 
 
 def _report(args: argparse.Namespace, reading: MapsReading) -> bool:
@@ -172,10 +168,7 @@ def _say_what_is_missing(args: argparse.Namespace, reading: MapsReading, nr_refu
 
 def _pids(args: argparse.Namespace) -> dict[int | str, str | None]:
     """Return the processes, and the word with which the user named each; None if with no word."""
-    chosen = sum([bool(args.processes), args.cgroup is not None, args.all])
-    if chosen != 1:
-        why = "give one of PID…, --cgroup PATH and --all"
-        raise UsageError("which processes?", why)
+    _common.check_processes(args)
     if args.processes:
         return {**_common.find_pids(args.processes)}
     if args.all:

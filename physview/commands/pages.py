@@ -184,11 +184,7 @@ def _check(args: argparse.Namespace, where: FlagFilter | None) -> None:
         option = "--raw" if args.raw else "--flags"
         why = "only pagemap knows flags such as soft_dirty and file"
         raise UsageError(f"--source bpf and {option} exclude each other", why, "leave out one")
-    if args.format == "parquet" and args.output is None:
-        raise UsageError("Parquet is written to a file", "", "name it with -o FILE")
-    if args.format != "parquet" and (args.output is not None or args.force):
-        option = "--force" if args.output is None else "--output"
-        raise UsageError(f"{option} needs --format parquet", "", f"add that, or leave out {option}")
+    _common.check_output(args, "-o")
 
 
 def _range(text: str | None) -> tuple[int, int | None]:

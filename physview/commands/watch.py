@@ -69,8 +69,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show readings on the terminal, or print them."""
-    if sum([bool(args.processes), args.cgroup is not None, args.all]) != 1:
-        raise UsageError("which processes?", "give one of PID…, --cgroup PATH and --all")
+    _common.check_processes(args)
     prints = args.ticks is not None or args.json
     if not prints:
         _check_terminal()

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from physview import _ffi
-from physview.errors import AccessDenied, PhysviewError
+from physview.errors import PhysviewError, of_path
 from physview.model import printable
 
 # So many names of one folder are held, and sorted, at once.
@@ -117,13 +117,7 @@ class FileTree:
 
     def _fail(self, error: OSError) -> None:
         path = self._path()
-        what = f"cannot list {printable(path)}"
-        why = error.strerror or str(error)
-        if isinstance(error, PermissionError):
-            remedy = "run as root" if os.geteuid() else ""
-            self._on_error(AccessDenied(what, why, remedy, path=path))
-        else:
-            self._on_error(PhysviewError(what, why, path=path))
+        self._on_error(of_path(f"cannot list {printable(path)}", error, path))
 
     def _enter(self, name: str, parent: _Level | None) -> bool:
         """Open a folder, and make it the deepest level; return whether it is to be listed."""
@@ -217,21 +211,6 @@ class FileTree:
             wants = self._wants_folder
             level.below = [name for name in level.below if wants(path, name)]
         level.below.sort(reverse=True)
-
-
-def iter_files(path: str, on_error: Callable[[PhysviewError], None]) -> Iterator[str]:
-    """Yield the path itself if it is no folder, otherwise the paths of all regular files below it.
-
-    Args:
-        path: A file or a folder.
-        on_error: Called with the error of a folder that cannot be listed; the others still are.
-    """
-    if not os.path.isdir(path):
-        yield path
-        return
-    for folder in FileTree(path, on_error):
-        for name in folder.names:
-            yield folder.path + name
 
 
 def _is(entry: os.DirEntry[str], what: str) -> bool:

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from physview import _ffi
-from physview.errors import AccessDenied, PhysviewError
+from physview.errors import AccessDenied, PhysviewError, of_path
 from physview.files import filesystems
-from physview.model import printable
+from physview.sources.page_cache import cannot_look_up
 from physview.sources.procfs import ProcDir
 
 Identity = tuple[int, int]
@@ -76,18 +76,18 @@ def open_mapped(proc: ProcDir, mapped: MappedFile) -> int:
         return os.open(name, flags, dir_fd=proc.fd)
     except OSError:  # without CAP_CHECKPOINT_RESTORE, or not mapped there any more
         pass
-    what = f"cannot look up {printable(mapped.path)} in the page cache"
+    what = cannot_look_up(mapped.path)
     if mapped.path.endswith(_DELETED) or not mapped.path.startswith("/"):
         why = "it has no name, and only root may open it by the mapping"
         raise AccessDenied(what, why, "run as root" if os.geteuid() else "", path=mapped.path)
     try:
         root = os.open("root", flags | os.O_DIRECTORY, dir_fd=proc.fd)
     except OSError as error:
-        raise _error(what, error, mapped) from None
+        raise of_path(what, error, mapped.path) from None
     try:
         fd = _open_below(root, mapped.path)
     except OSError as error:
-        raise _error(what, error, mapped) from None
+        raise of_path(what, error, mapped.path) from None
     finally:
         os.close(root)
     if not _is(fd, mapped.identity):
@@ -106,11 +106,3 @@ def _is(fd: int, identity: Identity) -> bool:
     if info.st_ino != identity[1]:
         return False
     return info.st_dev == identity[0] or filesystems.type_of(fd) in (_BTRFS, _OVERLAY)
-
-
-def _error(what: str, error: OSError, mapped: MappedFile) -> PhysviewError:
-    why = error.strerror or str(error)
-    if isinstance(error, PermissionError):
-        remedy = "run as root" if os.geteuid() else ""
-        return AccessDenied(what, why, remedy, path=mapped.path)
-    return PhysviewError(what, why, path=mapped.path)

@@ -21,12 +21,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview import _ffi
-from physview.errors import AccessDenied, PhysviewError, Unsupported
+from physview.errors import AccessDenied, PhysviewError, Unsupported, of_path
 from physview.files.descriptor import Closable, Descriptor
 from physview.model import PAGE_SHIFT, PAGE_SIZE, printable
 from physview.runtime import invocation
 from physview.sources.file_tree import Folder
-from physview.sources.file_tree import iter_files as iter_files  # noqa: PLC0414 - for importers
 from physview.sources.kpage import KpageFile
 
 if TYPE_CHECKING:
@@ -201,7 +200,7 @@ class PageCache(Closable):
         try:
             fd = os.open(name, _OPEN_FLAGS | os.O_NOFOLLOW, dir_fd=folder.fd)
         except OSError as error:
-            raise _error(_cannot(path), error, path) from None
+            raise of_path(cannot_look_up(path), error, path) from None
         return OpenFile(self, path, fd)
 
     def open_by(self, path: str, path_fd: int) -> OpenFile:
@@ -214,7 +213,7 @@ class PageCache(Closable):
         try:
             return OpenFile(self, path, _reopen(path, path_fd))
         except OSError as error:
-            raise _error(_cannot(path), error, path) from None
+            raise of_path(cannot_look_up(path), error, path) from None
 
     def look_at(self, path: str) -> CachedFile:
         """Find how much of a file is cached, and in which state. Raises as `open()` does."""
@@ -239,12 +238,12 @@ class PageCache(Closable):
         For a file that is to be opened by itself (PV_FILE_LARGE), there is no error.
         """
         lib = self._lib
-        what = _cannot(path)
+        what = cannot_look_up(path)
         code = row[CODE]
         why = os.strerror(code) if code else ""
         problem = row[PROBLEM]
         if problem == lib.PV_FILE_CANNOT_OPEN:
-            return _error(what, OSError(code, why), path)
+            return of_path(what, OSError(code, why), path)
         if problem == lib.PV_FILE_NO_FILE:
             return PhysviewError(what, f"it is {_kind(row[MODE])}", path=path)
         if problem == lib.PV_FILE_NO_PAGES:
@@ -418,25 +417,18 @@ class OpenFile(Descriptor):
         return counts
 
 
-def _error(what: str, error: OSError, path: str) -> PhysviewError:
-    why = error.strerror or str(error)
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return AccessDenied(what, why, "run as root" if os.geteuid() else "", path=path)
-    return PhysviewError(what, why, path=path)
-
-
 def _open(path: str) -> int:
-    what = _cannot(path)
+    what = cannot_look_up(path)
     try:
         path_fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
-        raise _error(what, error, path) from None
+        raise of_path(what, error, path) from None
     except ValueError as error:  # a NUL in the path
         raise PhysviewError(what, str(error), path=path) from None
     try:
         return _reopen(path, path_fd)
     except OSError as error:
-        raise _error(what, error, path) from None
+        raise of_path(what, error, path) from None
     finally:
         os.close(path_fd)
 
@@ -449,7 +441,7 @@ def _reopen(path: str, path_fd: int) -> int:
     """
     mode = os.fstat(path_fd).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        raise PhysviewError(_cannot(path), f"it is {_kind(mode)}", path=path)
+        raise PhysviewError(cannot_look_up(path), f"it is {_kind(mode)}", path=path)
     virtual = _virtual_type(path_fd)
     if virtual is not None:
         raise _no_pages(path, virtual)
@@ -471,10 +463,11 @@ def _virtual_type(fd: int) -> int | None:
 def _no_pages(path: str, fs_type: int) -> PhysviewError:
     name = _FILE_SYSTEMS.get(fs_type, f"of type {fs_type:#x}")
     why = f"its file system ({name}) keeps no pages of it there"
-    return PhysviewError(_cannot(path), why, path=path)
+    return PhysviewError(cannot_look_up(path), why, path=path)
 
 
-def _cannot(path: str) -> str:
+def cannot_look_up(path: str) -> str:
+    """The beginning of the error of a file that cannot be looked up."""
     return f"cannot look up {printable(path)} in the page cache"
 
 

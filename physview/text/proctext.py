@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
@@ -109,6 +110,16 @@ def read_or_empty(path: str) -> bytes:
             return file.read()
     except OSError:
         return b""
+
+
+def size_of(fields: Mapping[bytes, bytes], name: bytes) -> int | None:
+    """Return a size in bytes from the fields of status or meminfo; None if there is none.
+
+    >>> size_of({b"VmPTE": b"12 kB"}, b"VmPTE"), size_of({}, b"VmPTE")
+    (12288, None)
+    """
+    value = fields.get(name)
+    return None if value is None else int(value.partition(b" ")[0]) * 1024
 
 
 def fields_by_name(text: bytes) -> dict[bytes, bytes]:
