@@ -20,32 +20,17 @@ from physview.analysis.changes import Change
 from physview.analysis.watch import MAX_KEPT, Watcher
 from physview.runtime.terminal import split_keys
 
-# Does what it is told, a line each, and says so.
-OBEDIENT = """
-import mmap, os, sys
+SETUP = """
+import mmap, os
 from memory import PAGE, Region
 regions = []
-"""
-WAIT = """
-for line in sys.stdin:
-    exec(line)
-    print("done", flush=True)
 """
 
 
 @pytest.fixture
-def obedient(python):
+def obedient(obedient_python):
     """A process that executes lines of Python on command."""
-    child = python(OBEDIENT, wait=WAIT)
-
-    def tell(line):
-        child.stdin.write(line + "\n")
-        child.stdin.flush()
-        assert child.stdout.readline() == "done\n"
-
-    child.tell = tell
-    tell("pass")  # the first line touches pages that no later one does: it is at rest only then
-    return child
+    return obedient_python(SETUP)
 
 
 def at(reading, start):

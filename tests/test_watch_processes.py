@@ -15,32 +15,12 @@ from users import AS_NOBODY
 from physview.analysis.watch_processes import ProcessesWatcher
 
 SETUP = "from memory import Region\nregion = Region(400)"
-WAIT = """
-import sys
-from pathlib import Path
-for line in sys.stdin:
-    exec(line)
-    print("done", flush=True)
-"""
 
 
 @pytest.fixture
-def obedient(python):
+def obedient(obedient_python):
     """A function that starts a process which executes lines of Python on command."""
-
-    def start():
-        child = python(SETUP, wait=WAIT)
-
-        def tell(line):
-            child.stdin.write(f"{line}\n")
-            child.stdin.flush()
-            assert child.stdout.readline() == "done\n"
-
-        child.tell = tell
-        tell("pass")
-        return child
-
-    return start
+    return lambda: obedient_python(SETUP)
 
 
 def of(reading, child):

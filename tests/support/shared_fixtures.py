@@ -76,6 +76,26 @@ def python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         yield start
 
 
+@pytest.fixture
+def obedient_python(python) -> Callable[[str], subprocess.Popen[str]]:
+    """A function that starts a Python process which executes lines of code on command: `tell()`."""
+    wait = "for line in sys.stdin:\n    exec(line)\n    print('done', flush=True)"
+
+    def start(setup: str) -> subprocess.Popen[str]:
+        child = python(f"import sys\n{setup}", wait=wait)
+
+        def tell(line: str) -> None:
+            child.stdin.write(line + "\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == "done\n"
+
+        child.tell = tell
+        tell("pass")  # the first line touches pages that no later one does: it is at rest only then
+        return child
+
+    return start
+
+
 @pytest.fixture(scope="session")
 def tracefs() -> str:
     """The path of tracefs. If needed, it is mounted for this process and its children only."""
