@@ -4,6 +4,7 @@
 import json
 import mmap
 import re
+import struct
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from memory import PAGE, Region, raw_entry
 from users import AS_NOBODY
 
 from physview import AccessDenied
+from physview.frames import free_blocks
 from physview.frames import machine as frames
 from physview.frames.free_blocks import counts_of, find_free_blocks, without_free_blocks
 from physview.frames.machine import Use, by_use, use_of
@@ -30,6 +32,7 @@ from physview.sources.ram import (
     read_resources,
     resource_at,
 )
+from physview.sources.saved_flags import SavedFlags
 
 IOMEM = b"""\
 00000000-00000fff : Reserved
@@ -153,6 +156,19 @@ def test_offline_blocks_are_cut_out_of_ram():
 
 def test_without_memory_hotplug_there_are_no_blocks(tmp_path):
     assert read_blocks(with_zones=True, memory=str(tmp_path / "none")) == []
+
+
+def test_a_place_that_looks_free_is_read_whole_if_it_is_unlike_the_others(tmp_path):
+    """Eight places of 16 frames. A frame of the last one is used, where nobody looked."""
+    nr = 16
+    flags = [free_blocks.FREE] * (8 * nr)
+    flags[7 * nr] = free_blocks.REPORTED
+    flags[7 * nr + 3] = 1 << FLAG_BITS["anon"]
+    path = tmp_path / "kpageflags"
+    path.write_bytes(struct.pack(f"{len(flags)}Q", *flags))
+    places = [(at, flags[at]) for at in range(0, len(flags), nr)]
+    with SavedFlags(str(path)) as file:
+        assert free_blocks._without_false(file, places, nr) == places[:7]
 
 
 @pytest.mark.alone("others take and free frames in between")

@@ -74,6 +74,36 @@ def test_every_column_of_smaps(physview, stopped, frames):
             assert row[name] == theirs, (row, name)
 
 
+# What smaps says of each column that the frames would tell, too.
+FROM_SMAPS = {
+    "rss": ("Rss",),
+    "swap": ("Swap",),
+    "anon": ("Anonymous",),
+    "excl": ("Private_Clean", "Private_Dirty", "Private_Hugetlb"),
+    "shared": ("Shared_Clean", "Shared_Dirty", "Shared_Hugetlb"),
+    "huge": (
+        *("AnonHugePages", "ShmemPmdMapped", "FilePmdMapped"),
+        *("Shared_Hugetlb", "Private_Hugetlb"),
+    ),
+}
+
+
+def test_columns_that_no_frame_is_read_for_are_sums_of_smaps(physview, stopped):
+    names = ["start", *FROM_SMAPS]
+    text = physview("maps", str(stopped.pid), "-o", ",".join(names), "--format", "csv").stdout
+    expected = smaps(stopped.pid)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) > 10
+    for row in rows:
+        sizes = expected.get(int(row["start"], 16), {})
+        for name, parts in FROM_SMAPS.items() if sizes else ():
+            # Libraries' pages are shared with processes that start and end meanwhile.
+            if name in ("excl", "shared") and sizes["Shared_Clean"]:
+                continue
+            assert int(row[name]) == sum(sizes.get(part, 0) for part in parts), (row, name)
+    assert any(int(row["excl"]) for row in rows)
+
+
 def test_offset_device_inode_flags_and_thp(physview, stopped):
     names = "start,end,perm,offset,dev,inode,vmflags,thpeligible,name"
     lines = physview("maps", str(stopped.pid), "-o", names, "--format", "jsonl").stdout
