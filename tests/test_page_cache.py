@@ -77,13 +77,18 @@ def test_the_counts_are_those_of_cachestat(has_cachestat, tmp_path):
     assert found.nr_runs is None
 
 
+def write_and_evict(path, nr_pages, first, nr_evicted):
+    """Write a file to the disk, and evict some of its pages; 0 means all up to the end."""
+    path.write_bytes(bytes(nr_pages * PAGE))
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), first * PAGE, nr_evicted * PAGE, os.POSIX_FADV_DONTNEED)
+
+
 @pytest.mark.needs("evicts")
 def test_without_cachestat_mincore_counts_the_same(tmp_path):
     path = tmp_path / "file"
-    path.write_bytes(bytes(9000 * PAGE))
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 100 * PAGE, 4200 * PAGE, os.POSIX_FADV_DONTNEED)
+    write_and_evict(path, 9000, 100, 4200)
     expected = len(resident(path))
     assert 0 < expected < 9000
     for with_cachestat in (True, False):
@@ -143,10 +148,7 @@ def test_a_range_of_a_huge_sparse_file(in_memory):
 @pytest.mark.needs("evicts")
 def test_a_range_counts_its_pages_only(tmp_path):
     path = tmp_path / "file"
-    path.write_bytes(bytes(100 * PAGE))
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 32 * PAGE, 32 * PAGE, os.POSIX_FADV_DONTNEED)
+    write_and_evict(path, 100, 32, 32)
     kept = resident(path)
     for with_cachestat in (True, False):
         for first, end in ((0, 10), (16, 48), (40, 200), (99, None)):
@@ -159,10 +161,7 @@ def test_a_range_counts_its_pages_only(tmp_path):
 @pytest.mark.needs("evicts")
 def test_a_histogram_adds_up_and_shows_where_pages_are(tmp_path):
     path = tmp_path / "file"
-    path.write_bytes(bytes(1000 * PAGE))
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 512 * PAGE, 0, os.POSIX_FADV_DONTNEED)
+    write_and_evict(path, 1000, 512, 0)
     kept = resident(path)
     for with_cachestat in (True, False):
         cache = PageCache(with_frames=False, with_cachestat=with_cachestat)
@@ -221,11 +220,8 @@ def test_through_overlayfs_root_sees_dirty_pages_by_their_frames(tmp_path, physv
 @pytest.mark.parametrize("with_cachestat", [True, False])
 def test_nobody_is_not_told_that_all_of_a_file_is_cached(open_folder, with_cachestat):
     path = open_folder / "file"
-    path.write_bytes(bytes(200 * PAGE))
+    write_and_evict(path, 200, 0, 100)
     path.chmod(0o644)
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 100 * PAGE, os.POSIX_FADV_DONTNEED)
     kept = len(resident(path))
     program = (
         "from physview.sources.page_cache import PageCache\n"
