@@ -12,8 +12,7 @@ import pytest
 
 from physview.commands import COMMANDS, make_parser
 
-# By metavar: something that is there, and things that are not.
-THERE = {"PID": "self", "PATH": "/bin/sh"}
+# By metavar: things that are not there.
 MISSING = {"PID": ("4194305", "no such process"), "PATH": ("/no/file", "/no/other")}
 # Words of which one that is not valid refuses the whole command line, before anything is done.
 CHECKED_FIRST = {"ADDR", "FRAME", "FLAGS", "CMD", "WORDS"}
@@ -73,9 +72,15 @@ def errors_of(result):
     return json.loads(result.stdout)["errors"]
 
 
+@pytest.fixture
+def there(sleeper):
+    """By metavar: something that is there, and is the same whenever it is looked at."""
+    return {"PID": str(sleeper.pid), "PATH": "/bin/sh"}
+
+
 @pytest.mark.parametrize(("name", "action"), [*several()])
-def test_of_several_one_that_fails_leaves_the_others(physview, name, action):
-    there, (missing, _) = THERE[action.metavar], MISSING[action.metavar]
+def test_of_several_one_that_fails_leaves_the_others(physview, name, action, there):
+    there, (missing, _) = there[action.metavar], MISSING[action.metavar]
     alone = physview(*command_line(name, action, [there]))
     result = physview(*command_line(name, action, [missing, there]))
     assert result.returncode == 1
