@@ -19,6 +19,7 @@ from users import AS_NOBODY
 from physview.analysis.flag_counts import count_flags
 from physview.memory.snapshot import Snapshot
 from physview.model import NO_ENTRY, PM_PFRAME_MASK, PM_PRESENT
+from physview.sources.kpage import false_flags
 from physview.sources.page_flags import FLAG_BITS, FlagFilter, well_known
 
 IDLE = 1 << FLAG_BITS["idle"]
@@ -106,7 +107,8 @@ def plain_counts(pid):
             pfn = entry & PM_PFRAME_MASK
             if entry & PM_PRESENT and pfn:
                 found = os.pread(file.fileno(), 8, pfn * 8)
-                counts[int.from_bytes(found, "little") if found else NO_ENTRY] += 1
+                flags = int.from_bytes(found, "little") & ~false_flags() if found else NO_ENTRY
+                counts[flags] += 1
     return counts
 
 

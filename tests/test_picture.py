@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from drawings import words_of
-from failures import one_line
+from failures import notes, one_line
 from memory import PAGE
 from users import AS_NOBODY
 
@@ -46,7 +46,7 @@ for i in range(0, 60_000, 2):
 def test_svg_tells_what_it_is(stopped, physview, tmp_path):
     path = tmp_path / "a picture.svg"
     result = physview("picture", str(stopped.pid), "-o", str(path))
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, notes(result)) == (0, "")
     assert result.stdout.startswith(f"{path}: python")
     words = "\n".join(words_of(path))
     host = os.uname()
@@ -77,7 +77,7 @@ def test_png_opens_and_has_all_colours(stopped, physview, tmp_path, theme, paper
     image_module = pytest.importorskip("PIL.Image")
     path = tmp_path / "picture.PNG"
     result = physview("picture", str(stopped.pid), "-o", str(path), "--theme", theme)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, notes(result)) == (0, "")
     with image_module.open(path) as image:
         image.load()
         assert image.format == "PNG"
@@ -97,7 +97,7 @@ def test_png_opens_and_has_all_colours(stopped, physview, tmp_path, theme, paper
 def test_the_machine(physview, tmp_path, suffix):
     path = tmp_path / f"machine{suffix}"
     result = physview("frames", "--picture", str(path), "--json")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, notes(result)) == (0, "")
     document = json.loads(result.stdout)
     assert document["size_bytes"] == path.stat().st_size > 10_000
     assert document["pid"] is None
