@@ -315,7 +315,10 @@ def test_page_types_counts_the_same(physview):
     wrong = {
         value: (one[value], counted[value]) for value in steady if one[value] != counted[value]
     }
-    assert len(wrong) <= len(steady) // 5, wrong  # what changed to and fro
+    # What changed to and fro: many frames of few kinds, or few frames of some kinds.
+    assert len(wrong) <= len(steady) // 2, wrong
+    many = [value for value, (ours, of_theirs) in wrong.items() if abs(ours - of_theirs) > 16]
+    assert len(many) <= len(steady) // 5, wrong
 
 
 @pytest.mark.needs("kpage")

@@ -9,6 +9,7 @@ import re
 import subprocess
 import time
 from collections import Counter
+from pathlib import Path
 
 import cgroups
 import pytest
@@ -168,6 +169,8 @@ def test_frames_of_a_removed_cgroup_are_reported_under_its_ancestor(physview):
     name = f"physview-test-{os.getpid()}"
     top = cgroups.writable_memory()
     with cgroups.branch([name], [], top) as above:
+        if os.path.exists(f"{above}/cgroup.subtree_control"):  # version 2
+            Path(above, "cgroup.subtree_control").write_text("+memory")
         os.mkdir(f"{above}/below")
         fd = os.memfd_create("charged")
         write = (

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from physview import _ffi
@@ -41,6 +42,7 @@ def count_flags(
     where: FlagFilter | None = None,
     raw: bool = False,
     nr_threads: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> FlagCounts:
     """Count the pages of a range by flags. Needs no NumPy; /proc/kpageflags limits the speed.
 
@@ -52,6 +54,7 @@ def count_flags(
         raw: Whether to distinguish all flags, as `page_flags.expanded()` makes them, or only those
             that page-types shows without --raw. It is so if `where` names another flag.
         nr_threads: Number of threads that read; None chooses it by the resident memory.
+        progress: Called with (pages counted, resident pages of the process).
 
     Raises:
         AccessDenied: The kernel shows flags only to root.
@@ -59,8 +62,9 @@ def count_flags(
         UsageError: `where` names a flag of pagemap, and the snapshot has `frames_only`.
     """
     if raw or (where is not None and where.names_hidden):
-        return _count_rows(snapshot, start, end, where, nr_threads)
-    if nr_threads is None and snapshot.nr_resident < MIN_PAGES_FOR_THREADS:
+        return _count_rows(snapshot, start, end, where, nr_threads, progress)
+    nr_resident = snapshot.nr_resident
+    if nr_threads is None and nr_resident < MIN_PAGES_FOR_THREADS:
         nr_threads = 1
     ffi, lib = _ffi.load()
     allocate = ffi.new_allocator(should_clear_after_alloc=False)
@@ -87,6 +91,8 @@ def count_flags(
             nr_zero += others[0]
             nr_swapped += others[1]
             nr_special += others[2]
+            if progress:
+                progress(by_flags.total(), nr_resident)
         if nr_zero:
             (value,) = file.count_range(zero_pfn, 1)
             by_flags[value] += nr_zero
@@ -108,12 +114,14 @@ def _count_rows(
     end: int | None,
     where: FlagFilter | None,
     nr_threads: int | None,
+    progress: Callable[[int, int], object] | None,
 ) -> FlagCounts:
     """Count by all flags, which need the pagemap entry of each page, too."""
     import numpy as np
 
     counts: Counter[int] = Counter()
     nr_swapped = nr_special = 0
+    nr_resident = snapshot.nr_resident
     for batch in snapshot.iter_extents(
         start, end, columns=["flags"], where=where, raw=True, nr_threads=nr_threads
     ):
@@ -128,6 +136,8 @@ def _count_rows(
         sums = np.zeros(len(values), dtype=np.uint64)
         np.add.at(sums, index, rows["nr_pages"])
         counts.update(dict(zip(values.tolist(), sums.tolist(), strict=True)))
+        if progress:
+            progress(counts.total(), nr_resident)
     return FlagCounts(dict(counts), nr_swapped, nr_special)
 
 

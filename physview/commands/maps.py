@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from physview.commands import _common
@@ -131,19 +132,34 @@ def _report(args: argparse.Namespace, reading: MapsReading) -> bool:
     pids = _pids(args)
     nr_refused = nr_read = 0
     reading.begin(several=len(pids) > 1 or len(args.processes) > 1)
-    for pid, word in pids.items():
-        try:
-            with nullcontext() if word is None else _common.attempt(word):
-                reading.read(pid)
-                nr_read += 1
-        except (ProcessGone, NoUserMemory, AccessDenied) as error:
-            nr_refused += isinstance(error, AccessDenied)
+    with _progress_bar(args) as progress:
+        for nr, (pid, word) in enumerate(pids.items()):
+            if progress:
+                progress(nr, len(pids))
+            try:
+                with nullcontext() if word is None else _common.attempt(word):
+                    reading.read(pid)
+                    nr_read += 1
+            except (ProcessGone, NoUserMemory, AccessDenied) as error:
+                nr_refused += isinstance(error, AccessDenied)
     if not nr_read and not args.processes:
         _fail_on_none(args, nr_refused)
     reading.end()
     if nr_read:
         _say_what_is_missing(args, reading, nr_refused)
     return nr_read > 0
+
+
+def _progress_bar(
+    args: argparse.Namespace,
+) -> AbstractContextManager[Callable[[int, int | None], None] | None]:
+    """Show how many processes were read, if nothing is printed before all of them were."""
+    is_sorted = args.sort is not None or args.top is not None
+    if not (args.rollup and is_sorted) and args.format != "parquet":
+        return nullcontext()
+    from physview.commands._progress import progress_bar
+
+    return progress_bar("reading processes")
 
 
 def _say_what_is_missing(args: argparse.Namespace, reading: MapsReading, nr_refused: int) -> None:

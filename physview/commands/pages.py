@@ -205,13 +205,15 @@ def _summarize(
     where: FlagFilter | None,
 ) -> None:
     from physview.analysis.flag_counts import count_flags
+    from physview.commands._progress import progress_bar
     from physview.reporters import pages as reporter
 
     if not snapshot.knows_frames:
         raise AccessDenied(
             "cannot count by flags", "frame numbers are hidden", _common.root_remedy()
         )
-    counts = count_flags(snapshot, start, end, where=where, raw=args.raw)
+    with progress_bar("counting pages") as progress:
+        counts = count_flags(snapshot, start, end, where=where, raw=args.raw, progress=progress)
     if args.json:
         reporter.write_summary_document(snapshot.pid, snapshot.source, counts)
     else:

@@ -95,6 +95,9 @@ class MapsTable:
         self._with_details = not fixed and is_needed(columns, FRAMES)
         self._cells: list[_Cells] = []
         self._sorter: Sorter[str] = Sorter(selection)
+        # Processes that are sorted are printed at the end. So is all else then: meanwhile the
+        # terminal may show how many were read.
+        self._held: list[str] | None = [] if rollup and selection.sort else None
         self._about: dict[str, Any] = {}
         self._nr_processes = 0
 
@@ -139,7 +142,7 @@ class MapsTable:
             sys.stdout.write(f"{separator}process {pid} ({printable(name)})\n")
         if not self._rollup or self._nr_processes == 1:
             titles = [self._justified(column, column.name) for column in self._columns]
-            sys.stdout.write(" ".join(titles).rstrip() + "\n")
+            self._write_now_or_at_end(" ".join(titles).rstrip() + "\n")
 
     def add(self, chunk: Chunk, indexes: Sequence[int]) -> None:
         """Print the lines of mappings."""
@@ -170,7 +173,8 @@ class MapsTable:
             self._write(self._sorter.end())
         if total is None:
             words = f"{printable(self._about['command'])}: {printable(why)}"
-            sys.stdout.write(f"{self._about['pid']:>7} {words}\n".lstrip(" " * (not self._rollup)))
+            line = f"{self._about['pid']:>7} {words}\n"
+            self._write_now_or_at_end(line.lstrip(" " * (not self._rollup)))
         elif self._rollup:
             line = self._total_line(total, self._about)
             self._write(self._sorter.add(self._selection.key(total, self._about), [line]))
@@ -180,6 +184,7 @@ class MapsTable:
     def end(self, total: Usage) -> None:
         """Print the totals of all processes."""
         if self._rollup:
+            self._write(self._held or [])
             self._write(self._sorter.end())
         if self._nr_processes > 1:
             head = "total" if self._rollup else "all"
@@ -217,6 +222,12 @@ class MapsTable:
                 value = labels[name] if name in labels else value_of_usage(total, column)
                 cells.append(self._cell(column, knows_frames=knows)(value))
         return " ".join([*cells, labels.get("", "")]).rstrip() + "\n"
+
+    def _write_now_or_at_end(self, text: str) -> None:
+        if self._held is None:
+            sys.stdout.write(text)
+        else:
+            self._held.append(text)
 
     def _write(self, lines: list[str]) -> None:
         if lines:
