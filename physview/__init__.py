@@ -43,11 +43,12 @@ from physview.runtime.version import __version__ as __version__
 if TYPE_CHECKING:
     from physview import pictures
     from physview.analysis.shared_tables import read_tables
-    from physview.api.changes import DiffTable, changes, diff, snapshot, watch
-    from physview.api.machine import file, frames, owners
+    from physview.api.changes import DiffTable, changes, diff, snapshot
+    from physview.api.machine import file, frames, owners, select_frames
     from physview.api.memory import extents, maps
     from physview.api.page_tables import compare, tables, walk
     from physview.api.processes import processes
+    from physview.api.watch import watch, watch_processes
     from physview.frames.machine import read_machine
     from physview.frames.owners import find_owners
     from physview.memory.columnar import Columnar
@@ -103,11 +104,13 @@ __all__ = [
     "processes",
     "read_machine",
     "read_tables",
+    "select_frames",
     "snapshot",
     "tables",
     "visit_probes",
     "walk",
     "watch",
+    "watch_processes",
     "write_snapshot",
 ]
 
@@ -138,11 +141,13 @@ _LAZY = {
     "processes": "api.processes",
     "read_machine": "frames.machine",
     "read_tables": "analysis.shared_tables",
+    "select_frames": "api.machine",
     "snapshot": "api.changes",
     "tables": "api.page_tables",
     "visit_probes": "sources.probes",
     "walk": "api.page_tables",
-    "watch": "api.changes",
+    "watch": "api.watch",
+    "watch_processes": "api.watch",
     "write_snapshot": "parquet.snapshot_file",
 }
 

@@ -29,6 +29,9 @@ FUNCTIONS = [
 ]
 
 
+OF_NO_PROCESS = ("processes", "frames", "select_frames", "file", "owners", "watch_processes")
+
+
 def command(*words, exits=(0,)):
     """The JSON document of a command, asked for by another process."""
     run = [sys.executable, "-I", "-m", "physview", *map(str, words), "--json"]
@@ -103,7 +106,7 @@ def test_every_table_is_taken_by_arrow_and_says_where_it_is_from(tmp_path):
                 assert arrow == column.values.__array_interface__["data"][0], name
         assert table.source, name
         assert table.source in repr(result), name
-        if name not in ("processes", "frames", "file", "owners"):
+        if name not in OF_NO_PROCESS:
             assert f"process {os.getpid()}" in repr(result), name
         html = result._repr_html_()
         assert html.count("<tr>") == min(len(table), 20) + 1, name
@@ -383,3 +386,52 @@ def test_a_picture_shows_itself_in_a_notebook():
 
 def test_a_table_has_no_columns_of_its_own():
     assert len(Table("nothing", [], None)) == 0
+
+
+@pytest.mark.needs("root", "pfn", "kpage")
+def test_selected_frames_are_those_of_the_command():
+    region = Region(300).touch()
+    pfns = physview.extents(start=region.start, end=region.end, each_page=True)["pfn"].tolist()
+    table = physview.select_frames(pfns, flags="anon,!thp")
+    assert table["nr_frames"].sum() == 300
+    assert set(table["use"]) == {"anon"}
+    runs = zip(table["pfn"].tolist(), table["nr_frames"].tolist(), strict=True)
+    assert sorted(pfns) == [pfn for first, nr in runs for pfn in range(first, first + nr)]
+    words = [f"pfn:{pfn:#x}" for pfn in pfns[:50]]
+    run = [sys.executable, "-I", "-m", "physview", "frames", *words, "--list", "--format", "csv"]
+    theirs = subprocess.check_output(run, text=True).splitlines()
+    assert len(theirs) - 1 == len(physview.select_frames(pfns[:50]))
+    # Parts of the work end where others begin, and alike frames are one run all the same.
+    everywhere = physview.select_frames(range(1 << 19))
+    ends = everywhere["pfn"] + everywhere["nr_frames"]
+    alike = everywhere["flags"][1:] == everywhere["flags"][:-1]
+    assert not (alike & (ends[:-1] == everywhere["pfn"][1:])).any()
+    assert len(physview.select_frames(pfns, flags="slab")) == 0
+    for wrong in ({"flags": "no_such_flag"}, {"cgroup": "/no/such/cgroup"}):
+        with pytest.raises(physview.UsageError, match=r"no (flag 'no_such|cgroup '/no/such)"):
+            physview.select_frames(**wrong)
+
+
+def test_processes_are_watched(python):
+    several = [python("from memory import Region"), python("from memory import Region")]
+    pids = [child.pid for child in several]
+    tables = []
+    for table in physview.watch_processes(lambda: pids, interval=0, nr_readings=3):
+        tables.append(table)
+        if len(tables) == 2:
+            several[1].kill()
+            several[1].wait()
+    assert [table["pid"].tolist() for table in tables] == [sorted(pids)] * 2 + [pids[:1]]
+    assert not tables[0].valid("new_pages").any()
+    assert not tables[1].valid("written_pages").any()
+    assert tables[1].valid("new_pages").all()
+    assert (tables[0]["resident_pages"] > 100).all()
+    assert (tables[0].answer.nr_new, tables[2].answer.nr_gone) == (2, 1)
+
+
+def test_files_are_chosen_by_patterns(tmp_path):
+    for name in ("a.so", "b.py", "old"):
+        (tmp_path / name).write_bytes(bytes(1))
+    assert [row["path"] for row in physview.file(tmp_path, include="*.so")] == [f"{tmp_path}/a.so"]
+    left = physview.file(tmp_path, exclude=["old", "*.py"])
+    assert [row["path"] for row in left] == [f"{tmp_path}/a.so"]

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from physview.model import NO_ENTRY, Vma
 
 if TYPE_CHECKING:
     from physview.analysis.changes import Change
-    from physview.analysis.watch import Reading
     from physview.parquet.snapshot_file import SnapshotFile, WrittenSnapshot
 
     Changes = Any  # structured array of CHANGE_DTYPE
@@ -237,86 +235,3 @@ def _pid(before: SnapshotFile, after: SnapshotFile) -> int | None:
 
 def _title(what: str, before: SnapshotFile, after: SnapshotFile) -> str:
     return f"{what} from {before.path} to {after.path}"
-
-
-def watch(
-    pid: int | str = "self",
-    *,
-    interval: float = 1.0,
-    nr_readings: int | None = None,
-    track_writes: bool = False,
-) -> Iterator[Table[Reading]]:
-    """Read a process again and again, and count what changed since the reading before.
-
-    The process is opened when the first reading is asked for.
-
-    Args:
-        pid: Process id, or "self".
-        interval: Seconds from one reading to the next; a reading that takes longer delays the next.
-        nr_readings: How many readings; None goes on until the caller stops.
-        track_writes: Whether to find pages that were written in place, by soft-dirty bits. Each
-            reading clears them, and the next write to each page costs a page fault.
-
-    Yields:
-        A table for each reading, with a row for each mapping. The columns of changes are null in
-        the first. `answer` has the time, the page faults, and places in RAM.
-
-    Raises:
-        ProcessGone: The process ended or ran another program.
-        Unsupported: The kernel cannot track writes.
-        The errors of `Snapshot`.
-
-    Source: /proc/PID/pagemap, PAGEMAP_SCAN, /proc/PID/maps
-
-    >>> for table in watch("self", interval=0, nr_readings=2):
-    ...     resident = int(table["resident_pages"].sum())
-    >>> resident > 100, bool(table.valid("new_pages").all())
-    (True, True)
-    """
-    from physview.analysis.watch import Watcher
-
-    with Watcher(pid, track_writes=track_writes) as watcher:
-        nr = 0
-        while nr_readings is None or nr < nr_readings:
-            began = time.monotonic()
-            yield _reading_table(watcher.read())
-            nr += 1
-            if nr != nr_readings:
-                time.sleep(max(0.0, interval - (time.monotonic() - began)))
-
-
-_CHANGE_MEANINGS = {
-    "new": "pages that were touched since the reading before",
-    "gone": "pages that were given back or evicted",
-    "moved": "pages that are in another frame",
-    "written": "pages that were written in their frame; null unless writes are tracked",
-    "out": "pages that were swapped out",
-    "in": "pages that were swapped in",
-}
-_PAGE_MEANINGS = {
-    "resident": "resident pages",
-    "swapped": "swapped pages",
-    "exclusive": "resident pages that are certainly mapped only here",
-    "file": "resident pages of files and of shared memory",
-}
-
-
-def _reading_table(reading: Reading) -> Table[Reading]:
-    import numpy as np
-
-    from physview.analysis.watch import GROUPS
-
-    nr = len(reading.vmas)
-    columns = columns_of_rows(VMA_FIELDS, map(vma_row, reading.vmas))
-    for name, pages in reading.pages.items():
-        columns.append(numbers(f"{name}_pages", pages, "pages", _PAGE_MEANINGS.get(name, "")))
-    for name in GROUPS:
-        found = (reading.changes or {}).get(name)
-        meaning = _CHANGE_MEANINGS.get(name, "")
-        if found is None:
-            none = np.zeros(nr, dtype=np.bool_)
-            column = Column(f"{name}_pages", np.full(nr, -1), "pages", meaning, none)
-        else:
-            column = numbers(f"{name}_pages", found, "pages", meaning)
-        columns.append(column)
-    return Table("reading", columns, reading, pid=reading.pid, source="pagemap")

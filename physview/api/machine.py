@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from physview.errors import PhysviewError, UsageError
-from physview.memory.columns import Field, Table, columns_of_rows
+from physview.memory.columns import Field, Table, columns_of_rows, numbers, words_of
 from physview.model import NO_ENTRY
 
 if TYPE_CHECKING:
@@ -76,6 +76,68 @@ def frames(
     ]
     columns = columns_of_rows(_FRAME_FIELDS, rows)
     return Table("frames of RAM", columns, machine, source="/proc/kpageflags")
+
+
+def select_frames(
+    pfns: int | range | Iterable[int | range] | None = None,
+    *,
+    flags: str | None = None,
+    cgroup: str | None = None,
+    progress: Progress | None = None,
+) -> Table[None]:
+    """List frames of RAM: those of ranges, with some flags, or charged to a cgroup. It needs root.
+
+    Args:
+        pfns: A frame number, a range of frame numbers, or several of these; None is all of RAM.
+        flags: Only frames with these flags, as the option --flags takes them: "anon,!thp".
+        cgroup: Only frames that are charged to this cgroup: its path, its folder, or @inode.
+        progress: Called with the number of frames that were examined, and of all.
+
+    Returns:
+        A row for each run of contiguous frames with the same flags. `frames()` counts all frames in
+        a small table; a list of all of RAM has millions of rows.
+
+    Raises:
+        AccessDenied: Only root may read flags.
+        UsageError: There is no such flag or cgroup, or `pfns` has no frame number.
+        Unsupported: The kernel was built without kpageflags.
+
+    Source: /proc/kpageflags, /proc/kpagecgroup, /proc/iomem
+
+    >>> import physview
+    >>> try:
+    ...     table = physview.select_frames(range(4096), flags="reserved")
+    ... except physview.AccessDenied:  # without root
+    ...     pass
+    ... else:
+    ...     assert all("reserved" in names.split("|") for names in table["flag_names"])
+    """
+    from physview.api.memory import flag_columns
+    from physview.frames.machine import use_of
+    from physview.frames.selection import Selection, cut_ranges, read_pieces
+    from physview.sources.cgroups import find_cgroup
+    from physview.sources.kpage import KpageFile
+    from physview.sources.memory_blocks import read_online_ram
+    from physview.sources.page_flags import FlagFilter
+
+    where = None if flags is None else FlagFilter.parse(flags)
+    inode = None if cgroup is None else find_cgroup(cgroup)
+    if cgroup is not None and inode is None:
+        remedy = "give its path below the cgroup file system, its folder, or @inode"
+        raise UsageError(f"no cgroup '{cgroup}'", "", remedy)
+    asked = None if pfns is None else _ranges(pfns)
+    with KpageFile("kpageflags") as file:
+        there = read_online_ram()
+        ranges = there if asked is None else cut_ranges(asked, there)
+        selection = Selection(ranges, where, inode, raw=where is not None and where.names_hidden)
+        rows = read_pieces(file, selection, progress=progress)
+    columns = [
+        numbers("pfn", rows["pfn"], "frame", "the first frame"),
+        numbers("nr_frames", rows["nr"], "frames", "number of contiguous frames"),
+        words_of("use", rows["value"], lambda flags: use_of(flags).value, "what they are used for"),
+        *flag_columns(rows["value"]),
+    ]
+    return Table("some frames of RAM", columns, None, source="/proc/kpageflags")
 
 
 _OWNER_FIELDS = (
@@ -211,7 +273,10 @@ _FILE_MEANINGS = {
 
 
 def file(
-    *paths: str | os.PathLike[str], with_frames: bool | None = None
+    *paths: str | os.PathLike[str],
+    with_frames: bool | None = None,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
 ) -> Table[list[CachedFile]]:
     """Find how much of files is in the page cache.
 
@@ -219,6 +284,9 @@ def file(
         paths: Files, or folders: then all files below them. A file with several names counts once.
         with_frames: Whether to find frames and the counts that depend on them, which only root may
             do. None finds them if possible.
+        include: Only files that match one of these shell patterns. A pattern without "/" is for
+            the name, one with "/" for the whole path.
+        exclude: No files and no folders that match one of these patterns.
 
     Returns:
         A row for each file. A count that is not known is null. `errors` has what could not be
@@ -254,7 +322,9 @@ def file(
         errors.append(error)
 
     with PageCache(with_frames=with_frames) as cache:
-        examiner = FileExaminer(cache, fail, Patterns(), keeps_all=True)
+        examiner = FileExaminer(
+            cache, fail, Patterns(_several(include), _several(exclude)), keeps_all=True
+        )
         for path in given:
             for opened in examiner.iter_open(path):
                 try:
@@ -265,6 +335,10 @@ def file(
     fields = [_file_field(name) for name in CachedFile._fields]
     columns = columns_of_rows(fields, found)
     return Table("files", columns, found, source=source, errors=errors)
+
+
+def _several(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts
 
 
 def _file_field(name: str) -> Field:

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview.model import NO_ENTRY
-from physview.sources.kpage import FRAMES_DTYPE, KpageFile
-from physview.sources.page_flags import FlagFilter, expanded, shown_flags
+from physview.sources.kpage import FRAMES_DTYPE, PIECE_DTYPE, KpageFile
+from physview.sources.page_flags import (
+    IDLE,
+    FlagFilter,
+    expanded,
+    shown_flags,
+    well_known_array,
+)
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 # Frames that are looked up at a time.
 SLICE = 1 << 18
@@ -80,6 +89,49 @@ def count_selected(
         if selection.where is None or selection.where.matches(shown):
             chosen[flags] += nr
     return chosen
+
+
+def read_pieces(
+    file: KpageFile,
+    selection: Selection,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> npt.NDArray[Any]:
+    """Read the flags of the chosen frames. The memory for them grows with the number of runs.
+
+    Args:
+        file: The flags of all frames.
+        selection: Which frames.
+        progress: Called with the number of frames that were examined, and of all.
+
+    Returns:
+        Structured array of kpage.PIECE_DTYPE, in the order of frame numbers: a row for each run of
+        contiguous frames whose flags are shown alike. Field "run" has no meaning.
+    """
+    import numpy as np
+
+    none = np.uint64(NO_ENTRY)
+    found = [np.empty(0, dtype=PIECE_DTYPE)]
+    for ranges in iter_ranges(selection, progress=progress):
+        frames = np.array([(first, end - first) for first, end in ranges], dtype=FRAMES_DTYPE)
+        for pieces in file.iter_pieces(frames):
+            flags = pieces["value"]
+            shown = expanded(flags) if selection.raw else well_known_array(flags) & ~np.uint64(IDLE)
+            pieces["value"] = np.where(flags == none, none, shown)
+            if selection.where is None:
+                found.append(pieces.copy())
+            else:
+                exists = pieces["value"] != none
+                found.append(pieces[exists & selection.where.matches(pieces["value"])])
+    rows = np.concatenate(found)
+    follows = (rows["pfn"][1:] == rows["pfn"][:-1] + rows["nr"][:-1]) & (
+        rows["value"][1:] == rows["value"][:-1]
+    )
+    starts = np.flatnonzero(np.concatenate([[True], ~follows])[: len(rows)])
+    joined = rows[starts]
+    if len(rows):
+        joined["nr"] = np.add.reduceat(rows["nr"], starts)
+    return joined
 
 
 def iter_ranges(

@@ -19,12 +19,16 @@ def every_table():
         "pages": lambda: physview.extents(each_page=True),
         "maps": physview.maps,
         "frames": physview.frames,
+        "select_frames": lambda: physview.select_frames(range(4096)),
         "file": lambda: physview.file(me),
         "walk": lambda: physview.walk(own, id(own)),
         "compare": lambda: physview.compare(own),
         "tables": lambda: physview.tables(own),
         "owners": lambda: physview.owners([range(20), 4096]),
         "watch": lambda: list(physview.watch(interval=0, nr_readings=2))[-1],
+        "watch_processes": lambda: list(physview.watch_processes([own], interval=0, nr_readings=2))[
+            -1
+        ],
         "translations": lambda: physview.Process().translate_array(
             np.array([id(own), 0, NO_ENTRY], dtype=np.uint64)
         ),
