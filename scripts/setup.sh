@@ -222,18 +222,27 @@ may_use_apt() {
 	[ "$(uname -m)" = x86_64 ] && is_root && command -v apt-get >/dev/null
 }
 
-# What a VM lacks: QEMU, and make for the module in it.
+# What a VM lacks: QEMU, make for the module in it, and lsmod and insmod, which minimal systems do
+# not have. A VM has the programs of this machine.
 vm_packages() {
 	missing_packages qemu-system-x86_64:qemu-system-x86 make:make
+	have_kmod || printf '%s ' kmod
 }
+
+# A user's PATH often lacks these folders.
+have_kmod() (
+	PATH=$PATH:/usr/sbin:/sbin
+	command -v lsmod && command -v insmod && command -v rmmod
+) >/dev/null
 
 # Installs them as root with apt. If that is not possible, physview's own message says what is missing.
 install_vm_tools() (
 	cd "$root"
 	packages=$(vm_packages)
-	[ -n "$packages" ] && may_use_apt || return 0
 	# shellcheck disable=SC2086 # a list
-	apt_install $packages || return 0
+	[ -z "$packages" ] || ! may_use_apt || apt_install $packages || true
+	have_kmod || say "lsmod, insmod and rmmod are missing here, and therefore in the VM: the package" \
+		"kmod has them$(command -v apt-get >/dev/null && echo " (as root: apt-get install kmod)")"
 )
 
 # Installs, as root with apt, the tools for the tests in VMs, for arm64, in a browser and of signed

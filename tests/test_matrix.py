@@ -27,7 +27,7 @@ LEVEL_TESTS = (
 )
 # Calls, permissions, flags and tracing do not depend on the number of levels.
 OTHER_TESTS = (
-    *("kmod_access", "kmod_calls", "kmod_compat", "kmod_descriptors", "labs"),
+    *("course", "kmod_access", "kmod_calls", "kmod_compat", "kmod_descriptors", "labs"),
     *("pagemap", "pagemap_privilege", "probes", "soft_dirty", "trace_probes"),
 )
 ALL_TESTS = (*LEVEL_TESTS, *OTHER_TESTS)

@@ -74,12 +74,13 @@ def test_the_sdist_is_complete(sdist):
         *["csrc/cdef.h", "csrc/physview.h", "csrc/pagemap.c", "csrc/probes.c", "csrc/build_ffi.py"],
         *["scripts/run", "scripts/test", "scripts/setup.sh", "scripts/bench", "tests/conftest.py"],
         *[".ci/run", ".github/workflows/ci.yml", "scripts/ci/fresh", "scripts/ci/lib.sh"],
+        *["csrc/course/memview2.c", "csrc/course/Makefile", "tests/test_course.py"],
         *["README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "docs/json.md"],
         *["csrc/arrow.c", "docs/python.md", "docs/notebook.ipynb"],
         *["physview/py.typed", "physview/_native.pyi", "setup.py", "pyproject.toml"],
     }
     assert expected <= names
-    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+    assert not [name for name in names if name.endswith((".so", ".pyc", "/memview2"))]
 
 
 def test_the_wheel_is_one_for_all(wheel):

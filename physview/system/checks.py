@@ -340,7 +340,7 @@ def check_module() -> CheckResult:
 def _has_kmod() -> bool:
     """Whether lsmod and insmod are installed. Minimal systems lack them."""
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    return all(shutil.which(name, path=path) for name in ("lsmod", "insmod"))
+    return all(shutil.which(name, path=path) for name in ("lsmod", "insmod", "rmmod"))
 
 
 def check_headers() -> CheckResult:
@@ -403,7 +403,11 @@ def check_qemu() -> CheckResult:
         return CheckResult("QEMU", NO, f"no {name}", packages.install_line("qemu"))
     kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
     speed = "/dev/kvm can be opened" if kvm else "no /dev/kvm for this user: slow, but it works"
-    return CheckResult("QEMU", YES, f"{path}; {speed}", details={"path": path, "kvm": kvm})
+    value, details = f"{path}; {speed}", {"path": path, "kvm": kvm}
+    if not _has_kmod():  # a VM has the programs of this machine
+        value += "; lsmod and insmod are missing here, and therefore in a VM"
+        return CheckResult("QEMU", PART, value, packages.install_line("kmod"), details=details)
+    return CheckResult("QEMU", YES, value, details=details)
 
 
 def check_extras() -> CheckResult:
