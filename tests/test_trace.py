@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from memory import PAGE, raw_entry
 from users import AS_NOBODY
 
 import physview as api
+from physview.commands import parse
 from physview.tracing.instance import new_owner
 
 PFN = (1 << 55) - 1
@@ -341,6 +343,42 @@ def test_memview_sleeps_for_a_tracer(physview):
     assert any(one["path"] == "[stack]" for one in document["mappings"])
 
 
+def test_through_keeps_only_events_whose_stack_passes_a_function(physview):
+    command = [sys.executable, "-c", PIPES]
+    args = ["kmalloc", "--through", "alloc_pipe_info", "-n", "50"]
+    result = physview("trace", *args, "--json", "--", *command)
+    document = json.loads(result.stdout)
+    assert (document["through"], document["nr_events"]) == ("alloc_pipe_info", 50)
+    assert document["nr_others"] > 50  # the interpreter's start
+    assert all("alloc_pipe_info" in functions(event) for event in document["events"])
+    result = physview("trace", *args, "--summary", "--", *command)
+    assert re.search(
+        r"^50 events of kmem:.*\(tracepoint\) through alloc_pipe_info, and [0-9]+ other events$",
+        result.stdout,
+        re.MULTILINE,
+    )
+
+
+@pytest.mark.parametrize("command", [["physview"], ["sh", "-c", 'exec physview "$@"', "sh"]])
+def test_a_traced_command_finds_physview_where_it_is_not_on_path(physview, command):
+    """As in a checkout, where only scripts/run is."""
+    own = os.path.dirname(sys.executable)
+    path = ":".join(name for name in os.environ["PATH"].split(":") if name != own)
+    result = physview(
+        *("trace", "kmalloc", "-n", "1", "--", *command, "--version"),
+        env=os.environ | {"PATH": path},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"physview {api.__version__}\n")
+
+
+def test_options_may_stand_between_the_event_and_the_pid():
+    args = parse(["trace", "kmalloc", "-n", "3", "4711"])
+    assert (args.event, args.number, args.process) == ("kmalloc", 3, "4711")
+    args = parse(["trace", "-n", "3", "kmalloc", "--summary", "4711", "--follow"])
+    assert (args.event, args.number, args.process) == ("kmalloc", 3, "4711")
+
+
 def test_the_library_yields_events_as_they_happen():
     with api.Tracer("kmem:kmalloc", pid=os.getpid()) as tracer:
         os.close(os.dup(0))
@@ -365,6 +403,9 @@ def test_the_library_yields_events_as_they_happen():
         (["kmalloc", "--"], "nothing to run"),
         (["kmalloc", "--follow"], "--follow needs a process"),
         (["kmalloc", "-n", "0"], "is not a number"),
+        (["kmalloc", "--through", "vfs_reed"], "no function 'vfs_reed': this kernel has no"),
+        (["kmalloc", "--through", "no_such:vfs_read"], "no function 'no_such:vfs_read'"),
+        (["kmalloc", "--through", "x", "--no-stacks"], "--through and --no-stacks exclude"),
         (["kmalloc", "--seconds", "0"], "is not a number of seconds"),
     ],
 )

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from failures import one_line
 
-from physview.analysis.trace import fold, parse_kcore
+from physview import UsageError
+from physview.analysis.trace import KernelMap, address_ranges, fold, parse_kcore
 from physview.tracing import Event, StackFrame
 from physview.tracing.events import parse_format
 from physview.tracing.ftrace import FtraceSource
 from physview.tracing.instance import InstanceOwner, new_owner
 from physview.tracing.symbols import Symbols
+from physview.tracing.targets import find_function
 from physview.tracing.trace_buffer import Record, StackMatcher, iter_records
 
 
@@ -123,6 +125,33 @@ def test_symbols_name_the_caller_also_where_its_call_is_its_last():
     assert str(symbols.frame(0xFFF)) == "0xfff"
     assert str(symbols.frame(0x903000)) == "0x903000"
     assert Symbols(b"0000000000000000 T _text\n").is_hidden
+    assert not symbols.is_hidden
+    assert symbols.find("third", "some_module") == [0x3000]
+    assert symbols.find("third", "") == symbols.find("th.rd") == symbols.find("") == []
+
+
+def test_a_function_that_the_compiler_split_is_found_by_its_own_name():
+    symbols = Symbols(
+        b"0000000000001000 t copy_strings.isra.0\n0000000000002000 t ioctl\t[some_module]\n"
+    )
+    assert find_function("copy_strings", symbols) == ("", "copy_strings")
+    assert find_function("some_module:ioctl", symbols) == ("some_module", "ioctl")
+    for name in ("copy_string", "other_module:ioctl", "copy_strings.is", ""):
+        with pytest.raises(UsageError, match=f"no function '{name}'"):
+            find_function(name, symbols)
+
+
+def test_a_value_that_is_no_address_is_not_called_a_user_address():
+    def event(value):
+        names = frozenset({"to"})
+        return Event(0, 0, 1, "x", "put", {"to": value}, names, names, ())
+
+    values = [0x7FFD1C885108, 0, 0x340, 1 << 56, 0x8000000000000025, (1 << 63) - 1]
+    found = address_ranges(map(event, values), KernelMap([], []))
+    assert [(one.area, one.lowest, one.highest, one.nr) for one in found] == [
+        ("kernel", 0x8000000000000025, 0x8000000000000025, 1),
+        ("user", 0x7FFD1C885108, 0x7FFD1C885108, 1),
+    ]
 
 
 @pytest.mark.needs("root")

@@ -17,6 +17,8 @@ from physview.tracing import Event, Losses, StackFrame
 KCORE = "/proc/kcore"
 # On all machines kernel addresses begin with a set bit, and user addresses do not.
 KERNEL_START = 1 << 63
+# With five levels of page tables, user addresses have up to 56 bits.
+USER_END = 1 << 56
 # The kernel's own image and its modules are in the last 2 GiB: Documentation/arch/x86/x86_64/mm.rst
 IMAGE_START = 0xFFFFFFFF80000000
 
@@ -36,6 +38,8 @@ class Trace(NamedTuple):
         events: The events, in order of time.
         losses: Number of events that are missing.
         memory: The process's mappings when they were last read.
+        through: The function that each event's stack passes; None if all events were kept.
+        nr_others: The number of events that were not kept.
     """
 
     event: str
@@ -46,6 +50,8 @@ class Trace(NamedTuple):
     events: list[Event]
     losses: Losses
     memory: list[Vma]
+    through: str | None = None
+    nr_others: int = 0
 
 
 class CallPath(NamedTuple):
@@ -205,12 +211,18 @@ class AddressRange(NamedTuple):
 
 
 def address_ranges(events: Iterable[Event], kernel: KernelMap) -> list[AddressRange]:
-    """Summarize the addresses in the events' fields, by field and area, without those of code."""
+    """Summarize the addresses in the events' fields, by field and area, without those of code.
+
+    A register may hold anything else: small numbers, and values between user and kernel addresses,
+    are no addresses.
+    """
     found: dict[tuple[str, str], set[int]] = {}
     for event in events:
         for name in event.addresses:
             value = event.fields.get(name)
-            if isinstance(value, int) and value >= PAGE_SIZE and name != "call_site":
+            if not isinstance(value, int) or name == "call_site":
+                continue
+            if PAGE_SIZE <= value < USER_END or value >= KERNEL_START:
                 found.setdefault((name, kernel.area(value)), set()).add(value)
     return [
         AddressRange(name, area, min(values), max(values), len(values))

@@ -70,6 +70,12 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         help="with a process: also trace the threads and processes that it starts",
     )
     parser.add_argument(
+        "--through",
+        metavar="FUNCTION",
+        help="keep only events whose stack passes FUNCTION, such as the ioctl of the module:"
+        " physicalview_ioctl",
+    )
+    parser.add_argument(
         "--summary", action="store_true", help="count the events by stack, most frequent first"
     )
     parser.add_argument("--no-stacks", action="store_true", help="show events without stacks")
@@ -137,6 +143,7 @@ def _trace(
             from_exec=launched is not None,
             stacks=not args.no_stacks,
             buffer_kib=args.buffer,
+            through=args.through,
         ) as tracer:
             if launched:
                 launched.run()
@@ -198,6 +205,8 @@ def _gather(args: argparse.Namespace, tracer: Tracer, pid: int | None, caught: l
         events[: args.number],
         tracer.losses,
         memory,
+        args.through,
+        tracer.nr_others,
     )
 
 

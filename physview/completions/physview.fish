@@ -51,7 +51,7 @@ function _shtab_physview_using
 end
 
 set -g _shtab_physview_commands memview translate maps pages watch snapshot diff walk compare tables frames owners file picture lab trace module vm doctor completion
-set -g _shtab_physview_opts_with_value --append --buffer --cgroup --columns --cpus --every --exclude --files-from --flags --format --from --include --interval --kernel --la57 --memory --module --name --nodes --number --only --output --picture --pid --range --repeat --save --seconds --sleep --sort --source --swap --theme --ticks --timeout --top -n -o -p
+set -g _shtab_physview_opts_with_value --append --buffer --cgroup --columns --cpus --every --exclude --files-from --flags --format --from --include --interval --kernel --la57 --memory --module --name --nodes --number --only --output --picture --pid --range --repeat --save --seconds --sleep --sort --source --swap --theme --through --ticks --timeout --top -n -o -p
 
 complete -c physview -e
 complete -c physview -f
@@ -213,6 +213,7 @@ complete -c physview -n '_shtab_physview_using trace' -l pid -xka "(grep -sl . /
 complete -c physview -n '_shtab_physview_using trace' -s n -l number -x -d 'end after N events (default: 100)'
 complete -c physview -n '_shtab_physview_using trace' -l seconds -x -d 'end after S seconds, even if nothing happened'
 complete -c physview -n '_shtab_physview_using trace' -l follow -d 'with a process: also trace the threads and processes that it starts'
+complete -c physview -n '_shtab_physview_using trace' -l through -x -d 'keep only events whose stack passes FUNCTION, such as the ioctl of the module: physicalview_ioctl'
 complete -c physview -n '_shtab_physview_using trace' -l summary -d 'count the events by stack, most frequent first'
 complete -c physview -n '_shtab_physview_using trace' -l no-stacks -d 'show events without stacks'
 complete -c physview -n '_shtab_physview_using trace' -l buffer -x -d 'size of the kernel'"'"'s buffers; make them larger if events were lost'

@@ -125,7 +125,11 @@ def iter_ending_lines(
     frames are used for now.
     """
     nr = len(trace.events)
-    yield f"{nr} {'event' if nr == 1 else 'events'} of {' '.join(trace.probes)} ({trace.means})"
+    head = f"{nr} {'event' if nr == 1 else 'events'} of {' '.join(trace.probes)} ({trace.means})"
+    if trace.through:
+        others = "1 other event" if trace.nr_others == 1 else f"{trace.nr_others} other events"
+        head += f" through {printable(trace.through)}, and {others}"
+    yield head
     words = [f"{total} bytes {SIZE_WORDS[n]}" for n, total in _sizes(trace).items()]
     nr_frames = sum(map(analysis.nr_frames, trace.events))
     if nr_frames:
@@ -188,6 +192,8 @@ def document(
         "pid": trace.pid,
         "seconds": round(trace.seconds, 3),
         "nr_events": len(trace.events),
+        "through": trace.through,
+        "nr_others": trace.nr_others,
         "nr_lost": trace.losses.overrun,
         "nr_throttled": trace.losses.throttled,
         "sizes": _sizes(trace),

@@ -116,6 +116,17 @@ def in_vm(words: str, options: str = "") -> str:
     return physview(" ".join(filter(None, ["vm", options, f"-- physview {words}"])))
 
 
+def path_with_physview() -> str:
+    """PATH for a program that the user starts through physview: `physview` is found there, too.
+
+    In a checkout the command is not on PATH. Its folder is added at the end, so all other programs
+    stay the same.
+    """
+    path = os.environ.get("PATH", os.defpath)
+    script = _script()
+    return path if script is None or _which("physview") else f"{path}:{os.path.dirname(script)}"
+
+
 def _has_sudo() -> bool:
     return _which("sudo") is not None
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import bisect
 import os
 import re
+from functools import cached_property
 
 from physview.errors import AccessDenied, Unsupported
 from physview.tracing.events import StackFrame
@@ -13,7 +14,9 @@ from physview.tracing.events import StackFrame
 PATH = "/proc/kallsyms"
 MAX_FUNCTION_SIZE = 1 << 20
 # Address, name and module of a function. An address has 16 digits, so it also sorts as text.
-_FUNCTION = re.compile(rb"^([0-9a-f]{16}) [tTwW] ([^\t\n]+)(?:\t\[(.+)\])?$", re.MULTILINE)
+_LINE = rb"^([0-9a-f]{16}) [tTwW] (%b)(?:\t\[(.+)\])?$"
+_FUNCTION = re.compile(_LINE % rb"[^\t\n]+", re.MULTILINE)
+_SHOWN = re.compile(rb"^(?!0{16})[0-9a-f]{16} [tTwW] ", re.MULTILINE)
 
 
 class Symbols:
@@ -24,13 +27,21 @@ class Symbols:
     """
 
     def __init__(self, kallsyms: bytes) -> None:
-        self._symbols: list[tuple[bytes, bytes, bytes]] = _FUNCTION.findall(kallsyms)
-        self._symbols.sort()
+        self._kallsyms = kallsyms
+
+    @cached_property
+    def _symbols(self) -> list[tuple[bytes, bytes, bytes]]:
+        """All functions, sorted by address.
+
+        Parsing 150,000 lines takes seconds in an emulated VM. A trace parses them for the first
+        stack, when it is already attached.
+        """
+        return sorted(_FUNCTION.findall(self._kallsyms))
 
     @property
     def is_hidden(self) -> bool:
         """Whether all addresses are 0: by kptr_restrict, or because the user is unprivileged."""
-        return not self._symbols or not int(self._symbols[-1][0], 16)
+        return _SHOWN.search(self._kallsyms) is None
 
     @property
     def modules(self) -> set[str]:
@@ -49,11 +60,11 @@ class Symbols:
             name: The function's name.
             module: The module that contains it. None: the kernel, and all modules.
         """
-        wanted = os.fsencode(name)
+        if not name or re.search(r"[\n\t]", name):  # these separate the file's fields
+            return []
         where = None if module is None else os.fsencode(module)
-        found = {
-            a for a, symbol, owner in self._symbols if symbol == wanted and where in (None, owner)
-        }
+        lines = re.compile(_LINE % re.escape(os.fsencode(name)), re.MULTILINE)
+        found = {a for a, _, owner in lines.findall(self._kallsyms) if where in (None, owner)}
         return sorted(int(address, 16) for address in found)
 
     def frame(self, address: int, *, is_caller: bool = True) -> StackFrame:

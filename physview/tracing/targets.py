@@ -165,13 +165,9 @@ def unknown_name(fs: Tracefs, name: str, functions: Iterable[str]) -> UsageError
         name: The unknown name.
         functions: The names of functions to suggest.
     """
-    import difflib
-
     known = [*FUNCTIONS, *EVENTS]
     known += [os.fsdecode(line) for line in proctext.lines(fs.read("available_events"))]
-    # Comparing all names takes long. Compare only names of a similar length.
-    near = [one for one in (*known, *functions) if abs(len(one) - len(name)) <= MAX_LONGER]
-    nearest = difflib.get_close_matches(name, near, MAX_NEAREST)
+    nearest = _similar(name, (*known, *functions))
     if ":" not in name:
         nearest = [one for one in known if one.endswith(f":{name}")] + nearest
     remedy = f"similar names are {', '.join(nearest[:MAX_NEAREST])}" if nearest else ""
@@ -179,6 +175,14 @@ def unknown_name(fs: Tracefs, name: str, functions: Iterable[str]) -> UsageError
         remedy = f"{fs.path}/available_events and /proc/kallsyms list all names"
     kind = "event" if ":" in name else "event or function"
     return UsageError(f"no {kind} '{name}'", f"this kernel has no {kind} of this name", remedy)
+
+
+def _similar(name: str, known: Iterable[str]) -> list[str]:
+    import difflib
+
+    # Comparing all names takes long. Compare only names of a similar length.
+    near = [one for one in known if abs(len(one) - len(name)) <= MAX_LONGER]
+    return difflib.get_close_matches(name, near, MAX_NEAREST)
 
 
 def add_kprobes(source: FtraceSource, name: str, places: Sequence[Place]) -> bool:
@@ -226,6 +230,38 @@ def find_places(name: str, symbols: Symbols, fs: Tracefs) -> list[Place]:
     if function:
         raise Unsupported(f"cannot trace {name}", function.absent, "trace a function that calls it")
     raise unknown_name(fs, name, symbols.names)
+
+
+def is_function(symbol: str, name: str) -> bool:
+    """Whether a symbol is the function with this name, or a part that the compiler made of it.
+
+    >>> is_function("copy_strings.isra.0", "copy_strings"), is_function("vfs_readv", "vfs_read")
+    (True, False)
+    """
+    return symbol == name or symbol.startswith(f"{name}.")
+
+
+def find_function(name: str, symbols: Symbols) -> tuple[str, str]:
+    """Find a function by which stacks are chosen.
+
+    Args:
+        name: FUNCTION or MODULE:FUNCTION.
+        symbols: The kernel's functions.
+
+    Returns:
+        The module and the function's name. The module is "" if any module will do.
+
+    Raises:
+        UsageError: This kernel has no such function.
+    """
+    module, _, plain = name.rpartition(":")
+    if symbols.find(plain, module or None):
+        return module, plain
+    if not module and any(is_function(symbol, plain) for symbol in symbols.names):
+        return "", plain
+    nearest = _similar(plain, symbols.names)
+    remedy = f"similar names are {', '.join(nearest)}" if nearest else "see /proc/kallsyms"
+    raise UsageError(f"no function '{name}'", "this kernel has no function of this name", remedy)
 
 
 def _place_at(address: int, symbols: Symbols) -> Place:

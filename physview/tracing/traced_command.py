@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from physview.errors import PhysviewError
+from physview.runtime import invocation
 
 
 class TracedCommand:
@@ -24,7 +25,8 @@ class TracedCommand:
     """
 
     def __init__(self, command: Sequence[str], stdout: int = 1) -> None:
-        program = shutil.which(command[0])
+        path = invocation.path_with_physview()
+        program = shutil.which(command[0], path=path)
         if program is None:
             why = "there is no such program on PATH, or it may not be run"
             raise PhysviewError(f"cannot run {command[0]}", why, "give a path, or see PATH")
@@ -35,7 +37,7 @@ class TracedCommand:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._start_pipe)
-            _wait_and_exec(program, command, stdout, child_start, child_error)
+            _wait_and_exec(program, command, path, stdout, child_start, child_error)
         os.close(child_start)
         os.close(child_error)
 
@@ -67,7 +69,7 @@ class TracedCommand:
 
 
 def _wait_and_exec(
-    program: str, command: Sequence[str], stdout: int, start: int, error_pipe: int
+    program: str, command: Sequence[str], path: str, stdout: int, start: int, error_pipe: int
 ) -> NoReturn:
     try:
         # Python ignores these signals. Other programs expect the default action.
@@ -76,7 +78,7 @@ def _wait_and_exec(
         if stdout != 1:
             os.dup2(stdout, 1)
         if os.read(start, 1):  # the read is empty if the tracer has ended
-            os.execv(program, list(command))
+            os.execve(program, list(command), {**os.environ, "PATH": path})
     except OSError as error:
         os.write(error_pipe, str(error.errno).encode())
     finally:

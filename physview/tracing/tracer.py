@@ -62,9 +62,10 @@ class Tracer(Closable):
         from_exec: With a pid, start tracing when the process calls exec().
         stacks: Record the kernel stack of each event.
         buffer_kib: The size of each kernel buffer in KiB. None selects the default size.
+        through: Keep only events whose stack passes this function: FUNCTION or MODULE:FUNCTION.
 
     Raises:
-        UsageError: The kernel has no such event.
+        UsageError: The kernel has no such event or function, or `through` needs the stacks.
         AccessDenied: Only root may trace.
         Unsupported: This kernel can't trace the event.
         ProcessGone: There is no such process.
@@ -79,13 +80,19 @@ class Tracer(Closable):
         from_exec: bool = False,
         stacks: bool = True,
         buffer_kib: int | None = None,
+        through: str | None = None,
     ) -> None:
+        if through is not None and not stacks:
+            raise UsageError("--through and --no-stacks exclude each other", "", "leave out one")
         self.event = event
+        self.nr_others = 0
+        """The number of events so far whose stack does not pass the function `through`."""
         self.probes: tuple[str, ...] = ()
         """The tracepoints, or the symbols of the functions, that are traced."""
         self.means = ""
         """The method: "tracepoint", "kprobe" or "breakpoint"."""
         self._symbols: Symbols | None = None
+        self._through: tuple[str, str] | None = None
         self._comms: dict[int, str] = {}
         self._source: EventSource | None = None
         self._proc = ProcDir(pid) if pid is not None else None
@@ -96,14 +103,17 @@ class Tracer(Closable):
             "buffer_kib": buffer_kib,
         }
         try:
-            self._start(event, options)
+            self._start(event, options, through)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, event: str, options: dict[str, Any]) -> None:
+    def _start(self, event: str, options: dict[str, Any], through: str | None) -> None:
         tids = self._tids()
         source = self._source = FtraceSource(tids, **options)
+        if through is not None:
+            self._symbols = read_symbols()
+            self._through = targets.find_function(through, self._symbols)
         if event in targets.EVENTS or (":" in event and not self._is_in_module(event, source)):
             self.probes = targets.add_events(source, event)
             self.means = "tracepoint"
@@ -128,7 +138,7 @@ class Tracer(Closable):
         """Whether a name is MODULE:FUNCTION, and not a tracepoint's SUBSYSTEM:EVENT."""
         if source.has_event(event):
             return False
-        self._symbols = read_symbols()
+        self._symbols = self._symbols or read_symbols()
         return event.partition(":")[0] in self._symbols.modules
 
     def _tids(self) -> list[int] | None:
@@ -191,7 +201,7 @@ class Tracer(Closable):
                 self._comms[tid] = comm
         seen = self._active_source.comms()
         names = {**seen, **self._comms}
-        return [
+        events = [
             Event(
                 raw.time_ns,
                 raw.cpu,
@@ -205,6 +215,18 @@ class Tracer(Closable):
             )
             for raw in found
         ]
+        kept = [event for event in events if self._passes(event.stack)]
+        self.nr_others += len(events) - len(kept)
+        return kept
+
+    def _passes(self, stack: tuple[StackFrame, ...]) -> bool:
+        if self._through is None:
+            return True
+        module, name = self._through
+        return any(
+            targets.is_function(frame.symbol, name) and module in ("", frame.module)
+            for frame in stack
+        )
 
     def _stack(self, raw: RawEvent) -> tuple[StackFrame, ...]:
         if not raw.stack:
