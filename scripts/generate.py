@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writes the man page and the shells' completions from the parser of the command line.
+"""Writes the man pages and the shells' completions from the parser of the command line.
+
+It also writes the worksheet of the course and its key, which worksheet.py makes.
 
     .venv/bin/python scripts/generate.py
 
@@ -17,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 import shtab
+import worksheet
 
 from physview import __version__
 from physview.commands import make_parser, subparsers
@@ -201,6 +204,8 @@ def generated() -> dict[Path, str]:
     """The content of each generated file, by its path."""
     files = {ROOT / "docs/physview.1": man_page()}
     files |= {ROOT / "docs/man" / name: text for name, text in command_pages().items()}
+    files[ROOT / "docs/worksheet.md"] = worksheet.worksheet()
+    files[ROOT / "docs/key.md"] = worksheet.key()
     for shell, name in COMPLETIONS.items():
         files[ROOT / "physview/completions" / name] = completion(shell)
     return files

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 
 import documented
 import psutil
@@ -19,7 +20,8 @@ from paths import ROOT
 from users import AS_NOBODY, WITHOUT_CAPABILITIES
 
 from physview import labs
-from physview.labs import model, probe_process
+from physview.labs import model, probe_process, quiz
+from physview.reporters import quiz as quiz_reporter
 
 PR_SET_THP_DISABLE = 41
 
@@ -89,6 +91,67 @@ def test_a_quiz_without_answers(physview):
     assert "no answer; the evidence says" in paragraphs(result)
 
 
+@pytest.mark.needs("pfn")
+def test_a_quiz_is_saved_as_text_and_as_json(physview, tmp_path):
+    path = tmp_path / "cow.txt"
+    before = datetime.now().astimezone().replace(microsecond=0)
+    result = physview("lab", "cow", "--quiz", "--save", str(path), input="1\n3\n")
+    assert result.returncode == 0, result
+    assert result.stdout.endswith(f"{path}, {path}.json: 1 of 2 right\n")
+    document = json.loads((tmp_path / "cow.txt.json").read_text())
+    counts = [document[name] for name in ("nr_right", "nr_decided", "nr_questions")]
+    assert counts == [1, 2, 2]
+    assert [(each["chosen"], each["answer"]) for each in document["questions"]] == [(0, 0), (2, 1)]
+    assert document["machine"]["kernel"] == os.uname().release
+    started, ended = (datetime.fromisoformat(document[name]) for name in ("started", "ended"))
+    assert before <= started <= ended <= datetime.now().astimezone()
+    text = path.read_text()
+    assert "Score:   1 of 2 right\n" in text
+    assert f"Machine: {os.uname().nodename}, Linux {os.uname().release} " in text
+    assert "Answer:  3) both\nVerdict: wrong; measured was 2) the child\n" in text
+    assert max(map(len, text.splitlines()[6:])) <= 80
+    page = (ROOT / "docs/json.md").read_text()
+    for member in document:
+        assert f"`{member}`" in page, member
+
+
+@pytest.mark.parametrize("there", ["f", "f.json"])
+def test_a_quiz_that_is_there_is_kept_unless_forced(physview, tmp_path, there):
+    path = tmp_path / "f"
+    (tmp_path / there).write_text("mine")
+    line = one_line(physview("lab", "levels", "--quiz", "--save", str(path), input="3\n"), 1)
+    assert "it is there already; choose another name, or add --force" in line
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [(there, "mine")]
+    result = physview("lab", "levels", "--quiz", "--force", "--save", str(path), input="3\n")
+    assert result.returncode == 0, result
+    assert json.loads((tmp_path / "f.json").read_text())["questions"][0]["chosen"] == 2
+    assert "Quiz of the lab levels" in path.read_text()
+
+
+def test_a_quiz_that_ends_early_leaves_no_file(tmp_path):
+    command = [*DEFAULT_SIGNALS, sys.executable, "-m", "physview", "lab", "levels", "--quiz"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([*command, "--save", str(tmp_path / "f")], text=True, **pipes)
+    assert process.stdout.read(7) == "levels:"  # the plan: the quiz has begun
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_question_that_is_not_measured_does_not_count():
+    lab = labs.find("cow")
+    now = datetime.now().astimezone()
+    machine = quiz.QuizMachine("host\x1b[7m", "6.1", "x86_64", 4096, 1 << 30, "0.1.0")
+    taken = quiz.TakenQuiz(lab, (0, None), (None, 1), True, now, now, machine)
+    assert (taken.nr_right, taken.nr_decided) == (0, 1)
+    text = quiz_reporter.to_text(taken)
+    assert "Score:   0 of 1 right; 1 more was not measured here\n" in text
+    assert "Verdict: none: this run did not measure it\n" in text
+    assert "Answer:  none\nVerdict: wrong; measured was 2) the child\n" in text
+    assert "\x1b" not in text
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -98,6 +161,9 @@ def test_a_quiz_without_answers(physview):
         (["heap", "--machine"], "the lab heap has no --machine"),
         (["--quiz"], "which lab?"),
         (["heap", "--quiz", "--json"], "--quiz and --json exclude each other"),
+        (["heap", "--save", "f"], "--save needs --quiz"),
+        (["heap", "--quiz", "--force"], "--force needs --save FILE"),
+        (["--save", "f"], "which lab?"),
     ],
 )
 def test_wrong_use(physview, args, words):

@@ -19,6 +19,7 @@ from physview.runtime import invocation
 
 if TYPE_CHECKING:
     from physview.labs.model import Lab
+    from physview.labs.quiz import TakenQuiz
 
 NAME = "lab"
 HELP = "the course's experiments, run on this machine and explained from the measurements"
@@ -35,6 +36,13 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         help="ask questions first, on the terminal or from stdin, and say afterwards which answers"
         " were right",
     )
+    parser.add_argument(
+        "--save",
+        metavar="FILE",
+        help="with --quiz: write the score, the answers, the machine and the time to FILE, to hand"
+        " in; and the same as JSON to FILE.json",
+    )
+    _common.add_force_option(parser)
     parser.add_argument(
         "--machine",
         action="store_true",
@@ -59,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         evict.check_may_drop_caches()
     if args.quiz and args.json:
         raise UsageError("--quiz and --json exclude each other", "", "leave out one")
+    _check_save(args)
     why = lab.why_not()
     if why:
         raise why
@@ -69,13 +78,28 @@ def run(args: argparse.Namespace) -> int:
         evidence = labs.run(lab.name, **options)
         documents.write(document(lab, evidence))
         return int(not evidence.is_usual)
-    return _do(lab, options, quiz=args.quiz)
+    if args.quiz:
+        return _ask_and_do(lab, options, args.save, overwrite=args.force)
+    return _do(lab, options)
+
+
+def _check_save(args: argparse.Namespace) -> None:
+    """Check --save and --force before the first question is asked."""
+    if args.save is not None and not args.quiz:
+        raise UsageError("--save needs --quiz", "", "add that, or leave out --save")
+    if args.force and args.save is None:
+        raise UsageError("--force needs --save FILE", "", "add that, or leave out --force")
+    if args.save is not None:
+        from physview.files.atomic_file import check_target
+
+        for path in (args.save, f"{args.save}.json"):
+            check_target(path, overwrite=args.force)
 
 
 def _list(args: argparse.Namespace) -> int:
     from physview import labs
 
-    if args.quiz or args.machine:
+    if args.quiz or args.machine or args.save is not None or args.force:
         lab = invocation.physview("lab")
         raise UsageError("which lab?", "", f"{lab} NAME; {lab} lists them")
     found = [labs.find(name) for name in labs.NAMES]
@@ -103,17 +127,53 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _do(lab: Lab, options: dict[str, bool], *, quiz: bool) -> int:
+def _do(lab: Lab, options: dict[str, bool]) -> int:
     from physview import labs
     from physview.reporters import lab as reporter
 
     reporter.print_plan(lab)
-    chosen = [_ask(lab, number) for number in range(len(lab.questions))] if quiz else []
     evidence = labs.run(lab.name, **options)
     reporter.print_evidence(evidence)
-    if quiz:
-        reporter.print_answers(lab.questions, chosen, evidence.answers)
     return int(not evidence.is_usual)
+
+
+def _ask_and_do(lab: Lab, options: dict[str, bool], path: str | None, *, overwrite: bool) -> int:
+    """Ask the questions, run the lab, judge the answers, and save them if there is a path."""
+    from datetime import datetime
+
+    from physview import labs
+    from physview.labs import quiz
+    from physview.reporters import lab as reporter
+
+    reporter.print_plan(lab)
+    started = datetime.now().astimezone()
+    chosen = tuple(_ask(lab, number) for number in range(len(lab.questions)))
+    ended = datetime.now().astimezone()
+    evidence = labs.run(lab.name, **options)
+    reporter.print_evidence(evidence)
+    reporter.print_answers(lab.questions, chosen, evidence.answers)
+    if path is not None:
+        right, machine = tuple(evidence.answers), quiz.this_machine()
+        taken = quiz.TakenQuiz(lab, chosen, right, evidence.is_usual, started, ended, machine)
+        _save(taken, path, overwrite=overwrite)
+    return int(not evidence.is_usual)
+
+
+def _save(taken: TakenQuiz, path: str, *, overwrite: bool) -> None:
+    """Write a quiz to a file, and as JSON to a second one."""
+    from physview.files.atomic_file import whole_file
+    from physview.reporters import quiz as reporter
+
+    other = f"{path}.json"
+    # No addresses are in them, so others may read them. Both are written before one has its name.
+    with (
+        whole_file(path, overwrite=overwrite, private=False) as text,
+        whole_file(other, overwrite=overwrite, private=False) as document,
+    ):
+        text.write(reporter.to_text(taken).encode("utf-8", "backslashreplace"))
+        document.write(reporter.to_json(taken).encode("utf-8", "backslashreplace"))
+    print(f"{printable(path)}, {printable(other)}: {reporter.score(taken)}")
+    _common.say_if_shared(path)
 
 
 def _ask(lab: Lab, number: int) -> int | None:

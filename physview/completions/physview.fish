@@ -205,6 +205,8 @@ complete -c physview -n '_shtab_physview_using picture; and test $_shtab_physvie
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a lab -d 'Run the course'"'"'s experiments (labs) on this machine, and explain them from the measurements.'
 complete -c physview -n '_shtab_physview_using lab' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using lab' -l quiz -d 'ask questions first, on the terminal or from stdin, and say afterwards which answers were right'
+complete -c physview -n '_shtab_physview_using lab' -l save -xka "(__fish_complete_path (commandline -ct))" -d 'with --quiz: write the score, the answers, the machine and the time to FILE, to hand in; and the same as JSON to FILE.json'
+complete -c physview -n '_shtab_physview_using lab' -l force -d 'replace the file if it exists'
 complete -c physview -n '_shtab_physview_using lab' -l machine -d 'with cache: drop all caches of the machine, as the course does, not only one file'"'"'s'
 complete -c physview -n '_shtab_physview_using lab' -l json -d 'print one JSON document'
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a trace -d 'Trace events in the kernel, and show for each event which functions led to it.'

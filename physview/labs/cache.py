@@ -28,11 +28,18 @@ QUESTIONS = (
         "main had the same physical address in two processes. Its file is then evicted from the"
         " page cache. Where is main in the next process?",
         ("in the same frame: the file is the same", "usually in another frame"),
+        1,
+        "The kernel reads the file again, into any free frames. If another process maps the file,"
+        " for example a physview in a second terminal, the pages stay in their frames; the lab"
+        " says so.",
     ),
     Question(
         "malloc() is in the C library, which all processes map. Where is malloc() in the next"
         " process?",
         ("in another frame, too", "in the same frame as before"),
+        1,
+        "Some process maps the C library at any time. Neither this lab nor drop_caches evicts a"
+        " page that a process maps.",
     ),
 )
 

@@ -23,10 +23,15 @@ QUESTIONS = (
         "fork() has just returned, and neither process has written yet. How many frames hold a"
         " page of the parent and the same page of the child?",
         ("one: they share it", "two: fork() copies memory"),
+        0,
+        "fork() copies the page tables only, and makes the pages read-only in both processes.",
     ),
     Question(
         "The child writes to a page. Which process has a new frame then?",
         ("the parent", "the child", "both"),
+        1,
+        "The write causes a page fault, and the process that writes gets a copy in a new frame."
+        " The other process keeps the old frame.",
     ),
 )
 

@@ -27,10 +27,17 @@ QUESTIONS = (
             "slightly more than 4096 bytes, always the same distance",
             "the distance varies without a pattern",
         ),
+        1,
+        "The distance is 4112 bytes (0x1010): 4096 bytes, and 16 bytes in which glibc's malloc()"
+        " keeps the size of the block. Another malloc(), or other settings of it, can give another"
+        " distance.",
     ),
     Question(
         "Which frames hold these buffers?",
         ("one contiguous run of frames", "scattered frames, with short contiguous runs at best"),
+        1,
+        "The kernel gives a page its frame at the first access, and takes any free frame. How many"
+        " buffers lie in contiguous frames is chance, and differs from run to run.",
     ),
 )
 

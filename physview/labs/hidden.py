@@ -33,6 +33,9 @@ QUESTIONS = (
             "0: the process is unprivileged when it reads",
             "an error: an unprivileged process may not read pagemap",
         ),
+        0,
+        "The kernel checks the privilege of the process that opens the file. Without root the lab"
+        " does not decide this question: the number is hidden in both files.",
     ),
 )
 

@@ -26,10 +26,16 @@ QUESTIONS = (
     Question(
         "A process writes to all 2 MiB of a huge page. How many page faults occur?",
         ("512, one for each 4 KiB", "1, or a few", "none"),
+        1,
+        "One page fault brings in the whole huge page. It has 2 MiB on x86-64, and on arm64 with"
+        " pages of 4 KiB.",
     ),
     Question(
         "A huge page is aligned to its size. In which address space?",
         ("in the virtual address space", "in physical memory", "in both"),
+        2,
+        "One entry of a page table maps the huge page. The entry stands for an aligned 2 MiB of"
+        " the address space, and it can only hold the number of an aligned frame.",
     ),
 )
 

@@ -32,6 +32,10 @@ QUESTIONS = (
     Question(
         "How many levels do the page tables of this machine have?",
         ("2", "3", "4", "5"),
+        2,
+        "Five where the processor and the kernel have LA57; a VM with --la57 on has it, also in"
+        " emulation on any machine. The lab decides this on x86-64 only: arm64 has 2 to 5 levels,"
+        " by its page size and its size of addresses.",
     ),
 )
 LABELS = ("main", "buf[00]", "&buf")

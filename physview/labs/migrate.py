@@ -38,6 +38,10 @@ QUESTIONS = (
     Question(
         "A page is locked with mlock(). Can its physical address change while it is locked?",
         ("no: mlock() prevents it", "yes: mlock() only prevents that the page is swapped out"),
+        1,
+        "mlock() keeps a page resident, but not in one frame. Compaction and NUMA balancing still"
+        " move it. If the kernel found nothing to move, the lab has no answer; in a VM with two"
+        " NUMA nodes (--append numa=fake=2) it always has one.",
     ),
 )
 

@@ -151,10 +151,15 @@ class Question(NamedTuple):
     Args:
         text: The question.
         choices: The answers to choose from.
+        usual: Index of the answer that most machines give. docs/key.md has it; `--quiz` judges by
+            what the lab measures.
+        because: Why this is the answer, and where another answer is right. For docs/key.md.
     """
 
     text: str
     choices: tuple[str, ...]
+    usual: int | None = None
+    because: str = ""
 
 
 class Lab(NamedTuple):

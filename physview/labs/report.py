@@ -26,6 +26,10 @@ QUESTIONS = (
             "their last bits, which are the offset within the page",
             "their first bits, which select a part of memory",
         ),
+        1,
+        "Only the number of the page is translated. The offset within the page stays: the last 12"
+        " bits where a page has 4 KiB, as always on x86-64. An arm64 kernel can have pages of 16"
+        " or 64 KiB. Then the last 14 or 16 bits stay.",
     ),
 )
 

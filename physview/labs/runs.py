@@ -23,10 +23,17 @@ QUESTIONS = (
     Question(
         "A program is run again. What happens to the virtual address of main?",
         ("it stays the same", "it changes with each repetition"),
+        1,
+        "The kernel loads the program at a random address (ASLR). The address stays only if ASLR"
+        " is off: under a debugger or setarch -R, or if /proc/sys/kernel/randomize_va_space is 0.",
     ),
     Question(
         "What happens to the physical address of main?",
         ("it stays the same", "it changes with each repetition"),
+        0,
+        "main is in a page of a file. The page cache holds this page in one frame, and the kernel"
+        " maps this frame into every process. The address changes only if the kernel evicts the"
+        " page between two repetitions.",
     ),
 )
 

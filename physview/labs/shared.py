@@ -24,6 +24,9 @@ QUESTIONS = (
     Question(
         "Two processes share memory. Which address of the shared page is the same in both?",
         ("the virtual address", "the physical address", "both", "neither"),
+        1,
+        "Both processes map the same frame. Each process has page tables of its own, so each can"
+        " map the frame at another virtual address.",
     ),
 )
 

@@ -24,6 +24,9 @@ QUESTIONS = (
     Question(
         "A page is swapped out and in again. What stays the same?",
         ("its virtual address and its frame", "only its virtual address", "only its frame"),
+        1,
+        "Each access after the page was swapped out causes a page fault. The kernel takes any free"
+        " frame for the page, and maps it at the same virtual address.",
     ),
 )
 

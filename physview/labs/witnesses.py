@@ -22,6 +22,10 @@ QUESTIONS = (
             "only pages that pagemap does not show, or that the kernel migrated meanwhile",
             "many: pagemap is only an estimate",
         ),
+        1,
+        "pagemap is made from the same page tables that the other sources walk. It leaves out"
+        " device mappings, such as [vvar]. If a page moves between two readings, the lab reads it"
+        " again.",
     ),
 )
 

@@ -21,6 +21,9 @@ QUESTIONS = (
         "A process reads four new pages and does not write to them. How many frames do these pages"
         " take?",
         ("none: reading new pages fails", "one frame for all four pages", "four frames"),
+        1,
+        "The kernel maps a new anonymous page that is only read to the zero page: one frame with"
+        " zeros, which all processes share. A page gets a frame of its own at the first write.",
     ),
 )
 
