@@ -35,18 +35,41 @@ static unsigned int bucket_of(uint64_t nr_filled)
 	return bucket;
 }
 
+/* What an entry is for. */
+static enum pv_entry_use use_of(const struct pv_bpf *bpf, uint64_t entry,
+				bool is_lowest)
+{
+	if (entry_is_none(entry))
+		return PV_ENTRY_EMPTY;
+	if (!is_lowest && entry_is_table(entry))
+		return PV_ENTRY_TABLE;
+	if (entry_is_page(entry, is_lowest))
+		return PV_ENTRY_PAGE;
+	if (bpf->swap_kinds[entry_swap_type(entry)] == PHYSICALVIEW_KIND_SWAP)
+		return PV_ENTRY_SWAP;
+	return PV_ENTRY_SPECIAL;
+}
+
+/* Count an entry that is not empty. */
 static void count_entry(const struct pv_bpf *bpf, uint64_t entry,
 			bool is_lowest, struct pv_level_tables *level)
 {
-	if (!is_lowest && entry_is_table(entry))
+	switch (use_of(bpf, entry, is_lowest)) {
+	case PV_ENTRY_EMPTY:
+		break;
+	case PV_ENTRY_TABLE:
 		level->nr_to_table++;
-	else if (entry_is_page(entry, is_lowest))
+		break;
+	case PV_ENTRY_PAGE:
 		level->nr_pages++;
-	else if (bpf->swap_kinds[entry_swap_type(entry)] ==
-		 PHYSICALVIEW_KIND_SWAP)
+		break;
+	case PV_ENTRY_SWAP:
 		level->nr_swapped++;
-	else
+		break;
+	case PV_ENTRY_SPECIAL:
 		level->nr_special++;
+		break;
+	}
 }
 
 /* Count a table and its entries. Returns how many entries are not empty. */
@@ -268,4 +291,43 @@ int pv_bpf_tables(struct pv_bpf *bpf, int fd, struct pv_tables *tables)
 			return error;
 	}
 	return 0;
+}
+
+/*
+ * Copy the table of a level on the way to an address: its first nr entries, and
+ * what each is for. Returns 1; 0 if there is no such table, or if it changed
+ * during each of several readings; or -errno.
+ */
+int pv_bpf_table(struct pv_bpf *bpf, int fd, uint64_t vaddr, uint32_t level,
+		 uint32_t nr, uint64_t *entries, uint8_t *uses)
+{
+	const uint32_t nr_parts = (nr + BPF_WALK_ENTRIES - 1) >> PV_PART_SHIFT;
+	const bool is_lowest = level == bpf->nr_levels - 1;
+	struct bpf_walk_area *area = bpf->area;
+	uint32_t begin;
+	int error;
+
+	if (level >= bpf->nr_levels || !nr || nr > 1U << PV_TABLE_SHIFT)
+		return -EINVAL;
+	for (uint32_t i = 0; i < nr_parts; i++) {
+		pv_bpf_request(bpf, i, vaddr, level, true);
+		area->requests[i].offset = i * sizeof(area->tables[i]);
+	}
+	error = pv_bpf_answer(bpf, fd, nr_parts);
+	if (error)
+		return error;
+	for (uint32_t i = 0; i < nr_parts; i++)
+		if (!has_table(&area->answers[i]))
+			return 0;
+	/* A root table that is smaller than a part begins somewhere in it. */
+	begin = level ? 0
+		      : area->pgd % sizeof(area->tables[0]) / sizeof(*entries);
+	for (uint32_t i = 0; i < nr; i++) {
+		uint32_t at = begin + i;
+
+		entries[i] = area->tables[at >> PV_PART_SHIFT]
+					 [at & (BPF_WALK_ENTRIES - 1)];
+		uses[i] = use_of(bpf, entries[i], is_lowest);
+	}
+	return 1;
 }

@@ -138,6 +138,18 @@ struct pv_tables {
 
 int pv_bpf_tables(struct pv_bpf *bpf, int fd, struct pv_tables *tables);
 
+/* What an entry of a page table is for. sources/table_geometry.py */
+enum pv_entry_use {
+	PV_ENTRY_EMPTY,
+	PV_ENTRY_TABLE, /* leads to a table of the next level */
+	PV_ENTRY_PAGE,
+	PV_ENTRY_SWAP,
+	PV_ENTRY_SPECIAL, /* guards, markers, migration and similar */
+};
+
+int pv_bpf_table(struct pv_bpf *bpf, int fd, uint64_t vaddr, uint32_t level,
+		 uint32_t nr, uint64_t *entries, uint8_t *uses);
+
 /* kpage.c */
 
 /* How many frames have this value. */

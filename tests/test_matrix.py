@@ -23,7 +23,7 @@ ONLY_4_LEVELS = ("5.10",)  # Debian's was built without the fifth
 # an emulator.
 LEVEL_TESTS = (
     *("compare", "kmod", "kmod_processes", "bpf", "tables", "shared_tables", "frame_source"),
-    "process_addresses",
+    *("process_addresses", "walked_addresses"),
 )
 # Calls, permissions, flags and tracing do not depend on the number of levels.
 OTHER_TESTS = (

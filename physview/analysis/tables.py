@@ -15,7 +15,7 @@ Source: VmPTE in Documentation/filesystems/proc.rst; mm_inc_nr_ptes() and its ca
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from physview.analysis.explained import Explained
@@ -24,8 +24,8 @@ from physview.model import PAGE_SIZE
 from physview.sources.bpf import Bpf
 from physview.sources.kpage import KpageFile
 from physview.sources.page_flags import FLAG_BITS
-from physview.sources.page_tables import LEVEL_NAMES
 from physview.sources.procfs import ProcDir
+from physview.sources.table_geometry import level_names
 from physview.text import proctext
 
 NR_ENTRIES = PAGE_SIZE // 8
@@ -304,15 +304,6 @@ def add_counts(counts: Iterable[TableCounts]) -> TableCounts:
         filled = map(sum, zip(*(level.filled for level in alike), strict=True))
         levels.append(TableLevel._make([name, span_bytes, *numbers, tuple(filled)]))
     return TableCounts(levels, sum(each.nr_deposited for each in every))
-
-
-def level_names(nr_levels: int) -> Sequence[str]:
-    """The kernel's names of the levels of a machine, from the root down.
-
-    >>> level_names(4)
-    ('pgd', 'pud', 'pmd', 'pte')
-    """
-    return LEVEL_NAMES[:1] + LEVEL_NAMES[1 - nr_levels :]
 
 
 def _levels(counts: Any, nr_levels: int) -> list[TableLevel]:

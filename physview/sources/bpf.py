@@ -21,6 +21,7 @@ from physview.model import PAGE_SIZE
 from physview.runtime import privileges
 from physview.sources.page_tables import PageTables
 from physview.sources.procfs import ProcDir
+from physview.sources.table_geometry import EntryUse, TableEntries
 
 if TYPE_CHECKING:
     import numpy as np
@@ -204,6 +205,16 @@ class Bpf(PageTables):
                 raise Unsupported(what, why, "use a kernel with pages of 4 KiB")
             self._check(result)
             yield tables
+
+    def read_table(self, vaddr: int, depth: int) -> TableEntries | None:
+        """See `PageTables.read_table()`. The program copies the table."""
+        ffi, lib = self._program.ffi, self._program.lib
+        nr = self.geometry().levels[depth].nr_user
+        entries, uses = ffi.new("uint64_t[]", nr), ffi.new("uint8_t[]", nr)
+        handle = self._program.handle
+        if not self._check(lib.pv_bpf_table(handle, self._fd, vaddr, depth, nr, entries, uses)):
+            return None
+        return TableEntries(tuple(entries), tuple(map(EntryUse, uses)))
 
     def _check(self, result: int) -> int:
         if result == -errno.ESRCH:

@@ -24,6 +24,14 @@ from physview.model import (
     Walk,
 )
 from physview.runtime import invocation
+from physview.sources.table_geometry import (
+    ENTRY_BYTES,
+    LEVEL_NAMES,
+    EntryUse,
+    Geometry,
+    TableEntries,
+    make_geometry,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +52,6 @@ WALK_EXTENT_DTYPE = [(n, "u8") for n in ("vaddr", "paddr", "length", "entry", "s
     ("page_shift", "u4"),
 ]
 
-LEVEL_NAMES = ("pgd", "p4d", "pud", "pmd", "pte")
 _FOLDED, _LEAF, _HIDDEN = 1, 2, 4
 _NR_EXTENTS = 4096
 
@@ -148,6 +155,50 @@ class PageTables(Descriptor):
         buffer = bytearray(WALK.pack(self._pid, 0, vaddr, *[0] * 25, 0))
         self._walk_levels(buffer)
         return decode_walk(buffer)
+
+    def geometry(self) -> Geometry:
+        """How these page tables divide an address.
+
+        Raises:
+            AbiMismatch: The loaded module is the course's, which does not know it.
+        """
+        return make_geometry(self.nr_levels(), self.user_end())
+
+    def read_table(self, vaddr: int, depth: int) -> TableEntries | None:
+        """Read the table of a level on the way to an address, with all entries for user space.
+
+        A walk to each entry's first address reads this entry. A subclass may read faster.
+
+        Args:
+            vaddr: Virtual address below `user_end()`.
+            depth: The level: its index in `geometry().levels`.
+
+        Returns:
+            The entries. None if there is no such table, if the kernel replaced it meanwhile, or if
+            the module hides entries from this user.
+
+        Raises:
+            AbiMismatch: The loaded module is the course's.
+            PhysviewError: The process is gone, or this user may not examine it.
+        """
+        level = self.geometry().levels[depth]
+        start = level.table_start(vaddr)
+        values, uses, table = [], [], None
+        for i in range(level.nr_user):
+            found = self.walk(start + (i << level.shift))
+            levels = [each for each in found.levels if not each.folded]
+            if len(levels) <= depth or found.kind is PageKind.UNSTABLE:
+                return None
+            address, value = levels[depth].address, levels[depth].entry
+            if address is None or value is None:
+                return None
+            if table not in (None, address - ENTRY_BYTES * i):
+                return None
+            table = address - ENTRY_BYTES * i
+            values.append(value)
+            uses.append(_use_of(found.kind, leads_on=len(levels) > depth + 1))
+        self.check_alive()
+        return TableEntries(tuple(values), tuple(uses))
 
     def fill(self, vaddrs: Any, entries: Any, paddrs: Any) -> int:
         """Look up virtual addresses. Arguments and result are those of `pagemap.Pagemap.fill()`.
@@ -253,6 +304,15 @@ def as_pagemap(
     entries = np.where(has_page, frames, np.where(in_swap, pages["swap"] | np.uint64(PM_SWAP), 0))
     entries[kind == PageKind.BEYOND] = NO_ENTRY
     return entries.astype(np.uint64), np.where(has_page, pages["paddr"], np.uint64(NO_PADDR))
+
+
+def _use_of(kind: PageKind, *, leads_on: bool) -> EntryUse:
+    """What an entry is for, by the walk to it: its kind, and whether it reached the next level."""
+    if leads_on:
+        return EntryUse.TABLE
+    if kind.has_page:
+        return EntryUse.PAGE
+    return {PageKind.NONE: EntryUse.EMPTY, PageKind.SWAP: EntryUse.SWAP}.get(kind, EntryUse.SPECIAL)
 
 
 def _level(name: str, address: int, entry: int, shift: int, flags: int) -> Level:
