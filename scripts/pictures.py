@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Draws the pictures in docs/pictures.
 
-They show processes that this script starts, changes in the pages of two of them, and this machine.
+They show processes that this script starts, changes in the pages of two of them, this machine, and
+a walk of page tables.
 Needs root, 4 GiB of free memory, and Chromium. For example:
   sudo .venv/bin/python scripts/pictures.py
 """
@@ -180,6 +181,24 @@ CHANGES: dict[str, tuple[str, Callable[[subprocess.Popen[bytes]], None]]] = {
 }
 
 
+def draw_walk(path: str) -> int:
+    """Draw the walk for the report's local array, in this process."""
+    from physview.analysis.walked_addresses import WalkedAddresses, read_walks
+    from physview.model import Probe
+    from physview.pictures.walk_output import write_walks
+    from physview.sources.choice import open_page_tables
+    from physview.sources.probes import visit_probes
+    from physview.sources.procfs import ProcDir
+
+    def read(probes: list[Probe]) -> WalkedAddresses:
+        with ProcDir("self") as proc, open_page_tables(proc) as tables:
+            return read_walks(proc, tables, [each for each in probes if each.label == "&buf"])
+
+    walks = visit_probes(read)
+    release = os.uname().release.partition("-")[0]
+    return write_walks(walks._replace(kernel=release), path, overwrite=True)
+
+
 def published(picture: pictures.Picture) -> pictures.Captions:
     """The words without this machine's name, its paths, and its kernel's local version."""
     machine = os.uname()
@@ -196,8 +215,12 @@ def published(picture: pictures.Picture) -> pictures.Captions:
 
 
 def main() -> int:
-    wanted = sys.argv[1:] or [*SUBJECTS, *CHANGES, "machine"]
+    wanted = sys.argv[1:] or [*SUBJECTS, *CHANGES, "machine", "walk-drawn"]
     for name in wanted:
+        if name == "walk-drawn":
+            size = draw_walk(f"{ROOT}/docs/pictures/{name}.svg")
+            print(f"{name}: {size} bytes", flush=True)
+            continue
         if name == "machine":
             picture = pictures.picture_machine()
         elif name in CHANGES:

@@ -36,7 +36,7 @@ _ARM64_LEAF = {
     56: "special",
 }
 
-_LINUX = "Linux's own"
+_LINUX = "Linux's"
 MEANINGS = {
     "P": "present",
     "RW": "writable",
@@ -44,7 +44,7 @@ MEANINGS = {
     "PWT": "write-through",
     "PCD": "not cached",
     "A": "accessed",
-    "D": "dirty: written to",
+    "D": "written to",
     "PS": "a huge page",
     "PAT": "cache type",
     "G": "global",

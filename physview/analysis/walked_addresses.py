@@ -78,7 +78,8 @@ class WalkedAddresses(NamedTuple):
         machine: The architecture, as in `uname -m`.
         kernel: The kernel's release.
         taken_at: When they were read, in seconds since the epoch.
-        addresses: The walks. The first is the one that was asked for.
+        addresses: The walks.
+        asked: Index of the walk that was asked for; the others are there to choose from.
     """
 
     pid: int
@@ -89,15 +90,24 @@ class WalkedAddresses(NamedTuple):
     kernel: str
     taken_at: float
     addresses: list[WalkedAddress]
+    asked: int = 0
+
+    @property
+    def first(self) -> WalkedAddress:
+        """The walk that was asked for."""
+        return self.addresses[self.asked]
 
 
-def read_walks(proc: ProcDir, tables: PageTables, wanted: Sequence[Probe]) -> WalkedAddresses:
+def read_walks(
+    proc: ProcDir, tables: PageTables, wanted: Sequence[Probe], asked: int = 0
+) -> WalkedAddresses:
     """Walk the page tables for some addresses, and read the tables on the way.
 
     Args:
         proc: The process.
         tables: Its page tables.
         wanted: The addresses, with their labels; at least one.
+        asked: Index of the address that is asked for.
 
     Raises:
         PhysviewError: An address is not a user address.
@@ -125,6 +135,7 @@ def read_walks(proc: ProcDir, tables: PageTables, wanted: Sequence[Probe]) -> Wa
         host.release,
         time.time(),
         addresses,
+        asked,
     )
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Walk the page tables for one address, as the processor does, and show the entry of each level.
 
-The kernel module walks them if it is loaded, or else a BPF program. Exits with 1 if the address has
-no page.
+The kernel module walks them if it is loaded, or else a BPF program. With --picture the walk is
+drawn: the bits of the address, each table with the entry that is taken, and the frame. An .html
+file is a page that goes through the walk step by step. Exits with 1 if the address has no page.
 """
 
 from __future__ import annotations
@@ -10,40 +11,115 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from physview.commands import _common, _numbers
+from physview import _ffi
+from physview.analysis.entry_bits import bit_names
+from physview.commands import _common, _numbers, _pictures
+from physview.errors import UsageError
+from physview.model import Probe, printable
 from physview.reporters import documents
 from physview.reporters import walk as reporter
 from physview.runtime.resolve_pid import find_pid
 from physview.sources.choice import open_page_tables
+from physview.sources.probes import visit_probes
 from physview.sources.procfs import ProcDir
 
+if TYPE_CHECKING:
+    from physview.analysis.walked_addresses import WalkedAddresses
+
 NAME = "walk"
-HELP = "the page-table entry of each level for one address"
+HELP = "the page-table entry of each level for one address; also as a picture"
+FIRST_LABEL = "buf[00]"
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("process", metavar="PID", help="a pid, self, or the name of one process")
-    parser.add_argument("address", metavar="ADDR", help="a virtual address, 0x…")
+    parser.add_argument(
+        "address",
+        metavar="ADDR",
+        nargs="?",
+        help="a virtual address, 0x…; it may be left out in a picture of self, which then begins"
+        f" with {FIRST_LABEL} of the report",
+    )
     _common.add_walker_option(parser, "kmod if the module is loaded, or else bpf")
+    parser.add_argument(
+        "--picture",
+        metavar="FILE",
+        help="draw the walk instead: .svg, .png or .html; an .html file also has the walks for"
+        " other addresses: those of the report for self, or else the first of each mapped file",
+    )
+    _pictures.add_options(parser)
     _common.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the walk."""
+    """Print the walk, or draw it."""
+    if args.picture is not None:
+        return _draw(args)
+    _pictures.refuse_options(args)
+    if args.address is None:
+        raise UsageError("which address?", "only a picture of self needs none", "give ADDR, as 0x…")
     vaddr = _numbers.parse_address(args.address)
     with ProcDir(find_pid(args.process)) as proc, open_page_tables(proc, args.source) as tables:
         walk = tables.walk(vaddr)
-    names = _bit_names() if os.uname().machine == "x86_64" else (lambda _level: [])
     if args.json:
-        documents.write(reporter.document(tables.name, proc.pid, walk, names))
+        documents.write(reporter.document(tables.name, proc.pid, walk, bit_names))
     else:
-        sys.stdout.write(reporter.walk_tree(walk, names))
+        sys.stdout.write(reporter.walk_tree(walk, bit_names))
     return int(walk.paddr is None)
 
 
-def _bit_names() -> reporter.BitNames:
-    from physview.analysis.entry_bits import bit_names
+def _draw(args: argparse.Namespace) -> int:
+    """Write the picture, and print one line. If reading fails, nothing is written."""
+    from physview.pictures import check_path
+    from physview.pictures.walk_output import write_walks
 
-    return bit_names
+    pid = find_pid(args.process)
+    vaddr = None if args.address is None else _numbers.parse_address(args.address)
+    if vaddr is None and not _is_self(pid):
+        raise UsageError("which address?", "only a picture of self needs none", "give ADDR, as 0x…")
+    check_path(args.picture, overwrite=args.force)
+    walks = _read(pid, vaddr, args.source)
+    size = write_walks(walks, args.picture, theme=args.theme, overwrite=args.force)
+    if args.json:
+        documents.write(reporter.picture_document(walks, args.picture, size))
+    else:
+        sys.stdout.write(f"{printable(args.picture)}: {reporter.summary(walks)}\n")
+    _common.say_if_shared(args.picture)
+    if any(level.is_hidden for level in walks.first.levels):
+        _common.say(f"addresses and entries of page tables are hidden; {_common.root_remedy()}")
+    return int(walks.first.walk.paddr is None)
+
+
+def _is_self(pid: int | str) -> bool:
+    return pid in ("self", os.getpid())
+
+
+def _read(pid: int | str, vaddr: int | None, source: str) -> WalkedAddresses:
+    """Walk for the address, and for others that a page offers."""
+    from physview.analysis.walked_addresses import check_address, first_addresses, read_walks
+
+    def read(probes: list[Probe]) -> WalkedAddresses:
+        with ProcDir(pid) as proc, open_page_tables(proc, source) as tables:
+            geometry = tables.geometry()
+            others = probes or first_addresses(proc, geometry)
+            if vaddr is not None:
+                check_address(geometry, vaddr)
+            asked = [i for i, each in enumerate(others) if _is_asked(each, vaddr)]
+            if not asked:
+                others = [Probe("", vaddr or 0), *others]
+            return read_walks(proc, tables, others, asked[0] if asked else 0)
+
+    if not _is_self(pid):
+        return read([])
+    if _ffi.why_unavailable():
+        from physview.sources.reference import visit_stand_ins
+
+        return visit_stand_ins(read)
+    return visit_probes(read)
+
+
+def _is_asked(probe: Probe, vaddr: int | None) -> bool:
+    return probe.label == FIRST_LABEL if vaddr is None else probe.vaddr == vaddr

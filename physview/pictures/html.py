@@ -30,26 +30,36 @@ def to_html(picture: Picture, captions: Captions | None = None, *, theme: str = 
     parts = {
         "title": text(drawing.title),
         "theme": theme,
-        "style": _read("page.css")
+        "style": read_part("page.css")
         + _sizes()
         + _variables(drawing.colours("light"), drawing.colours("dark"), theme)
         + style(drawing, theme),
         "svg": f'<svg viewBox="{size}" role="img" aria-label="{text(drawing.title)}">\n'
         f"{body(drawing)}</svg>",
-        "script": "".join(map(_read, SCRIPTS)),
+        "script": "".join(map(read_part, SCRIPTS)),
         "data": pack(picture, layout),
     }
-    page = _read("page.html")
+    return fill_page("page.html", parts)
+
+
+def fill_page(name: str, parts: dict[str, str]) -> str:
+    """Put parts into the placeholders of a page, such as {{title}}.
+
+    Args:
+        name: The page's file, beside this one.
+        parts: By the names of the placeholders.
+    """
     # One pass, so that "{{" in a part is not taken for a placeholder.
-    pieces = page.split("{{")
+    pieces = read_part(name).split("{{")
     filled = [pieces[0]]
     for piece in pieces[1:]:
-        name, _, rest = piece.partition("}}")
-        filled += [parts[name], rest]
+        placeholder, _, rest = piece.partition("}}")
+        filled += [parts[placeholder], rest]
     return "".join(filled)
 
 
-def _read(name: str) -> str:
+def read_part(name: str) -> str:
+    """The text of a file beside this one."""
     return resources.files("physview.pictures").joinpath(name).read_text("utf-8")
 
 

@@ -7,9 +7,21 @@ Source: https://pillow.readthedocs.io
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from physview.pictures.shapes import NOTHING, Cells, Drawing, Rect, Ribbon, Text
+from physview.pictures.shapes import (
+    NOTHING,
+    Cells,
+    Drawing,
+    Line,
+    Outline,
+    Rect,
+    Ribbon,
+    Text,
+    arrowhead,
+    shaft,
+)
 from physview.runtime.extras import need
 
 if TYPE_CHECKING:
@@ -41,6 +53,10 @@ def to_png(drawing: Drawing, *, theme: str = "light") -> bytes:
     for shape in drawing.shapes:
         if isinstance(shape, Rect):
             _draw_rect(canvas, shape, colours)
+        elif isinstance(shape, Outline):
+            _draw_outline(canvas, shape, colours)
+        elif isinstance(shape, Line):
+            _draw_line(canvas, shape, colours)
         elif isinstance(shape, Text):
             _draw_text(canvas, shape, colours)
         elif isinstance(shape, Cells):
@@ -67,6 +83,36 @@ def _draw_rect(canvas: ImageDraw.ImageDraw, shape: Rect, colours: dict[str, str]
     canvas.rounded_rectangle(scaled, shape.radius * SCALE, fill=colours[shape.colour])
 
 
+def _draw_outline(canvas: ImageDraw.ImageDraw, shape: Outline, colours: dict[str, str]) -> None:
+    thickness = max(1, round(shape.thickness * SCALE))
+    left, top = shape.x * SCALE - thickness / 2, shape.y * SCALE - thickness / 2
+    right, bottom = (
+        (shape.x + shape.width) * SCALE + thickness / 2 - 1,
+        (shape.y + shape.height) * SCALE + thickness / 2 - 1,
+    )
+    colour = colours[shape.colour]
+    if not shape.is_dashed:
+        box = [round(value) for value in (left, top, right, bottom)]
+        canvas.rounded_rectangle(box, shape.radius * SCALE, outline=colour, width=thickness)
+        return
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+    for (x, y), (end_x, end_y) in pairwise(corners):
+        length = abs(end_x - x) + abs(end_y - y)
+        for begin in range(0, int(length), 7 * SCALE):
+            ends = [begin / length, min(begin + 4 * SCALE, length) / length]
+            dash = [(x + (end_x - x) * t, y + (end_y - y) * t) for t in ends]
+            canvas.line(dash, fill=colour, width=thickness)
+
+
+def _draw_line(canvas: ImageDraw.ImageDraw, shape: Line, colours: dict[str, str]) -> None:
+    points = [(x * SCALE, y * SCALE) for x, y in shaft(shape)]
+    width = max(1, round(shape.thickness * SCALE))
+    canvas.line(points, fill=colours[shape.colour], width=width, joint="curve")
+    if shape.has_arrow:
+        corners = [(x * SCALE, y * SCALE) for x, y in arrowhead(shape)]
+        canvas.polygon(corners, fill=colours[shape.colour])
+
+
 def _draw_text(canvas: ImageDraw.ImageDraw, shape: Text, colours: dict[str, str]) -> None:
     from PIL import ImageFont
 
@@ -76,7 +122,7 @@ def _draw_text(canvas: ImageDraw.ImageDraw, shape: Text, colours: dict[str, str]
         shape.text,
         fill=colours[shape.colour],
         font=font,
-        anchor="rs" if shape.is_right else "ls",
+        anchor="rs" if shape.is_right else "ms" if shape.is_middle else "ls",
         # Pillow's typeface has only one weight: a thin outline makes it bold.
         stroke_width=shape.size * SCALE / 60 if shape.is_bold else 0,
     )

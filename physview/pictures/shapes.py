@@ -29,6 +29,9 @@ NOTHING = 255
 UNITS = 8
 """The number of stripes in a cell."""
 
+ARROW_LENGTH = 7.0
+"""Length of the head of an arrow."""
+
 LEAST = 2
 """A kind that the picture is about has at least this many stripes in each cell that has some of it;
 or one, if a cell has too many such kinds."""
@@ -46,8 +49,32 @@ class Rect(NamedTuple):
     hint: str = ""
 
 
+class Outline(NamedTuple):
+    """The border of a rectangle, with a line of this thickness."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    colour: str
+    thickness: float = 1
+    radius: float = 0
+    is_dashed: bool = False
+
+
+class Line(NamedTuple):
+    """Straight lines from point to point; with `has_arrow` the last has an arrowhead at its end."""
+
+    points: tuple[tuple[float, float], ...]
+    colour: str
+    thickness: float = 1
+    has_arrow: bool = False
+
+
 class Text(NamedTuple):
-    """A line of text; x, y is the left end of its baseline, or with `is_right` the right end."""
+    """A line of text; x, y is the left end of its baseline, or with `is_right` the right end, or
+    with `is_middle` the middle. `is_mono`: all letters have one width, where there is such a font.
+    """
 
     x: float
     y: float
@@ -56,6 +83,8 @@ class Text(NamedTuple):
     colour: str = "ink"
     is_bold: bool = False
     is_right: bool = False
+    is_middle: bool = False
+    is_mono: bool = False
 
 
 class Cells(NamedTuple):
@@ -91,7 +120,7 @@ class Ribbon(NamedTuple):
     opacity: float
 
 
-Shape: TypeAlias = Rect | Text | Cells | Ribbon
+Shape: TypeAlias = Rect | Outline | Line | Text | Cells | Ribbon
 
 
 class Drawing(NamedTuple):
@@ -160,6 +189,27 @@ def stripes(
     codes = np.array([*range(nr_kinds), NOTHING], dtype=np.uint8)
     flat = np.repeat(np.tile(codes, rows * columns), lengths.ravel())
     return flat.reshape(rows, columns * UNITS)
+
+
+def arrowhead(line: Line) -> list[tuple[float, float]]:
+    """The corners of the arrowhead of a line: a triangle with its tip at the end of the line."""
+    (from_x, from_y), (x, y) = line.points[-2:]
+    length = ((x - from_x) ** 2 + (y - from_y) ** 2) ** 0.5
+    along_x, along_y = (x - from_x) / length, (y - from_y) / length
+    back, half = ARROW_LENGTH, ARROW_LENGTH * 0.45
+    return [
+        (x, y),
+        (x - back * along_x - half * along_y, y - back * along_y + half * along_x),
+        (x - back * along_x + half * along_y, y - back * along_y - half * along_x),
+    ]
+
+
+def shaft(line: Line) -> tuple[tuple[float, float], ...]:
+    """The points of a line without its arrowhead, whose tip would not be sharp otherwise."""
+    if not line.has_arrow:
+        return line.points
+    _, one, other = arrowhead(line)
+    return (*line.points[:-1], ((one[0] + other[0]) / 2, (one[1] + other[1]) / 2))
 
 
 def fit(text: str, width: float, size: float) -> str:

@@ -6,12 +6,26 @@ Source: https://www.w3.org/TR/SVG2/
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import groupby
 from xml.sax.saxutils import escape
 
-from physview.pictures.shapes import NOTHING, Cells, Drawing, Rect, Ribbon, Shape, Text
+from physview.pictures.shapes import (
+    NOTHING,
+    Cells,
+    Drawing,
+    Line,
+    Outline,
+    Rect,
+    Ribbon,
+    Shape,
+    Text,
+    arrowhead,
+    shaft,
+)
 
 FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Noto Sans','DejaVu Sans',sans-serif"
+MONO = "ui-monospace,'Cascadia Mono','SF Mono',Menlo,Consolas,'DejaVu Sans Mono',monospace"
 LEVELS = 24
 
 
@@ -36,6 +50,8 @@ def style(drawing: Drawing, theme: str) -> str:
     """The rules of all colours; `theme` as in `to_svg()`."""
     rules = f"text{{font-family:{FONT};font-variant-numeric:tabular-nums}}\n"
     rules += ".b{font-weight:600}.e{text-anchor:end}.c{fill:none}\n"
+    if any(isinstance(shape, Text) and shape.is_mono for shape in drawing.shapes):
+        rules += f"text.m{{font-family:{MONO}}}.i{{text-anchor:middle}}\n"
     rules += _colours(drawing, "light" if theme == "auto" else theme)
     if theme == "auto":
         dark = _colours(drawing, "dark")
@@ -66,6 +82,10 @@ def _shape(shape: Shape, drawing: Drawing) -> str:
         return _rect(shape)
     if isinstance(shape, Text):
         return _text(shape)
+    if isinstance(shape, Outline):
+        return _outline_rect(shape)
+    if isinstance(shape, Line):
+        return _line(shape)
     assert isinstance(shape, Cells)
     return _cells(shape, drawing)
 
@@ -79,11 +99,36 @@ def _rect(shape: Rect) -> str:
     return f"{head}><title>{text(shape.hint)}</title></rect>\n" if shape.hint else f"{head}/>\n"
 
 
+def _outline_rect(shape: Outline) -> str:
+    radius = f' rx="{number(shape.radius)}"' if shape.radius else ""
+    dashes = ' stroke-dasharray="4 3"' if shape.is_dashed else ""
+    return (
+        f'<rect class="c {shape.colour}" x="{number(shape.x)}" y="{number(shape.y)}"'
+        f' width="{number(shape.width)}" height="{number(shape.height)}"{radius}'
+        f' stroke-width="{number(shape.thickness)}"{dashes}/>\n'
+    )
+
+
+def _line(shape: Line) -> str:
+    def path(points: Iterable[tuple[float, float]]) -> str:
+        return "M" + "L".join(f"{number(x)} {number(y)}" for x, y in points)
+
+    drawn = (
+        f'<path class="c {shape.colour}" d="{path(shaft(shape))}"'
+        f' stroke-width="{number(shape.thickness)}"/>\n'
+    )
+    if shape.has_arrow:
+        drawn += f'<path class="{shape.colour}" d="{path(arrowhead(shape))}z"/>\n'
+    return drawn
+
+
 def _text(shape: Text) -> str:
     names = [
         shape.colour,
         *("b" for _ in range(shape.is_bold)),
         *("e" for _ in range(shape.is_right)),
+        *("i" for _ in range(shape.is_middle)),
+        *("m" for _ in range(shape.is_mono)),
     ]
     return (
         f'<text class="{" ".join(names)}" x="{number(shape.x)}" y="{number(shape.y)}"'

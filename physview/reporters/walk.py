@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from physview.model import Level, PageKind, Walk
+from physview.model import Level, PageKind, Walk, printable
 from physview.runtime.privileges import root_remedy
 from physview.units import size_words
+
+if TYPE_CHECKING:
+    from physview.analysis.walked_addresses import WalkedAddress, WalkedAddresses
+    from physview.sources.table_geometry import Geometry
 
 BitNames = Callable[[Level], list[str]]
 
@@ -78,6 +82,78 @@ def document(source: str, pid: int, walked: Walk, bit_names: BitNames) -> dict[s
                 "folded": level.folded,
                 "leaf": level.leaf,
                 "bits": bit_names(level),
+            }
+            for level in walked.levels
+        ],
+    }
+
+
+def summary(walks: WalkedAddresses) -> str:
+    """What a picture of walks shows, in one line."""
+    first = walks.first
+    walk, nr_others = first.walk, len(walks.addresses) - 1
+    if walk.paddr is None:
+        where = f"UNKNOWN  {first.cause.text if first.cause else KIND_WORDS[walk.kind]}"
+    else:
+        where = f"{walk.paddr:#018x}  {KIND_WORDS[walk.kind]}, {size_words(walk.page_size_bytes)}"
+    others = f"; walks for {nr_others} other addresses" if nr_others else ""
+    return f"{walk.vaddr:#018x} -> {where}{others}"
+
+
+def picture_document(walks: WalkedAddresses, path: str, size_bytes: int) -> dict[str, Any]:
+    """Make the JSON document of walk --picture.
+
+    Args:
+        walks: What was walked.
+        path: The picture's file.
+        size_bytes: The file's size.
+    """
+    return {
+        "file": path,
+        "size_bytes": size_bytes,
+        "source": walks.source,
+        "pid": walks.pid,
+        "name": walks.name,
+        "geometry": _geometry(walks.geometry),
+        "asked": walks.asked,
+        "walks": [_walked(walks, each) for each in walks.addresses],
+    }
+
+
+def _geometry(geometry: Geometry) -> dict[str, Any]:
+    return {
+        "page_shift": geometry.page_shift,
+        "user_end": hex(geometry.user_end),
+        "levels": [
+            {
+                "name": level.name,
+                "shift": level.shift,
+                "index_bits": level.index_bits,
+                "nr_user_entries": level.nr_user,
+            }
+            for level in geometry.levels
+        ],
+        "folded": list(geometry.folded),
+    }
+
+
+def _walked(walks: WalkedAddresses, walked: WalkedAddress) -> dict[str, Any]:
+    from physview.analysis.entry_bits import bit_names
+    from physview.sources.table_geometry import EntryUse
+
+    return {
+        "label": walked.label or None,
+        "mapping": printable(walked.vma.path) if walked.vma else None,
+        "cause": walked.cause.value if walked.cause else None,
+        **document(walks.source, walks.pid, walked.walk, bit_names),
+        "tables": [
+            {
+                "level": level.read.name,
+                "address": None if level.table_paddr is None else hex(level.table_paddr),
+                "index": level.taken,
+                "uses": {use.name.lower(): level.table.uses.count(use) for use in EntryUse}
+                if level.table
+                else None,
             }
             for level in walked.levels
         ],

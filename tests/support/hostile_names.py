@@ -168,7 +168,10 @@ def commands(target: Target, *, with_machine: bool) -> dict[str, list[list[str]]
             both, [*both, "--extents"], [*both, "--json"], [*both, "--extents", "--json"],
             [after, before], [*both, "--picture", f"{target.folder}/diff.svg"],
         ],
-        "walk": [[pid, vaddr], [pid, vaddr, "--json"]],
+        "walk": [
+            [pid, vaddr], [pid, vaddr, "--json"],
+            *([pid, vaddr, "--picture", f"{target.folder}/walk.{s}"] for s in ("svg", "html")),
+        ],
         "compare": [[pid], [pid, "--json"]],
         "tables": [[pid], [pid, "self"], ["--all"], [pid, "--json"]],
         "frames": [["--picture", f"{target.folder}/no-frames.gif"]],
