@@ -39,6 +39,7 @@ COMPLETE = {
     "PID": PROCESSES,
     "FILE": shtab.FILE,
     "PATH": shtab.FILE,
+    "SOCKET": shtab.FILE,
     "BEFORE": shtab.FILE,
     "AFTER": shtab.FILE,
 }

@@ -15,7 +15,7 @@ from physview.commands import COMMANDS, make_parser
 # By metavar: things that are not there.
 MISSING = {"PID": ("4194305", "no such process"), "PATH": ("/no/file", "/no/other")}
 # Words of which one that is not valid refuses the whole command line, before anything is done.
-CHECKED_FIRST = {"ADDR", "FRAME", "FLAGS", "CMD", "WORDS"}
+CHECKED_FIRST = {"ADDR", "GPA", "FRAME", "FLAGS", "CMD", "WORDS"}
 # Words that choose among what is there: none of them can fail by itself.
 CHOOSING = {"PATTERN"}
 # Positional arguments that a command needs besides.

@@ -26,6 +26,7 @@ WITHOUT = {
     "picture": "test_picture_page.py searches for what the page shows",
     "lab": "its addresses are of processes that have ended",
     "tables": "it prints the addresses of page tables; of processes only in `shared`",
+    "guest": "a guest-physical address is no physical one; its processes are QEMUs",
     "trace": "test_a_frame_number_in_a_trace_can_be_pasted",
     "memview": "its process has ended; the report's form is the course's",
     "module": "it prints no addresses",

@@ -39,6 +39,7 @@ COMMANDS = (
     "frames",
     "owners",
     "file",
+    "guest",
     "picture",
     "lab",
     "trace",
@@ -57,7 +58,7 @@ and its arguments: `parse()` puts them into `args.command`.
 
 PAGED = (
     *("translate", "maps", "pages", "diff", "walk", "compare", "tables", "frames", "owners"),
-    "file",
+    *("file", "guest"),
 )
 """Commands whose output is shown in a pager if it is longer than the terminal."""
 

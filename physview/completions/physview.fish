@@ -50,8 +50,8 @@ function _shtab_physview_using
   test "$_shtab_physview_cmdpath" = "$argv"
 end
 
-set -g _shtab_physview_commands memview translate maps pages watch snapshot diff walk compare tables frames owners file picture lab trace module vm doctor completion
-set -g _shtab_physview_opts_with_value --append --buffer --cgroup --columns --cpus --every --exclude --files-from --flags --format --from --include --interval --kernel --la57 --memory --module --name --nodes --number --only --output --picture --pid --range --repeat --save --seconds --sleep --sort --source --swap --theme --through --ticks --timeout --top -n -o -p
+set -g _shtab_physview_commands memview translate maps pages watch snapshot diff walk compare tables frames owners file guest picture lab trace module vm doctor completion
+set -g _shtab_physview_opts_with_value --append --buffer --cgroup --columns --cpus --every --exclude --files-from --flags --format --from --include --interval --kernel --la57 --memory --module --name --nodes --number --only --output --picture --pid --qmp --range --repeat --save --seconds --sleep --sort --source --swap --theme --through --ticks --timeout --top -n -o -p
 
 complete -c physview -e
 complete -c physview -f
@@ -197,6 +197,12 @@ complete -c physview -n '_shtab_physview_using file' -l frames -d 'list the fram
 complete -c physview -n '_shtab_physview_using file' -l json -d 'print one JSON document'
 complete -c physview -n '_shtab_physview_using file' -l no-pager -d 'do not show long output in a pager'
 complete -c physview -n '_shtab_physview_using file; and test $_shtab_physview_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file or a folder'
+complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a guest -d 'Show where the memory of a running QEMU or KVM guest is on this host.'
+complete -c physview -n '_shtab_physview_using guest' -s h -l help -d 'show this help message and exit'
+complete -c physview -n '_shtab_physview_using guest' -l qmp -xka "(__fish_complete_path (commandline -ct))" -d 'QEMU'"'"'s QMP socket; QEMU'"'"'s option -qmp unix:SOCKET,server=on,wait=off makes it'
+complete -c physview -n '_shtab_physview_using guest' -l pid -xka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | LC_ALL=C tr -c '\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'QEMU'"'"'s process: a pid, or the name of one process (default: who answers)'
+complete -c physview -n '_shtab_physview_using guest' -l json -d 'print one JSON document'
+complete -c physview -n '_shtab_physview_using guest' -l no-pager -d 'do not show long output in a pager'
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a picture -d 'Draw where a process'"'"'s memory is: its mappings, the machine'"'"'s frames, and what connects them.'
 complete -c physview -n '_shtab_physview_using picture' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using picture' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the file to write: .svg, .png or .html'

@@ -126,11 +126,36 @@ def _make_cgroup(pid: int) -> str | None:
     return None
 
 
-def commands(target: Target, *, with_machine: bool) -> dict[str, list[list[str]]]:
+@contextlib.contextmanager
+def hostile_qemu() -> Iterator[str]:
+    """A QMP socket at which this process answers, with hostile names for its own memory."""
+    import ctypes
+    from pathlib import Path
+
+    from qemus import answers, serve
+
+    memory = ctypes.create_string_buffer(b"x" * 8192, 8192)
+    name, start = os.fsdecode(NASTY), ctypes.addressof(memory)
+    view = ' AS "memory", root: system\n' + f"  {0:016x}-{4095:016x} (prio 0, ram): {name}\n"
+
+    def monitor(line: str) -> str:
+        if line.startswith("info"):
+            return view
+        return f"{name} is {start + int(line.split(' ')[1], 16):#x}"
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serve(Path(folder), lambda connection: answers(connection, monitor)) as path,
+    ):
+        yield path
+
+
+def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[list[str]]]:
     """The command lines to run, by command: every form of output of each.
 
     Args:
         target: The process.
+        qmp: The socket of `hostile_qemu()`.
         with_machine: Also run the slow ones, which read all frames of the machine.
     """
     pid, vaddr, nasty = str(target.pid), hex(target.vaddrs[-1]), os.fsdecode(NASTY)
@@ -181,6 +206,10 @@ def commands(target: Target, *, with_machine: bool) -> dict[str, list[list[str]]
             [target.folder, "--frames"], [target.folder, "--frames", "--json"],
             [f"{target.folder}/none"], ["--pid", pid], ["--pid", pid, "--json"],
             [target.folder, "--top", "3"],
+        ],
+        "guest": [
+            ["--qmp", qmp], ["--qmp", qmp, "--json"], ["--qmp", qmp, "0x0", "0x123000"],
+            ["--qmp", qmp, "0x0", "--json"], ["--qmp", qmp, "--pid", pid], ["--qmp", nasty],
         ],
         "picture": [[pid, "-o", f"{target.folder}/a.svg", "--json"]],
         "lab": [[], ["--json"], ["zero"], ["zero", "--json"], ["zero", "--quiz"]],
@@ -257,13 +286,13 @@ def main() -> None:
 
     from physview.reporters import documents  # noqa: F401
 
-    with hostile_process(folder) as target:
+    with hostile_process(folder) as target, hostile_qemu() as qmp:
         with open(f"{target.folder}/program", "w") as file:
             file.write("#!/bin/sh\necho done\n")
         os.chmod(f"{target.folder}/program", 0o755)
         results = {
             name: [tuple(run(words)) for words in forms]
-            for name, forms in commands(target, with_machine=with_machine).items()
+            for name, forms in commands(target, qmp, with_machine=with_machine).items()
         }
         files = {}
         for name in os.listdir(target.folder):
