@@ -161,6 +161,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: shutil.which("qemu-system-x86_64") is not None,
         "no QEMU: apt-get install qemu-system-x86",
     ),
+    "detect-virt": (
+        lambda: shutil.which("systemd-detect-virt") is not None,
+        "no systemd-detect-virt, which systemd brings: apt-get install systemd",
+    ),
     "vm": (detect.has_vm, "no VM can be had here: see physview doctor"),
     "kernels": (
         lambda: detect.has_kernel("6.1"),

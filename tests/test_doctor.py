@@ -39,4 +39,4 @@ def test_doctor_names_remedies_for_what_is_missing(physview):
     for finding in findings:
         assert finding["state"] in ("yes", "part", "no")
         assert finding["value"]
-    assert len({finding["name"] for finding in findings}) == len(findings) == 16
+    assert len({finding["name"] for finding in findings}) == len(findings) == 17

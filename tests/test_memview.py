@@ -9,10 +9,12 @@ import subprocess
 import sys
 
 import pytest
-from failures import one_line
+from failures import one_line, without_vm_note
 from memory import PAGE
 from paths import ROOT
 from users import AS_NOBODY, WITHOUT_CAPABILITIES
+
+from physview.system import hypervisor
 
 REPORT_LINE = re.compile(r"[^:]+:  0x[0-9a-f]{16} -> (0x[0-9a-f]{16}|UNKNOWN)")
 
@@ -21,7 +23,7 @@ REPORT_LINE = re.compile(r"[^:]+:  0x[0-9a-f]{16} -> (0x[0-9a-f]{16}|UNKNOWN)")
 @pytest.mark.parametrize("source", ["auto", "pagemap", "reference"])
 def test_the_report_is_a_header_and_40_lines_all_with_an_address(physview, source):
     result = physview("memview", "--source", source)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, without_vm_note(result.stderr)) == (0, "")
     header, *lines = result.stdout.splitlines()
     assert header == "Memory map report (virtual -> physical)"
     assert len(lines) == 40
@@ -54,6 +56,39 @@ def test_virtual_addresses_need_no_privilege(physview):
     assert all(re.fullmatch(r"[^:]+:  0x[0-9a-f]{16}", line) for line in lines)
     entries = json.loads(physview("memview", "--virtual", "--json").stdout)["entries"]
     assert [entry["paddr"] for entry in entries] == [None] * 40
+
+
+VM_NOTE = "physview: this machine is a VM"
+
+
+@pytest.mark.needs("pfn")
+@pytest.mark.parametrize(
+    "words", [(), ("--json",), ("--repeat", "3"), ("--repeat", "2", "--sleep", "0.1", "--json")]
+)
+def test_in_a_vm_stderr_says_once_that_the_addresses_are_guest_physical(physview, words):
+    found = hypervisor.detect()
+    result = physview("memview", *words)
+    assert result.returncode == 0
+    lines = [line for line in result.stderr.splitlines() if "guest-physical" in line]
+    assert len(lines) == (found is not None)
+    assert result.stderr.count(VM_NOTE) == len(lines)
+    assert "guest-physical" not in result.stdout
+    if found:
+        assert f"this machine is {found}: its physical addresses are guest-physical" in lines[0]
+
+
+@pytest.mark.needs("pfn")
+def test_the_note_of_the_vm_comes_after_the_report_in_one_file(physview):
+    result = physview("memview", capture_output=False, stdout=subprocess.PIPE, stderr=-2)
+    header, *lines = result.stdout.splitlines()
+    assert header.startswith("Memory map report")
+    assert [VM_NOTE in line for line in lines] == [False] * 40 + [True] * (len(lines) - 40)
+
+
+def test_without_physical_addresses_nothing_is_said_of_the_vm(physview):
+    assert VM_NOTE not in physview("memview", "--virtual").stderr
+    hidden = physview("memview", prefix=WITHOUT_CAPABILITIES)
+    assert (VM_NOTE in hidden.stderr) == (" -> 0x" in hidden.stdout and bool(hypervisor.detect()))
 
 
 @pytest.mark.needs("pfn")
@@ -166,7 +201,7 @@ def test_without_the_core_the_reference_serves_and_says_so(bare_checkout):
     result = bare_checkout("memview")
     assert result.returncode == 0
     assert "the compiled core is missing" in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert without_vm_note(result.stderr).count("\n") == 1
     assert len(result.stdout.splitlines()) == 41
     assert "UNKNOWN" not in result.stdout
     assert json.loads(bare_checkout("memview", "--json").stdout)["source"] == "reference"

@@ -341,6 +341,21 @@ def say_if_core_is_missing(source: str) -> None:
         )
 
 
+def say_if_guest_physical() -> None:
+    """Say, once a report has physical addresses, that this machine is a VM: they are the guest's.
+
+    A run of several processes says it once. The message is for the reader of a report, so it is
+    there also if stderr is no terminal, as other messages are.
+    """
+    if invocation.is_child():
+        return
+    from physview.system import hypervisor
+
+    if found := hypervisor.detect():
+        sys.stdout.flush()  # the line stands after the report, also if both go to one place
+        say(f"this machine is {found}: {hypervisor.MEANING}")
+
+
 def say_causes(translations: Iterable[Translation]) -> bool:
     """Say for each cause how many addresses are UNKNOWN because of it, and its remedy.
 

@@ -33,6 +33,11 @@ def remember_typed(words: list[str]) -> None:
     _typed[:] = words
 
 
+def is_child() -> bool:
+    """Whether another physview process started this one, which then says what is to be said."""
+    return bool(_typed)
+
+
 def physview(words: str) -> str:
     """A command line of physview that this user can type on this machine.
 

@@ -93,6 +93,24 @@ def check_kernel() -> CheckResult:
     )
 
 
+def check_machine() -> CheckResult:
+    """Find out whether this machine is a VM, whose physical addresses are guest-physical."""
+    from physview.system import hypervisor
+
+    files = hypervisor.read_files()
+    found = hypervisor.find(files)
+    if found is None and not files.cpuinfo:
+        why = proc_mount.why_no_file("/proc/cpuinfo")
+        value = "unknown: /proc/cpuinfo cannot be read"
+        return CheckResult("machine", PART, *(why or (value,)))
+    if found is None:
+        details: dict[str, Any] = {"vm": False, "hypervisor": None}
+        return CheckResult("machine", YES, "no sign of a hypervisor", details=details)
+    details = {"vm": True, "hypervisor": found.name or None}
+    value = f"{found}: {hypervisor.MEANING}; known by {found.sign}"
+    return CheckResult("machine", YES, value, details=details)
+
+
 def check_page_size() -> CheckResult:
     """Report the size of a base page."""
     size = f"{PAGE_SIZE // 1024} KiB"
@@ -423,6 +441,7 @@ def check_extras() -> CheckResult:
 
 CHECKS: tuple[Callable[[], CheckResult], ...] = (
     check_kernel,
+    check_machine,
     check_page_size,
     check_paging_levels,
     check_user,
