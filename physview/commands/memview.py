@@ -3,8 +3,8 @@
 
 Takes the addresses of the argument vector, the environment, a local and a global string, a
 function and thirty buffers from malloc(), all in its own process, and prints the physical address
-of each. Exits with 1 if any of them has no physical address; the cause is on stderr. In a VM, stderr
-says once that the addresses are guest-physical.
+of each. Exits with 1 if any of them has no physical address; the cause is on stderr. In a VM,
+stderr says once that the addresses are guest-physical.
 """
 
 from __future__ import annotations
