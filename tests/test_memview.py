@@ -85,6 +85,7 @@ def test_the_note_of_the_vm_comes_after_the_report_in_one_file(physview):
     assert [VM_NOTE in line for line in lines] == [False] * 40 + [True] * (len(lines) - 40)
 
 
+@pytest.mark.needs("no-capabilities")
 def test_without_physical_addresses_nothing_is_said_of_the_vm(physview):
     assert VM_NOTE not in physview("memview", "--virtual").stderr
     hidden = physview("memview", prefix=WITHOUT_CAPABILITIES)

@@ -53,6 +53,7 @@ def test_a_command_shows_how_far_it_is(request, physview, sleeper, tmp_path, wha
     if "FRAME" in words:
         words[words.index("FRAME")] = frame_of(sleeper.pid)
     with PtyRun([sys.executable, "-c", AT_ONCE, *words], columns=120, lines=60) as run:
-        assert run.wait() == 0, run.lines
+        # Snapshots may differ: the kernel moves pages, also of a process at rest.
+        assert run.wait() in ((0, 1) if words[0] == "diff" else (0,)), run.lines
         assert what.encode() in run.raw
         assert not [line for line in run.lines if what in line and "━" in line]
