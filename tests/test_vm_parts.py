@@ -6,6 +6,7 @@ import ast
 import io
 import lzma
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,11 +104,21 @@ def test_an_archive_is_aligned_and_has_a_trailer():
 GUEST = """
 import os, sys
 from types import SimpleNamespace
-from physview.vm import guest
-sent = {guest.STDOUT: b"", guest.STDERR: b""}
-def send(kind, content): sent[kind] += content
-request = {"command": sys.argv[1:], "env": dict(os.environ)}
-print((guest.run(request, SimpleNamespace(send=send)), *sent.values()))
+from physview.vm import guest, messages
+sent = {messages.STDOUT: b"", messages.STDERR: b""}
+class Host:
+    fd = os.pipe()[0]
+    def send(self, kind, stream, content):
+        if kind == messages.EXIT:
+            print((messages.NUMBER.unpack(content)[0], *sent.values()), flush=True)
+            os._exit(0)
+        sent[kind] += content
+serving = guest.Guest(Host())
+home = os.environ | {"HOME": "/nonexistent"}
+guest.os.makedirs = lambda path, exist_ok: None
+serving._run(1, {"command": sys.argv[1:], "otherwise": [], "env": dict(home), "cwd": "/",
+                 "terminal": None})
+serving.serve()
 """
 
 
@@ -139,9 +150,16 @@ def test_a_background_process_does_not_delay_the_end():
 
 
 def test_the_guests_program_imports_few_modules():
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import guest; print(*sys.modules)"
-    command = [sys.executable, "-I", "-S", "-c", code, os.path.dirname(guest.__file__)]
+    listing = """
+import sys
+path, before = sys.argv[1], set(sys.modules)
+source = open(path).read().partition("def main()")[0]
+exec(compile(source, path, "exec"), {"__name__": "__main__", "__file__": path})
+print(*set(sys.modules) - before)
+"""
+    command = [sys.executable, "-I", "-S", "-c", listing, guest.__file__]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "physview.vm.messages" in loaded
     assert not {"enum", "json", "re", "socket", "subprocess", "typing"} & set(loaded)
 
 
@@ -268,6 +286,38 @@ def test_an_unreadable_running_kernel_is_reported(run_command, monkeypatch, caps
     assert "cannot be read; trying Debian's 6.1" in said[0]
 
 
-def test_a_missing_command_is_a_usage_error(run_command):
-    with pytest.raises(UsageError, match="nothing to run"):
-        run_command("--kernel", "6.1", "--")
+def test_without_a_command_it_is_a_shell(run_command):
+    asked = run_command("--kernel", "6.1", "--")[1]
+    assert (asked["command"][0], asked["otherwise"]) == ("bash", ["sh"])
+
+
+def test_a_command_of_physview_needs_no_physview_before_it(run_command):
+    assert run_command("--kernel", "6.1", "lab", "cow")[1]["otherwise"] == [
+        *("physview", "lab", "cow"),
+    ]
+    assert run_command("--kernel", "6.1", "--", "ls")[1]["otherwise"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("start one two", "vm start takes one name: not 'two' as well"),
+        ("start a/b", "'a/b' is no name for a VM"),
+        ("start --timeout 3", "vm start takes no --timeout; it belongs to vm and vm exec"),
+        ("--kernel 6.1 stop", "vm stop takes no --kernel; it belongs to vm and vm start"),
+        ("exec", "nothing to run"),
+        ("exec --", "nothing to run"),
+        ("shell -- ls", "vm shell runs no command"),
+        ("list x", "vm list takes no name"),
+        ("stop x --all", "not both"),
+        ("--stay -- ls", "vm takes no --stay; it belongs to vm start"),
+    ],
+)
+def test_wrong_uses_are_said(run_command, words, error, tmp_path, monkeypatch):
+    monkeypatch.setenv("PHYSVIEW_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match=re.escape(error)):
+        run_command(*words.split())
+
+
+def test_a_program_may_be_called_as_an_action(run_command):
+    assert run_command("--kernel", "6.1", "--", "start", "x")[1]["command"] == ["start", "x"]

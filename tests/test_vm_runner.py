@@ -20,7 +20,7 @@ from physview.vm import qemu, runner, session
 FAKE_QEMU = """#!{python}
 import os, re, socket, sys, time
 sys.path.insert(0, {root!r})
-from physview.vm import guest
+from physview.vm import messages
 if sys.argv[1:] == ["-cpu", "help"]:
     sys.exit()
 open({folder!r} + "/pids", "a").write(str(os.getpid()) + "\\n")
@@ -29,8 +29,19 @@ arguments = " ".join(sys.argv)
 accelerator = re.search("accel=([a-z]+)", arguments)[1]
 console, port = (socket.socket(fileno=int(re.search(f"id={{name}},fd=([0-9]+)", arguments)[1]))
                  for name in ("console", "port"))
-def send(kind, content=b""):
-    port.sendall(guest.MESSAGE.pack(kind, len(content)) + content)
+def send(kind, content=b"", stream=1):
+    port.sendall(messages.pack(kind, stream, content))
+received, waiting = bytearray(), []
+def wait_for(kind):
+    while not waiting or waiting.pop(0)[0] != kind:
+        while not waiting:
+            received.extend(port.recv(65536))
+            waiting.extend(messages.take_whole(received))
+def boot():
+    send(messages.READY)
+    wait_for(messages.PREPARE)
+    send(messages.PREPARED)
+    wait_for(messages.RUN)
 {body}
 """
 
@@ -76,18 +87,18 @@ def wait_for(condition):
 
 def test_a_vm_lost_before_any_output_is_retried(fake_qemu):
     run = fake_qemu(
-        "if nr_started > 1:\n"
-        "    send(guest.READY); send(guest.EXIT, bytes([5, 0, 0, 0])); time.sleep(60)"
+        "if nr_started > 1:\n    boot(); send(messages.EXIT, bytes([5, 0, 0, 0])); time.sleep(60)"
     )
     said = []
     outcome = run(say=said.append)
-    assert (outcome.exit_code, outcome.nr_lost, len(said)) == (5, 1, 2)
+    assert (outcome.exit_code, outcome.nr_lost) == (5, 1)
+    assert said[1] in ("trying once more", "trying with tcg")
     assert "the VM died while it booted" in said[0]
 
 
 def test_a_vm_lost_after_output_is_not_retried(fake_qemu):
     stdout = io.BytesIO()
-    run = fake_qemu("send(guest.READY); port.recv(1); send(guest.STDOUT, b'half')")
+    run = fake_qemu("boot(); send(messages.STDOUT, b'half')")
     with pytest.raises(vm.VmLost, match="ended before the command did"):
         run(stdout=stdout)
     assert stdout.getvalue() == b"half"
@@ -108,22 +119,39 @@ def test_a_vm_that_does_not_boot_in_time_is_ended(fake_qemu):
 
 
 def test_a_command_that_takes_too_long_is_ended(fake_qemu):
-    run = fake_qemu("send(guest.READY); time.sleep(60)")
+    run = fake_qemu("boot(); time.sleep(60)")
     with pytest.raises(vm.VmTimeout):
         run(timeout=0.2)
     assert not is_alive(*fake_qemu.pids())
 
 
 def test_a_command_with_endless_output_is_ended_too(fake_qemu):
-    run = fake_qemu("send(guest.READY)\nwhile True: send(guest.STDOUT, bytes(60000))")
+    run = fake_qemu("boot()\nwhile True: send(messages.STDOUT, bytes(60000))")
     with pytest.raises(vm.VmTimeout):
         run(timeout=0.2, stdout=io.BytesIO())
+
+
+def test_a_guest_that_refuses_its_setup_is_said(fake_qemu):
+    run = fake_qemu("send(messages.READY); send(messages.REFUSED, b'no \\xff', 0); time.sleep(60)")
+    with pytest.raises(vm.VmUnusable, match="cannot be set up for the command: no �"):
+        run()
+
+
+def test_a_command_that_has_read_something_is_not_run_again(fake_qemu):
+    run = fake_qemu("boot(); wait_for(messages.STDIN)")
+    ours, theirs = os.pipe()
+    os.write(theirs, b"an answer")
+    with pytest.raises(vm.VmLost, match="ended before the command did"):
+        run(stdin=ours)
+    os.close(ours)
+    os.close(theirs)
+    assert len(fake_qemu.pids()) == 1
 
 
 def test_a_kernel_that_hangs_in_its_panic_ends_the_wait(fake_qemu, monkeypatch):
     monkeypatch.setattr(session, "PANIC_SECONDS", 0.2)
     run = fake_qemu(
-        "send(guest.READY)\n"
+        "boot()\n"
         "console.sendall(b'[ 9.1] Oops: 1\\n[ 9.2] Kernel panic - not syncing\\n')\n"
         "time.sleep(60)"
     )
@@ -135,7 +163,7 @@ def test_a_kernel_that_falls_silent_is_lost(fake_qemu, monkeypatch):
     monkeypatch.setitem(runner.SILENCE_TIMEOUTS, "tcg", 1)
     run = fake_qemu(
         "for i in range(8): console.sendall(b'[ 0.1] a word\\n'); time.sleep(0.2)\n"
-        "send(guest.READY); send(guest.EXIT, bytes(4)); time.sleep(60)"
+        "boot(); send(messages.EXIT, bytes(4)); time.sleep(60)"
     )
     assert run().boot_seconds > 1
     run = fake_qemu("time.sleep(60)")
@@ -148,18 +176,32 @@ def test_after_kvm_has_failed_tcg_is_used(fake_qemu, monkeypatch):
     monkeypatch.setattr(qemu, "can_open_kvm", lambda: True)
     run = fake_qemu(
         "if accelerator == 'kvm': time.sleep(60)\n"
-        "send(guest.READY); send(guest.EXIT, bytes(4)); time.sleep(60)"
+        "boot(); send(messages.EXIT, bytes(4)); time.sleep(60)"
     )
     said = []
     first = run(boot_timeout=1, say=said.append)
     assert (first.accelerator, first.nr_lost) == ("tcg", 1)
-    assert said[-1] == "trying with tcg"
+    assert said[-2:] == [
+        "trying with tcg",
+        "no VM will try KVM again until this machine is rebooted",
+    ]
     assert run(boot_timeout=1).nr_lost == 0
+
+
+def test_a_wait_for_kvm_is_said(fake_qemu, monkeypatch):
+    monkeypatch.setenv("PHYSVIEW_VM_ACCEL", "kvm")
+    monkeypatch.setattr(session, "PATIENCE_SECONDS", 0.3)
+    run = fake_qemu("time.sleep(60)")
+    said = []
+    with pytest.raises(vm.VmLost):
+        run(boot_timeout=2, say=said.append)
+    waits = [each for each in said if "no sign of life" in each]
+    assert waits == ["no sign of life with KVM yet; waiting for at most 2 s more"] * 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_qemu_ends_with_physview(fake_qemu, number):
-    fake_qemu("send(guest.READY); time.sleep(60)")
+    fake_qemu("boot(); time.sleep(60)")
     code = (
         "import signal, sys; from pathlib import Path; from types import SimpleNamespace as N\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run a command in a throwaway VM with the kernel module loaded.
+"""Work in a virtual machine with the kernel module loaded, as root.
+
+Without a command, vm opens a shell in a throwaway VM. With a command, it runs that. Either way, the
+VM ends with it. start boots a VM that stays, exec and shell use it from any terminal, stop ends it,
+and list shows all. A VM that was started ends by itself when the terminal session in which it was
+started ends, or when no command has run in it for an hour.
 
 The VM uses this machine's root file system: it sees all files that you may read. The VM's changes
-to files are lost when it ends. The command runs as root in the VM. Its output, including control
-characters, and its exit code are passed on unchanged. physview's own exit codes are 123 (the VM's
-kernel crashed), 124 (the command took too long) and 125 (the VM did not start, or was lost).
+to files are lost when it ends. The command runs as root in the VM. If it is no program but a
+command of physview, physview runs it. Its input, its output, including control characters, and its
+exit code are passed on unchanged. physview's own exit codes are 123 (the VM's kernel crashed), 124
+(the command took too long) and 125 (the VM did not start, or was lost).
 
 The environment variable PHYSVIEW_VM_ACCEL=kvm or tcg chooses KVM or emulation. The default is KVM
 where it works.
@@ -14,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from physview.commands import _common
 from physview.errors import Unsupported, UsageError
@@ -26,12 +32,62 @@ if TYPE_CHECKING:
     from physview.kernels import Kernel
 
 NAME = "vm"
-HELP = "a command in a throwaway VM, with any kernel, and with the kernel module loaded"
+HELP = "a shell or a command in a VM, with any kernel, and with the kernel module loaded"
+ACTIONS = ("start", "exec", "shell", "list", "stop")
+USAGE = (
+    f"physview {NAME} [OPTIONS] [-- CMD…], or"
+    f" physview {NAME} {'|'.join(ACTIONS)} [NAME] [OPTIONS] [-- CMD…]"
+)
+SHELL = ["bash", "--rcfile", "/dev/null"], ["sh"]
+"""What `shell` runs, and what it runs where the first is missing.
+
+The user's own ~/.bashrc is left out: it may start dozens of programs, which takes long in an
+emulator, or put another physview first in PATH.
+"""
+
+_MACHINE = ("kernel", "la57", "memory", "cpus", "nodes", "module", "append", "swap")
+_ALLOWED = {
+    "": (*_MACHINE, "timeout", "console"),
+    "start": (*_MACHINE, "idle", "stay"),
+    "exec": ("timeout",),
+    "shell": (),
+    "list": ("json",),
+    "stop": ("all",),
+}
+"""The options of each action."""
 
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.usage = f"physview {NAME} [OPTIONS] -- CMD…"
+    parser.usage = USAGE
+    _add_machine_options(parser)
+    parser.add_argument(
+        "--timeout",
+        type=_common.seconds(0.001),
+        metavar="S",
+        help="end the command after S seconds",
+    )
+    parser.add_argument("--console", action="store_true", help="show the kernel's log on stderr")
+    parser.add_argument(
+        "--idle",
+        type=_common.count(),
+        metavar="MIN",
+        default=60,
+        help="with start: end the VM when no command has run in it for so many minutes"
+        " (default: 60)",
+    )
+    parser.add_argument(
+        "--stay",
+        action="store_true",
+        help="with start: do not end the VM with this terminal session",
+    )
+    parser.add_argument("--all", action="store_true", help="with stop: stop all VMs")
+    parser.add_argument("--json", action="store_true", help="with list: print one JSON document")
+    parser.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="what to run")
+    parser.set_defaults(own_parser=parser)
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernel",
         metavar="X",
@@ -81,18 +137,54 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help="give the VM swap of this size, in its own compressed memory (zram)",
     )
-    parser.add_argument(
-        "--timeout",
-        type=_common.seconds(0.001),
-        metavar="S",
-        help="end the command after S seconds",
-    )
-    parser.add_argument("--console", action="store_true", help="show the kernel's log on stderr")
-    parser.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="what to run")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command in a VM."""
+    """Run a command in a VM, or do what the action says."""
+    from physview.commands import _vm_actions
+
+    if args.command and args.command[0] in ACTIONS:
+        action, name, args = _parse_action(args)
+        _refuse_other_options(action, args)
+        return _vm_actions.ACTIONS[action](name, args)
+    _refuse_other_options("", args)
+    return _run_in_throwaway_vm(args)
+
+
+def _parse_action(args: argparse.Namespace) -> tuple[str, str | None, argparse.Namespace]:
+    """Parse what follows an action: its name, and options before and after it."""
+    action, *words = args.command
+    at = words.index("--") if "--" in words else len(words)
+    words, command = words[:at], words[at + 1 :]
+    name = None
+    while words:
+        args.command = []
+        args = args.own_parser.parse_args(words, args)
+        words = args.command
+        if words and name is not None:
+            remedy = f"put -- before a command: {invocation.physview('vm exec [NAME] -- CMD…')}"
+            raise UsageError(f"vm {action} takes one name", f"not '{words[0]}' as well", remedy)
+        if words:
+            name, *words = words
+    args.command = command
+    if action == "exec" and not args.command:
+        raise UsageError("nothing to run", "", invocation.physview("vm exec [NAME] -- CMD…"))
+    if action != "exec" and args.command:
+        raise UsageError(f"vm {action} runs no command", "", invocation.physview("vm exec -- CMD…"))
+    return action, name, args
+
+
+def _refuse_other_options(action: str, args: argparse.Namespace) -> None:
+    """Refuse options that the action does not take."""
+    for option in sorted({name for names in _ALLOWED.values() for name in names}):
+        is_given = getattr(args, option) != args.own_parser.get_default(option)
+        if is_given and option not in _ALLOWED[action]:
+            where = [f"vm {each}".rstrip() for each, names in _ALLOWED.items() if option in names]
+            what = f"vm {action}".rstrip() + f" takes no --{option}"
+            raise UsageError(what, "", f"it belongs to {' and '.join(where)}")
+
+
+def _run_in_throwaway_vm(args: argparse.Namespace) -> int:
     import sys
 
     from physview import vm
@@ -100,24 +192,44 @@ def run(args: argparse.Namespace) -> int:
 
     # argparse.REMAINDER keeps the first "--". A later "--" belongs to the command.
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    if not command:
-        raise UsageError("nothing to run", "", invocation.physview("vm [OPTIONS] -- CMD…"))
-    kernel = _find_kernel(args.kernel, builds=not args.module)
+    kernel = find_kernel(args)
     outcome = vm.run(
         kernel,
-        command,
-        modules=_modules(args.module, kernel),
-        la57=args.la57 == "on",
-        memory_mib=args.memory,
-        cpus=args.cpus,
-        nodes=args.nodes,
+        command or SHELL[0],
+        otherwise=otherwise(command) if command else SHELL[1],
         timeout=args.timeout,
-        append=args.append,
-        swap_mib=args.swap or 0,
+        stdin=None if sys.stdin is None else 0,
+        is_terminal=vm.has_terminal(),
         console=output.unfiltered(sys.stderr) if args.console else None,
         say=_common.say_lines,
+        **machine_options(args, kernel),
     )
     return outcome.exit_code
+
+
+def otherwise(command: list[str]) -> list[str]:
+    """Return what to run if a command is no program: the command of physview, if it is one."""
+    from physview.commands import COMMANDS
+
+    return ["physview", *command] if command[0] in COMMANDS else []
+
+
+def find_kernel(args: argparse.Namespace) -> Kernel:
+    """Find the kernel to boot that the options name."""
+    return _find_kernel(args.kernel, builds=not args.module)
+
+
+def machine_options(args: argparse.Namespace, kernel: Kernel) -> dict[str, Any]:
+    """Return the options of the machine as arguments of `vm.plan()`. It may build the module."""
+    return {
+        "modules": _modules(args.module, kernel),
+        "la57": args.la57 == "on",
+        "memory_mib": args.memory,
+        "cpus": args.cpus,
+        "nodes": args.nodes,
+        "append": args.append,
+        "swap_mib": args.swap or 0,
+    }
 
 
 def _find_kernel(wanted: str | None, *, builds: bool = True) -> Kernel:

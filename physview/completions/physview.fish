@@ -51,7 +51,7 @@ function _shtab_physview_using
 end
 
 set -g _shtab_physview_commands memview translate maps pages watch snapshot diff walk compare tables frames owners file guest picture lab trace module vm doctor completion
-set -g _shtab_physview_opts_with_value --append --buffer --cgroup --columns --cpus --every --exclude --files-from --flags --format --from --include --interval --kernel --la57 --memory --module --name --nodes --number --only --output --picture --pid --qmp --range --repeat --save --seconds --sleep --sort --source --swap --theme --through --ticks --timeout --top -n -o -p
+set -g _shtab_physview_opts_with_value --append --buffer --cgroup --columns --cpus --every --exclude --files-from --flags --format --from --idle --include --interval --kernel --la57 --memory --module --name --nodes --number --only --output --picture --pid --qmp --range --repeat --save --seconds --sleep --sort --source --swap --theme --through --ticks --timeout --top -n -o -p
 
 complete -c physview -e
 complete -c physview -f
@@ -235,7 +235,7 @@ complete -c physview -n '_shtab_physview_using module' -s h -l help -d 'show thi
 complete -c physview -n '_shtab_physview_using module' -l insecure -d 'with load: let every user look at their own memory, as the course'"'"'s module does'
 complete -c physview -n '_shtab_physview_using module' -l json -d 'print one JSON document'
 complete -c physview -n '_shtab_physview_using module; and test $_shtab_physview_npos -eq 0' -ka "build load unload status" -d action
-complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a vm -d 'Run a command in a throwaway VM with the kernel module loaded.'
+complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a vm -d 'Work in a virtual machine with the kernel module loaded, as root.'
 complete -c physview -n '_shtab_physview_using vm' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using vm' -l kernel -x -d 'a version of Debian'"'"'s kernel, such as 6.1, or of Ubuntu'"'"'s, such as 6.8, which is downloaded but not installed; or the path of your own image with virtio, 9p and overlayfs built in (default: the running kernel; if it is not available, Debian'"'"'s 6.1 or the first version in Ubuntu'"'"'s mirror)'
 complete -c physview -n '_shtab_physview_using vm' -l la57 -xka "on off" -d 'page tables with 5 levels, not 4 (default: off)'
@@ -247,6 +247,10 @@ complete -c physview -n '_shtab_physview_using vm' -l append -x -d 'add words to
 complete -c physview -n '_shtab_physview_using vm' -l swap -x -d 'give the VM swap of this size, in its own compressed memory (zram)'
 complete -c physview -n '_shtab_physview_using vm' -l timeout -x -d 'end the command after S seconds'
 complete -c physview -n '_shtab_physview_using vm' -l console -d 'show the kernel'"'"'s log on stderr'
+complete -c physview -n '_shtab_physview_using vm' -l idle -x -d 'with start: end the VM when no command has run in it for so many minutes (default: 60)'
+complete -c physview -n '_shtab_physview_using vm' -l stay -d 'with start: do not end the VM with this terminal session'
+complete -c physview -n '_shtab_physview_using vm' -l all -d 'with stop: stop all VMs'
+complete -c physview -n '_shtab_physview_using vm' -l json -d 'with list: print one JSON document'
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a doctor -d 'Show what this machine and this user can do, what is missing, and the command that gets it.'
 complete -c physview -n '_shtab_physview_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using doctor' -l json -d 'print one JSON document'

@@ -6,8 +6,9 @@ needed. virtme-ng does the same and was tried: it needs udev, depmod and modprob
 twice as long to boot, and its exit code 255 can mean a crashed kernel, a lost VM or a wrong option.
 """
 
+from physview.vm.attachment import has_terminal
 from physview.vm.failures import KernelCrashed, VmLost, VmTimeout, VmUnusable
-from physview.vm.runner import Bootable, VmResult, run, why_unbootable
+from physview.vm.runner import Bootable, VmResult, plan, run, why_unbootable
 
 __all__ = [
     "Bootable",
@@ -16,6 +17,8 @@ __all__ = [
     "VmResult",
     "VmTimeout",
     "VmUnusable",
+    "has_terminal",
+    "plan",
     "run",
     "why_unbootable",
 ]

@@ -7,6 +7,7 @@ A command that fails is not an error of the VM: its exit code is returned.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from physview.errors import PhysviewError
 from physview.vm import init
@@ -47,6 +48,25 @@ class KernelCrashed(PhysviewError):
     """The VM's kernel oopsed or panicked while the command ran."""
 
     exit_code = 123
+
+
+def as_document(error: PhysviewError) -> dict[str, Any]:
+    """Return an error in a form that JSON can hold, for another process."""
+    return {"kind": type(error).__name__, "parts": error.__reduce__()[1][1]}
+
+
+def from_document(document: dict[str, Any]) -> PhysviewError:
+    """Return the error that `as_document()` was given; as a VmLost if its kind is not of a VM."""
+    kinds = (VmUnusable, VmLost, VmTimeout, KernelCrashed)
+    kind = {kind.__name__: kind for kind in kinds}.get(document["kind"], VmLost)
+    what, why, remedy, lines = document["parts"]
+    return kind(what, why, remedy, tuple(lines))
+
+
+def refused_error(content: bytes) -> VmUnusable:
+    """Return the error for what the guest refuses, from its message."""
+    why = content.decode("utf-8", "replace")
+    return VmUnusable("the VM cannot be set up for the command", why)
 
 
 def crash_error(log: str) -> KernelCrashed | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Process 1 of the guest: runs one command, and sends its output and exit code to the host.
+"""Process 1 of the guest: runs commands for the host, several at once.
 
 The guest runs this file from the host's root folder, with the host's Python. The file imports few
 modules: on an emulated CPU each module of the standard library costs a fraction of a second.
@@ -11,19 +11,26 @@ import marshal
 import os
 import select
 import struct
+import sys
 import time
+
+if __name__ == "__main__":  # find the modules below without running the package's __init__.py
+    for _name, _depth in (("physview", 2), ("physview.vm", 1)):
+        sys.modules[_name] = type(sys)(_name)
+        sys.modules[_name].__path__ = [__file__.rsplit("/", _depth)[0]]
+
+from physview.vm import messages
+from physview.vm.guest_commands import CHUNK_SIZE, Command, resize
 
 TYPE_CHECKING = False  # importing typing costs more than all the imports above
 if TYPE_CHECKING:
     from typing import Any
 
 PORT = "/dev/vport0p1"
-READY, STDOUT, STDERR, EXIT, REFUSED = range(5)
-"""Kinds of messages. A message is its kind, its content's length in bytes, and its content."""
-MESSAGE = struct.Struct("<BI")
+SECONDS_TO_END = 3.0
+"""How long a command may take to end after SIGHUP. Then it is killed."""
 
-CHUNK_SIZE = 1 << 16
-SIGPIPE, SIGXFSZ = 13, 25
+SIGHUP, SIGKILL, SIGCONT = 1, 9, 18
 IFF_UP = 1
 ZRAM = "/dev/zram0"
 
@@ -37,40 +44,186 @@ class HostPort:
         while not os.path.exists(PORT) and time.monotonic() < deadline:
             time.sleep(0.01)
         self.fd = os.open(PORT, os.O_RDWR | os.O_CLOEXEC)
+        self._received = bytearray()
 
-    def send(self, kind: int, content: bytes = b"") -> None:
-        """Send a message."""
-        data = memoryview(MESSAGE.pack(kind, len(content)) + content)
+    def send(self, kind: int, stream: int = 0, content: bytes = b"") -> None:
+        """Send a message. The host always reads, so this never waits for a user."""
+        data = memoryview(messages.pack(kind, stream, content))
         while data:
             data = data[os.write(self.fd, data) :]
 
-    def receive(self) -> bytes:
-        """Receive one item from the host: its length, then its content."""
-        return self._read(struct.unpack("<I", self._read(4))[0])
+    def receive(self) -> list[messages.Message]:
+        """Read once, and return the messages that are complete."""
+        self._received += os.read(self.fd, CHUNK_SIZE)
+        return messages.take_whole(self._received)
 
-    def _read(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            data += os.read(self.fd, size - len(data))
-        return data
+
+class Guest:
+    """The commands that run, and the connection to the host."""
+
+    def __init__(self, port: HostPort) -> None:
+        self._port = port
+        self._commands: dict[int, Command] = {}
+        self._poll = select.poll()
+        self._poll.register(port.fd, select.POLLIN)
+        self._registered: dict[int, Command] = {}
+
+    def serve(self) -> None:
+        """Do what the host asks for until it ends the VM."""
+        while True:
+            for fd, events in self._poll.poll(1000):
+                if fd == self._port.fd:
+                    for message in self._port.receive():
+                        self._obey(*message)
+                elif command := self._registered.get(fd):
+                    self._serve(command, fd, events)
+            self._reap()
+
+    def _obey(self, kind: int, stream: int, content: bytes) -> None:
+        if kind in (messages.PREPARE, messages.RUN):
+            # marshal, not json: both ends run the same interpreter, and json costs an import.
+            request = marshal.loads(content)
+            try:
+                if kind == messages.PREPARE:
+                    prepare(request)
+                    self._port.send(messages.PREPARED)
+                else:
+                    self._run(stream, request)
+            except Exception as error:  # the kernel panics when its process 1 ends
+                why = str(error).encode("utf-8", "surrogateescape")
+                self._port.send(messages.REFUSED, stream, why)
+            return
+        command = self._commands.get(stream)
+        if command is None:  # it has ended meanwhile
+            return
+        if kind == messages.STDIN:
+            command.stdin_data += content
+        elif kind == messages.END_OF_STDIN:
+            command.stdin_ends = True
+        elif kind == messages.TAKEN:
+            command.room += messages.NUMBER.unpack(content)[0]
+        elif kind == messages.RESIZE:
+            resize(command.terminal, *messages.SIZE.unpack(content))
+        elif kind == messages.SIGNAL:
+            command.signal(messages.NUMBER.unpack(content)[0])
+        elif kind == messages.HANG_UP:
+            self._hang_up(command)
+            return
+        self._pass_on(command)
+
+    def _run(self, stream: int, request: dict[str, Any]) -> None:
+        os.chdir(request["cwd"])
+        environment = request["env"]
+        if not is_writable(environment.get("HOME", "")):
+            environment["HOME"] = "/home/physview-vm"
+            os.makedirs(environment["HOME"], exist_ok=True)
+        try:
+            command = Command(stream, request)
+        except OSError as error:
+            name = request["command"][0]
+            message = f"physview: cannot run {name}: {error.strerror}\n"
+            self._port.send(messages.STDERR, stream, message.encode("utf-8", "surrogateescape"))
+            code = 127 if isinstance(error, FileNotFoundError) else 126
+            self._port.send(messages.EXIT, stream, messages.NUMBER.pack(code))
+            return
+        self._commands[stream] = command
+        self._register(command)
+
+    def _serve(self, command: Command, fd: int, events: int) -> None:
+        if fd in command.outputs and events & ~select.POLLOUT:
+            self._forward(command, fd)
+        self._pass_on(command)
+
+    def _pass_on(self, command: Command) -> None:
+        """Pass stdin on, and the rest of the output of a command that has ended."""
+        nr_written = command.write_stdin()
+        if nr_written:
+            self._port.send(messages.TAKEN, command.stream, messages.NUMBER.pack(nr_written))
+        if command.status is not None:
+            self._finish(command)
+        self._register(command)
+
+    def _forward(self, command: Command, fd: int) -> bool:
+        """Read output once and send it; return whether there may be more now."""
+        data = command.read(fd)
+        if data:
+            self._port.send(command.outputs[fd], command.stream, data)
+            command.room -= len(data)
+            if command.status is not None:
+                command.nr_left -= len(data)
+        elif data is not None:
+            del command.outputs[fd]
+            if fd != command.terminal:
+                os.close(fd)
+        return bool(data)
+
+    def _finish(self, command: Command) -> None:
+        """Send what an ended command has printed, and then its exit code."""
+        for fd in [*command.outputs]:
+            # A process that the command left running may hold the pipe open. Do not wait for it.
+            while command.room and command.nr_left > 0 and self._forward(command, fd):
+                pass
+        if command.outputs and not command.room and command.nr_left > 0:
+            return  # until the host has taken some
+        code = os.waitstatus_to_exitcode(command.status or 0)
+        code = code if code >= 0 else 128 - code  # the shell's convention
+        self._port.send(messages.EXIT, command.stream, messages.NUMBER.pack(code))
+        self._forget(command)
+
+    def _hang_up(self, command: Command) -> None:
+        """End a command for which nobody waits any more."""
+        if command.status is not None:
+            self._forget(command)
+            return
+        for number in (SIGHUP, SIGCONT):
+            command.signal(number)
+        command.deadline = time.monotonic() + SECONDS_TO_END
+        command.close()
+        self._register(command)
+
+    def _forget(self, command: Command) -> None:
+        command.close()
+        self._register(command)
+        self._commands.pop(command.stream, None)
+
+    def _register(self, command: Command) -> None:
+        wanted = command.wanted()
+        for fd in [fd for fd, whose in self._registered.items() if whose is command]:
+            if fd not in wanted:
+                self._poll.unregister(fd)
+                del self._registered[fd]
+        for fd, events in wanted.items():
+            self._poll.register(fd, events)
+            self._registered[fd] = command
+
+    def _reap(self) -> None:
+        """Collect all ended processes, including orphans. Kill commands that do not hang up."""
+        ended = {}
+        try:
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    break
+                ended[pid] = status
+        except ChildProcessError:
+            pass
+        for command in [*self._commands.values()]:
+            if command.pid in ended:
+                command.status = ended[command.pid]
+                if command.deadline:
+                    self._forget(command)
+                else:
+                    self._pass_on(command)
+            elif command.deadline and time.monotonic() > command.deadline:
+                command.signal(SIGKILL)
 
 
 def main() -> None:
-    """Run the host's request, report the result, and wait until the host ends the VM."""
+    """Serve the host until it ends the VM."""
     make_links()
     port = HostPort()
-    port.send(READY)
-    # marshal, not json: both ends run the same interpreter, and json costs an import.
-    request = marshal.loads(port.receive())
-    try:
-        prepare(request)
-        code = run(request, port)
-    except Exception as error:  # the kernel panics when its process 1 ends
-        port.send(REFUSED, str(error).encode("utf-8", "surrogateescape"))
-    else:
-        port.send(EXIT, struct.pack("<I", code))
-    while True:
-        time.sleep(1000)
+    port.send(messages.READY)
+    Guest(port).serve()
 
 
 def make_links() -> None:
@@ -80,10 +233,10 @@ def make_links() -> None:
 
 
 def prepare(request: dict[str, Any]) -> None:
-    """Set the guest up for a request: load modules, turn swap on, change the folder.
+    """Set the guest up: load modules, turn swap on.
 
     Raises:
-        OSError: A module can't be loaded, or the folder does not exist.
+        OSError: A module can't be loaded, or there is no swap.
     """
     write("/proc/sys/kernel/hostname", "physview-vm")
     write("/sys/class/net/lo/flags", hex(IFF_UP))
@@ -92,11 +245,6 @@ def prepare(request: dict[str, Any]) -> None:
         insert_module(path, request["finit_module"])
     if request["swap_mib"]:
         turn_swap_on(request["swap_mib"])
-    os.chdir(request["cwd"])
-    environment = request["env"]
-    if not is_writable(environment.get("HOME", "")):
-        environment["HOME"] = "/home/physview-vm"
-        os.makedirs(environment["HOME"], exist_ok=True)
 
 
 def is_writable(folder: str) -> bool:
@@ -172,89 +320,6 @@ def turn_swap_on(size_mib: int) -> None:
     if libc.swapon(ZRAM.encode(), 0):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), ZRAM)
-
-
-def run(request: dict[str, Any], port: HostPort) -> int:
-    """Run the command, forward its output, and return its exit code in the shell's convention."""
-    stdout, command_stdout = os.pipe()
-    stderr, command_stderr = os.pipe()
-    outputs = {stdout: STDOUT, stderr: STDERR}
-    try:
-        pid = start(request, command_stdout, command_stderr)
-    except OSError as error:
-        message = f"physview: cannot run {request['command'][0]}: {error.strerror}\n"
-        port.send(STDERR, message.encode("utf-8", "surrogateescape"))
-        return 127 if isinstance(error, FileNotFoundError) else 126
-    os.close(command_stdout)
-    os.close(command_stderr)
-    poll = select.poll()
-    for fd in (*outputs, os.pidfd_open(pid)):
-        poll.register(fd, select.POLLIN)
-    status = None
-    while status is None:
-        for fd, _ in poll.poll(1000):
-            if fd in outputs and not forward_output(fd, outputs[fd], port):
-                poll.unregister(fd)
-        status = reap(pid)
-    for fd, kind in outputs.items():
-        # A process that the command left running may hold the pipe open. Read without waiting.
-        os.set_blocking(fd, False)
-        while forward_output(fd, kind, port):
-            pass
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
-
-
-def start(request: dict[str, Any], stdout: int, stderr: int) -> int:
-    """Start the command and return its pid.
-
-    Raises:
-        OSError: The file does not exist, or it is not executable.
-    """
-    command, environment = request["command"], request["env"]
-    os.environ["PATH"] = environment["PATH"]  # posix_spawnp() searches this PATH
-    return os.posix_spawnp(
-        command[0],
-        command,
-        environment,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, stdout, 1),
-            (os.POSIX_SPAWN_DUP2, stderr, 2),
-        ],
-        setsid=True,
-        setsigdef=[SIGPIPE, SIGXFSZ],  # Python ignores these signals
-    )
-
-
-def forward_output(fd: int, kind: int, port: HostPort) -> bool:
-    """Read from a pipe once, and send the data to the host.
-
-    Returns:
-        Whether the pipe may have more data.
-    """
-    try:
-        data = os.read(fd, CHUNK_SIZE)
-    except BlockingIOError:
-        return False
-    if data:
-        port.send(kind, data)
-    return bool(data)
-
-
-def reap(pid: int) -> int | None:
-    """Collect all ended processes, including orphans.
-
-    Returns:
-        The status of `pid` if it has ended, or None.
-    """
-    try:
-        while True:
-            ended, status = os.waitpid(-1, os.WNOHANG)
-            if ended in (0, pid):
-                return status if ended else None
-    except ChildProcessError:
-        return None
 
 
 if __name__ == "__main__":

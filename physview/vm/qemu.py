@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,13 +152,20 @@ def can_open_kvm() -> bool:
     return os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
-def remember_that_kvm_fails() -> None:
-    """Write a note to the cache that KVM fails. Until the next boot of the host, TCG is used."""
+def remember_that_kvm_fails() -> bool:
+    """Write a note to the cache that KVM fails. Until the next boot of the host, TCG is used.
+
+    Returns:
+        Whether the note was written. If the cache can't be written safely, there is no note, and
+        KVM is tried each time.
+    """
     from physview.kernels import make_cache_dir
 
-    # If the cache can't be written safely, there is no note, and KVM is tried each time.
-    with suppress(OSError, PhysviewError):
+    try:
         (make_cache_dir() / _KVM_NOTE).write_text(_boot_id())
+    except (OSError, PhysviewError):
+        return False
+    return True
 
 
 def _kvm_note() -> str:

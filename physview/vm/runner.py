@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import marshal
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
 from physview.errors import PhysviewError
 from physview.runtime import child_python, proc_mount
 from physview.text import output
-from physview.vm import guest, init, initramfs, qemu
-from physview.vm.failures import VmLost, VmUnusable
+from physview.vm import guest, init, initramfs, messages, qemu
+from physview.vm.attachment import Attachment
+from physview.vm.failures import VmLost, VmTimeout, VmUnusable
 from physview.vm.session import Session
 
 BOOT_TIMEOUTS = {qemu.KVM: 30.0, qemu.TCG: 180.0}
@@ -25,6 +28,10 @@ SILENCE_TIMEOUTS = {qemu.KVM: 15.0, qemu.TCG: 60.0}
 The kernel logs nothing while it is decompressed.
 """
 
+STREAM = 1
+"""The stream of the only command in a VM."""
+
+T = TypeVar("T")
 
 # zram does not always depend on the module of its default compressor (5.10, 6.1).
 SWAP_MODULES = ("lzo_rle", "zram")
@@ -59,25 +66,125 @@ class VmResult(NamedTuple):
     nr_lost: int
 
 
-def run(
+class Plan(NamedTuple):
+    """A VM that can be booted: QEMU's configuration, the initramfs, and the setup of the guest."""
+
+    machine: qemu.QemuMachine
+    archive: bytes
+    setup: dict[str, Any]
+
+
+def plan(
     kernel: Bootable,
-    command: Sequence[str],
     *,
     modules: Sequence[Path] = (),
     la57: bool = False,
     memory_mib: int = 1024,
     cpus: int = 2,
     nodes: int = 1,
-    timeout: float | None = None,
-    boot_timeout: float | None = None,
     append: str = "",
     swap_mib: int = 0,
-    cwd: str | os.PathLike[str] | None = None,
-    env: Mapping[str, str] | None = None,
-    stdout: BinaryIO | None = None,
-    stderr: BinaryIO | None = None,
+) -> Plan:
+    """Plan a VM over this machine's root folder.
+
+    Args:
+        kernel: The kernel to boot.
+        modules: Modules (.ko) to load. They get their parameters from the kernel's command line,
+            NAME.PARAMETER=VALUE, as with modprobe.
+        la57: Whether page tables have five levels instead of four.
+        memory_mib: The size of the VM's RAM in MiB.
+        cpus: The number of the VM's CPUs.
+        nodes: The number of NUMA nodes. Memory and CPUs are divided among them.
+        append: Further words for the kernel's command line, such as "hugepages=8".
+        swap_mib: The size of the swap area in MiB. It is in the guest's RAM, compressed (zram).
+
+    Raises:
+        VmUnusable: QEMU could not open the initramfs.
+        Unsupported: The kernel lacks a required driver.
+    """
+    missing = proc_mount.why_no_file("/proc/self/fd")
+    if missing:  # QEMU opens the initramfs as /dev/fd/N
+        raise VmUnusable("no VM can be started", *missing)
+    machine = qemu.QemuMachine(Path(kernel.image), memory_mib, cpus, la57, append, nodes)
+    process_1 = child_python.script(guest.__file__, "-S")
+    archive = initramfs.make(Path(kernel.modules), process_1, SWAP_MODULES if swap_mib else ())
+    setup = {
+        "modules": [os.path.abspath(path) for path in modules],
+        "kernel_modules": os.path.abspath(kernel.modules),
+        "finit_module": init.SYS_FINIT_MODULE,
+        "swap_mib": swap_mib,
+    }
+    return Plan(machine, archive, setup)
+
+
+def boot(
+    planned: Plan,
+    use: Callable[[Session], T],
+    *,
+    boot_timeout: float | None = None,
     console: BinaryIO | None = None,
     say: Callable[[str], object] = lambda message: None,
+) -> T:
+    """Boot a VM, use it, and end it. If it is lost before it was of use, boot another one.
+
+    Args:
+        planned: The VM.
+        use: Called with the VM, which is set up.
+        boot_timeout: The longest duration of the boot in seconds; BOOT_TIMEOUTS by default.
+        console: The file that receives the kernel's log; none by default.
+        say: Called with a message if a VM was lost and another is started, or if KVM may hang.
+
+    Returns:
+        What `use` returned.
+
+    Raises:
+        VmLost: Two VMs died or did not boot.
+        VmUnusable: QEMU is missing, or the guest can't load a module.
+    """
+    accelerators = list(planned.machine.accelerators())
+    for nr_lost, accelerator in enumerate(accelerators):
+        with Session(planned.machine, accelerator, planned.archive, console) as session:
+            session.nr_lost = nr_lost
+            try:
+                session.boot(
+                    planned.setup,
+                    boot_timeout or BOOT_TIMEOUTS[accelerator],
+                    SILENCE_TIMEOUTS[accelerator],
+                    say,
+                )
+                if (
+                    accelerator == qemu.TCG
+                    and qemu.KVM in accelerators
+                    and qemu.remember_that_kvm_fails()
+                ):
+                    say("no VM will try KVM again until this machine is rebooted")
+                return use(session)
+            except VmLost as lost:
+                if session.was_used or nr_lost == len(accelerators) - 1:
+                    raise
+                following = accelerators[nr_lost + 1]
+                how = f"with {following}" if following != accelerator else "once more"
+                say(str(lost))
+                say(f"trying {how}")
+    raise AssertionError("the last accelerator returns or raises")
+
+
+def run(
+    kernel: Bootable,
+    command: Sequence[str],
+    *,
+    otherwise: Sequence[str] = (),
+    timeout: float | None = None,
+    boot_timeout: float | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: int | None = None,
+    stdout: BinaryIO | None = None,
+    stderr: BinaryIO | None = None,
+    is_terminal: bool = False,
+    console: BinaryIO | None = None,
+    say: Callable[[str], object] = lambda message: None,
+    **machine: Any,
 ) -> VmResult:
     """Run a command as root in a throwaway VM over this machine's root folder.
 
@@ -85,25 +192,21 @@ def run(
 
     Args:
         kernel: The kernel to boot.
-        command: The program and its arguments. The program is searched in the guest's PATH. Its
-            stdin is empty.
-        modules: Modules (.ko) to load before the command. They get their parameters from the
-            kernel's command line, NAME.PARAMETER=VALUE, as with modprobe.
-        la57: Whether page tables have five levels instead of four.
-        memory_mib: The size of the VM's RAM in MiB.
-        cpus: The number of the VM's CPUs.
-        nodes: The number of NUMA nodes. Memory and CPUs are divided among them.
+        command: The program and its arguments. The program is searched in the guest's PATH.
+        otherwise: The command to run if there is no such program.
         timeout: The longest duration of the command in seconds; None for no limit.
-        boot_timeout: The longest duration of the boot in seconds; BOOT_TIMEOUTS by default.
-        append: Further words for the kernel's command line, such as "hugepages=8".
-        swap_mib: The size of the swap area in MiB. It is in the guest's RAM, compressed (zram).
+        boot_timeout: As for `boot()`.
         cwd: The command's working folder; the caller's by default.
         env: The command's environment; the caller's by default. PATH also gets the folder of the
             running physview, /usr/sbin and /sbin. HOME is replaced if it can't be written.
+        stdin: The descriptor of the command's input; None for an empty input.
         stdout, stderr: The files that receive the command's output while it runs; the caller's by
             default.
-        console: The file that receives the kernel's log; none by default.
-        say: Called with a message if a VM was lost and another is started.
+        is_terminal: Whether stdin and stdout are this process's terminal. The command then gets a
+            terminal of its own, and each key.
+        console: As for `boot()`.
+        say: As for `boot()`.
+        machine: Further arguments of `plan()`.
 
     Raises:
         KernelCrashed: The guest's kernel oopsed or panicked.
@@ -112,45 +215,111 @@ def run(
         VmUnusable: QEMU is missing, or the guest can't load a module or enter the folder.
         Unsupported: The kernel lacks a required driver.
     """
-    missing = proc_mount.why_no_file("/proc/self/fd")
-    if missing:  # QEMU opens the initramfs as /dev/fd/N
-        raise VmUnusable("no VM can be started", *missing)
-    vm = qemu.QemuMachine(Path(kernel.image), memory_mib, cpus, la57, append, nodes)
-    process_1 = child_python.script(guest.__file__, "-S")
-    archive = initramfs.make(Path(kernel.modules), process_1, SWAP_MODULES if swap_mib else ())
-    request = {
+    request = command_request(command, otherwise, cwd, env)
+
+    def use(session: Session) -> VmResult:
+        link = _OnlyCommand(session)
+        attachment = Attachment(
+            link.send,
+            stdin,
+            stdout or output.unfiltered(sys.stdout),
+            stderr or output.unfiltered(sys.stderr),
+            is_terminal=is_terminal,
+        )
+        code = wait_for_command(link, attachment, request, timeout)
+        return VmResult(code, session.accelerator, session.boot_seconds, session.nr_lost)
+
+    planned = plan(kernel, **machine)
+    return boot(planned, use, boot_timeout=boot_timeout, console=console, say=say)
+
+
+class CommandLink(Protocol):
+    """The way to a VM for one command."""
+
+    def start(self, request: dict[str, Any]) -> None:
+        """Start the command."""
+
+    def send(self, kind: int, content: bytes = b"") -> None:
+        """Send a message of the command's stream."""
+
+    def wait(
+        self, deadline: float | None, readers: Collection[Any] = ()
+    ) -> tuple[list[messages.Message], set[Any]]:
+        """As `Session.wait()`."""
+
+    def ended_error(self) -> PhysviewError:
+        """Return the error for a command that had not ended when the VM ended."""
+
+
+class _OnlyCommand:
+    """The way to a VM that this process has booted, for its only command."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.wait = session.wait
+        self.ended_error = session.ended_error
+
+    def start(self, request: dict[str, Any]) -> None:
+        self._session.send(messages.RUN, STREAM, marshal.dumps(request))
+
+    def send(self, kind: int, content: bytes = b"") -> None:
+        self._session.send(kind, STREAM, content)
+
+
+def wait_for_command(
+    link: CommandLink, attachment: Attachment, request: dict[str, Any], timeout: float | None
+) -> int:
+    """Run a command and wait for its end.
+
+    Args:
+        link: The way to the VM.
+        attachment: The files or the terminal of the command.
+        request: Of `command_request()`.
+        timeout: The longest duration of the command in seconds; None for no limit.
+
+    Returns:
+        The command's exit code.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    link.start(request | {"terminal": attachment.request})
+    with attachment:
+        while True:
+            try:
+                until = _earlier(deadline, attachment.longest_wait)
+                received, readable = link.wait(until, attachment.readers())
+            except TimeoutError:
+                if deadline is None or time.monotonic() < deadline:
+                    continue
+                why = f"it took more than {timeout:g} s"
+                raise VmTimeout("the command was ended", why) from None
+            except EOFError:
+                raise link.ended_error() from None
+            attachment.read(readable)
+            for kind, _, content in received:
+                code = attachment.receive(kind, content)
+                if code is not None:
+                    return code
+
+
+def _earlier(deadline: float | None, seconds: float | None) -> float | None:
+    """Return the earlier of a deadline and a time that is so many seconds away; None for never."""
+    times = [deadline, None if seconds is None else time.monotonic() + seconds]
+    return min((each for each in times if each is not None), default=None)
+
+
+def command_request(
+    command: Sequence[str],
+    otherwise: Sequence[str] = (),
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Return what the guest needs to know of a command, besides its terminal. As for `run()`."""
+    return {
         "command": list(command),
-        "modules": [os.path.abspath(path) for path in modules],
-        "kernel_modules": os.path.abspath(kernel.modules),
-        "finit_module": init.SYS_FINIT_MODULE,
-        "swap_mib": swap_mib,
+        "otherwise": list(otherwise),
         "cwd": os.path.abspath(cwd or "."),
         "env": _environment(os.environ if env is None else env),
     }
-    outputs = {
-        guest.STDOUT: stdout or output.unfiltered(sys.stdout),
-        guest.STDERR: stderr or output.unfiltered(sys.stderr),
-    }
-    accelerators = list(vm.accelerators())
-    for nr_lost, accelerator in enumerate(accelerators):
-        with Session(vm, accelerator, archive, outputs, console) as session:
-            try:
-                session.boot(
-                    request,
-                    boot_timeout or BOOT_TIMEOUTS[accelerator],
-                    SILENCE_TIMEOUTS[accelerator],
-                )
-                if accelerator == qemu.TCG and qemu.KVM in accelerators:
-                    qemu.remember_that_kvm_fails()
-                return VmResult(session.wait(timeout), accelerator, session.boot_seconds, nr_lost)
-            except VmLost as lost:
-                if session.has_output or nr_lost == len(accelerators) - 1:
-                    raise
-                following = accelerators[nr_lost + 1]
-                how = f"with {following}" if following != accelerator else "once more"
-                say(str(lost))
-                say(f"trying {how}")
-    raise AssertionError("the last accelerator returns or raises")
 
 
 def why_unbootable(kernel: Bootable) -> str:

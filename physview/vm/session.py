@@ -7,6 +7,7 @@ console and the port are socket pairs, and the kernel kills QEMU when physview e
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import marshal
 import math
@@ -14,15 +15,16 @@ import os
 import select
 import signal
 import socket
-import struct
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from physview.vm import failures, guest
-from physview.vm.qemu import QemuMachine
+from physview.errors import PhysviewError
+from physview.vm import failures, messages
+from physview.vm.connection import Connection
+from physview.vm.qemu import KVM, QemuMachine
 
 CHUNK_SIZE = 1 << 18
 LOG_SIZE = 1 << 18
@@ -30,6 +32,9 @@ LOG_SIZE = 1 << 18
 
 PANIC_SECONDS = 20.0
 """How long to wait after a kernel panic, in seconds. The reboot that ends QEMU can hang."""
+
+PATIENCE_SECONDS = 3.0
+"""After this time without a line of the kernel's log under KVM, the user is told why it takes."""
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _libc = ctypes.CDLL(None)
@@ -42,7 +47,6 @@ class Session:
         machine: The VM's configuration.
         accelerator: KVM or TCG.
         archive: The initramfs.
-        outputs: The files that receive the command's output, by the kind of message.
         console: The file that receives the kernel's log; None to drop the log.
 
     Raises:
@@ -50,24 +54,21 @@ class Session:
     """
 
     def __init__(
-        self,
-        machine: QemuMachine,
-        accelerator: str,
-        archive: bytes,
-        outputs: Mapping[int, BinaryIO],
-        console: BinaryIO | None,
+        self, machine: QemuMachine, accelerator: str, archive: bytes, console: BinaryIO | None
     ) -> None:
+        self.accelerator = accelerator
         self.boot_seconds = 0.0
-        self.has_output = False
-        self._outputs = outputs
+        self.nr_lost = 0
+        self.was_used = False
+        """Whether a command has read or printed anything. Such a command is not run again."""
         self._console_output = console
         self._log = b""
         self._panic_deadline = math.inf
-        self._received = bytearray()
         self._qemu_stderr = os.memfd_create("qemu-stderr")
         self._console, qemu_console = socket.socketpair()
         self._consoles = [self._console]  # empty once QEMU has closed the console
-        self._port, qemu_port = socket.socketpair()
+        port, qemu_port = socket.socketpair()
+        self._port = Connection(port)
         initramfs = os.memfd_create("initramfs")
         qemu_fds = (initramfs, qemu_console.fileno(), qemu_port.fileno())
         try:
@@ -103,109 +104,112 @@ class Session:
         self._kill()
         self._close()
 
-    def boot(self, request: Mapping[str, Any], timeout: float, silence: float) -> None:
-        """Wait until the guest is ready, and send it the request.
+    def boot(
+        self,
+        setup: Mapping[str, Any],
+        timeout: float,
+        silence: float,
+        say: Callable[[str], object] = lambda message: None,
+    ) -> None:
+        """Wait until the guest is ready, and set it up.
 
         Args:
-            request: The request for guest.py.
+            setup: What prepare() of guest.py takes.
             timeout: The longest time from QEMU's start until the guest is ready, in seconds.
             silence: The longest time without a line in the kernel's log, in seconds.
+            say: Called with a message if KVM seems to hang.
 
         Raises:
             VmLost: The guest is not ready in time, or the VM died.
+            VmUnusable: The guest could not be set up.
         """
-        data = marshal.dumps(dict(request))
         try:
-            self._wait_for_guest(timeout, silence)
-            self._port.sendall(struct.pack("<I", len(data)) + data)
+            self._wait_until_booted(timeout, silence, say)
+            self.send(messages.PREPARE, 0, marshal.dumps(dict(setup)))
+            answers: list[messages.Message] = []
+            while not answers:
+                answers = self.wait(None)[0]
         except TimeoutError:
             seconds = time.monotonic() - self._started
             raise self._lost(f"the VM did not boot in {seconds:.0f} s") from None
-        except (EOFError, BrokenPipeError):
+        except EOFError:
             raise self._lost("the VM died while it booted") from None
         self.boot_seconds = time.monotonic() - self._started
+        kind, _, content = answers[0]
+        if kind == messages.REFUSED:
+            raise failures.refused_error(content)
 
-    def _wait_for_guest(self, timeout: float, silence: float) -> None:
+    def _wait_until_booted(
+        self, timeout: float, silence: float, say: Callable[[str], object]
+    ) -> None:
+        patience = self._started + PATIENCE_SECONDS if self.accelerator == KVM else math.inf
         while True:
             deadline = min(self._started + timeout, self._last_log_time + silence)
-            try:
-                self._next_message(deadline)
-            except TimeoutError:
-                if deadline >= min(self._started + timeout, self._last_log_time + silence):
-                    raise
-            else:
-                return
+            with contextlib.suppress(TimeoutError):
+                if self.wait(min(deadline, patience))[0]:
+                    return
+            now = time.monotonic()
+            if now >= min(self._started + timeout, self._last_log_time + silence):
+                raise TimeoutError
+            if now >= patience:
+                patience = math.inf
+                if self._last_log_time == self._started:
+                    left = deadline - now
+                    say(f"no sign of life with KVM yet; waiting for at most {left:.0f} s more")
 
-    def wait(self, timeout: float | None) -> int:
-        """Forward the command's output until the command ends.
+    def send(self, kind: int, stream: int, content: bytes = b"") -> None:
+        """Send a message to the guest."""
+        self.was_used |= kind == messages.STDIN
+        self._port.send(kind, stream, content)
+
+    def wait(
+        self,
+        deadline: float | None,
+        readers: Collection[Any] = (),
+        writers: Collection[Any] = (),
+    ) -> tuple[list[messages.Message], set[Any]]:
+        """Wait until the guest sends something, or until something else is ready.
 
         Args:
-            timeout: The longest duration from now, in seconds; None for no limit.
+            deadline: The time of time.monotonic() at which to give up; None for never.
+            readers: What else to wait for, until it can be read.
+            writers: What else to wait for, until it can be written.
 
         Returns:
-            The command's exit code.
+            The guest's messages, and those of `readers` and `writers` that are ready.
 
         Raises:
-            KernelCrashed: The kernel oopsed or panicked.
-            VmLost: The VM ended without a crash of the kernel.
-            VmTimeout: The command took longer than the timeout.
-            VmUnusable: The guest could not be set up for the command.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        try:
-            while True:
-                kind, content = self._next_message(deadline)
-                if kind == guest.EXIT:
-                    return int(struct.unpack("<I", content)[0])
-                if kind == guest.REFUSED:
-                    why = content.decode("utf-8", "replace")
-                    raise failures.VmUnusable("the VM cannot be set up for the command", why)
-                self.has_output = True
-                self._outputs[kind].write(content)
-                self._outputs[kind].flush()
-        except TimeoutError:
-            why = f"it took more than {timeout:g} s"
-            raise failures.VmTimeout("the command was ended", why) from None
-        except EOFError:
-            lost = self._lost("the VM ended before the command did")
-            raise failures.crash_error(self._log_text()) or lost from None
-
-    def _next_message(self, deadline: float | None) -> tuple[int, bytes]:
-        """Wait for the next message of guest.py.
-
-        Raises:
-            TimeoutError: No message came before the deadline.
+            TimeoutError: Nothing came before the deadline.
             EOFError: The VM has ended.
         """
-        start = guest.MESSAGE.size
-        while True:
-            if len(self._received) >= start:
-                kind, size = guest.MESSAGE.unpack_from(self._received)
-                if len(self._received) >= start + size:
-                    content = bytes(self._received[start : start + size])
-                    del self._received[: start + size]
-                    return kind, content
-            self._receive(deadline)
-
-    def _receive(self, deadline: float | None) -> None:
         now = time.monotonic()
         if now >= self._panic_deadline:
             raise EOFError
         if deadline is not None and now >= deadline:
             raise TimeoutError
         until = min(self._panic_deadline, math.inf if deadline is None else deadline)
+        reading = [self._port, *self._consoles, *readers]
+        writing = [self._port, *writers] if self._port.nr_unsent else [*writers]
         left = None if until == math.inf else until - now
-        readable = select.select([self._port, *self._consoles], [], [], left)[0]
+        readable, writable, _ = select.select(reading, writing, [], left)
         if self._console in readable:
             self._receive_log()
-        if self._port in readable:
-            data = _receive(self._port)
-            if not data:
-                raise EOFError
-            self._received += data
+        if self._port in writable:
+            self._port.flush()
+        received = self._port.receive() if self._port in readable else []
+        self.was_used |= any(kind in (messages.STDOUT, messages.STDERR) for kind, _, _ in received)
+        return received, {*readable, *writable} - {self._port, self._console}
+
+    def ended_error(self) -> PhysviewError:
+        """End the VM, and return the error for commands that had not ended."""
+        lost = self._lost("the VM ended before the command did")
+        return failures.crash_error(self._log_text()) or lost
 
     def _receive_log(self) -> None:
-        data = _receive(self._console)
+        try:
+            data = self._console.recv(CHUNK_SIZE)
+        except ConnectionResetError:  # QEMU was killed with unread data
+            data = b""
         self._last_log_time = time.monotonic()
         if not data:
             self._consoles.clear()
@@ -235,14 +239,6 @@ class Session:
         self._console.close()
         self._port.close()
         os.close(self._qemu_stderr)
-
-
-def _receive(connection: socket.socket) -> bytes:
-    """Receive data; empty at the end. A reset is an end, too: QEMU was killed with unread data."""
-    try:
-        return connection.recv(CHUNK_SIZE)
-    except ConnectionResetError:
-        return b""
 
 
 def _die_with_parent() -> None:
