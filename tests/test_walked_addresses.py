@@ -80,13 +80,28 @@ def test_a_copied_table_is_what_single_walks_find(stopped):
     with ProcDir(stopped.pid) as proc, open_page_tables(proc, "bpf") as tables:
         geometry = tables.geometry()
         nr, uses = 0, set()
-        for probe in first_addresses(proc, geometry):
+        for probe in first_addresses(proc, tables):
             for depth in range(len(geometry.levels)):
                 table = agreed_table(tables, probe.vaddr, depth)
                 nr += table is not None
                 uses |= set(table.uses if table else ())
         assert nr > 20
         assert {EntryUse.EMPTY, EntryUse.TABLE, EntryUse.PAGE} <= uses
+
+
+@pytest.mark.needs("root", "pfn")
+def test_the_addresses_of_mapped_files_have_pages(stopped, source):
+    with ProcDir(stopped.pid) as proc, open_page_tables(proc, source) as tables:
+        probes = first_addresses(proc, tables)
+        found = read_walks(proc, tables, probes).addresses
+    labels = [probe.label for probe in probes]
+    assert len(set(labels)) == len(labels)
+    assert {"[heap]", "[stack]", "libc.so.6", "[anonymous]"} <= set(labels)
+    for each in found:
+        name = each.vma.path.rpartition("/")[2] or "[anonymous]"
+        assert each.label == name
+        if name in ("[heap]", "[stack]", "libc.so.6"):
+            assert each.walk.paddr is not None, each
 
 
 @pytest.mark.needs("root", "pfn")
@@ -135,7 +150,7 @@ def test_a_guard(source):
 def test_a_process_that_ends_meanwhile(python, source):
     child = python()
     with ProcDir(child.pid) as proc, open_page_tables(proc, source) as tables:
-        (probe, *_) = first_addresses(proc, tables.geometry())
+        (probe, *_) = first_addresses(proc, tables)
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
         with pytest.raises(ProcessGone):

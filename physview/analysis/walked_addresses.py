@@ -21,6 +21,8 @@ from physview.sources.table_geometry import ENTRY_BYTES, Geometry, GeometryLevel
 
 MAX_TRIES = 10
 MAX_MAPPINGS = 39
+MAX_SEARCHED = 4
+"""The mappings of a file that are searched for a page: four is what a library has."""
 
 
 class WalkedLevel(NamedTuple):
@@ -139,21 +141,32 @@ def read_walks(
     )
 
 
-def first_addresses(proc: ProcDir, geometry: Geometry) -> list[Probe]:
-    """The first address of each mapped file, and of each mapping with a name such as [heap].
+def first_addresses(proc: ProcDir, tables: PageTables) -> list[Probe]:
+    """An address in each mapped file, and in each mapping with a name such as [heap].
+
+    It is the first that has an entry; the first of all if none has one.
 
     Args:
         proc: The process.
-        geometry: How its page tables divide an address.
+        tables: Its page tables.
 
     Returns:
-        At most MAX_MAPPINGS addresses. Their labels are the paths and names.
+        At most MAX_MAPPINGS addresses. Their labels are the files' names, and the mappings'.
     """
-    firsts: dict[str, int] = {}
+    by_name: dict[str, list[Vma]] = {}
     for vma in MemoryMap(proc).vmas:
-        if vma.start < geometry.user_end:
-            firsts.setdefault(vma.path.rpartition("/")[2] or "[anonymous]", vma.start)
-    return [Probe(label, vaddr) for label, vaddr in firsts.items()][:MAX_MAPPINGS]
+        if vma.start < tables.user_end():
+            by_name.setdefault(vma.path.rpartition("/")[2] or "[anonymous]", []).append(vma)
+    some = list(by_name.items())[:MAX_MAPPINGS]
+    return [Probe(name, _first_address(tables, vmas[:MAX_SEARCHED])) for name, vmas in some]
+
+
+def _first_address(tables: PageTables, vmas: Sequence[Vma]) -> int:
+    for vma in vmas:
+        at = tables.next_populated(vma.start, vma.end)
+        if at < vma.end:
+            return max(at, vma.start)  # a huge page may begin before the mapping
+    return vmas[0].start
 
 
 def check_address(geometry: Geometry, vaddr: int) -> None:

@@ -48,7 +48,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "--picture",
         metavar="FILE",
         help="draw the walk instead: .svg, .png or .html; an .html file also has the walks for"
-        " other addresses: those of the report for self, or else the first of each mapped file",
+        " other addresses: those of the report for self, or else one in each mapped file",
     )
     _pictures.add_options(parser)
     _common.add_json_option(parser)
@@ -104,7 +104,7 @@ def _read(pid: int | str, vaddr: int | None, source: str) -> WalkedAddresses:
     def read(probes: list[Probe]) -> WalkedAddresses:
         with ProcDir(pid) as proc, open_page_tables(proc, source) as tables:
             geometry = tables.geometry()
-            others = probes or first_addresses(proc, geometry)
+            others = probes or first_addresses(proc, tables)
             if vaddr is not None:
                 check_address(geometry, vaddr)
             asked = [i for i, each in enumerate(others) if _is_asked(each, vaddr)]

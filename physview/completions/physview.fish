@@ -136,7 +136,7 @@ complete -c physview -n '_shtab_physview_using diff; and test $_shtab_physview_n
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a walk -d 'Walk the page tables for one address, as the processor does, and show the entry of each level.'
 complete -c physview -n '_shtab_physview_using walk' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using walk' -l source -xka "auto kmod bpf" -d 'who walks the page tables: kmod (the kernel module), bpf (a BPF program), or auto: kmod if the module is loaded, or else bpf'
-complete -c physview -n '_shtab_physview_using walk' -l picture -xka "(__fish_complete_path (commandline -ct))" -d 'draw the walk instead: .svg, .png or .html; an .html file also has the walks for other addresses: those of the report for self, or else the first of each mapped file'
+complete -c physview -n '_shtab_physview_using walk' -l picture -xka "(__fish_complete_path (commandline -ct))" -d 'draw the walk instead: .svg, .png or .html; an .html file also has the walks for other addresses: those of the report for self, or else one in each mapped file'
 complete -c physview -n '_shtab_physview_using walk' -l theme -xka "light dark" -d 'colours for a light or a dark background; by default SVG and HTML follow the viewer'"'"'s setting, and PNG is light'
 complete -c physview -n '_shtab_physview_using walk' -l force -d 'replace the file if it exists'
 complete -c physview -n '_shtab_physview_using walk' -l json -d 'print one JSON document'
