@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """physview walk --picture: a valid file that says what the walk says, or one line and no file."""
 
+import itertools
 import json
 import os
 import re
 import stat
 
+import numpy as np
 import pytest
+from colours import CONES, brightness, lab
 from drawings import words_of
 from drawn_walks import WALKS
 from failures import one_line
@@ -16,10 +19,12 @@ from users import AS_NOBODY
 
 from physview.analysis.entry_bits import MEANINGS, bit_names
 from physview.model import PM_PFRAME_MASK, Cause, Level
+from physview.pictures.shapes import PAPER
 from physview.pictures.svg import to_svg
 from physview.pictures.walk_captions import describe_walk
 from physview.pictures.walk_layout import lay_out_walk
 from physview.pictures.walk_output import write_walks
+from physview.pictures.walk_shapes import WALK_KINDS
 
 KERNEL = "0xffff800000000000"
 
@@ -250,6 +255,41 @@ def test_the_sentences_of_a_walk():
     assert "maps a page of 2 MiB" in steps[3]
     assert "a huge page" in steps[3]
     assert steps[4].startswith("The last 21 bits are the offset. The huge page of 2 MiB begins")
+
+
+@pytest.mark.parametrize("cones", CONES)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colours_can_be_told_apart(theme, cones):
+    """Kinds of entries differ from each other and from the paper; lines from what they touch."""
+    colours = {kind.slug: lab(getattr(kind, theme), cones) for kind in WALK_KINDS}
+    colours["paper"] = lab(PAPER["paper"][theme == "dark"], cones)
+    entries = [slug for slug in colours if slug.startswith("entry")]
+    for one, other in itertools.combinations([*entries, "paper"], 2):
+        least = 5 if {"entry_empty", "entry_kernel"} & {one, other} else 9
+        assert np.linalg.norm(colours[one] - colours[other]) >= least, (one, other)
+    pairs = [(line, other) for line in ("path", "offset") for other in ("paper", "entry_empty")]
+    pairs += [("path", "path_tint"), ("offset", "offset_tint"), ("path", "offset")]
+    for one, other in [*pairs, ("path", "entry_page"), ("path", "entry_table")]:
+        assert np.linalg.norm(colours[one] - colours[other]) >= 20, (one, other)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_kinds_of_entries_differ_in_lightness(theme):
+    """So that they differ in black and white."""
+    entries = [kind for kind in WALK_KINDS if kind.slug.startswith("entry")]
+    levels = sorted(lab(getattr(kind, theme), "all")[0] for kind in entries)
+    assert all(np.diff(levels) >= 5), levels
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_has_enough_contrast(theme):
+    """At least 4.5 to 1, as WCAG 2 asks of small text."""
+    colours = lay_out_walk(WALKS["4 levels"], WALKS["4 levels"].first).drawing().colours(theme)
+    texts = [("ink", "paper"), ("ink", "path_tint"), ("ink", "panel"), ("muted", "paper")]
+    texts += [("muted", "panel"), ("path", "paper"), ("path", "path_tint"), ("offset", "paper")]
+    for text, ground in [*texts, ("offset", "offset_tint"), ("paper", "path"), ("paper", "offset")]:
+        dark, light = sorted(brightness(colours[name]) for name in (text, ground))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
 
 
 def test_names_from_outside_are_text(tmp_path):
