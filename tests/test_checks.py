@@ -12,6 +12,7 @@ from paths import ROOT
 from physview.runtime import invocation
 from physview.runtime.packages import install_line
 from physview.system import checks
+from physview.vm import qemu
 
 
 def test_levels_agree_with_where_the_address_space_ends():
@@ -114,3 +115,19 @@ def test_a_process_name_cannot_forge_capabilities(tests_on_path):
     with open("/proc/self/status", "rb") as file:
         (line,) = (line for line in file.read().split(b"\n") if line.startswith(b"CapEff:"))
     assert int(told.stdout) == int(line[8:], 16)
+
+
+@pytest.mark.needs("qemu")
+def test_kvm_that_failed_before_is_not_praised(monkeypatch, tmp_path):
+    (tmp_path / "cache").mkdir(mode=0o700)
+    monkeypatch.setenv("PHYSVIEW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(qemu, "can_open_kvm", lambda: True)
+    assert checks.check_qemu().value.endswith("; /dev/kvm can be opened")
+    qemu.remember_that_kvm_fails()
+    finding = checks.check_qemu()
+    assert finding.state == checks.PART
+    assert "KVM failed before: slow, but it works" in finding.value
+    assert finding.details["kvm_failed"] is True
+    # A note of an earlier boot does not count: the machine may be another one now.
+    (tmp_path / "cache/kvm-fails").write_text("another boot\n")
+    assert checks.check_qemu().state == checks.YES

@@ -328,6 +328,11 @@ def check_bpf() -> CheckResult:
     return CheckResult("BPF walk", YES, f"{levels} levels of page tables are walked")
 
 
+def has_btf() -> bool:
+    """Whether the kernel describes its types in BTF, without which there is no BPF walk."""
+    return os.path.exists("/sys/kernel/btf/vmlinux")
+
+
 def check_module() -> CheckResult:
     """Check whether the kernel module is loaded; it is the source kmod, which walks page tables."""
     loaded = os.path.isdir(f"/sys/module/{MODULE}")
@@ -414,18 +419,28 @@ def _check_mounted_tracefs(tracefs: Tracefs) -> CheckResult:
 
 
 def check_qemu() -> CheckResult:
-    """Check for QEMU and KVM, which run throwaway VMs."""
+    """Check for QEMU and KVM, which run throwaway VMs. KVM is not tried: this takes seconds."""
+    from physview.vm import qemu
+
     name = f"qemu-system-{os.uname().machine}"
     path = shutil.which(name)
     if path is None:
         return CheckResult("QEMU", NO, f"no {name}", packages.install_line("qemu"))
-    kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
-    speed = "/dev/kvm can be opened" if kvm else "no /dev/kvm for this user: slow, but it works"
-    value, details = f"{path}; {speed}", {"path": path, "kvm": kvm}
+    details: dict[str, Any] = {"path": path, "kvm": qemu.can_open_kvm(), "kvm_failed": False}
+    state, remedies = YES, []
+    speed = "/dev/kvm can be opened"
+    if not details["kvm"]:
+        speed = "no /dev/kvm for this user: slow, but it works"
+    elif qemu.kvm_has_failed():
+        details["kvm_failed"] = True
+        state, speed = PART, "/dev/kvm can be opened, but KVM failed before: slow, but it works"
+        remedies.append(f"{qemu.ACCELERATOR_VARIABLE}=kvm in the environment tries it again")
+    value = f"{path}; {speed}"
     if not _has_kmod():  # a VM has the programs of this machine
+        state = PART
         value += "; lsmod and insmod are missing here, and therefore in a VM"
-        return CheckResult("QEMU", PART, value, packages.install_line("kmod"), details=details)
-    return CheckResult("QEMU", YES, value, details=details)
+        remedies.append(packages.install_line("kmod"))
+    return CheckResult("QEMU", state, value, "; ".join(remedies), details=details)
 
 
 def check_extras() -> CheckResult:

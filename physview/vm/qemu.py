@@ -121,7 +121,7 @@ class QemuMachine(NamedTuple):
         yield from (last, last)
 
     def _kvm_may_work(self) -> bool:
-        if not can_open_kvm() or _kvm_note() == _boot_id():
+        if not can_open_kvm() or kvm_has_failed():
             return False
         # TCG emulates five levels on any machine. KVM needs a real CPU with five levels.
         return not self.la57 or "la57" in re.split("[ \n]", _read(Path("/proc/cpuinfo")))
@@ -166,6 +166,12 @@ def remember_that_kvm_fails() -> bool:
     except (OSError, PhysviewError):
         return False
     return True
+
+
+def kvm_has_failed() -> bool:
+    """Whether KVM failed since this machine booted, by the note in the cache."""
+    note = _kvm_note()
+    return note != "" and note == _boot_id()
 
 
 def _kvm_note() -> str:
