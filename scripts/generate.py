@@ -21,17 +21,30 @@ from pathlib import Path
 import shtab
 import worksheet
 
-from physview import __version__
+from physview import __version__, labs
 from physview.commands import make_parser, subparsers
+from physview.tracing import targets
 
 ROOT = Path(__file__).parent.parent
 COMPLETIONS = {"bash": "physview", "zsh": "_physview", "fish": "physview.fish"}
 """File names as the shells look for them."""
 
+
+def words_of(command: str) -> dict[str, object]:
+    """Complete an argument with the words that a shell command prints when Tab is pressed."""
+    complete: dict[str, object] = shtab.cmd(command)
+    # shtab's own code runs the command when zsh loads the file, so its words would soon be old. The
+    # code below stands in double quotes, in an argument of _arguments, which splits it at colons.
+    quoted = command.replace(":", "\\:")
+    for special in ("\\", '"', "$", "`"):
+        quoted = quoted.replace(special, f"\\{special}")
+    return complete | {"zsh": f"{{compadd -- \\$({quoted})}}"}
+
+
 # Offer the names that only one process has, and that have no characters with a meaning in a shell:
 # a process may be called $(…), and bash would run that. Kernel threads are left out; they have no
 # cmdline. tr removes other bytes, because grep prints no lines of a file that it takes for binary.
-PROCESSES = shtab.cmd(
+PROCESSES = words_of(
     "grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null"
     " | LC_ALL=C tr -c '\\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u"
 )
@@ -45,6 +58,47 @@ COMPLETE = {
 }
 """What completes an argument, by its name in the usage."""
 
+# The kernel's list of events can be read by root only. Others get the short names.
+EVENTS = words_of(
+    f"printf '%s\\n' {' '.join((*targets.FUNCTIONS, *targets.EVENTS))};"
+    " cat /sys/kernel/tracing/available_events 2>/dev/null"
+    " | LC_ALL=C grep -x '[A-Za-z0-9_]*:[A-Za-z0-9_]*'"
+)
+COMPLETE_IN = {
+    ("lab", "NAME"): words_of(f"printf '%s\\n' {' '.join(labs.NAMES)}"),
+    ("trace", "EVENT"): EVENTS,
+}
+"""What completes an argument of one command only."""
+
+# bash splits a word at a colon, so kmem:kmalloc comes as three words. This joins them again, and
+# afterwards takes from each offer what stands before the last colon, which bash keeps.
+BASH_END = r"""
+_physview() {
+  local -a words=()
+  local at here=0 glue=
+  for at in "${!COMP_WORDS[@]}"; do
+    local word=${COMP_WORDS[at]}
+    if [[ $at -gt 0 && ( $word == : || -n $glue ) ]]; then
+      words[${#words[@]}-1]+=$word
+    else
+      words+=("$word")
+    fi
+    glue=
+    [[ $word == : && $at -ne $COMP_CWORD ]] && glue=yes
+    [[ $at -eq $COMP_CWORD ]] && here=$((${#words[@]} - 1))
+  done
+  local -a COMP_WORDS=("${words[@]}")
+  local COMP_CWORD=$here
+  _shtab_physview "$@"
+  local typed=${words[here]}
+  local kept=${typed%"${typed##*:}"}
+  [[ $COMP_WORDBREAKS == *:* && -n $kept ]] && COMPREPLY=("${COMPREPLY[@]#"$kept"}")
+  return 0
+}
+
+complete -o bashdefault -F _physview physview
+"""
+
 EXIT_STATUS = (
     ("0", "All went well."),
     ("1", "Something failed, an address is UNKNOWN, or what was compared differs."),
@@ -56,12 +110,17 @@ SEE_ALSO = ("madvise(2)", "mincore(2)", "proc(5)")
 def completion(shell: str) -> str:
     """The completion file of a shell in COMPLETIONS."""
     parser = make_parser()
-    for command in subparsers(parser).values():
+    for name, command in subparsers(parser).items():
         for action in command._actions:
-            complete = COMPLETE.get(str(action.metavar))
+            metavar = str(action.metavar)
+            complete = COMPLETE_IN.get((name, metavar), COMPLETE.get(metavar))
             if complete:
                 action.complete = complete  # type: ignore[attr-defined]
     script = shtab.complete(parser, shell).rstrip()
+    if shell == "bash":
+        last = "complete -o bashdefault -F _shtab_physview physview"
+        assert script.endswith(last)
+        script = script.removesuffix(last) + BASH_END.strip()
     return "\n".join(line.rstrip() for line in script.splitlines()) + "\n"
 
 

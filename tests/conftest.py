@@ -157,6 +157,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: os.access("/proc/kcore", os.R_OK),
         "no /proc/kcore: a kernel with CONFIG_PROC_KCORE=y has it",
     ),
+    "man": (lambda: shutil.which("man") is not None, "no man: apt-get install man-db"),
     "qemu": (
         lambda: shutil.which("qemu-system-x86_64") is not None,
         "no QEMU: apt-get install qemu-system-x86",

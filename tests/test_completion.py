@@ -12,12 +12,25 @@ from screens import PtyRun
 sys.path.insert(0, str(ROOT / "scripts"))
 import generate
 
+from physview import labs
+
 # With our pid, for others may run these tests at the same time.
-ONE, TWO = f"one-{os.getpid()}-x", f"two-{os.getpid()}-x"
+ONE, TWO, LATER = (f"{name}-{os.getpid()}-x" for name in ("one", "two", "new"))
 SOURCE = {
     "bash": f'eval "$({sys.executable} -m physview completion bash)"',
     "fish": f"{sys.executable} -m physview completion fish | source",
 }
+
+
+# What is typed before Tab, in the folder of the checkout, and what it becomes.
+PRESSED = [
+    ("physview tran", "physview translate"),
+    ("physview lab wit", "physview lab witnesses"),
+    ("./scripts/run lab hid", "./scripts/run lab hidden"),
+    (f"{ROOT}/scripts/run lab hid", f"{ROOT}/scripts/run lab hidden"),
+    ("./scripts/run trace kmem:kmall", "./scripts/run trace kmem:kmalloc"),
+    ("physview trace sched:", "physview trace sched:sched_switch"),
+]
 
 
 def shell(*command, **env):
@@ -101,7 +114,7 @@ def test_groff_warns_of_nothing(name):
 def test_mandoc_finds_only_that_there_is_no_date(name):
     page = str(ROOT / "docs" / name)
     result = subprocess.run(
-        ["mandoc", "-T", "lint", page], capture_output=True, text=True, check=False
+        ["mandoc", "-T", "lint", "-W", "warning", page], capture_output=True, text=True, check=False
     )
     assert [line for line in result.stdout.splitlines() if "missing date" not in line] == []
 
@@ -115,13 +128,25 @@ def test_bash_completes_commands_options_and_choices():
     assert in_bash("completion", "z") == ["zsh"]
 
 
+# Instead of the kernel's list of events, which only root can read, and only where tracefs is.
+EVENTS = "cat() { printf '%s\\n' kmem:kmalloc kmem:kfree sched:sched_switch; }"
+
+
+@pytest.mark.needs("bash")
+def test_bash_completes_labs_and_events():
+    assert in_bash("lab", "") == list(labs.NAMES)
+    assert in_bash("lab", "wit") == ["witnesses"]
+    assert set(in_bash("trace", "copy_")) == {"copy_to_user", "copy_from_user"}
+
+
 @pytest.mark.needs("bash")
 def test_bash_completes_when_tab_is_pressed():
     with PtyRun(["bash", "--norc", "-i"], env={"PS1": "$ ", "PYTHONPATH": str(ROOT)}) as run:
-        run.press(f"{SOURCE['bash']}; echo it is $((20 + 3))\r")
+        run.press(f"{SOURCE['bash']}; cd {ROOT}; {EVENTS}; echo it is $((20 + 3))\r")
         run.until(lambda _: b"it is 23" in run.raw)
-        run.press("physview tran\t")
-        run.shows("$ physview translate")
+        for typed, shown in PRESSED:
+            run.press(f"\x15{typed}\t")
+            run.shows(shown)
 
 
 def named(python, name):
@@ -166,6 +191,10 @@ def test_fish_completes(python, tmp_path):
     assert set(in_fish(tmp_path, "physview tra")) == {"trace", "translate"}
     assert in_fish(tmp_path, "physview maps --roll") == ["--rollup"]
     assert ONE in in_fish(tmp_path, f"physview watch {ONE[:-1]}")
+    assert in_fish(tmp_path, "physview lab wit") == ["witnesses"]
+    assert set(in_fish(tmp_path, "physview trace copy_")) == {"copy_to_user", "copy_from_user"}
+    for path in ("./scripts/run", f"{ROOT}/scripts/run"):
+        assert in_fish(tmp_path, f"{path} lab wit") == ["witnesses"]
 
 
 @pytest.mark.needs("zsh")
@@ -175,12 +204,13 @@ def test_zsh_completes_when_tab_is_pressed(python, tmp_path):
     with PtyRun(["zsh", "-f", "-i"], env=env) as run:
         load = f'eval "$({sys.executable} -m physview completion zsh)"'
         run.press("autoload -Uz compinit; compinit -u -D\r")
-        run.press(f"{load}; echo it is $((20 + 3))\r")
+        run.press(f"{load}; cd {ROOT}; {EVENTS}; echo it is $((20 + 3))\r")
         run.until(lambda _: b"it is 23" in run.raw)
-        run.press("physview tran\t")
-        run.shows("physview translate")
-        run.press(f"\x15physview watch {ONE[:-1]}\t")
-        run.shows(f"physview watch {ONE}")
+        named(python, LATER)
+        words = [f"physview watch {ONE}", f"physview watch {LATER}"]
+        for typed, shown in [*PRESSED, *((each[:-1], each) for each in words)]:
+            run.press(f"\x15{typed}\t")
+            run.shows(shown)
 
 
 def test_a_shell_without_one_is_refused(physview):

@@ -18,6 +18,7 @@ import pytest
 from paths import ROOT
 
 import physview
+from physview.commands import COMMANDS
 
 pytestmark = pytest.mark.needs("index", "cc")
 
@@ -132,6 +133,19 @@ def test_the_wheel_runs_the_report_in_an_empty_environment(wheel, tmp_path, whic
     assert where.startswith(str(tmp_path))
 
 
+@pytest.mark.needs("man")
+def test_man_finds_the_pages_of_an_environment_in_path(wheel, tmp_path):
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    options = ["-q", "--no-compile", "--no-deps"]
+    run(tmp_path / "venv/bin/python", "-m", "pip", "install", *options, wheel, cwd=tmp_path)
+    names = ["physview", *(f"physview-{name}" for name in COMMANDS)]
+    path = f"{tmp_path}/venv/bin:{os.environ['PATH']}"
+    found = run("man", "-w", *names, cwd="/", env=os.environ | {"PATH": path})
+    assert found.split() == [f"{tmp_path}/venv/share/man/man1/{name}.1" for name in names]
+    found = run("man", "-M", f"{tmp_path}/venv/share/man", "-w", "physview", cwd="/")
+    assert found == f"{tmp_path}/venv/share/man/man1/physview.1\n"
+
+
 @pytest.mark.parametrize("tool", ["uv tool install", "pipx install"])
 def test_the_line_for_missing_packages_works_where_there_is_no_pip(wheel, tmp_path, tool):
     tools = f"{sys.prefix}/bin"
@@ -151,6 +165,8 @@ def test_the_line_for_missing_packages_works_where_there_is_no_pip(wheel, tmp_pa
         return next(finding for finding in findings if finding["name"] == "packages")
 
     run(*tool.split(), "--python", sys.executable, wheel, env=environment, cwd=tmp_path)
+    if tool == "pipx install":
+        assert (tmp_path / "share/man1/physview.1").exists()
     before = packages()
     assert before["state"] == "part"
     assert before["remedy"].startswith(tool.replace("pipx install", "pipx inject physview "))

@@ -160,6 +160,12 @@ def _program(*, for_sudo: bool) -> str:
     return shlex.quote(script)
 
 
+def checkout_scripts() -> list[str]:
+    """The paths by which scripts/run of this checkout can be called; empty without a checkout."""
+    run = f"{os.path.dirname(_PACKAGE)}/scripts/run"
+    return ["./scripts/run", run] if os.path.isfile(run) else []
+
+
 def _checkout_run() -> str:
     """scripts/run of the checkout that contains the package; empty if there is no checkout."""
     root = os.path.dirname(_PACKAGE)
