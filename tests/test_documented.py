@@ -17,7 +17,7 @@ from shown_commands import run_as_shown
 
 import physview
 from physview import pictures
-from physview.commands import COMMANDS, make_parser, parse
+from physview.commands import COMMANDS, make_parser, parse, subparsers
 from physview.sources import kmod
 from physview.system import module
 
@@ -106,6 +106,19 @@ def test_links_lead_somewhere(page):
         if anchor and path.suffix == ".md":
             headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
             assert anchor[1:] in [_anchor(heading) for heading in headings], target + anchor
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_page_and_the_help_say_the_same_of_sources(name):
+    """The choices of --source, in this order, and what auto means."""
+    for action in subparsers(make_parser())[name]._actions:
+        if "--source" not in action.option_strings:
+            continue
+        text = " ".join(COMMAND_PAGES[name].read_text().split())
+        assert f"- `--source {'|'.join(action.choices)}`: " in text
+        meaning = action.help.partition("or auto: ")[2]
+        assert meaning
+        assert f"auto is the default: {meaning}." in text.replace("`", "")
 
 
 def _anchor(heading):

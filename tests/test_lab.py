@@ -155,7 +155,7 @@ def test_a_question_that_is_not_measured_does_not_count():
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["hep"], "there is no lab 'hep'; did you mean heap"),
+        (["hep"], "there is no lab 'hep'; do you mean heap"),
         (["zzzz"], "choose one of report, heap, runs"),
         ([""], "there is no lab ''"),
         (["heap", "--machine"], "the lab heap has no --machine"),

@@ -252,7 +252,7 @@ def test_a_lab_without_its_requirements_says_so():
 
 
 def test_unknown_names_and_options():
-    with pytest.raises(UsageError, match="did you mean heap"):
+    with pytest.raises(UsageError, match="do you mean heap"):
         labs.run("hep")
     with pytest.raises(UsageError, match="choose one of report, heap"):
         labs.run("§")

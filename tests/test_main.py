@@ -2,14 +2,18 @@
 """The entry point of all commands: wrong use, streams and signals."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 from failures import one_line
 from limits import DEFAULT_SIGNALS
+
+from physview.commands import COMMANDS
 
 
 @pytest.mark.parametrize(
@@ -46,7 +50,48 @@ def test_help_is_a_command_too(physview, words):
 def test_wrong_use_of_a_command_points_to_its_own_help(physview, words):
     line = one_line(physview(*words), 2)
     assert line.startswith(f"physview {words[0]}: ")
-    assert line.endswith(f" see 'physview {words[0]} --help'\n")
+    (command,) = re.findall(r"[;?] ([^;?]*) shows its usage\n$", line)
+    assert command.endswith(f" {words[0]} --help")
+    assert shell(command) == physview(words[0], "--help").stdout
+
+
+def shell(command):
+    """What a command of a message prints. The user copies it as it is."""
+    done = subprocess.run(
+        ["sh", "-c", command], cwd="/", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+def test_a_misspelt_command_gets_the_nearest_names_and_a_line_that_lists_all(physview):
+    line = one_line(physview("mpas"), 2)
+    (command,) = re.findall(
+        r"^physview: there is no command 'mpas'; do you mean maps or pages\? (.*) lists all"
+        r" commands\n$",
+        line,
+    )
+    listed = shell(command)
+    assert listed == physview("--help").stdout
+    (each,) = re.findall(r"^(.*) help COMMAND describes a command\.$", listed, re.MULTILINE)
+    assert shell(f"{each} help maps") == physview("maps", "--help").stdout
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_breaks_its_lines_at_words_to_fit_the_terminal(physview, name, columns):
+    module = import_module(f"physview.commands.{name}")
+    text = physview(name, "--help", env=os.environ | {"COLUMNS": str(columns)}).stdout
+    usage, *paragraphs = re.split(r"\n\n", text)
+    described = module.__doc__.strip().split("\n\n")
+    for paragraph, words in zip(paragraphs, described, strict=False):
+        assert paragraph.split() == words.split()
+    long = [line for line in text.removeprefix(usage).splitlines() if len(line) > columns]
+    if columns >= 80:
+        assert long == []
+    # A single word may be longer than a narrow terminal, and so may choices and a usage.
+    long = [line for line in long if "{" not in line]
+    assert [line for line in long if " " in line.strip()] == []
 
 
 def test_options_stand_before_between_and_after_arguments(physview):

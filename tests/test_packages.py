@@ -2,6 +2,7 @@
 """Advice names packages only if apt has them, and the module only if the kernel can load it."""
 
 import os
+import re
 import subprocess
 
 import pytest
@@ -50,8 +51,8 @@ def test_headers_that_no_package_has_are_not(debian):
 @pytest.mark.needs("apt")
 def test_before_apt_has_fetched_its_lists_it_is_not_known(debian):
     _, remedy = packages.why_no_headers(RELEASE, OTHERWISE)
-    assert "apt-get update, which tells whether apt has linux-headers-" in remedy
-    assert remedy.endswith(f"; or {OTHERWISE}")
+    assert remedy.startswith(f"{OTHERWISE}; or ")
+    assert f"apt-get update, which tells whether apt has linux-headers-{RELEASE}" in remedy
 
 
 def test_where_apt_is_not_the_package_manager_it_is_not_asked(monkeypatch):
@@ -59,7 +60,8 @@ def test_where_apt_is_not_the_package_manager_it_is_not_asked(monkeypatch):
     monkeypatch.setattr(packages, "_has_modules", lambda: True)
     monkeypatch.setenv("PATH", "/nowhere")
     _, remedy = packages.why_no_headers("6.9", OTHERWISE)
-    assert remedy.endswith("dnf install kernel-devel-6.9")
+    line = f"dnf install kernel-devel-6.9, if there is such a package; or {OTHERWISE}"
+    assert remedy.endswith(line)
 
 
 @pytest.mark.needs("no-modules")
@@ -70,6 +72,9 @@ def test_where_no_module_can_be_none_is_offered(physview):
         assert "this kernel was built without loadable modules; " in result.stderr
         assert "linux-headers" not in result.stderr
         assert " vm -- " in result.stderr
+        if checks.check_bpf().state == checks.YES:
+            (line,) = re.findall(r"; or use BPF, which needs no module: (.*)\n", result.stderr)
+            assert line.endswith(" walk PID ADDRESS --source bpf")
     for command in (("walk", "self", "0x0", "--source", "kmod"), ("memview", "--source", "kmod")):
         result = physview(*command)
         assert "; in a throwaway VM: " in result.stderr

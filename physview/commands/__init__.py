@@ -19,7 +19,7 @@ from physview.commands import _common
 from physview.errors import PhysviewError, UsageError
 from physview.reporters import documents
 from physview.reporters.failures import of_this_run
-from physview.runtime import pager, proc_mount, resource_limits
+from physview.runtime import invocation, pager, proc_mount, resource_limits
 from physview.runtime.version import __version__
 from physview.text.nearest import nearest
 from physview.text.output import safe_streams
@@ -63,8 +63,12 @@ PAGED = (
 """Commands whose output is shown in a pager if it is longer than the terminal."""
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """A help formatter that finds the terminal's width without shutil.
+MAX_WIDTH = 102
+"""Help uses at most this width of the terminal: longer lines are hard to read."""
+
+
+class _Formatter(argparse.HelpFormatter):
+    """A help formatter that breaks lines at words, and finds the terminal's width without shutil.
 
     argparse makes a formatter for every argument that is added. Its own formatter would import
     shutil for the width, which makes every start slower.
@@ -75,7 +79,30 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
             width = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
         except (ValueError, OSError):
             width = 80
-        super().__init__(prog, width=width - 2)
+        super().__init__(prog, width=min(width if width > 0 else 80, MAX_WIDTH) - 2)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Wrap a description, paragraph by paragraph. argparse calls this."""
+        paragraphs = [_wrap(part, width - len(indent)) for part in text.strip().split("\n\n")]
+        return "\n\n".join("\n".join(indent + line for line in lines) for lines in paragraphs)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """Wrap the help of an option. argparse calls this."""
+        return _wrap(text, width)
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Break a text into lines at blanks. A word longer than a line breaks after commas only."""
+    lines: list[str] = []
+    for word in re.findall(r"[^ \n]+", text):
+        pieces = [word] if len(word) <= width else re.findall(r"[^,]+,*", word)
+        for at, piece in enumerate(pieces):
+            glue = " " if at == 0 else ""
+            if lines and len(lines[-1]) + len(glue) + len(piece) <= width:
+                lines[-1] += glue + piece
+            else:
+                lines.append(piece)
+    return lines
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,14 +112,27 @@ class _Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile("^-(?:0[xX])?[0-9]")
         self.color = False  # argparse colours from 3.14 on; our streams would quote the escapes
 
+    def format_help(self) -> str:
+        """Return the help. Its last line is made only here: finding the command takes time."""
+        if self.prog == "physview":
+            self.epilog = f"{invocation.physview('help COMMAND')} describes a command."
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
         """Print the message in one line and exit with 2."""
+        wrong = re.match(r"argument COMMAND: invalid choice: ('.*') \(choose from ", message)
+        if wrong:  # argparse lists all commands, so that the nearest name would be lost among them
+            message = f"there is no command {wrong[1]}"
         self.exit(2, f"{self.prog}: {printable(message)}; {self._advice(message)}\n")
 
     def _advice(self, message: str) -> str:
-        see = f"see '{self.prog} --help'"
+        words = self.prog.partition(" ")[2]
+        own_help = invocation.physview(f"{words} --help".strip())
+        see = f"{own_help} {'shows its usage' if words else 'lists all commands'}"
         if wrong := re.match(r"unrecognized arguments: (-[^ =]+)", message):
             known = [name for action in self._actions for name in action.option_strings]
+        elif wrong := re.match(r"there is no command '(.*)'", message):
+            known = [*COMMANDS, "help"]
         elif wrong := re.match(r"argument .*: invalid choice: '(.*)' \(", message):
             known = [
                 str(choice)
@@ -116,7 +156,6 @@ def make_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="physview",
         description="Shows where a process's memory really is.",
-        epilog="physview help COMMAND describes a command.",
         formatter_class=_Formatter,
         allow_abbrev=False,
     )

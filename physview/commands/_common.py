@@ -64,7 +64,7 @@ def add_frame_source_option(parser: argparse.ArgumentParser) -> None:
         choices=FRAME_SOURCES,
         default="auto",
         help="who tells the frames of a process: pagemap, bpf (a BPF program walks the page"
-        " tables), or auto: bpf if it is available and faster; both tell the same",
+        " tables), or auto: bpf if it is available and faster, or else pagemap",
     )
 
 

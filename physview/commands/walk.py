@@ -43,7 +43,8 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         help="a virtual address, 0x…; it may be left out in a picture of self, which then begins"
         f" with {FIRST_LABEL} of the report",
     )
-    _common.add_walker_option(parser, "kmod if the module is loaded, or else bpf")
+    auto = "kmod if the module is loaded and you may use it, or else bpf"
+    _common.add_walker_option(parser, auto)
     parser.add_argument(
         "--picture",
         metavar="FILE",

@@ -9,13 +9,12 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from typing import Any
 
 from physview.errors import UsageError
 from physview.labs.model import Evidence, Lab
-from physview.runtime import invocation
+from physview.text.nearest import offer
 
 NAMES = (
     "report",
@@ -42,11 +41,7 @@ def find(name: str) -> Lab:
         UsageError: No lab has this name.
     """
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4)
-        remedy = f"choose one of {', '.join(NAMES)}"
-        if near:
-            remedy = f"did you mean {' or '.join(near)}? {invocation.physview('lab')} lists all"
-        raise UsageError(f"there is no lab '{name}'", "", remedy)
+        raise UsageError(f"there is no lab '{name}'", "", offer(name, NAMES))
     lab: Lab = import_module(f"physview.labs.{name}").LAB
     return lab
 

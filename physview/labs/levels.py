@@ -25,8 +25,8 @@ PLAN = (
     "Requests memory at an address above 47 bits, and finds the end of the user address space. Then"
     " the lab walks the page tables, level by level, for main, a local variable (&buf), a buffer"
     " (buf[00]) and the requested memory, if that is above 47 bits. The kernel module walks if it"
-    " is loaded, or else a BPF program. One machine can run with four levels or with five: physview"
-    " vm --la57 off, or on."
+    " is loaded, or else a BPF program. One machine can run with four levels or with five: the"
+    " option --la57 of the command vm chooses."
 )
 QUESTIONS = (
     Question(

@@ -70,12 +70,12 @@ def why_no_headers(release: str, otherwise: str) -> tuple[str, str]:
     why = f"there are no headers of kernel {release}"
     install = install_line("headers", release=release)
     if "debian" not in _distribution_ids():
-        return why, install
+        return why, f"{install}, if there is such a package; or {otherwise}"
     package = f"linux-headers-{release}"
     available = _apt_has(package)
     if available is None:
         update = invocation.as_root("apt-get update")
-        return why, f"{update}, which tells whether apt has {package}; or {otherwise}"
+        return why, f"{otherwise}; or {update}, which tells whether apt has {package}"
     return (why, install) if available else (f"{why}, nor has apt {package}", otherwise)
 
 
