@@ -18,7 +18,7 @@ from physview.memory.snapshot import Snapshot
 from physview.model import PAGE_SIZE
 from physview.sources import mappings as smaps
 from physview.sources.mappings import BY_PMD, HUGETLB, Mappings
-from physview.sources.numa import NodeMap
+from physview.sources.numa import NodeMap, has_hinted_huge_pages
 from physview.sources.pagemap import PAGE_IS, scan
 
 
@@ -283,6 +283,7 @@ class UsageChunk:
 
     def _take_from_smaps(self, asked: list[int]) -> None:
         columns = {name: self.mappings.sizes(name) for name in (*BY_PMD, *HUGETLB, "Rss")}
+        may_be_hinted = has_hinted_huge_pages()
         for index in asked:
             fields = {name: values[index] or 0 for name, values in columns.items()}
             by_pmd = sum(fields[name] for name in BY_PMD)
@@ -291,10 +292,19 @@ class UsageChunk:
             self._known["hugetlb_bytes"][index] = known
             self._known["anon_huge_bytes"][index] = fields["AnonHugePages"]
             self._known["huge_bytes"][index] = by_pmd + hugetlb
+            present = self.pages(self._lib.PV_OF_PRESENT)[index] * PAGE_SIZE - known
+            device = self.pages(self._lib.PV_OF_DEVICE)[index] * PAGE_SIZE
             if not self.knows_frames:  # pagemap does not show zero pages then; Rss excludes them
-                present = self.pages(self._lib.PV_OF_PRESENT)[index] * PAGE_SIZE - known
-                device = self.pages(self._lib.PV_OF_DEVICE)[index] * PAGE_SIZE
                 self._zero[index] = max(0, present - device - fields["Rss"])
+            elif may_be_hinted:
+                missing = max(0, present - device - self._zero[index] - fields["Rss"])
+                self._add_hinted(index, missing // self._huge * self._huge)
+
+    def _add_hinted(self, index: int, size: int) -> None:
+        """Add huge pages that smaps leaves out: see `has_hinted_huge_pages()`."""
+        self._known["huge_bytes"][index] += size
+        if not self.mappings.column(self._lib.PV_MAP_INODE)[index]:
+            self._known["anon_huge_bytes"][index] += size
 
     def usages(self) -> Iterator[Usage]:
         """Yield a `Usage` for each mapping."""

@@ -13,11 +13,13 @@ from physview.analysis.smaps_chunk import SmapsChunk, read_rollup
 from physview.analysis.usage import Usage
 from physview.errors import AccessDenied, PhysviewError, UsageError
 from physview.files.descriptor import Closable
+from physview.model import PAGE_SIZE
 from physview.reporters import maps_columns as columns_of
 from physview.reporters.maps import MapsTable, default_columns
 from physview.reporters.maps_columns import MapsColumn, is_needed
 from physview.reporters.maps_rows import Selection
 from physview.sources.mappings import MappingReader
+from physview.sources.numa import has_hinted_huge_pages
 from physview.sources.procfs import ProcDir
 from physview.text import proctext
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from physview.analysis.usage_chunk import UsageChunk
     from physview.analysis.usage_reader import UsageReader
     from physview.reporters.maps_records import MapsDocument, MapsRecords
+
+# A smaller difference is one of counts a moment apart, and of counters for each CPU.
+MIN_HINTED_BYTES = 4 << 20
 
 ARROW_TYPES = {"size": "uint64", "count": "uint64", "share": "float64", "text": "string"}
 
@@ -103,6 +108,7 @@ class MapsReading(Closable):
         self._about: dict[str, Any] = {}
         self._total = Usage()
         self.nr_shown = 0
+        self.hinted_bytes = 0
         if args.every is not None:
             now = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
             self._about["time"] = now
@@ -160,13 +166,16 @@ class MapsReading(Closable):
                 if not self._selection.matches(stat.name):
                     return
                 total = read_rollup(proc, stat.size_bytes)
+                self._look_for_hinted(proc, total)
                 self._report.begin_process(proc.pid, stat.name, **self._about)
                 self._end_process(proc, total)
                 self.nr_shown += 1
                 return
             with MappingReader(proc, self._file) as reader:
                 chunks = (SmapsChunk(mappings) for mappings in reader.iter_chunks())
-                self._report_chunks(proc, stat.name, _complete(proc, chunks))
+                total = self._report_chunks(proc, stat.name, _complete(proc, chunks))
+                if self._file == "smaps" and self._selection.name is None:
+                    self._look_for_hinted(proc, total)
 
     def _read_frames(self, pid: int | str) -> None:
         from physview.memory.snapshot import Snapshot
@@ -183,7 +192,7 @@ class MapsReading(Closable):
 
     def _report_chunks(
         self, proc: ProcDir, name: str, chunks: Iterator[UsageChunk | SmapsChunk]
-    ) -> None:
+    ) -> Usage:
         own = Usage()
         by_name = self._selection if not self._args.rollup else Selection()
         first = next(chunks)  # a process that cannot be read has no heading
@@ -201,6 +210,13 @@ class MapsReading(Closable):
             self._report.end_process(None, error.why)
             raise
         self._end_process(proc, own)
+        return own
+
+    def _look_for_hinted(self, proc: ProcDir, total: Usage) -> None:
+        """Find out whether smaps left huge pages out."""
+        missing = proc.nr_resident() * PAGE_SIZE - total.resident_bytes
+        if missing > MIN_HINTED_BYTES and has_hinted_huge_pages():
+            self.hinted_bytes += missing
 
     def _end_process(self, proc: ProcDir, own: Usage) -> None:
         about: dict[str, Any] = {"tables": _page_tables(proc)} if self._with_tables else {}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from physview.commands import _common
 from physview.errors import AccessDenied, NoUserMemory, PhysviewError, ProcessGone, UsageError
+from physview.units import short_size
 
 if TYPE_CHECKING:
     from physview.commands._maps_reading import MapsReading
@@ -170,6 +171,12 @@ def _say_what_is_missing(args: argparse.Namespace, reading: MapsReading, nr_refu
         )
     elif reading.why_no_flags:
         _common.say(f"large folios are not known: {reading.why_no_flags}")
+    if reading.hinted_bytes:
+        remedy = "--frames counts" if args.rollup else "a column such as extents makes maps count"
+        _common.say(
+            f"about {short_size(reading.hinted_bytes)} are missing: smaps of this kernel leaves out"
+            f" huge pages that wait for a NUMA hint; {remedy} them"
+        )
     if reading.nr_unsearched:
         _common.say(
             f"zero pages are not known in {reading.nr_unsearched} large mappings without resident"

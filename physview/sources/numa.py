@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from physview.model import PAGE_SHIFT
 from physview.sources.ram import Zone, parse_zoneinfo
+from physview.text.proctext import read_or_empty
 
 NODES = "/sys/devices/system/node"
 NO_NODE = 255
@@ -27,6 +28,18 @@ class NodeMap(NamedTuple):
     node_of_block: bytes
     block_shift: int
     nodes: tuple[int, ...]
+
+
+def has_hinted_huge_pages() -> bool:
+    """Whether the kernel has made huge pages fault, to learn which node uses them: NUMA hints.
+
+    Linux 6.1 to 6.5 leave a huge page out of smaps until it has faulted.
+
+    Source: follow_trans_huge_pmd() in mm/huge_memory.c, numa_huge_pte_updates in /proc/vmstat
+    """
+    return (
+        re.search(rb"^numa_huge_pte_updates [1-9]", read_or_empty("/proc/vmstat"), re.M) is not None
+    )
 
 
 def node_map() -> NodeMap:
