@@ -88,6 +88,16 @@ def test_buttons_do_as_the_keys_do(page):
     assert page.evaluate("document.getElementById('back').disabled")
 
 
+def test_a_click_on_a_table_goes_to_its_step(page):
+    place = "document.querySelector('#stage g[data-step=\"%d\"] rect').getBoundingClientRect()"
+    for step in (3, 2, 5):
+        box = json.loads(page.evaluate(f"JSON.stringify({place % step})"))
+        at = {"x": box["x"] + 5, "y": box["y"] + 3, "button": "left", "clickCount": 1}
+        page.call("Input.dispatchMouseEvent", type="mousePressed", **at)
+        page.call("Input.dispatchMouseEvent", type="mouseReleased", **at)
+        assert page.evaluate("physview.step") == step
+
+
 def test_other_addresses_are_a_click_or_a_key_away(page):
     assert pressed(page) == "buf[00] 0x700000000001"
     assert "2 MiB page" in page.evaluate(TEXT % "stage")

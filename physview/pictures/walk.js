@@ -41,6 +41,11 @@ class WalkPage {
 			event.preventDefault();
 			this.find(this.search.value.trim());
 		});
+		walkPart("stage").addEventListener("click", (event) => {
+			const part = /** @type {Element} */ (event.target).closest("g[data-step]");
+			if (part && part.getAttribute("data-step") !== "0")
+				this.go(Number(part.getAttribute("data-step")));
+		});
 		document.addEventListener("keydown", (event) => this.press(event));
 		this.choose(data.asked);
 	}
