@@ -78,11 +78,15 @@ COMMANDS = {
     "picture": ("picture", "self", "-o", "{path}.svg"),
     "diff": ("diff", "{kept}", "{kept}", "--picture", "{path}.html"),
     "frames": ("frames", "--picture", "{path}.svg"),
+    "walk": ("walk", "self", "--picture", "{path}.svg"),
 }
 
 
 @pytest.mark.needs("root", "kpage")
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, marks=pytest.mark.needs("walk")) if c == "walk" else c for c in COMMANDS],
+)
 @pytest.mark.parametrize("force", [(), ("--force",)])
 def test_root_is_not_led_by_another_users_link(physview, theirs, roots, kept, command, force):
     """A dangling link, and a link to a file of root's."""

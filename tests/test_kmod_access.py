@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from detect import can_walk_by_bpf
+from drawings import words_of
 from failures import one_line, without_vm_note
 from kmod_calls import NOBODY, call, call_on, in_child, insert_module, open_kmod, walk_errno
 from memory import PAGE, Region
@@ -150,6 +151,19 @@ def test_with_insecure_memview_works_as_nobody(load_instead, physview):
     assert document["nr_unexplained"] == 0
     assert not {"same_frame", "same_swap"} & set(by_name)
     assert "CAP_SYS_ADMIN" in one_line(physview("walk", "1", "0", prefix=AS_NOBODY), 1)
+
+
+@pytest.mark.needs("kmods", "nobody")
+def test_with_insecure_a_drawn_walk_says_what_is_hidden(load_instead, physview, open_folder):
+    load_instead(os.environ["PHYSVIEW_KMOD"], "insecure=1")
+    path = open_folder / "walk.svg"
+    result = physview("walk", "self", "--picture", str(path), prefix=AS_NOBODY)
+    assert result.returncode == 0, result
+    assert "-> 0x" in result.stdout
+    assert "addresses and entries of page tables are hidden; run as root" in result.stderr
+    words = words_of(path)
+    assert words.count("hidden from this user") >= 4
+    assert not {"empty", "a table", "a page"} & set(words)
 
 
 @pytest.mark.needs("kmods")
