@@ -3,7 +3,7 @@
 
 A transcript is a comment and the fenced block after it. A screen is a comment and a picture:
 
-    <!-- transcript: WHERE; needs=kmod; exits=0,1; lines=N -->
+    <!-- transcript: WHERE; needs=kmod; exits=0,1; lines=N; folder=checkout -->
     ```
     $ sudo ./scripts/run COMMAND
     what it printed
@@ -17,8 +17,9 @@ A transcript is a comment and the fenced block after it. A screen is a comment a
 WHERE says where scripts/transcripts runs the commands: `here`, or options of physview vm. The tests
 run them on every machine that has what they need. All commands of one block share a shell and its
 working directory, so a command can use $! and the files of the command before. `exits` are the exit
-codes; without it each must be 0. A screen is what a terminal shows when the last command is done,
-or after so many seconds; <TAB> is the key.
+codes; without it each must be 0. With `folder=checkout` they run in the checkout, and not in an
+empty folder; they may write to it in a VM only, where the changes are lost. A screen is what a
+terminal shows when the last command is done, or after so many seconds; <TAB> is the key.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Block(NamedTuple):
         size: Columns and lines of a screen; None for a transcript.
         seconds: When to take the screen of a command that does not end; None waits for its end.
         picture: The path of a screen's picture, relative to the page.
+        in_checkout: Whether the commands run in the checkout, and not in an empty folder.
     """
 
     where: str
@@ -61,6 +63,7 @@ class Block(NamedTuple):
     size: tuple[int, int] | None = None
     seconds: float | None = None
     picture: str = ""
+    in_checkout: bool = False
 
 
 class Result(NamedTuple):
@@ -84,6 +87,7 @@ def _make(head: str, commands: list[str], picture: str = "") -> Block:
         (int(columns), int(lines)) if columns else None,
         float(values["seconds"]) if "seconds" in values else None,
         picture,
+        values.get("folder") == "checkout",
     )
 
 
@@ -116,9 +120,11 @@ def fill(text: str, results: dict[Block, list[Result]]) -> str:
     return TRANSCRIPT.sub(replace, text)
 
 
-def as_run(command: str) -> str:
-    """The command as root types it if physview is on PATH."""
+def as_run(command: str, *, as_printed: bool = False) -> str:
+    """The command as root types it: as it is printed, in a checkout; or if physview is on PATH."""
     command = command.replace("sudo ", "")
+    if as_printed:
+        return command
     if command == "./scripts/run":
         return "physview memview"
     return command.replace("./scripts/run", "physview")
@@ -129,24 +135,37 @@ def as_published(output: str) -> str:
     return output.replace(str(ROOT), "~/physview").replace(str(Path.home()), "~")
 
 
-def environment() -> dict[str, str]:
-    """This process's environment, with physview at the end of PATH: python3 is the system's."""
+def environment(*, as_printed: bool = False) -> dict[str, str]:
+    """This process's environment, with physview at the end of PATH: python3 is the system's.
+
+    Args:
+        as_printed: Whether physview is not on PATH, as in a checkout.
+    """
     own = os.path.join(sys.prefix, "bin")
     folders = [name for name in os.environ["PATH"].split(":") if name != own]
-    return os.environ | {"PATH": ":".join([*folders, own]), "COLUMNS": "100", "LC_ALL": "C.UTF-8"}
+    folders += [] if as_printed else [own]
+    return os.environ | {"PATH": ":".join(folders), "COLUMNS": "100", "LC_ALL": "C.UTF-8"}
 
 
-def run(block: Block) -> list[Result]:
-    """Run the commands of a transcript in one shell, in an empty folder; kill what they started."""
-    script = "".join(f"{as_run(command)}\nprintf '\\0%d\\0' $?\n" for command in block.commands)
+def run(block: Block, *, as_printed: bool = False) -> list[Result]:
+    """Run the commands of a transcript in one shell; kill what they started.
+
+    Args:
+        block: The transcript.
+        as_printed: Whether to run ./scripts/run in the checkout, and not an installed physview.
+    """
+    script = "".join(
+        f"{as_run(command, as_printed=as_printed)}\nprintf '\\0%d\\0' $?\n"
+        for command in block.commands
+    )
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+b") as output:
         shell = subprocess.Popen(
             ["bash", "--norc", "-c", script],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            cwd=folder,
-            env=environment(),
+            cwd=ROOT if as_printed or block.in_checkout else folder,
+            env=environment(as_printed=as_printed),
             start_new_session=True,
         )
         try:

@@ -35,7 +35,7 @@ ROOMS = {
     "kernels": CORE,
     "vm": [*CORE, "kernels"],
     "system": [*CORE, "tracing", "vm"],
-    "labs": [*CORE, "memory", "process", "frames", "analysis", "system"],
+    "labs": [*CORE, "memory", "process", "frames", "tracing", "analysis", "system"],
     "pictures": [*CORE, "memory", "parquet", "frames", "analysis"],
     "api": [*CORE, "memory", "parquet", "process", "frames", "tracing", "analysis"],
     "reporters": [*CORE, "memory", "parquet", "frames", "tracing", "analysis", "system", "labs",

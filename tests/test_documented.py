@@ -51,16 +51,40 @@ def blocks(*, in_vm):
     return found
 
 
+def experiments(*, in_vm):
+    """The blocks of the course's ten experiments, as `blocks()`."""
+    text = (ROOT / "docs/labs.md").read_text().partition("## More experiments")[0]
+    shown = documented.blocks(text)
+    return [param for param in blocks(in_vm=in_vm) if param.values[0] in shown]
+
+
 @pytest.mark.parametrize("block", blocks(in_vm=False))
-def test_documented_commands_run_and_end_as_shown(block):
+def test_documented_commands_run_and_end_as_shown(block, prepared):
     run_as_shown(block)
 
 
 @pytest.mark.parametrize("block", blocks(in_vm=True))
-def test_documented_commands_that_need_a_vm_run_there(block, request):
+def test_documented_commands_that_need_a_vm_run_there(block, prepared):
+    run_as_shown(block)
+
+
+@pytest.mark.parametrize("block", experiments(in_vm=False))
+def test_the_experiments_run_in_a_checkout_as_printed(block, prepared):
+    run_as_shown(block, as_printed=True)
+
+
+@pytest.mark.parametrize("block", experiments(in_vm=True))
+def test_the_experiments_that_need_a_vm_run_in_a_checkout_there(block, prepared):
+    run_as_shown(block, as_printed=True)
+
+
+@pytest.fixture
+def prepared(block, request):
+    """The machine is as the block needs it."""
     if "--module none" in block.where:
         request.getfixturevalue("no_module")
-    run_as_shown(block)
+    if "tracefs" in block.needs:
+        request.getfixturevalue("tracefs")
 
 
 @pytest.fixture
@@ -189,15 +213,25 @@ def test_documented_python_is_what_there_is(page):
 def test_blocks_are_found_and_filled():
     page = (
         "a\n<!-- transcript: --kernel 6.1; lines=2; exits=1; needs=kmod,swap -->\n```\n"
-        "$ sudo ./scripts/run lab x\nold\n```\nb\n<!-- transcript: here -->\n```\n$ one\n$ two\n"
-        "```\n```\n$ no transcript\n```\n"
+        "$ sudo ./scripts/run lab x\nold\n```\nb\n<!-- transcript: here; folder=checkout -->\n```\n"
+        "$ one\n$ two\n```\n```\n$ no transcript\n```\n"
         "<!-- screen: here; size=80x24; seconds=3\none\ntwo\n-->\n![A screen](pictures/x.svg)\n"
     )
     first, second, screen = documented.blocks(page)
     assert first == ("--kernel 6.1", ("sudo ./scripts/run lab x",), (1,), ("kmod", "swap"), 2,
-                     None, None, "")  # fmt: skip
-    assert second == ("here", ("one", "two"), (0, 0), (), None, None, None, "")
-    assert screen == ("here", ("one", "two"), (0, 0), (), None, (80, 24), 3.0, "pictures/x.svg")
+                     None, None, "", False)  # fmt: skip
+    assert second == ("here", ("one", "two"), (0, 0), (), None, None, None, "", True)
+    assert screen == (
+        "here",
+        ("one", "two"),
+        (0, 0),
+        (),
+        None,
+        (80, 24),
+        3.0,
+        "pictures/x.svg",
+        False,
+    )
     assert documented.as_run(first.commands[0]) == "physview lab x"
     filled = documented.fill(page, {first: [documented.Result("1\n2\n3\n", 1)]})
     assert filled == page.replace("old\n", "1\n2\n…\n")

@@ -40,7 +40,7 @@ def test_the_list_has_every_lab_and_what_it_lacks(physview):
     document = json.loads(physview("lab", "--json").stdout)
     assert [one["lab"] for one in document["labs"]] == list(labs.NAMES)
     rows = {row for one in document["labs"] for row in one["course_rows"]}
-    assert rows == {3, 4, 5, 6, 7}
+    assert rows == {3, 4, 5, 6, 7, 8, 9, 10}
     for line, one in zip(lines, document["labs"], strict=True):
         assert line.endswith("ready") == (one["why_not"] is None)
 
@@ -164,6 +164,9 @@ def test_a_question_that_is_not_measured_does_not_count():
         (["heap", "--save", "f"], "--save needs --quiz"),
         (["heap", "--quiz", "--force"], "--force needs --save FILE"),
         (["--save", "f"], "which lab?"),
+        (["heap", "--all"], "--all and a lab, heap, exclude each other"),
+        (["--all", "--quiz"], "--all and --quiz exclude each other"),
+        (["--all", "--machine"], "--all and --machine exclude each other"),
     ],
 )
 def test_wrong_use(physview, args, words):
@@ -192,6 +195,27 @@ def test_nobody_gets_the_virtual_half(physview):
     assert {row["causes"].get("paddr") for row in document["tables"][0]["rows"]} == {"hidden"}
     assert document["questions"][0]["answer"] is None
     assert document["notes"]
+
+
+@pytest.mark.needs("nobody", "setarch")
+def test_all_does_what_can_be_done_and_names_the_rest(physview):
+    as_nobody = [*AS_NOBODY, "setarch", "-R"]  # the addresses stay, so a lab has another result
+    result = physview("lab", "--all", prefix=as_nobody)
+    assert (result.returncode, result.stderr) == (1, ""), result.stderr
+    document = json.loads(physview("lab", "--all", "--json", prefix=as_nobody).stdout)
+    done = [one["lab"] for one in document["labs"]]
+    missing = {one["lab"]: one for one in document["not_done"]}
+    assert sorted([*done, *missing]) == sorted(labs.NAMES)
+    assert {"report", "heap", "runs", "levels"} <= set(done)
+    assert {"cow", "swap", "copies", "kmalloc", "pages"} <= set(missing)
+    text = " ".join(result.stdout.split())
+    assert f"{len(done)} labs were done: {', '.join(done)}." in text
+    assert "Not as on most machines: runs." in text
+    assert f"{len(missing)} labs were not done here:" in text
+    for name, one in missing.items():
+        assert f"- {name}: {one['why']}" in text
+        assert f"\n  {one['remedy']}\n" in result.stdout
+        assert f"-- physview lab {name}" in one["remedy"]
 
 
 @pytest.mark.needs("nobody")

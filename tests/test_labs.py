@@ -5,7 +5,7 @@ import pytest
 from memory import PAGE, Region, kpageflags, raw_entry
 
 from physview import Cause, UsageError, labs
-from physview.labs import evict, migrate
+from physview.labs import evict, migrate, pages, traced_process
 from physview.labs.model import document
 from physview.model import PM_FILE, PagemapEntry
 
@@ -34,6 +34,7 @@ def columns(evidence, *names, table=0):
 MAY_DIFFER = {
     "cache": "the file can be in the same frame again, by chance",
     "levels": "there can be five",
+    "pages": "the slabs that there are can be enough",
     "witnesses": "there can be no device mapping",
 }
 """Labs whose evidence can be usual although an answer is not that of docs/key.md."""
@@ -237,6 +238,60 @@ def test_hidden():
     assert paddrs[2] is Cause.HIDDEN
     assert int(entries[2], 16) % (1 << 55) == 0
     assert evidence.answers == [0]
+
+
+@pytest.mark.needs("root", "kprobes", "kmod")
+def test_copies():
+    evidence = run("copies")
+    usual(evidence)
+    functions, user, kernel, sizes = columns(evidence, "function", "user", "kernel", "bytes")
+    assert [name.strip("_") for name in functions] == [
+        *("copy_from_user", "copy_to_user", "copy_to_user", "copy_from_user", "put_user_4")
+    ]
+    assert (sizes[:2], sizes[3:]) == ([16, 16], [16, 4])
+    assert user[0] == user[1]
+    assert all(0 < one < 1 << 56 for one in user)
+    assert all(one > 1 << 63 for one in kernel[:4])
+    for name in ("from_user", "to_user"):
+        stack = [cell for cell in evidence.tables[1].column(name) if cell]
+        assert stack[1] == "physicalview_ioctl"
+        assert "__x64_sys_ioctl" in stack
+    put_user = [cell for cell in evidence.tables[1].column("put_user") if cell]
+    assert put_user[:2] == ["__put_user_4", "pipe_ioctl"]
+    assert evidence.answers == [0, 1]
+
+
+@pytest.mark.needs("root", "pfn", "tracefs")
+@pytest.mark.usefixtures("tracefs")
+def test_kmalloc():
+    evidence = run("kmalloc")
+    usual(evidence)
+    allocated, events, requested = columns(evidence, "allocated", "events", "requested")
+    assert sum(events) == 100
+    assert allocated == sorted(set(allocated))
+    for size, words in zip(allocated, requested, strict=True):
+        assert int(words.split()[-1]) <= size
+    pointers, paddrs = columns(evidence, "ptr", "paddr", table=1)
+    assert all(pointer >= 1 << 63 for pointer in pointers)
+    if None not in paddrs:  # /proc/kcore tells where the direct map is
+        assert len({v - p for v, p in zip(pointers, paddrs, strict=True)}) == 1
+        assert "direct_map" in {finding.check for finding in evidence.findings}
+    assert evidence.answers == [1, 1]
+
+
+@pytest.mark.needs("root", "pfn", "tracefs")
+@pytest.mark.usefixtures("tracefs")
+def test_pages():
+    evidence = run("pages")
+    usual(evidence)
+    uses, events, frames = columns(evidence, "use", "events", "frames")
+    by_use = dict(zip(uses, events, strict=True))
+    assert sum(events) == 100
+    assert by_use[pages.PROCESS] >= traced_process.NR_TOUCHED
+    assert all(nr_frames >= nr for nr_frames, nr in zip(frames, events, strict=True))
+    paddrs, orders = columns(evidence, "paddr", "order", table=1)
+    assert all(p % (PAGE << order) == 0 for p, order in zip(paddrs, orders, strict=True))
+    assert evidence.answers[0] == 1
 
 
 def test_a_lab_without_its_requirements_says_so():

@@ -27,7 +27,8 @@ LEVEL_TESTS = (
 )
 # Calls, permissions, flags and tracing do not depend on the number of levels.
 OTHER_TESTS = (
-    *("course", "kmod_access", "kmod_calls", "kmod_compat", "kmod_descriptors", "labs"),
+    "course::test_it_reports_the_addresses_that_pagemap_has",
+    *("kmod_access", "kmod_calls", "kmod_compat", "kmod_descriptors", "labs"),
     *("pagemap", "pagemap_privilege", "probes", "soft_dirty", "trace_probes"),
 )
 ALL_TESTS = (*LEVEL_TESTS, *OTHER_TESTS)
@@ -43,8 +44,12 @@ def chosen_tests(series: str, *, la57: bool) -> tuple[str, ...]:
     if la57:
         return (*LEVEL_TESTS, "labs::test_levels_are_walked")
     if series == "6.1":  # of which the documentation's transcripts are
-        documented = "documented::test_documented_commands_that_need_a_vm_run_there"
-        return (*ALL_TESTS, documented)
+        documented = (
+            "documented::test_documented_commands_that_need_a_vm_run_there",
+            "documented::test_the_experiments_that_need_a_vm_run_in_a_checkout_there",
+            "course::test_the_course_s_four_targets",
+        )
+        return (*ALL_TESTS, *documented)
     return OTHER_TESTS
 
 

@@ -127,7 +127,10 @@ def test_on_a_terminal_a_table_has_colours_and_a_name_has_none():
 
 
 # In the VM, or in the pipe of a process of our own: no terminal hears them.
-ELSEWHERE = ("vm/init.py", "vm/guest.py", "labs/probe_process.py", "labs/memory.py")
+ELSEWHERE = (
+    *("vm/init.py", "vm/guest.py"),
+    *("labs/probe_process.py", "labs/traced_process.py", "labs/memory.py"),
+)
 # Who may do what gets around the streams, and why that is safe.
 BYPASSES = {
     "Console": {},

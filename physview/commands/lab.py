@@ -4,6 +4,7 @@
 Without a name, all labs are listed. A lab says what it will do, does it with real processes, shows
 what it found, and draws its conclusions from these findings. If this machine behaves differently
 from most machines, the lab says so, and exits with 1. A lab undoes its changes to the machine.
+--all does every lab that this machine can do, and names the others, with a command that does them.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from physview.commands import _common
-from physview.errors import UsageError
+from physview.errors import PhysviewError, UsageError
 from physview.model import printable
 from physview.runtime import invocation
 
 if TYPE_CHECKING:
-    from physview.labs.model import Lab
+    from physview.labs.model import Evidence, Lab
     from physview.labs.quiz import TakenQuiz
 
 NAME = "lab"
@@ -29,6 +30,12 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument(
         "name", metavar="NAME", nargs="?", help="which lab; without a name, all are listed"
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="run every lab that this machine can do; then name the others, each with the command"
+        " that runs it, for example in a VM",
     )
     parser.add_argument(
         "--quiz",
@@ -56,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     from physview import labs
     from physview.labs.model import document
 
+    if args.all:
+        return _run_all(args)
     if args.name is None:
         return _list(args)
     lab = labs.find(args.name)
@@ -125,6 +134,68 @@ def _list(args: argparse.Namespace) -> int:
     short = [why.partition(": ")[2].partition(";")[0] for why in why_not]
     reporter.print_labs(zip(found, short, strict=True))
     return 0
+
+
+def _run_all(args: argparse.Namespace) -> int:
+    """Run all labs that can run here. Exit with 1 if one failed, or was not as on most machines."""
+    from physview import labs
+
+    if args.name is not None:
+        raise UsageError(f"--all and a lab, {args.name}, exclude each other", "", "leave out one")
+    for option in ("quiz", "save", "force", "machine"):
+        if getattr(args, option):
+            raise UsageError(f"--all and --{option} exclude each other", "", "leave out one")
+    found = [labs.find(name) for name in labs.NAMES]
+    done: list[tuple[Lab, Evidence]] = []
+    not_done: list[tuple[Lab, PhysviewError]] = []
+    exit_code = 0
+    for lab in found:
+        why = lab.why_not()
+        if isinstance(why, PhysviewError):
+            not_done.append((lab, why))
+            continue
+        try:
+            evidence = _run_one(lab, is_first=not done, quiet=args.json)
+        except PhysviewError as error:
+            _common.say(str(error))
+            not_done.append((lab, error))
+            exit_code = 1
+            continue
+        done.append((lab, evidence))
+        exit_code |= not evidence.is_usual
+    _print_all(args, done, not_done)
+    return int(exit_code)
+
+
+def _run_one(lab: Lab, *, is_first: bool, quiet: bool) -> Evidence:
+    from physview import labs
+    from physview.reporters import lab as reporter
+
+    if quiet:
+        return labs.run(lab.name)
+    if not is_first:
+        sys.stdout.write("\n\n")
+    reporter.print_plan(lab)
+    evidence = labs.run(lab.name)
+    reporter.print_evidence(evidence)
+    return evidence
+
+
+def _print_all(
+    args: argparse.Namespace,
+    done: list[tuple[Lab, Evidence]],
+    not_done: list[tuple[Lab, PhysviewError]],
+) -> None:
+    from physview.labs.model import document
+    from physview.reporters import documents
+    from physview.reporters import lab as reporter
+
+    if args.json:
+        missing = [{"lab": lab.name, "why": why.why, "remedy": why.remedy} for lab, why in not_done]
+        ran = [document(lab, evidence) for lab, evidence in done]
+        documents.write({"labs": ran, "not_done": missing})
+    else:
+        reporter.print_summary(done, not_done)
 
 
 def _do(lab: Lab, options: dict[str, bool]) -> int:

@@ -10,16 +10,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from physview.errors import PhysviewError
+from physview.labs import child_process
 from physview.model import Probe
-from physview.runtime import child_python
 
 ADDR_NO_RANDOMIZE = 0x0040000  # include/uapi/linux/personality.h
 GET_PERSONALITY = 0xFFFFFFFF
@@ -59,38 +56,13 @@ def start(*, aslr: bool = True) -> Iterator[ProbeProcess]:
     Raises:
         PhysviewError: The process failed before it printed its addresses.
     """
-    # Block SIGINT: Ctrl-C during the start would leave a process that nobody ends.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        # Only the kernel makes the addresses differ between two such processes. Without ASLR all
-        # addresses were equal in 40 repetitions and with Python 3.10 to 3.13, despite Python's
-        # random hashes.
-        process = child_python.start(
-            "physview.labs.probe_process",
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            preexec_fn=None if aslr else _turn_aslr_off,
-            start_new_session=True,  # Ctrl-C reaches only the lab, and the lab ends the process
-        )
-    except BaseException:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        raise
-    assert process.stdin
-    assert process.stdout
-    try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        line = process.stdout.readline()
-        if not line:
-            code = process.wait()
-            why = f"it ended with exit code {code}"
-            raise PhysviewError("the lab's child process failed", why, "run the lab again")
+    # Only the kernel makes the addresses differ between two such processes. Without ASLR all
+    # addresses were equal in 40 repetitions and with Python 3.10 to 3.13, despite Python's random
+    # hashes.
+    preexec_fn = None if aslr else _turn_aslr_off
+    with child_process.start("physview.labs.probe_process", preexec_fn) as (process, line):
         has_aslr, probes = json.loads(line)
         yield ProbeProcess(process.pid, [Probe(*probe) for probe in probes], has_aslr)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
 
 
 def _turn_aslr_off() -> None:

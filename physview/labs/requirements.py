@@ -80,6 +80,43 @@ def page_tables(lab: str, vm_options: str = "") -> PhysviewError | None:
         return type(error)(f"cannot do the lab {lab}", why, remedy)
 
 
+def tracing(lab: str) -> PhysviewError | None:
+    """Require tracefs, with which the kernel traces events."""
+    from physview.tracing import tracefs
+
+    try:
+        tracefs.find_tracefs().close()
+    except PhysviewError as error:
+        remedy = error.remedy.partition(", or trace in a ")[0]
+        what = f"cannot do the lab {lab}"
+        return type(error)(what, error.why, f"{remedy}, {in_vm(lab, '--kernel 6.1')}")
+    return None
+
+
+def kernel_functions(lab: str) -> PhysviewError | None:
+    """Require that functions of the kernel can be traced, not only tracepoints."""
+    from physview.tracing import tracefs
+
+    missing = tracing(lab)
+    if missing:
+        return missing
+    with tracefs.find_tracefs() as fs:
+        if fs.has("kprobe_events"):
+            return None
+    remedy = in_vm(lab, "--kernel 6.1").removeprefix("or ")
+    return Unsupported(f"cannot do the lab {lab}", "this kernel has no kprobes", remedy)
+
+
+def module(lab: str) -> PhysviewError | None:
+    """Require that the kernel module is loaded, and that this user may open its device."""
+    from physview.sources.kmod import DEVICE
+
+    if os.access(DEVICE, os.R_OK):
+        return None
+    remedy = invocation.module_or_vm(f"lab {lab}")
+    return Unsupported(f"cannot do the lab {lab}", "the kernel module is not loaded", remedy)
+
+
 def swap_area(lab: str) -> PhysviewError | None:
     """Require that the machine has an active swap area."""
     missing = proc_mount.why_no_file("/proc/swaps") if not os.path.exists("/proc/swaps") else None

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from physview.errors import PhysviewError
 from physview.labs import model
 from physview.labs.model import Evidence, Lab, Question
 from physview.model import Cause, printable
@@ -65,6 +66,27 @@ def print_evidence(evidence: Evidence) -> None:
         _print_item("?", Text(note, style="yellow"))
     if not evidence.is_usual:
         _print(Text("! marks a result that differs from most machines."))
+
+
+def print_summary(
+    done: Sequence[tuple[Lab, Evidence]], not_done: Sequence[tuple[Lab, PhysviewError]]
+) -> None:
+    """Print which of all labs ran, and for each of the others why not and what to do."""
+    unusual = [lab.name for lab, evidence in done if not evidence.is_usual]
+    words = f"{_labs(len(done))} done: {', '.join(lab.name for lab, _ in done) or 'none'}."
+    if unusual:
+        words += f" Not as on most machines: {', '.join(unusual)}."
+    _print(Text(f"\n\n{words}", style="bold"))
+    if not not_done:
+        return
+    _print(Text(f"{_labs(len(not_done))} not done here:", style="bold"))
+    for lab, why in not_done:
+        _print_item("-", Text(f"{lab.name}: {why.why}"))
+        _print(Text(f"  {why.remedy}"), PIPE_TABLE_WIDTH)
+
+
+def _labs(nr: int) -> str:
+    return "1 lab was" if nr == 1 else f"{nr} labs were"
 
 
 def print_question(number: int, question: Question) -> None:
