@@ -9,6 +9,7 @@ import subprocess
 import sys
 import termios
 
+import numpy as np
 import pytest
 from failures import one_line
 from memory import PAGE
@@ -17,7 +18,10 @@ from screens import LEFT, PtyRun, watch
 from users import AS_NOBODY
 
 from physview.analysis.changes import Change
+from physview.analysis.page_counts import RamMap
 from physview.analysis.watch import MAX_KEPT, Watcher
+from physview.reporters import screen, watch_screen
+from physview.reporters import watch as watch_reporter
 from physview.runtime.terminal import split_keys
 
 SETUP = """
@@ -483,3 +487,49 @@ def test_a_process_with_many_mappings_stays_usable(python):
         run.shows("by change")
         run.press("q")
         assert run.wait() == 0
+
+
+def ram_of(frames, *, nr_frames):
+    """A map of RAM in which the cells have these frames of the process."""
+    cell = -(-nr_frames // len(frames))
+    return RamMap(np.array(frames, dtype=np.int64), cell, nr_frames, 0)
+
+
+def test_the_map_tells_a_page_from_a_megabyte_on_a_machine_of_24_gib():
+    """On a linear scale, all of these but the last were the lowest step."""
+    nr_frames = (24 << 30) // PAGE
+    frames = [0, 1, 8, 64, 512, 4096, 32768, *[0] * 62, nr_frames // 70]
+    ram = ram_of(frames, nr_frames=nr_frames)
+    assert watch_reporter.density(ram, 70) == f" ▁▂▃▄▅▆{' ' * 62}█"
+    legend = watch_reporter.ram_legend(ram, 70)
+    assert legend == (
+        "a character is 351M; the process has ▁ 4K ▂ 32K ▃ 256K ▄ 2M ▅ 16M ▆ 128M █ all"
+    )
+
+
+@pytest.mark.parametrize("size_bytes", [1 << shift for shift in range(24, 48)])
+@pytest.mark.parametrize("width", [30, 70, 110, 210])
+def test_the_legend_of_the_map_fits_and_agrees_with_it(size_bytes, width):
+    nr_frames = size_bytes // PAGE
+    ram = ram_of([0] * min(4096, nr_frames), nr_frames=nr_frames)
+    legend = watch_reporter.ram_legend(ram, width)
+    assert len(legend) <= 80
+    frames_each = -(-nr_frames // width)
+    least = watch_reporter.steps(frames_each)
+    assert sum(map(legend.count, "KMGT")) >= len(least)
+    for at, nr in enumerate(least, 1):
+        drawn = watch_reporter.density(ram_of([nr], nr_frames=frames_each), 1)
+        assert drawn == watch_reporter.BLOCKS[at]
+        if nr > 1:
+            below = watch_reporter.density(ram_of([nr - 1], nr_frames=frames_each), 1)
+            assert below == watch_reporter.BLOCKS[at - 1]
+
+
+def test_the_keys_are_named():
+    state = screen.State(1.0, watch_screen.ORDERS)
+    state.page = 10
+    sort, general = state.feet(40, 80, 24)
+    assert sort == "sort by: a address  s size  m mem  w swap  c change"
+    assert general == "1-10 of 40 by address  q quit  space pause  +- interval  ↑↓ scroll"
+    (line,) = state.feet(40, 80, 12)
+    assert line.endswith("  asmwc sort  ↑↓ scroll")

@@ -65,24 +65,24 @@ class State:
         # Part of this line, so that the lines below do not move when the remark comes and goes.
         return f"{line}; too slow for {self.interval:g} s as asked" if self.lengthened else line
 
-    def foot(self, nr_rows: int, width: int) -> str:
-        """Make the last line: what is shown, in which order, and the keys."""
+    def feet(self, nr_rows: int, width: int, height: int) -> list[str]:
+        """Make the last lines: what is shown and in which order, and the keys with their names.
+
+        Args:
+            nr_rows: Number of all rows of the table.
+            width: Width of the terminal in characters. Keys that do not fit are left out.
+            height: Number of lines of the terminal, as for `nr_feet()`.
+        """
         last = min(nr_rows, self.first + self.page)
-        text = f"{min(self.first + 1, nr_rows)}-{last} of {nr_rows} by {self.orders[self.sort]}"
-        keys = (
-            ("q", "quit"),
-            ("space", "pause"),
-            ("+-", "interval"),
-            ("".join(self.orders), "sort"),
-            ("↑↓", "scroll"),
-            ("PgUp PgDn Home End", "too"),
-        )
-        for key, what in keys:
-            longer = f"{text}  {key} {what}"
-            if len(longer) > width:
-                break
-            text = longer
-        return text
+        shown = f"{min(self.first + 1, nr_rows)}-{last} of {nr_rows} by {self.orders[self.sort]}"
+        sort = [f"{key} {name}" for key, name in self.orders.items()]
+        general = ["q quit", "space pause", "+- interval"]
+        scroll = ["↑↓ scroll", "PgUp PgDn Home End too"]
+        if nr_feet(height) == 1:
+            sort = [f"{''.join(self.orders)} sort"]
+            return [_fitting([shown, *general, *sort, *scroll], width)]
+        sort[0] = f"sort by: {sort[0]}"
+        return [_fitting(sort, width), _fitting([shown, *general, *scroll], width)]
 
     def scroll(self, key: str, nr_rows: int) -> None:
         """Change which row of the table is the first that is shown.
@@ -102,6 +102,22 @@ class State:
     def clamp(self, nr_rows: int) -> None:
         """Keep the screen full: do not scroll beyond the last row."""
         self.first = max(0, min(self.first, nr_rows - self.page))
+
+
+def nr_feet(height: int) -> int:
+    """Return how many lines there are below the table, for a terminal of this many lines."""
+    return 1 if height < SMALL else 2
+
+
+def _fitting(parts: list[str], width: int) -> str:
+    """Join the first part and as many of the others as fit."""
+    text = parts[0]
+    for part in parts[1:]:
+        longer = f"{text}  {part}"
+        if len(longer) > width:
+            break
+        text = longer
+    return text
 
 
 class Screen:
@@ -162,6 +178,8 @@ def fill(lines: Rows, rows: Rows, state: State, nr_rows: int, width: int, height
         width: Width of the terminal in characters.
         height: Number of lines of the terminal, and of the result.
     """
+    feet = [(text, FOOT) for text in state.feet(nr_rows, width, height)]
+    room = max(0, height - len(feet))
     lines = lines + rows
-    lines += [("", "")] * (height - 1 - len(lines))
-    return [*lines[: height - 1], (state.foot(nr_rows, width), FOOT)]
+    lines += [("", "")] * (room - len(lines))
+    return [*lines[:room], *feet]

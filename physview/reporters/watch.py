@@ -18,8 +18,11 @@ from physview.units import short_size
 FIRST = "pages   first reading: changes are shown from the next reading on"
 BLOCKS = " ▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = " .:-=+*#@"
-STEPS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 63 / 64)
-"""Shares of a cell from which on its block is drawn a step higher than the lowest block."""
+NARROW = 80
+"""Width of a narrow terminal."""
+
+NEARLY_ALL = 63 / 64
+"""Share of a character's frames from which on it is drawn as full."""
 
 
 class WatchColumn(NamedTuple):
@@ -172,22 +175,47 @@ def notes(reading: Reading) -> list[str]:
     return found
 
 
+def steps(frames_per_character: int) -> list[int]:
+    """Return from how many frames on a character is drawn a step higher: a logarithmic scale.
+
+    The scale begins at one frame, however much RAM there is. On a linear scale a process of some
+    megabytes would have the lowest step everywhere on a machine with many gigabytes.
+
+    Args:
+        frames_per_character: The number of frames for which a character stands.
+
+    >>> steps(2816), steps(87_808)
+    ([1, 4, 16, 64, 256, 1024], [1, 8, 64, 512, 4096, 32768])
+    """
+    nr_steps = len(BLOCKS) - 2  # without the blocks for nothing and for all
+    shift = max(1, -(-(frames_per_character - 1).bit_length() // nr_steps))
+    found = [1 << shift * at for at in range(nr_steps)]
+    return [least for least in found if least < frames_per_character * NEARLY_ALL] or [1]
+
+
+def _characters(ram: RamMap, nr_cells: int) -> tuple[int, int]:
+    """Return how many characters there are, and the number of frames for which one stands."""
+    nr_cells = max(1, min(nr_cells, len(ram.frames)))
+    return nr_cells, -(-ram.nr_frames // nr_cells)
+
+
 def density(ram: RamMap, nr_cells: int, blocks: str = BLOCKS) -> str:
-    """Draw RAM as characters: each stands for a part of RAM, and its height for a share of it.
+    """Draw RAM as characters: each stands for a part of RAM, and its height for frames in it.
 
     Args:
         ram: The process's frames in RAM.
         nr_cells: Maximum number of characters.
-        blocks: The characters, from no frame to all frames; STEPS has the shares between.
+        blocks: The characters, from no frame to all frames; `steps()` has the scale.
     """
     import numpy as np
 
-    nr_cells = min(nr_cells, len(ram.frames))
+    nr_cells, frames_each = _characters(ram, nr_cells)
     firsts = np.arange(nr_cells) * len(ram.frames) // nr_cells
     frames = np.add.reduceat(ram.frames, firsts)
     ends = np.minimum(np.append(firsts[1:], len(ram.frames)) * ram.cell_frames, ram.nr_frames)
-    share = frames / (ends - firsts * ram.cell_frames)
-    step = np.where(frames > 0, 1 + np.searchsorted(STEPS, share, side="right"), 0)
+    step = np.searchsorted(steps(frames_each), frames, side="right")
+    is_full = (frames > 0) & (frames >= NEARLY_ALL * (ends - firsts * ram.cell_frames))
+    step[is_full] = len(blocks) - 1
     return "".join(blocks[at] for at in step.tolist())
 
 
@@ -203,9 +231,16 @@ def ram_lines(ram: RamMap, width: int, nr_lines: int, blocks: str = BLOCKS) -> l
 
 def ram_legend(ram: RamMap, nr_cells: int, blocks: str = BLOCKS) -> str:
     """Make the legend of the map: what a character stands for, and what its height means."""
-    size = short_size(ram.nr_frames * PAGE_SIZE // max(1, min(nr_cells, len(ram.frames))))
-    shares = f"{blocks[1]} some {blocks[4]} 1/16 {blocks[6]} 1/4 {blocks[7]} 1/2 {blocks[8]} all"
-    return f"a character is {size}; the process has {shares}"
+    _, frames_each = _characters(ram, nr_cells)
+    least = [f"{blocks[at]} {_round(nr)}" for at, nr in enumerate(steps(frames_each), 1)]
+    scale, each = f"{' '.join(least)} {blocks[-1]} all", _round(frames_each)
+    text = f"a character is {each}; the process has {scale}"
+    return text if len(text) <= NARROW else f"each is {each}: {scale}"  # with terabytes of RAM
+
+
+def _round(nr_frames: int) -> str:
+    """Format a number of frames as a size, without a decimal that is 0."""
+    return short_size(nr_frames * PAGE_SIZE).replace(".0", "")
 
 
 def print_reading(reading: Reading, width: int) -> None:
@@ -215,7 +250,7 @@ def print_reading(reading: Reading, width: int) -> None:
     if reading.ram:
         room = min(width, 120)
         lines += ram_lines(reading.ram, room, 1, blocks)
-        lines.append(f"        {ram_legend(reading.ram, room - 10, blocks)}")
+        lines.append(ram_legend(reading.ram, room - 10, blocks))
     lines += notes(reading)
     columns, room = choose_columns(width, track_writes=reading.tracks_writes)
     lines.append(title_row(columns))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from physview.analysis.watch import Reading
 from physview.analysis.watch_processes import ProcessesReading
 from physview.reporters import watch_processes as reporter
-from physview.reporters.screen import CHANGED, HEAD, NOTE, SMALL, TITLE, State, fill
+from physview.reporters.screen import CHANGED, HEAD, NOTE, SMALL, TITLE, State, fill, nr_feet
 
 if TYPE_CHECKING:
     from physview.reporters.screen import Rows
@@ -57,7 +57,7 @@ def compose(
     columns, _ = reporter.choose_columns(width, track_writes=track_writes)
     lines.append((reporter.title_row(columns), TITLE))
     lines = lines[: max(0, height - 2)]
-    state.page = max(1, height - 1 - len(lines))
+    state.page = max(1, height - nr_feet(height) - len(lines))
     state.clamp(len(reading.readings))
     order = sorted(reading.readings, key=lambda one: -SORTS[state.sort][1](one))
     shown = order[state.first : state.first + state.page]

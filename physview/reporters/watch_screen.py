@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from physview.analysis.watch import Reading
 from physview.reporters import watch as reporter
-from physview.reporters.screen import CHANGED, HEAD, NOTE, SMALL, TITLE, State, fill
+from physview.reporters.screen import CHANGED, HEAD, NOTE, SMALL, TITLE, State, fill, nr_feet
 from physview.reporters.watch import ASCII_BLOCKS, BLOCKS
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def compose(reading: Reading, state: State, width: int, height: int, *, plain: b
     columns, room = reporter.choose_columns(width, track_writes=reading.tracks_writes)
     lines.append((reporter.title_row(columns), TITLE))
     lines = lines[: max(0, height - 2)]
-    state.page = max(1, height - 1 - len(lines))
+    state.page = max(1, height - nr_feet(height) - len(lines))
     state.clamp(len(reading.vmas))
     order = _order(reading, state.sort)[state.first : state.first + state.page]
     changed = _changed(reading)
@@ -81,7 +81,7 @@ def _head(reading: Reading, state: State, width: int, height: int, blocks: str) 
         nr_lines = 1 if height < 40 else 3
         cells = width - 10
         lines += [(line, "") for line in reporter.ram_lines(reading.ram, width, nr_lines, blocks)]
-        lines.append((" " * 9 + reporter.ram_legend(reading.ram, cells * nr_lines, blocks), "dim"))
+        lines.append((reporter.ram_legend(reading.ram, cells * nr_lines, blocks), "dim"))
     for note in reporter.notes(reading):
         lines.append((note, NOTE))
     if not reading.knows_frames and state.remedy:
