@@ -220,7 +220,10 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
             ["kmalloc", "--summary", "-n", "9", "--", f"{target.folder}/program"],
         ],
         "module": [["status"], ["status", "--json"]],
-        "vm": [["--kernel", nasty, "--", "true"], ["--memory", nasty]],
+        "vm": [
+            ["--kernel", nasty, "--", "true"], ["--memory", nasty], ["list"], ["list", "--json"],
+            ["exec", nasty, "--", "true"], ["shell", nasty], ["stop", nasty],
+        ],
         "doctor": [[], ["--json"]],
         "completion": [["bash"], ["zsh"], ["fish"]],
     }  # fmt: skip
