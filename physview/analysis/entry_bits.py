@@ -36,7 +36,9 @@ _ARM64_LEAF = {
     56: "special",
 }
 
-_LINUX = "Linux's"
+LINUX = "Linux's"
+"""The meaning of a bit that the hardware leaves to Linux."""
+
 MEANINGS = {
     "P": "present",
     "RW": "writable",
@@ -51,10 +53,10 @@ MEANINGS = {
     "NX": "not executable",
     "PROT_NONE": "faults",
     "pkey": "key",
-    "special": _LINUX,
-    "uffd_wp": _LINUX,
-    "soft_dirty": _LINUX,
-    "saved_dirty": _LINUX,
+    "special": LINUX,
+    "uffd_wp": LINUX,
+    "soft_dirty": LINUX,
+    "saved_dirty": LINUX,
     "valid": "present",
     "AF": "accessed",
     "PXNTable": "below",
@@ -67,7 +69,7 @@ MEANINGS = {
     "cont": "contiguous",
     "PXN": "not for kernel",
     "UXN": "not for user",
-    "dirty": _LINUX,
+    "dirty": LINUX,
 }
 """What each bit means, in a word or two."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
-from physview.analysis.entry_bits import bit_names, meaning
+from physview.analysis.entry_bits import LINUX, bit_names, meaning
 from physview.analysis.walked_addresses import WalkedAddress, WalkedAddresses, WalkedLevel
 from physview.model import Cause, PageKind, printable
 from physview.runtime.privileges import root_remedy
@@ -193,7 +193,8 @@ def _leads(at: WalkedAddress, depth: int) -> str:
     size = at.walk.page_size_bytes
     names = bit_names(at.levels[depth].read)
     words = f"maps a page of {size_words(size)} at {at.walk.paddr & -size:#x}"
-    meanings = ", ".join(dict.fromkeys(map(meaning, names)))
+    of_hardware = [each for each in map(meaning, names) if each != LINUX]
+    meanings = ", ".join(of_hardware)
     if at.walk.kind is PageKind.PROT_NONE:
         words += ", which faults when it is touched"
     return f"{words}. Its bits: {meanings}." if meanings else f"{words}."
