@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from physview.commands import _common
 from physview.errors import PhysviewError, UsageError
+from physview.runtime import invocation
 from physview.runtime.resolve_pid import find_pid
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def _find_pid(args: argparse.Namespace) -> int | None:
     given = [word for word in (args.process, args.pid) if word is not None]
     if args.command is not None:
         if not args.command:
-            raise UsageError("nothing to run", "", f"physview {NAME} EVENT -- CMD…")
+            line = invocation.physview(f"{NAME} EVENT -- CMD…")
+            raise UsageError("nothing to run", "", line)
         given.append(args.command[0])
     if len(given) > 1:
         raise UsageError("too many processes", "trace takes one PID, --pid or command")

@@ -16,6 +16,7 @@ from physview.pictures.html import fill_page, read_part
 from physview.pictures.svg import FONT, MONO, body, number, text
 from physview.pictures.walk_layout import WalkDrawing, lay_out_walk
 from physview.pictures.walk_shapes import WIDTH
+from physview.runtime import invocation
 
 HINT = (
     "From the address at the top to the frame at the right: each index chooses an entry of a table,"
@@ -68,7 +69,8 @@ def _pack(walks: WalkedAddresses, drawings: list[WalkDrawing]) -> str:
         }
         for each, drawn in zip(walks.addresses, drawings, strict=True)
     ]
-    remedy = f"not in this page; draw it: physview walk {walks.pid} ADDR --picture FILE.html"
+    line = invocation.physview(f"walk {walks.pid} ADDR --picture FILE.html")
+    remedy = f"not in this page; draw it: {line}"
     data = {"walks": described, "asked": walks.asked, "hint": HINT, "remedy": remedy}
     return base64.b64encode(zlib.compress(json.dumps(data).encode(), 9)).decode()
 
