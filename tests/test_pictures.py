@@ -311,6 +311,15 @@ def test_colours_can_be_told_apart(kinds, theme, cones):
         assert np.linalg.norm(a - b) >= least, (one, other)
 
 
+@pytest.mark.parametrize("cones", CONES)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("kinds", [PROCESS_KINDS, MACHINE_KINDS], ids=["process", "machine"])
+def test_free_memory_and_the_page_cache_differ_in_lightness(kinds, theme, cones):
+    """Most of RAM is one or the other. Lightness is what is left in black and white."""
+    by_slug = {kind.slug: lab(getattr(kind, theme), cones)[0] for kind in kinds}
+    assert abs(by_slug["free"] - by_slug["page_cache"]) >= 13
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("kinds", ALL_KINDS, ids=["process", "machine", "diff"])
 def test_each_group_is_of_steps_of_lightness(kinds, theme):

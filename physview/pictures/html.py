@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import resources
 
 from physview.pictures.captions import Captions
-from physview.pictures.layout import MARGIN, WIDTH, lay_out
+from physview.pictures.layout import MARGIN, WIDTH, lay_out, legend_groups
 from physview.pictures.model import Picture
 from physview.pictures.pack import pack
 from physview.pictures.svg import FONT, body, number, style, text
@@ -34,6 +34,7 @@ def to_html(picture: Picture, captions: Captions | None = None, *, theme: str = 
         + _sizes()
         + _variables(drawing.colours("light"), drawing.colours("dark"), theme)
         + style(drawing, theme),
+        "legend": _legend(picture),
         "svg": f'<svg viewBox="{size}" role="img" aria-label="{text(drawing.title)}">\n'
         f"{body(drawing)}</svg>",
         "script": "".join(map(read_part, SCRIPTS)),
@@ -61,6 +62,19 @@ def fill_page(name: str, parts: dict[str, str]) -> str:
 def read_part(name: str) -> str:
     """The text of a file beside this one."""
     return resources.files("physview.pictures").joinpath(name).read_text("utf-8")
+
+
+def _legend(picture: Picture) -> str:
+    """The legend: its place at the top of the page can be seen without scrolling."""
+    groups = []
+    for name, entries in legend_groups(picture).items():
+        items = "".join(
+            f'<li><i style="background:var(--{entry.kind.slug})"></i>{text(entry.kind.label)}'
+            f" <small>{text(entry.amount)}</small></li>\n"
+            for entry in entries
+        )
+        groups.append(f"<li><strong>{text(name)}</strong>\n<ul>\n{items}</ul></li>\n")
+    return "".join(groups)
 
 
 def _sizes() -> str:

@@ -56,11 +56,12 @@ BLUE, SKY = ("#0072b2", "#3b9bdc"), ("#7cc7f2", "#a8dcf8")
 ORANGE, PURPLE, VERMILLION = ("#e69f00", "#eeae2e"), ("#7b2fb0", "#a050e0"), ("#d55e00", "#f08850")
 BROWN = ("#7a2e00", "#a04a10")
 SLATE = ("#8b96a1", "#7d8994")
+# The step from free frames to the page cache is the largest: most of RAM is one or the other.
 GREYS = [
     ("#eceff2", "#242a31"),
-    ("#d3d9df", "#3a434d"),
-    ("#b3bcc5", "#55606c"),
-    ("#8b96a1", "#75818c"),
+    ("#bfc7cf", "#48525d"),
+    ("#a3adb7", "#616c78"),
+    ("#87929d", "#7d8994"),
     ("#5a6570", "#b4bec7"),
 ]
 

@@ -142,8 +142,10 @@ def lay_out(
         shapes += _missing(captions, BODY + BODY_WIDTH + 60 if picture.space else MARGIN)
     if picture.space and picture.frames and place and with_frames:
         shapes += _links(picture.space, place, spans, picture.frames.grid, picture.kinds)
-    legend, y = _legend(picture, bottom + 52)
-    shapes += legend
+    y = bottom + 52
+    if with_frames:  # a page has its legend at its top, in HTML
+        legend, y = _legend(picture, y)
+        shapes += legend
     for note in (*(captions.scale if with_frames else ()), *captions.notes):
         for line in textwrap.wrap(note, 200):
             shapes.append(Text(MARGIN, y, line, 13, "muted"))
@@ -275,6 +277,7 @@ def _bands(space: Space, spans: tuple[Span, ...], kinds: tuple[Kind, ...]) -> li
     import numpy as np
 
     shapes: list[Shape] = [_heading(LABELS, "Virtual memory, from low to high addresses")]
+    shapes.append(Text(LABELS, TOP - 4, _height_words(space), 11, "muted"))
     for i, (band, span) in enumerate(zip(space.bands, spans, strict=True)):
         height = span.bottom - span.top
         hint = _band_hint(band, kinds)
@@ -292,6 +295,13 @@ def _bands(space: Space, spans: tuple[Span, ...], kinds: tuple[Kind, ...]) -> li
                 Text(BODY + BODY_WIDTH, y, f"{free} unmapped", 11, "muted", is_right=True)
             )
     return shapes
+
+
+def _height_words(space: Space) -> str:
+    """What the height of a band means."""
+    is_diff = any(band.nr_changed is not None for band in space.bands)
+    what = "memory that has or had frames" if is_diff else "resident memory"
+    return f"height of a band: {what} (square-root scale)"
 
 
 def _band_label(band: Band, span: Span) -> list[Shape]:
@@ -376,38 +386,48 @@ def link_ranks(kinds: tuple[Kind, ...]) -> list[int]:
     return [order.index(i) for i in indices]
 
 
-def _legend(picture: Picture, top: float) -> tuple[list[Shape], float]:
-    """The colours, and how much there is of each kind."""
-    totals = _totals(picture)
+class LegendEntry(NamedTuple):
+    """A line of the legend: a kind, and how much there is of it, in words."""
+
+    kind: Kind
+    amount: str
+
+
+def legend_groups(picture: Picture) -> dict[str, list[LegendEntry]]:
+    """The kinds that there are, by the headings of their groups."""
     # In a difference a share of RAM would not tell anything.
     nr_ram = sum(picture.frames.totals) if picture.frames and not picture.is_diff else 0
-    groups: dict[str, list[tuple[Kind, int]]] = {}
-    for kind, nr in zip(picture.kinds, totals, strict=True):
+    groups: dict[str, list[LegendEntry]] = {}
+    for kind, nr in zip(picture.kinds, _totals(picture), strict=True):
         if nr:
-            groups.setdefault(kind.group, []).append((kind, nr))
+            amount = pages_size(nr)
+            if kind.has_frame and nr_ram:
+                amount += f"  {share(nr, nr_ram)}"
+            groups.setdefault(kind.group, []).append(LegendEntry(kind, amount))
+    return groups
+
+
+def _legend(picture: Picture, top: float) -> tuple[list[Shape], float]:
+    """The colours, and how much there is of each kind."""
+    groups = legend_groups(picture)
     shapes: list[Shape] = []
     deepest = 0
-    for name, (left, width, columns) in _legend_places(picture, groups).items():
+    for name, (left, width, columns) in _legend_places(groups).items():
         items = groups[name]
         shapes.append(Text(left, top, name, 13, is_bold=True))
         per_column = -(-len(items) // columns)
         deepest = max(deepest, per_column)
-        for i, (kind, nr) in enumerate(items):
+        for i, (kind, amount) in enumerate(items):
             x = left + i // per_column * (width + LEGEND_GAP)
             y = top + 12 + i % per_column * LINE
             shapes.append(Rect(x, y, 12, 12, kind.slug, 2))
             shapes.append(Text(x + 20, y + 10.5, kind.label, 13))
-            amount = (
-                f"{pages_size(nr)}  {share(nr, nr_ram)}"
-                if kind.has_frame and nr_ram
-                else pages_size(nr)
-            )
             shapes.append(Text(x + width, y + 10.5, amount, 13, "muted", is_right=True))
     return shapes, top + 12 + deepest * LINE + 28
 
 
 def _legend_places(
-    picture: Picture, groups: dict[str, list[tuple[Kind, int]]]
+    groups: dict[str, list[LegendEntry]],
 ) -> dict[str, tuple[float, float, int]]:
     """For each group: its left end, the width of a column, and the number of columns."""
     if OWN in groups:  # below the half of the picture that they are about

@@ -37,6 +37,7 @@ class Page {
 		const {canvas, view} = this;
 		canvas.addEventListener("pointermove", (event) => this.point(event));
 		canvas.addEventListener("pointerleave", () => this.point(null));
+		canvas.addEventListener("click", (event) => this.point(event)); /* a tap of a finger */
 		canvas.addEventListener("dblclick", (event) => this.zoom(-2, ...this.place(event)));
 		canvas.addEventListener("wheel", (event) => this.wheel(event), {passive: false});
 		document.getElementById("in").onclick = () => this.zoom(-1);
@@ -130,11 +131,13 @@ class Page {
 		this.tip.hidden = !text;
 		this.tip.textContent = text;
 		if (text) {
-			const stage = this.canvas.getBoundingClientRect();
+			const stage = this.canvas.getBoundingClientRect(), width = this.tip.offsetWidth;
 			const x = event.clientX - stage.left, y = event.clientY - stage.top;
-			const left = x + 16 + this.tip.offsetWidth > stage.width ? x - 16 - this.tip.offsetWidth : x + 16;
+			/* On a phone the stage is wider than the screen: stay within what is seen of it. */
+			const seen = Math.min(stage.right, innerWidth) - stage.left;
+			const left = x + 16 + width > seen ? Math.min(x - 16, seen) - width : x + 16;
 			const above = event.clientY + 16 + this.tip.offsetHeight > innerHeight;
-			this.tip.style.left = Math.max(0, left) + "px";
+			this.tip.style.left = Math.max(0, -stage.left, left) + "px";
 			this.tip.style.top = (above ? y - 16 - this.tip.offsetHeight : y + 16) + "px";
 		}
 		if (this.pinned)

@@ -174,6 +174,7 @@ class View {
 		const scale = width / this.layout.width;
 		context.setTransform(scale, 0, 0, scale, 0, 0);
 		context.clearRect(0, 0, this.layout.width, this.layout.height);
+		this.dimBands(context);
 		if (!this.hasFrames)
 			return;
 		const rows = this.visibleRows();
@@ -361,6 +362,32 @@ class View {
 		path.bezierCurveTo(middle, end + endHeight, middle, start + height, x, start + height);
 		path.closePath();
 		return path;
+	}
+
+	/*
+	 * Dim the bands that are not chosen, and if a mapping is chosen, the rest of its band: the bands
+	 * are below the canvas, so paper is drawn over them.
+	 */
+	dimBands(context) {
+		if (!this.chosen)
+			return;
+		const {model} = this, {band, vma} = this.chosen;
+		const [left, width] = this.layout.body, from = this.layout.labels;
+		context.fillStyle = this.colour("paper");
+		context.globalAlpha = 1 - DIM_CELL;
+		const mine = band ?? model.bandOf[vma];
+		this.layout.spans.forEach(([top, bottom], at) => {
+			if (at !== mine)
+				context.fillRect(from, top, left + width - from, bottom - top);
+		});
+		if (vma !== undefined) {
+			const [top, bottom] = this.layout.spans[mine], {first, end} = model.vmas[vma];
+			const start = Math.max(top, this.pageY(first, vma) - 1);
+			const stop = Math.min(bottom, this.pageY(end - 1, vma) + 1);
+			context.fillRect(left, top, width, start - top);
+			context.fillRect(left, stop, width, bottom - stop);
+		}
+		context.globalAlpha = 1;
 	}
 
 	/* How far down in the drawing a page is. */

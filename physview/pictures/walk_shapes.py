@@ -33,7 +33,7 @@ WALK_KINDS = (
     Kind("entry_page", "maps a page", *BLUE, _ENTRIES),
     Kind("entry_swapped", "swapped out", "#c98a00", "#d99a2b", _ENTRIES),
     Kind("entry_special", "special", *BROWN, _ENTRIES),
-    Kind("entry_kernel", "the kernel's half", *GREYS[1], _ENTRIES),
+    Kind("entry_kernel", "the kernel's half", "#d3d9df", "#3a434d", _ENTRIES),
     Kind("path", "the walk", "#ae4600", "#f08850", _COLOURS),
     Kind("path_tint", "what the walk took", "#fdeadd", "#43301f", _COLOURS),
     Kind("offset", "the offset", "#0067a3", "#5cb3ee", _COLOURS),
