@@ -148,7 +148,20 @@ def run(args: argparse.Namespace) -> int:
         _refuse_other_options(action, args)
         return _vm_actions.ACTIONS[action](name, args)
     _refuse_other_options("", args)
+    _refuse_misspelt_action(args.command)
     return _run_in_throwaway_vm(args)
+
+
+def _refuse_misspelt_action(words: list[str]) -> None:
+    """Refuse a word that is like an action, is no program, and has no -- before it."""
+    import shutil
+
+    from physview.text.nearest import nearest
+
+    near = nearest(words[0], ACTIONS) if words[:1] not in ([], ["--"]) else []
+    if near and not otherwise(words) and shutil.which(words[0]) is None:
+        remedy = f"do you mean {' or '.join(near)}? Put -- before a command of the VM"
+        raise UsageError(f"vm has no action '{words[0]}'", "", remedy)
 
 
 def _parse_action(args: argparse.Namespace) -> tuple[str, str | None, argparse.Namespace]:
