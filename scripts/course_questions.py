@@ -195,8 +195,8 @@ EXPERIMENTS = {
                 "Their highest bits are 1, those of a program's addresses are 0. A kernel address"
                 " means the same in every process. kmalloc's memory is in the direct map, where"
                 " virtual and physical address differ by a constant. On x86-64 the direct map"
-                " begins at 0xffff888000000000, or elsewhere with KASLR; on arm64 at the lowest"
-                " kernel address.",
+                " begins at 0xffff888000000000 (with four levels of page tables), or elsewhere with"
+                " KASLR; on arm64 at the lowest kernel address.",
             ),
         ),
     ),
