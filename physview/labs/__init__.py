@@ -33,6 +33,7 @@ NAMES = (
     "levels",
     "witnesses",
     "hidden",
+    "nested",
 )
 """The labs in the order of the course. Each lab is a module of this package."""
 

@@ -8,10 +8,11 @@ error that names the missing thing and the remedy.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 
 from physview.errors import AccessDenied, PhysviewError, Unsupported
-from physview.runtime import invocation, proc_mount
+from physview.runtime import invocation, packages, proc_mount
 from physview.text import proctext
 
 Requirement = Callable[[str], PhysviewError | None]
@@ -130,6 +131,16 @@ def swap_area(lab: str) -> PhysviewError | None:
         "this machine has no swap area",
         f"add a swap area with mkswap and swapon, {in_vm(lab, '--swap 64')}",
     )
+
+
+def virtual_machine(lab: str) -> PhysviewError | None:
+    """Require QEMU, and a processor for which physview vm makes VMs."""
+    what = f"cannot do the lab {lab}"
+    if os.uname().machine != "x86_64":
+        return Unsupported(what, "physview boots VMs on x86-64 only", "use an x86-64 machine")
+    if not shutil.which("qemu-system-x86_64"):
+        return Unsupported(what, "QEMU is not installed", packages.install_line("qemu"))
+    return None
 
 
 def huge_pages(lab: str) -> PhysviewError | None:

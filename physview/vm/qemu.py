@@ -50,6 +50,7 @@ class QemuMachine(NamedTuple):
         nr_nodes: The number of NUMA nodes. Memory and CPUs are divided among them.
         la57: Whether page tables have five levels instead of four.
         append: Further words for the kernel's command line.
+        qmp_fd: A connected socket for QMP; None for no QMP.
     """
 
     image: Path
@@ -58,6 +59,7 @@ class QemuMachine(NamedTuple):
     la57: bool = False
     append: str = ""
     nr_nodes: int = 1
+    qmp_fd: int | None = None
 
     def command(
         self, accelerator: str, initramfs_fd: int, console_fd: int, port_fd: int
@@ -85,6 +87,7 @@ class QemuMachine(NamedTuple):
             *("-machine", f"q35,accel={accelerator}", "-cpu", cpu),
             *("-smp", f"{self.nr_cpus}{sockets}", "-m", str(self.memory_mib)),
             *self._node_options(),
+            *self._qmp_options(),
             *("-kernel", str(self.image), "-initrd", f"/dev/fd/{initramfs_fd}"),
             *("-append", " ".join(filter(None, options.split(" ")))),
             *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
@@ -93,6 +96,11 @@ class QemuMachine(NamedTuple):
             *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
             *("-device", f"virtio-9p-pci,fsdev=root,mount_tag={initramfs.ROOT_TAG}"),
         ]
+
+    def _qmp_options(self) -> Iterator[str]:
+        if self.qmp_fd is not None:
+            yield from ("-chardev", f"socket,id=qmp,fd={self.qmp_fd}")
+            yield from ("-mon", "chardev=qmp,mode=control")
 
     def _node_options(self) -> Iterator[str]:
         if self.nr_nodes == 1:

@@ -84,6 +84,7 @@ def plan(
     nodes: int = 1,
     append: str = "",
     swap_mib: int = 0,
+    qmp_fd: int | None = None,
 ) -> Plan:
     """Plan a VM over this machine's root folder.
 
@@ -97,6 +98,7 @@ def plan(
         nodes: The number of NUMA nodes. Memory and CPUs are divided among them.
         append: Further words for the kernel's command line, such as "hugepages=8".
         swap_mib: The size of the swap area in MiB. It is in the guest's RAM, compressed (zram).
+        qmp_fd: A connected socket at which QEMU speaks QMP; None for no QMP.
 
     Raises:
         VmUnusable: QEMU could not open the initramfs.
@@ -105,7 +107,7 @@ def plan(
     missing = proc_mount.why_no_file("/proc/self/fd")
     if missing:  # QEMU opens the initramfs as /dev/fd/N
         raise VmUnusable("no VM can be started", *missing)
-    machine = qemu.QemuMachine(Path(kernel.image), memory_mib, cpus, la57, append, nodes)
+    machine = qemu.QemuMachine(Path(kernel.image), memory_mib, cpus, la57, append, nodes, qmp_fd)
     process_1 = child_python.script(guest.__file__, "-S")
     archive = initramfs.make(Path(kernel.modules), process_1, SWAP_MODULES if swap_mib else ())
     setup = {

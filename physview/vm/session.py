@@ -80,7 +80,7 @@ class Session:
                 stdin=subprocess.DEVNULL,
                 stdout=self._qemu_stderr,
                 stderr=self._qemu_stderr,
-                pass_fds=qemu_fds,
+                pass_fds=(*qemu_fds, *((machine.qmp_fd,) if machine.qmp_fd is not None else ())),
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, no locks
                 start_new_session=True,  # Ctrl-C reaches only physview, which then ends QEMU
             )
