@@ -8,8 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from failures import one_line
 from memory import PAGE, raw_entry
 from qemus import answers
+from users import AS_NOBODY
 
 from physview import labs
 from physview.errors import PhysviewError
@@ -183,6 +185,14 @@ def test_the_lab_names_what_it_needs(monkeypatch):
     assert "cannot do the lab nested: " in str(why)
     if os.geteuid() == 0 and checks.can_show_frames():
         assert "QEMU is not installed; " in str(why)
+
+
+@pytest.mark.needs("nobody")
+def test_a_user_is_not_sent_into_a_vm_where_the_lab_would_not_run(physview):
+    line = one_line(physview("lab", "nested", prefix=AS_NOBODY), 1)
+    assert re.search(r"hides frame numbers from this user; (sudo |as root: )", line)
+    assert line.endswith(" lab nested\n")
+    assert " vm " not in line
 
 
 def test_moved_counts_guest_frames_not_addresses():

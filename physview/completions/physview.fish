@@ -219,7 +219,7 @@ complete -c physview -n '_shtab_physview_using lab' -l save -xka "(__fish_comple
 complete -c physview -n '_shtab_physview_using lab' -l force -d 'replace the file if it exists'
 complete -c physview -n '_shtab_physview_using lab' -l machine -d 'with cache: drop all caches of the machine, as the course does, not only one file'"'"'s'
 complete -c physview -n '_shtab_physview_using lab' -l json -d 'print one JSON document'
-complete -c physview -n '_shtab_physview_using lab; and test $_shtab_physview_npos -eq 0' -ka "(printf '%s\n' report heap runs cache copies kmalloc pages cow zero shared huge swap migrate levels witnesses hidden)" -d 'which lab; without a name, all are listed'
+complete -c physview -n '_shtab_physview_using lab; and test $_shtab_physview_npos -eq 0' -ka "(printf '%s\n' report heap runs cache copies kmalloc pages cow zero shared huge swap migrate levels witnesses hidden nested)" -d 'which lab; without a name, all are listed'
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a trace -d 'Trace events in the kernel, and show for each event which functions led to it.'
 complete -c physview -n '_shtab_physview_using trace' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using trace' -l pid -xka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | LC_ALL=C tr -c '\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'the same as PID'

@@ -77,7 +77,7 @@ LAB = Lab(
     requirements.checker(
         NAME,
         requirements.compiled_core,
-        requirements.frame_numbers,
+        requirements.frame_numbers_of_host,
         requirements.virtual_machine,
     ),
     run,

@@ -133,9 +133,27 @@ def swap_area(lab: str) -> PhysviewError | None:
     )
 
 
+def frame_numbers_of_host(lab: str) -> PhysviewError | None:
+    """Require frame numbers as `frame_numbers()` does, for a lab that a VM would not help."""
+    error = frame_numbers(lab)
+    if error is None:
+        return None
+    if os.geteuid() == 0:
+        remedy = "give root CAP_SYS_ADMIN, which a container lacks"
+    else:
+        remedy = invocation.physview_as_root(f"lab {lab}")
+    return type(error)(f"cannot do the lab {lab}", error.why, remedy)
+
+
 def virtual_machine(lab: str) -> PhysviewError | None:
-    """Require QEMU, and a processor for which physview vm makes VMs."""
+    """Require QEMU, a processor for which physview vm makes VMs, and that it is not emulated."""
+    from physview.system import hypervisor
+
     what = f"cannot do the lab {lab}"
+    below = hypervisor.detect()
+    if below and below.name == hypervisor.EMULATED:
+        why = "this machine is an emulated VM, and a VM in it would take too long"
+        return Unsupported(what, why, "run it on the machine that runs this VM")
     if os.uname().machine != "x86_64":
         return Unsupported(what, "physview boots VMs on x86-64 only", "use an x86-64 machine")
     if not shutil.which("qemu-system-x86_64"):

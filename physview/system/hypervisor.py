@@ -22,6 +22,9 @@ DMI_FIELDS = ("product_name", "sys_vendor", "board_vendor", "bios_vendor", "prod
 DEVICE_TREE = "/proc/device-tree"
 CLOCKSOURCES = "/sys/devices/system/clocksource/clocksource0/available_clocksource"
 
+EMULATED = "QEMU"
+"""The name of a hypervisor that emulates the processor: QEMU without KVM."""
+
 # What a field of DMI begins with, and the hypervisor. The order counts: QEMU's own name comes last,
 # because it is there with KVM, too. "Virtual Machine" alone is Microsoft's product name.
 _DMI_NAMES = (
@@ -41,7 +44,7 @@ _DMI_NAMES = (
     (b"BHYVE", "bhyve"),
     (b"Hyper-V", "Hyper-V"),
     (b"Apple Virtualization", "Apple Virtualization"),
-    (b"QEMU", "QEMU"),
+    (b"QEMU", EMULATED),
 )
 _CLOCKS = ((b"kvm-clock", "KVM"), (b"hyperv_clocksource", "Hyper-V"), (b"xen", "Xen"))
 # "compatible" of a device tree's root, or of its node hypervisor.
