@@ -176,8 +176,8 @@ EXPERIMENTS = {
             OpenQuestion(
                 "How do both differ from the stacks of `put_user`?",
                 "put_user writes single values. Its stacks are those of system calls that store one"
-                " number, and of the way back to user mode (rseq). The compiler may put put_user"
-                " into its caller; then the trace cannot see it.",
+                " number, and of the way back to user mode (rseq, restartable sequences). The"
+                " compiler may put put_user into its caller; then the trace cannot see it.",
             ),
             OpenQuestion(
                 "Which system call is near the bottom of each stack?",
@@ -205,7 +205,7 @@ EXPERIMENTS = {
         (
             OpenQuestion(
                 "Does the allocation of pages differ from the allocation of slabs? How?",
-                "Yes. The page allocator hands out 2, to the power of the order, whole pages, and"
+                "Yes. The page allocator hands out 2^order whole pages (1, 2, 4, …), and"
                 " tells the number of the first frame. kmalloc hands out pieces of any size, which"
                 " it rounds up, and tells an address. kmalloc gets slabs from the page allocator"
                 " and cuts them into pieces of one size, so most calls of kmalloc need no new page."

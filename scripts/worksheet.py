@@ -118,7 +118,9 @@ def sections() -> Iterator[Section]:
         yield _section(f"## {row}. {experiment.title}", str(row), experiment.questions, mine)
     rest = [lab for lab in every if not lab.rows]
     for at, lab in enumerate(rest, len(EXPERIMENTS) + 1):
-        title = lab.title[0].upper() + lab.title[1:]
+        # The name of a function stays as it is.
+        is_name = lab.title.split(" ")[0].endswith("()")
+        title = lab.title if is_name else lab.title[0].upper() + lab.title[1:]
         yield _section(f"### {at}. {title}", str(at), (), (lab,))
 
 
@@ -188,7 +190,7 @@ def _answer(part: Part) -> Iterator[str]:
     if part.question.usual is None:
         raise ValueError(f"{part.number}: {part.question.text}: this question has no usual answer")
     choice = part.question.choices[part.question.usual]
-    yield from _paragraph(f"*{part.question.usual + 1}) {choice}.* {part.question.because}")
+    yield from _paragraph(f"**{part.question.usual + 1}) {choice}.** {part.question.because}")
 
 
 def _paragraph(text: str, indent: str = "") -> list[str]:

@@ -215,7 +215,7 @@ def test_all_does_what_can_be_done_and_names_the_rest(physview):
     for name, one in missing.items():
         assert f"- {name}: {one['why']}" in text
         assert f"\n  {one['remedy']}\n" in result.stdout
-        assert f"-- physview lab {name}" in one["remedy"]
+        assert f"physview lab {name}" in one["remedy"] or f"run lab {name}" in one["remedy"]
 
 
 @pytest.mark.needs("nobody")

@@ -128,8 +128,8 @@ def test_on_a_terminal_a_table_has_colours_and_a_name_has_none():
 
 # In the VM, or in the pipe of a process of our own: no terminal hears them.
 ELSEWHERE = (
-    *("vm/init.py", "vm/guest.py"),
-    *("labs/probe_process.py", "labs/traced_process.py", "labs/memory.py"),
+    *("vm/init.py", "vm/guest.py", "vm/guest_commands.py"),
+    *("labs/probe_process.py", "labs/traced_process.py", "labs/memory.py", "labs/nested_guest.py"),
 )
 # Who may do what gets around the streams, and why that is safe.
 BYPASSES = {
@@ -143,6 +143,7 @@ BYPASSES = {
     "unfiltered": {
         "vm/runner.py": "the output of the user's own command",
         "commands/vm.py": "the VM's log, with --console",
+        "vm/client.py": "the output of the user's own command",
     },
     "stdout.buffer": {},
     "stderr.buffer": {},
@@ -152,6 +153,7 @@ BYPASSES = {
         "tracing/tracefs.py": "a file of tracefs",
         "tracing/traced_command.py": "a pipe to the process that is started",
         "labs/evict.py": "/proc/sys/vm/drop_caches",
+        "vm/keeper.py": "a pipe to the process that starts the VM",
         "sources/soft_dirty.py": "/proc/PID/clear_refs",
     },
 }

@@ -122,9 +122,9 @@ def test_other_users_processes_are_counted_not_shown(physview, stopped):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "which processes?"),
-        (["1", "--all"], "which processes?"),
-        (["--all", "--cgroup", "/"], "which processes?"),
+        ([], "no process is named, or several ways"),
+        (["1", "--all"], "no process is named, or several ways"),
+        (["--all", "--cgroup", "/"], "no process is named, or several ways"),
         (["--cgroup", "/etc"], "'/etc' is no cgroup"),
     ],
 )

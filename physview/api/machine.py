@@ -126,6 +126,10 @@ def select_frames(
         remedy = "give its path below the cgroup file system, its folder, or @inode"
         raise UsageError(f"no cgroup '{cgroup}'", "", remedy)
     asked = None if pfns is None else _ranges(pfns)
+    if asked == []:
+        raise UsageError(
+            "no frame is named", "the ranges are empty", "leave out pfns for all of RAM"
+        )
     with KpageFile("kpageflags") as file:
         there = read_online_ram()
         ranges = there if asked is None else cut_ranges(asked, there)
@@ -212,7 +216,14 @@ def _ranges(pfns: int | range | Iterable[int | range]) -> list[tuple[int, int]]:
                 raise UsageError(f"{one} is no range of frames", "", "use a step of 1")
             pair = one.start, one.stop
         else:
-            number = operator.index(one)
+            try:
+                number = operator.index(one)
+            except TypeError:
+                why, remedy = (
+                    "it is neither a number nor a range",
+                    "give one, such as range(16, 32)",
+                )
+                raise UsageError(f"{one!r} is no frame number", why, remedy) from None
             pair = number, number + 1
         if pair[0] < 0 or pair[1] >= NO_ENTRY:
             raise UsageError(f"{one} is no frame number", "it is negative or too large")

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 from physview.api.memory import VMA_FIELDS, vma_row
+from physview.errors import UsageError
 from physview.memory.columns import Column, Field, Table, columns_of_rows, numbers
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def watch_processes(
         process's first reading. `answer` says how many processes are new, gone, and refused.
 
     Raises:
+        UsageError: `pids` is no list.
         Unsupported: The kernel cannot track writes.
         PhysviewError: A file cannot be read, for example because too many are open.
 
@@ -143,6 +145,10 @@ def watch_processes(
         list_wanted: Callable[[], Iterable[int]] = list_pids
     elif callable(pids):
         list_wanted = pids
+    elif isinstance(pids, (str, SupportsIndex)):
+        raise UsageError(
+            f"{pids!r} is no list of processes", "", "give pids, such as [os.getpid()]"
+        )
     else:
         kept = [*pids]
         list_wanted = lambda: kept  # noqa: E731

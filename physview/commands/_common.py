@@ -255,7 +255,9 @@ def find_pids(words: Iterable[str]) -> dict[int | str, str]:
 def check_processes(args: argparse.Namespace) -> None:
     """Check that exactly one of PID…, --cgroup and --all names processes."""
     if sum([bool(args.processes), args.cgroup is not None, args.all]) != 1:
-        raise UsageError("which processes?", "give one of PID…, --cgroup PATH and --all")
+        raise UsageError(
+            "no process is named, or several ways", "", "give one of PID…, --cgroup PATH and --all"
+        )
 
 
 def check_output(args: argparse.Namespace, option: str) -> None:

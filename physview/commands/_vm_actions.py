@@ -41,11 +41,12 @@ def start(name: str | None, args: argparse.Namespace) -> int:
         say=_common.say_lines,
     )
     print(f"the VM {name} runs Linux {told['release']} ({told['accelerator'].upper()})")
-    print(f"work in it: {invocation.physview('vm shell')}, in as many terminals as you want")
+    own = "" if name == running.DEFAULT_NAME else f" {name}"
+    print(f"work in it: {invocation.physview(f'vm shell{own}')}, in as many terminals as you want")
     end = f"when no command has run in it for {args.idle} min"
     if leader is not None:
         end = f"with this terminal session, or {end}"
-    print(f"end it: {invocation.physview('vm stop')}; it also ends {end}")
+    print(f"end it: {invocation.physview(f'vm stop{own}')}; it also ends {end}")
     return 0
 
 
@@ -106,6 +107,7 @@ def stop(name: str | None, args: argparse.Namespace) -> int:
         chosen = running.names(folder) if args.all else [running.choose(folder, name)]
         for each in chosen:
             client.stop(folder, each)
+            print(f"the VM {each} has ended")
     return 0
 
 

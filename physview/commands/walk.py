@@ -61,14 +61,16 @@ def run(args: argparse.Namespace) -> int:
         return _draw(args)
     _pictures.refuse_options(args)
     if args.address is None:
-        raise UsageError("which address?", "only a picture of self needs none", "give ADDR, as 0x…")
+        raise UsageError(
+            "no address is given", "only a picture of self needs none", "give ADDR, as 0x…"
+        )
     vaddr = _numbers.parse_address(args.address)
     with ProcDir(find_pid(args.process)) as proc, open_page_tables(proc, args.source) as tables:
-        walk = tables.walk(vaddr)
+        walk, nr_levels = tables.walk(vaddr), tables.nr_levels()
     if args.json:
         documents.write(reporter.document(tables.name, proc.pid, walk, bit_names))
     else:
-        sys.stdout.write(reporter.walk_tree(walk, bit_names))
+        sys.stdout.write(reporter.walk_tree(walk, nr_levels, bit_names))
     return int(walk.paddr is None)
 
 
@@ -80,14 +82,16 @@ def _draw(args: argparse.Namespace) -> int:
     pid = find_pid(args.process)
     vaddr = None if args.address is None else _numbers.parse_address(args.address)
     if vaddr is None and not _is_self(pid):
-        raise UsageError("which address?", "only a picture of self needs none", "give ADDR, as 0x…")
+        raise UsageError(
+            "no address is given", "only a picture of self needs none", "give ADDR, as 0x…"
+        )
     check_path(args.picture, overwrite=args.force)
     walks = _read(pid, vaddr, args.source)
     size = write_walks(walks, args.picture, theme=args.theme, overwrite=args.force)
     if args.json:
         documents.write(reporter.picture_document(walks, args.picture, size))
     else:
-        sys.stdout.write(f"{printable(args.picture)}: {reporter.summary(walks)}\n")
+        sys.stdout.write(f"{printable(args.picture)}: {reporter.summary(walks, args.picture)}\n")
     _common.say_if_shared(args.picture)
     if any(level.is_hidden for level in walks.first.levels):
         _common.say(f"addresses and entries of page tables are hidden; {_common.root_remedy()}")

@@ -30,6 +30,7 @@ def _head(quiz: TakenQuiz) -> Iterator[str]:
     machine = quiz.machine
     yield f"Quiz of the lab {quiz.lab.name}: {quiz.lab.title}"
     yield f"Score:   {score(quiz)}"
+    yield "Name:    ______________________________"
     yield f"Time:    {quiz.started:{TIME}}; the answers took {quiz.seconds:.0f} s"
     yield (
         f"Machine: {printable(machine.host)}, Linux {printable(machine.kernel)}"

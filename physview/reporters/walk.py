@@ -31,11 +31,16 @@ KIND_WORDS = {
 }
 
 
-def walk_tree(walk: Walk, bit_names: BitNames) -> str:
+# What an entry says that has no page, and so no page's size.
+NO_PAGES = (PageKind.NONE, PageKind.BEYOND, PageKind.BAD, PageKind.UNSTABLE)
+
+
+def walk_tree(walk: Walk, nr_levels: int, bit_names: BitNames) -> str:
     """Draw the levels of a walk from the root down, each level below its parent.
 
     Args:
         walk: The walk.
+        nr_levels: How many levels the kernel uses, also those that the walk did not reach.
         bit_names: Names the set bits of a level's entry.
     """
     lines = [f"{walk.vaddr:#018x}"]
@@ -48,8 +53,8 @@ def walk_tree(walk: Walk, bit_names: BitNames) -> str:
         lines.append(f"{branch}  at {level.address:#014x}  {level.entry:#018x}  {names}".rstrip())
     folded = [level.name for level in walk.levels if level.folded]
     if folded:
-        nr = len(walk.levels) - len(folded)
-        lines.append(f"folded: {', '.join(folded)} (this kernel uses {nr} levels of page tables)")
+        uses = f"this kernel uses {nr_levels} levels of page tables"
+        lines.append(f"folded: {', '.join(folded)} ({uses})")
     if any(level.entry is None for level in walk.levels):
         remedy = root_remedy("SYS_ADMIN")
         lines.append(f"hidden: addresses and entries of the page tables; {remedy}")
@@ -71,7 +76,7 @@ def document(source: str, pid: int, walked: Walk, bit_names: BitNames) -> dict[s
         "vaddr": hex(walked.vaddr),
         "paddr": None if walked.paddr is None else hex(walked.paddr),
         "kind": walked.kind.name.lower(),
-        "page_size_bytes": walked.page_size_bytes,
+        "page_size_bytes": None if walked.kind in NO_PAGES else walked.page_size_bytes,
         "swap": {"type": walked.swap[0], "offset": walked.swap[1]} if walked.swap else None,
         "levels": [
             {
@@ -88,15 +93,16 @@ def document(source: str, pid: int, walked: Walk, bit_names: BitNames) -> dict[s
     }
 
 
-def summary(walks: WalkedAddresses) -> str:
-    """What a picture of walks shows, in one line."""
+def summary(walks: WalkedAddresses, path: str) -> str:
+    """What the file of a picture of walks shows, in one line."""
     first = walks.first
     walk, nr_others = first.walk, len(walks.addresses) - 1
     if walk.paddr is None:
         where = f"UNKNOWN  {first.cause.text if first.cause else KIND_WORDS[walk.kind]}"
     else:
         where = f"{walk.paddr:#018x}  {KIND_WORDS[walk.kind]}, {size_words(walk.page_size_bytes)}"
-    others = f"; walks for {nr_others} other addresses" if nr_others else ""
+    has_others = nr_others and path.lower().endswith(".html")  # a picture shows one walk
+    others = f"; walks for {nr_others} other addresses" if has_others else ""
     return f"{walk.vaddr:#018x} -> {where}{others}"
 
 

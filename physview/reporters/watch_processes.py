@@ -119,8 +119,11 @@ def notes(reading: ProcessesReading) -> list[str]:
     if not reading.knows_frames:
         found.append("frame numbers are hidden: only root sees moved pages")
     if reading.nr_denied:
-        words = "1 process is" if reading.nr_denied == 1 else f"{reading.nr_denied} processes are"
-        found.append(f"{words} left out: you may not examine them")
+        one = reading.nr_denied == 1
+        words, them = (
+            ("1 process is", "it") if one else (f"{reading.nr_denied} processes are", "them")
+        )
+        found.append(f"{words} left out: you may not examine {them}")
     nr = sum(one.compared_to is not None for one in reading.readings)
     if nr:
         found.append(f"too many extents to keep: only a part of {nr} processes is compared")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import struct
 import time
 from collections import deque
@@ -86,6 +87,8 @@ class Qmp(Closable):
             remedy = "run as root" if os.geteuid() else ""
             return AccessDenied(self._what, error.strerror or "", remedy, path=self._path)
         if isinstance(error, ConnectionRefusedError):
+            if os.path.exists(self._path) and not stat.S_ISSOCK(os.stat(self._path).st_mode):
+                return self._error("it is no socket", "give the path of QEMU's -qmp socket")
             return self._error("no process listens there", "start QEMU with -qmp unix:PATH,server")
         if isinstance(error, TimeoutError | BlockingIOError):
             return self._silent()

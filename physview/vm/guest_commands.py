@@ -179,10 +179,17 @@ def start(request: dict[str, Any], files: list[Any]) -> int:
 
     try:
         return spawn(request["command"])
-    except FileNotFoundError:
-        if not request["otherwise"]:
+    except (FileNotFoundError, PermissionError) as error:
+        if not request["otherwise"] or (isinstance(error, PermissionError) and _is_there(request)):
             raise
     return spawn(request["otherwise"])
+
+
+def _is_there(request: dict[str, Any]) -> bool:
+    """Whether a file has the command's name. A folder of PATH may be closed to this user."""
+    name = request["command"][0]
+    folders = ["/"] if "/" in name else request["env"].get("PATH", os.defpath).split(":")
+    return any(os.path.exists(os.path.join(folder, name)) for folder in folders)
 
 
 def resize(terminal: int, lines: int, columns: int) -> None:

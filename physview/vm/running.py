@@ -177,21 +177,20 @@ def wait_until_gone(folder: int, name: str, seconds: float) -> bool:
 
 
 def choose(folder: int, name: str | None) -> str:
-    """Return the VM that a command means: the named one, or the only one that runs.
+    """Return the VM that a command means: the named one, or the one called DEFAULT_NAME.
+
+    It is never another one: that may be somebody else's, or another script's.
 
     Raises:
-        UsageError: Several run.
-        PhysviewError: None runs.
+        UsageError: The name is none.
+        PhysviewError: It does not run.
     """
     running = names(folder)
-    if name is not None:
-        if check_name(name) in running:
-            return name
-        others = f"; running: {', '.join(running)}" if running else ""
-        start = invocation.physview(f"vm start {name}")
-        raise PhysviewError(f"no VM {name} runs{others}", "", f"start one: {start}")
+    wanted = DEFAULT_NAME if name is None else check_name(name)
+    if wanted in running:
+        return wanted
+    start = invocation.physview("vm start" if name is None else f"vm start {name}")
     if not running:
-        raise PhysviewError("no VM runs", "", f"start one: {invocation.physview('vm start')}")
-    if len(running) > 1:
-        raise UsageError("several VMs run", ", ".join(running), "name one")
-    return running[0]
+        raise PhysviewError("no VM runs", "", f"start one: {start}")
+    why = f"these run: {', '.join(running)}"
+    raise PhysviewError(f"no VM {wanted} runs", why, f"name one of them, or start one: {start}")
