@@ -156,11 +156,27 @@ def test_the_text_names_the_ranges_the_sums_and_the_flags(physview, qemu):
     assert (result.returncode, result.stderr) == (0, "")
     text = result.stdout
     assert re.search(rf"^QEMU [0-9.]+, process {qemu.pid} \(qemu-system-x86\): emulation", text)
-    assert re.search(r"^0x000100000000-0x\w+  ram   pc\.ram  .* 1\.0M$", text, re.M)
+    assert re.search(r"^0x000100000000-0x\w+  ram   pc\.ram  .* 0x100000$", text, re.M)
     assert "Aligned with the guest's own 2 MiB boundaries: " in text.replace("\n", " ")
     assert re.search(r"^ *\d+\.\d MiB  .*\banon\b", text, re.M)
     assert "answers of gpa2hva" in text
     assert text.rstrip().endswith("none differs.")
+
+
+@pytest.mark.needs("qemu", "pfn")
+def test_memory_that_is_a_file(physview, tmp_path):
+    # Shared memory. QEMU 7.2 maps it one page before a multiple of 2 MiB.
+    backend = ("-object", "memory-backend-memfd,id=file,size=2G,share=on")
+    with run_qemu(tmp_path, *backend, "-machine", "memory-backend=file") as qemu:
+        found = document(physview, qemu, *map(hex, MARKS))
+        assert (found["exit"], found["nr_hpa_checks"]) == (0, len(MARKS))
+        assert {one["name"] for one in found["addresses"]} == {"file"}
+        assert not any("anon" in one["flags"] for one in found["addresses"])
+        text = physview("guest", "--qmp", qemu.path).stdout
+        sums = document(physview, qemu)["total"]
+    assert 0 < sums["resident_bytes"] < sums["size_bytes"]
+    if not sums["huge_bytes"]:
+        assert "None of it is in host huge pages of 2 MiB." in text
 
 
 @pytest.mark.needs("qemu", "nobody")

@@ -88,7 +88,7 @@ def _print_parts(report: GuestReport, parts: Sequence[GuestPart]) -> None:
             f"{part.hva:#014x}",
             short_size(guest.end - guest.start),
             *(short_size(getattr(part, name)) for name in _SIZES),
-            short_size(part.shift_bytes),
+            hex(part.shift_bytes) if part.shift_bytes else "-",
         )
     draw(table)
     sums = total(parts)
@@ -100,6 +100,9 @@ def _print_parts(report: GuestReport, parts: Sequence[GuestPart]) -> None:
         f" ({share(resident, sums['size_bytes'])}).{swapped}"
     )
     if huge is None:
+        return
+    if not huge:
+        _line(f"None of it is in host huge pages of {size}.")
         return
     _line(
         f"In host huge pages of {size}: {_size(huge)}, {share(huge, resident)} of what is resident."
