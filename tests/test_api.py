@@ -435,3 +435,12 @@ def test_files_are_chosen_by_patterns(tmp_path):
     assert [row["path"] for row in physview.file(tmp_path, include="*.so")] == [f"{tmp_path}/a.so"]
     left = physview.file(tmp_path, exclude=["old", "*.py"])
     assert [row["path"] for row in left] == [f"{tmp_path}/a.so"]
+
+
+def test_what_is_no_list_of_frames_or_processes_is_said():
+    for wrong in ("0x1000", [(1, 5)], [None], []):
+        with pytest.raises(physview.UsageError, match=r"is no frame number|no frame is named"):
+            physview.select_frames(wrong)
+    for wrong in ("self", 1, os.getpid()):
+        with pytest.raises(physview.UsageError, match="is no list of processes"):
+            next(physview.watch_processes(wrong))

@@ -309,7 +309,7 @@ def test_a_folder_that_pretends_to_be_a_cgroup_holds_nobody_up(physview, tmp_pat
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ([], "which processes?"),
+        ([], "no process is named, or several ways"),
         (["self", "--all"], "give one of"),
         (["--cgroup", "/nowhere"], "'/nowhere' is no cgroup: No such file"),
         (["--cgroup", "/tmp"], "it lies in another file system"),

@@ -127,8 +127,9 @@ def test_the_process_is_the_one_that_answers_not_the_one_that_listens(tmp_path):
     ("make", "why"),
     [
         (lambda path: None, "No such file or directory"),
-        (lambda path: path.write_text(""), "no process listens there"),
-        (lambda path: path.mkdir(), "no process listens there"),
+        (lambda path: path.write_text(""), "it is no socket"),
+        (lambda path: path.mkdir(), "it is no socket"),
+        (lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "no process listens there"),
     ],
 )
 def test_no_socket_is_one_line(physview, tmp_path, make, why):

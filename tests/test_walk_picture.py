@@ -48,7 +48,7 @@ class TestCommand:
         assert (result.returncode, result.stderr) == (0, "")
         frame = (raw_entry(vaddr & -PAGE, stopped.pid) & PM_PFRAME_MASK) * PAGE
         paddr = f"{frame + 0x123:#018x}"
-        assert result.stdout.startswith(f"{path}: {vaddr:#018x} -> {paddr}  a page, 4 KiB; walks ")
+        assert result.stdout.startswith(f"{path}: {vaddr:#018x} -> {paddr}  a page, 4 KiB\n")
         words = words_of(path)
         assert f"{vaddr:#018x}  ->  {paddr}" in words
         assert any(word.endswith("rw-p [heap]") for word in words)
@@ -60,6 +60,16 @@ class TestCommand:
                 assert level["name"] in words
         assert f"= offset {0x123:#x}" in words
         assert f"pfn:{frame // PAGE:#x}" in words
+
+    def test_the_kernels_levels_are_the_same_wherever_a_walk_ends(self, physview, stopped):
+        with open(f"/proc/{stopped.pid}/maps") as maps:
+            start = f"0x{maps.readline().split('-')[0]}"
+        texts = [physview("walk", str(stopped.pid), each).stdout for each in (start, "0x0")]
+        uses = [re.findall(r"this kernel uses (\d) levels", text) for text in texts]
+        assert uses[0] == uses[1]
+        assert not uses[0] or f"{uses[0][0]} levels" == f"{texts[0].count('└─')} levels"
+        document = json.loads(physview("walk", str(stopped.pid), "0x0", "--json").stdout)
+        assert (document["kind"], document["page_size_bytes"]) == ("none", None)
 
     def test_the_document_and_its_description(self, physview, stopped, tmp_path):
         path = tmp_path / "walk.html"
@@ -173,9 +183,9 @@ def test_wrong_paths_and_options_are_refused_before_anything_is_read(physview, t
         refused = physview("walk", "self", "--picture", str(tmp_path / name))
         assert message in one_line(refused, code)
     assert os.listdir(tmp_path) == []
-    assert "which address?" in one_line(physview("walk", "self"), 2)
+    assert "no address is given" in one_line(physview("walk", "self"), 2)
     picture = ["--picture", str(tmp_path / "walk.svg")]
-    assert "which address?" in one_line(physview("walk", str(os.getpid()), *picture), 2)
+    assert "no address is given" in one_line(physview("walk", str(os.getpid()), *picture), 2)
     assert "need a picture" in one_line(physview("walk", "self", "0x0", "--theme", "dark"), 2)
 
 

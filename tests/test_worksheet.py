@@ -36,7 +36,8 @@ def test_each_question_of_a_lab_is_on_the_sheet_and_has_a_key(name):
         assert 0 <= question.usual < len(question.choices)
         choices = " ".join(f"- [ ] {choice}" for choice in question.choices)
         assert f"{question.text} {choices}" in sheet
-        answer = f"*{question.usual + 1}) {question.choices[question.usual]}.* {question.because}"
+        choice = question.choices[question.usual]
+        answer = f"**{question.usual + 1}) {choice}.** {question.because}"
         assert f"{question.text} {answer}" in key
 
 
