@@ -171,14 +171,17 @@ def _explain_touched(evidence: Evidence, events: list[Event], touched: list[Tran
     )
     evidence.answer(1 if is_usual else None)
     nr_runs = observe.count_runs(pfns)
-    evidence.check(
-        "scattered",
-        nr_runs > 1,
-        f"In the order of their virtual addresses, the {len(pfns)} pages are in {nr_runs} runs of"
-        " contiguous frames. For each page fault the page allocator takes any free frame.",
-        f"The {len(pfns)} pages are in contiguous frames: the page allocator had a large free"
-        " block, and handed out its frames in order.",
-    )
+    if nr_runs > 1:
+        text = (
+            f"In the order of their virtual addresses, the {len(pfns)} pages are in {nr_runs} runs"
+            " of contiguous frames. For each page fault the page allocator takes any free frame."
+        )
+    else:
+        text = (
+            f"The {len(pfns)} pages are in contiguous frames: the page allocator had a large free"
+            " block, and handed out its frames in order, one for each page fault."
+        )
+    evidence.check("runs", bool(pfns), text, "None of the pages has a frame now.")
 
 
 def _explain_orders(evidence: Evidence, events: list[Event]) -> None:

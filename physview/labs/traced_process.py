@@ -93,11 +93,8 @@ def _copies() -> Answer:
     from physview.sources.kmod import DEVICE, IOCTL_TRANSLATE
 
     libc = ctypes.CDLL(None, use_errno=True)
-    query = (ctypes.c_uint64 * 2)(ctypes.addressof(_buffer), 0)
-    name = ctypes.create_string_buffer(1024)
-    moment = (ctypes.c_long * 2)(0, 1000)
-    nr_bytes = ctypes.c_int()
-    _kept.append((query, name, moment, nr_bytes))
+    query, name, moment, nr_bytes = _arguments
+    query[:] = [ctypes.addressof(_buffer), 0]
     reader, writer = os.pipe()
     os.write(writer, PIPE_TEXT)
     device = os.open(DEVICE, os.O_RDONLY | os.O_CLOEXEC)
@@ -147,6 +144,14 @@ def _pages() -> Answer:
 
 
 _buffer = ctypes.create_string_buffer(64)
+# The memory that _copies() passes: an argument of TRANSLATE, room for the answer of uname(), a
+# duration of 1000 ns, and an int. It has the same addresses whenever the job is done.
+_arguments = (
+    (ctypes.c_uint64 * 2)(),
+    ctypes.create_string_buffer(1024),
+    (ctypes.c_long * 2)(0, 1000),
+    ctypes.c_int(),
+)
 JOBS: dict[str, Callable[[], Answer]] = {"copies": _copies, "objects": _objects, "pages": _pages}
 
 
