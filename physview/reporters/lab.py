@@ -39,7 +39,10 @@ def print_labs(labs: Iterable[tuple[Lab, str]]) -> None:
         here = Text(why_not or "ready", style="yellow" if why_not else "green")
         table.add_row(lab.name, rows, lab.title, here)
     _print(table, PIPE_TABLE_WIDTH)
-    _print(Text(f"{invocation.physview('lab NAME')} runs one; --quiz asks questions first."))
+    how = (
+        f"{invocation.physview('lab NAME')} runs one, --all runs all; --quiz asks questions first."
+    )
+    _print(Text(how))
 
 
 def print_plan(lab: Lab) -> None:
