@@ -52,9 +52,9 @@ def blocks(*, in_vm):
 
 
 def experiments(*, in_vm):
-    """The blocks of the course's ten experiments, as `blocks()`."""
+    """The blocks of the course's ten experiments that run physview, as `blocks()`."""
     text = (ROOT / "docs/labs.md").read_text().partition("## More experiments")[0]
-    shown = documented.blocks(text)
+    shown = {b for b in documented.blocks(text) if any("scripts/run" in c for c in b.commands)}
     return [param for param in blocks(in_vm=in_vm) if param.values[0] in shown]
 
 

@@ -28,6 +28,7 @@ LEVEL_TESTS = (
 # Calls, permissions, flags and tracing do not depend on the number of levels.
 OTHER_TESTS = (
     "course::test_it_reports_the_addresses_that_pagemap_has",
+    "course::test_a_module_that_is_loaded_is_not_loaded_again",
     *("kmod_access", "kmod_calls", "kmod_compat", "kmod_descriptors", "labs"),
     *("pagemap", "pagemap_privilege", "probes", "soft_dirty", "trace_probes"),
 )
@@ -47,7 +48,6 @@ def chosen_tests(series: str, *, la57: bool) -> tuple[str, ...]:
         documented = (
             "documented::test_documented_commands_that_need_a_vm_run_there",
             "documented::test_the_experiments_that_need_a_vm_run_in_a_checkout_there",
-            "course::test_the_course_s_four_targets",
         )
         return (*ALL_TESTS, *documented)
     return OTHER_TESTS
