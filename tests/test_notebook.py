@@ -59,12 +59,10 @@ def test_it_runs(tmp_path):
 
 
 @pytest.mark.needs("nobody")
-def test_it_runs_without_privileges(tmp_path):
-    folder = tmp_path / "nobody"
+def test_it_runs_without_privileges(open_folder):
+    folder = open_folder / "nobody"
     folder.mkdir()
     os.chown(folder, 65534, 65534)
-    for parent in [tmp_path, tmp_path.parent, tmp_path.parent.parent]:
-        parent.chmod(parent.stat().st_mode | 0o011)
     shown = outputs(run(AS_NOBODY, folder))
     check(shown)
     assert "run as root" in shown[-1]["stdout"]
