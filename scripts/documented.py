@@ -158,14 +158,19 @@ def run(block: Block, *, as_printed: bool = False) -> list[Result]:
         f"{as_run(command, as_printed=as_printed)}\nprintf '\\0%d\\0' $?\n"
         for command in block.commands
     )
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+b") as output:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory() as vms,
+        tempfile.TemporaryFile("w+b") as output,
+    ):
         shell = subprocess.Popen(
             ["bash", "--norc", "-c", script],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             cwd=ROOT if as_printed or block.in_checkout else folder,
-            env=environment(as_printed=as_printed),
+            # VMs of their own, apart from those that the user has started.
+            env=environment(as_printed=as_printed) | {"PHYSVIEW_VMS": vms},
             start_new_session=True,
         )
         try:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from paths import ROOT
+from screens import PtyRun
 from users import AS_NOBODY
 
 from physview import kernels, vm
@@ -170,3 +171,56 @@ def test_an_image_that_is_no_kernel_is_a_lost_vm_and_tried_twice(kernel, tmp_pat
     assert len(said) == 2
     assert said[0].startswith("the VM di")
     assert said[1] == "trying once more"
+
+
+def test_two_terminals_share_a_vm_that_stays(kernel, tmp_path):
+    env = {"PHYSVIEW_VMS": str(tmp_path / "vms")}
+    physview = [sys.executable, "-m", "physview", "vm"]
+
+    def run(*words, **options):
+        usual = {"env": os.environ | env, "capture_output": True, "text": True, "timeout": 200}
+        return subprocess.run([*physview, *words], check=False, **usual | options)
+
+    started = run("start", "--kernel", "6.1", "--module", "none")
+    assert f"runs Linux {kernel.release}" in started.stdout, started
+    with (
+        PtyRun([*physview, "shell"], env=env, columns=90, lines=20) as one,
+        PtyRun([*physview, "shell"], env=env) as two,
+    ):
+        one.press("uname -n; id -un; stty size; touch /tmp/from-one\n")
+        one.shows("physview-vm")
+        one.shows("20 90")
+        one.resize(70, 15)
+        one.press("sleep 99\n")
+        one.nr_written_in(1)
+        one.press("\x03")
+        one.press("stty size; echo code $?\n")
+        one.shows("15 70")
+        one.press("sleep 98\n")
+        one.nr_written_in(1)
+        one.press("\x1a")
+        one.shows("Stopped")
+        two.press("ls /tmp/from-one; ps -e | grep -c 'sleep$'\n")
+        two.until(lambda lines: "1" in lines)
+        one.process.kill()
+        one.process.wait()
+        gone = "while pgrep -x sleep; do sleep 0.2; done; echo all\n"
+        two.press(gone.replace("all", "a''ll"))
+        two.shows("all")
+        two.press("exit 5\n")
+        assert two.wait() == 5
+    assert run("exec", "--", "sh", "-c", "cat; uname -r; exit 6", input="hi\n").stdout == (
+        f"hi\n{kernel.release}\n"
+    )
+    crashed = run("exec", "--", "sh", "-c", "echo c >/proc/sysrq-trigger; sleep 60")
+    assert crashed.returncode == 123
+    assert "the VM's kernel crashed: sysrq: Trigger a crash" in crashed.stderr
+    assert run("list").stdout == "no VM runs\n"
+
+
+def test_input_is_passed_on(kernel):
+    command = [sys.executable, "-m", "physview", "vm", "--kernel", "6.1", "--module", "none"]
+    result = subprocess.run(
+        [*command, "--", "cat"], input="hi\n", capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "hi\n", result

@@ -180,6 +180,7 @@ def start(
     *,
     owner: int | None,
     idle_seconds: float,
+    boot_timeout: float | None = None,
     say: Callable[[str], object],
 ) -> dict[str, Any]:
     """Start a VM that runs on when this process ends. To be called in a process with one thread.
@@ -190,7 +191,7 @@ def start(
         description: What `list` shows of it; the rest is added.
         owner: The process with which the VM ends; None if there is none.
         idle_seconds: The VM ends if no command has run for so long.
-        say: As for `boot()`.
+        boot_timeout, say: As for `boot()`.
 
     Returns:
         The whole description.
@@ -212,7 +213,9 @@ def start(
             keep = {folder, lock, listener.fileno(), told, *([] if owner is None else [owner_fd])}
             _wait_for_keeper(
                 keep, told, folder, name,
-                lambda: _keep(planned, told, listener, owner_fd, idle_seconds, description),
+                lambda: _keep(
+                    planned, told, listener, owner_fd, idle_seconds, boot_timeout, description
+                ),
             )  # fmt: skip
         os.close(told)
         listener.close()
@@ -282,6 +285,7 @@ def _keep(
     listener: socket.socket,
     owner: int | None,
     idle_seconds: float,
+    boot_timeout: float | None,
     description: dict[str, Any],
 ) -> None:
     """Boot the VM and keep it. In the keeper's process."""
@@ -303,6 +307,6 @@ def _keep(
 
     tell(pid=os.getpid())
     try:
-        boot(planned, use, say=lambda message: tell(say=message))
+        boot(planned, use, boot_timeout=boot_timeout, say=lambda message: tell(say=message))
     except PhysviewError as error:
         tell(error=failures.as_document(error))

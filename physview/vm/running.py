@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The VMs that were started by name: the folder in which their keepers can be reached.
 
-The folder is `vms` in the cache, with mode 0700. A VM has two files there: NAME.lock, which its
+The folder is $PHYSVIEW_VMS, or `vms` in the cache, with mode 0700. A VM has two files there: NAME.lock, which its
 keeper holds locked, and the socket NAME.socket. The kernel drops the lock when the keeper ends in
 whatever way, so files that a killed keeper left are known, and removed.
 """
@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from physview.errors import AccessDenied, PhysviewError, UsageError
+from physview.errors import AccessDenied, PhysviewError, UsageError, of_path
+from physview.files import trusted
 from physview.kernels import make_cache_dir
 from physview.runtime import invocation
 
@@ -50,7 +51,7 @@ def opened_folder() -> Iterator[int]:
         AccessDenied: A user other than root and the caller could change the folder.
         PhysviewError: The folder can't be made.
     """
-    path = make_cache_dir("vms")
+    path = _make_folder()
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.fstat(folder).st_uid != os.geteuid():
@@ -60,6 +61,18 @@ def opened_folder() -> Iterator[int]:
         yield folder
     finally:
         os.close(folder)
+
+
+def _make_folder() -> Path:
+    chosen = os.environ.get("PHYSVIEW_VMS")
+    if not chosen:
+        return make_cache_dir("vms")
+    path = Path(chosen).absolute()
+    try:
+        trusted.make_folder(path)
+    except OSError as error:
+        raise of_path(f"cannot keep VMs in {path}", error, str(path)) from None
+    return path
 
 
 def taken(name: str) -> PhysviewError:
