@@ -142,16 +142,15 @@ def test_several_vms_have_names(vms):
     vms.start("one")
     vms.start("two")
     assert [each["name"] for each in vms.described()] == ["one", "two"]
-    ambiguous = vms("exec", "--", "true")
-    assert (ambiguous.returncode, ambiguous.stderr) == (
-        2,
-        "physview: several VMs run: one, two; name one\n",
-    )
+    for action in (["exec", "--", "true"], ["shell"], ["stop"]):  # never a VM of another name
+        nameless = vms(*action)
+        assert nameless.returncode == 1
+        assert nameless.stderr.startswith("physview: no VM default runs: these run: one, two; ")
     vms("exec", "two", "--", "touch", str(vms.folder / "made"))
     assert (vms.folder / "made").exists()
-    vms("stop", "two")
+    assert vms("stop", "two").stdout == "the VM two has ended\n"
     assert [each["name"] for each in vms.described()] == ["one"]
-    assert "no VM two runs; running: one" in vms("stop", "two").stderr
+    assert "no VM two runs: these run: one; " in vms("stop", "two").stderr
 
 
 def test_much_data_goes_both_ways(vms):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The VMs that were started by name: the folder in which their keepers can be reached.
 
-The folder is $PHYSVIEW_VMS, or `vms` in the cache, with mode 0700. A VM has two files there: NAME.lock, which its
-keeper holds locked, and the socket NAME.socket. The kernel drops the lock when the keeper ends in
-whatever way, so files that a killed keeper left are known, and removed.
+The folder is $PHYSVIEW_VMS, or `vms` in the cache, with mode 0700. A VM has two files there:
+NAME.lock, which its keeper holds locked, and the socket NAME.socket. The kernel drops the lock when
+the keeper ends in whatever way, so files that a killed keeper left are known, and removed.
 """
 
 from __future__ import annotations
