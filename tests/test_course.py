@@ -114,13 +114,28 @@ def test_a_module_that_is_loaded_is_not_loaded_again(folder):
     assert module.status().loaded
 
 
+@pytest.mark.needs("make", "no-modules")
+def test_what_is_built_is_not_built_again(folder):
+    kmod = folder.parent / "kmod"
+    (kmod / "3000physicalview.ko").write_text(f"vermagic={os.uname().release} SMP")
+    assert "no headers" not in make(kmod, "insert", "-n").stderr
+    assert "insmod" in make(kmod, "insert", "-n").stdout
+    assert "modules" not in make(kmod, "insert", "-n").stdout
+    os.utime(kmod / "3000physicalview.ko", (0, 0))  # older than the source
+    assert "no headers" in make(kmod, "insert").stderr
+    (kmod / "3000physicalview.ko").write_text("vermagic=1.2.3 SMP")
+    assert "no headers" in make(kmod, "insert").stderr
+
+
 @pytest.mark.needs("mountns", "make")
 @pytest.mark.parametrize("target", ["insert", "remove"])
 def test_without_the_package_kmod_make_names_it(folder, target):
     (kmod,) = {
         os.path.realpath(shutil.which(name, path="/usr/sbin:/sbin")) for name in ("insmod", "rmmod")
     }
-    result = make(folder.parent / "kmod", target, "all=", "-o", "all", prefix=[*NO_KMOD, kmod])
+    result = make(
+        folder.parent / "kmod", target, "-o", "3000physicalview.ko", prefix=[*NO_KMOD, kmod]
+    )
     assert result.returncode != 0
     assert re.search(r"^(insmod|rmmod) is missing: .*kmod", result.stderr, re.MULTILINE), (
         result.stderr
