@@ -12,11 +12,15 @@ PIPE_WIDTH = 1 << 16
 
 
 def terminal_width() -> int:
-    """Return the width of the terminal on stdout in characters; PIPE_WIDTH if there is none."""
+    """Return the width of the terminal on stdout in characters; PIPE_WIDTH if there is none.
+
+    A serial console, or a terminal whose size nobody has set, reports 0 columns.
+    """
     try:
-        return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
+        width = int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
     except (ValueError, OSError):
-        return PIPE_WIDTH
+        width = 0
+    return width if width > 0 else PIPE_WIDTH
 
 
 def cut(text: str, width: int) -> str:

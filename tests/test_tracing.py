@@ -11,6 +11,7 @@ from failures import one_line
 
 from physview import UsageError
 from physview.analysis.trace import KernelMap, address_ranges, fold, parse_kcore
+from physview.reporters.trace import wrapped
 from physview.tracing import Event, StackFrame
 from physview.tracing.events import parse_format
 from physview.tracing.ftrace import FtraceSource
@@ -18,6 +19,7 @@ from physview.tracing.instance import InstanceOwner, new_owner
 from physview.tracing.symbols import Symbols
 from physview.tracing.targets import find_function
 from physview.tracing.trace_buffer import Record, StackMatcher, iter_records
+from physview.units import terminal_width
 
 
 def page(*events, time=1000, more=b""):
@@ -195,6 +197,12 @@ def test_kcore_tells_the_direct_map_also_of_ram_at_0():
         kernel.area(a) for a in (0x1000, base, 0xFFFFC90000000008, 0xFFFFFFFF81000008, base - 1)
     ]
     assert areas == ["user", "direct map", "vmalloc", "kernel image", "kernel"]
+
+
+@pytest.mark.parametrize("columns", ["0", "-3"])
+def test_lines_are_not_broken_on_a_terminal_that_does_not_know_its_width(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert wrapped("1.5  [0] 7 sh  kmalloc", terminal_width()) == ["1.5  [0] 7 sh  kmalloc"]
 
 
 def test_events_are_folded_by_their_stacks():
