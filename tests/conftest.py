@@ -19,6 +19,7 @@ from pathlib import Path
 
 import browser
 import cgroups
+import command_server
 import detect
 import limits
 import parallel
@@ -109,6 +110,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     "nodes": (
         lambda: {0, 1} <= set(node_map().nodes),
         "one NUMA node only: the VM has two",
+    ),
+    "machine": (
+        lambda: command_server.VARIABLE not in os.environ,
+        "the kernel makes no difference to it: it runs on the machine, which is faster than the VM",
     ),
     "no-modules": (lambda: not os.path.exists("/proc/modules"), "this kernel loads modules"),
     "debian": (lambda: os.path.exists("/etc/debian_version"), "no Debian, nor like it"),

@@ -30,7 +30,7 @@ def walker():
         yield opened
 
 
-@pytest.mark.needs("clang")
+@pytest.mark.needs("clang", "machine")
 def test_the_committed_program_is_made_of_its_source(tmp_path):
     made = tmp_path / "walk_program.h"
     command = [sys.executable, ROOT / "scripts/build_bpf.py", made]

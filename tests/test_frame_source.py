@@ -251,7 +251,7 @@ def test_a_translation_by_bpf_is_that_of_pagemap(stopped):
         assert sum(entry >> 63 for entry in entries) > 5000
 
 
-@pytest.mark.needs("cc")
+@pytest.mark.needs("cc", "machine")
 def test_pagemap_tells_what_is_unstable(tmp_path):
     """A C program replaces the run of the BPF program: all of its answers change every time."""
     core = [ROOT / f"csrc/{name}.c" for name in CORE_OF_BPF]

@@ -51,13 +51,19 @@ class Report:
         self.extents = found[6 + NR_PAGES : -1]
 
 
-@pytest.fixture
-def client(tmp_path):
-    """A waiting process of the 32-bit program, and its report."""
-    program = tmp_path / "client32"
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """The 32-bit program."""
+    program = tmp_path_factory.mktemp("bin") / "client32"
     options = [*FREESTANDING, *HEADERS, "-nostdlib", "-static", "-O2", "-Wall", "-Wextra"]
     source = ROOT / "tests/support/client32.c"
     subprocess.run(["cc", *options, "-Werror", "-o", program, source], check=True)
+    return program
+
+
+@pytest.fixture
+def client(program):
+    """A waiting process of the 32-bit program, and its report."""
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(
             subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

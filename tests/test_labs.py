@@ -11,7 +11,10 @@ from physview.model import PM_FILE, PagemapEntry
 
 ZERO_PAGE = 1 << 24
 
-pytestmark = pytest.mark.alone("labs tell what of physview's own files others map")
+pytestmark = [
+    pytest.mark.alone("labs tell what of physview's own files others map"),
+    pytest.mark.usefixtures("alone_with_the_library"),
+]
 
 
 def run(name, **options):

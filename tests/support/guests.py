@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from subprocess import PIPE
+from typing import Any, NamedTuple
 
+import command_server
 from paths import ROOT
 
-from physview import kernels, vm
+from physview import kernels
 from physview.errors import Unsupported
 from physview.system import module
 from physview.vm import initramfs
@@ -26,6 +32,7 @@ COURSE_MODULE = ROOT / "tests/vm/course_module"
 # The free memory for a contiguous GiB: 2 GiB lie below 4 GiB, apart from the rest.
 MEMORY_MIB = 4096
 HUGE_PAGES = "hugepages=16 hugepagesz=1G hugepages=1"
+USUAL = {"memory_mib": MEMORY_MIB, "append": HUGE_PAGES, "la57": False, "nodes": 1}
 
 
 def guest_tests(*tests: str) -> list[str]:
@@ -51,6 +58,65 @@ def disk_modules(kernel: kernels.Kernel) -> Iterator[str]:
     yield "ext4"
 
 
+class Outcome(NamedTuple):
+    """How a command in a guest ended: its exit code, or one of `physview vm`."""
+
+    exit_code: int
+
+
+class _Running:
+    """The VM of this process, which its tests share as long as they ask for the same machine."""
+
+    name = "guest"
+    machine: str | None = None
+    folder: str
+    programs: Path
+
+    def use(self, machine: dict[str, Any]) -> None:
+        """Let the VM be the machine that start_vm.py describes."""
+        wanted = json.dumps(machine)
+        if self.machine is None:
+            # Apart from those of the user, who may stop them.
+            self.folder = tempfile.mkdtemp(prefix="physview-vms-")
+            atexit.register(self.end)
+            self.programs = Path(self.folder, "programs")
+            self.programs.mkdir()
+            for name in ("race", "fuzz"):
+                compile_program(self.programs, name)
+        elif self.machine == wanted and f"{self.name} " in self.vm("list").stdout:
+            return
+        else:
+            self.vm("stop", self.name)
+        command = [sys.executable, ROOT / "tests/support/start_vm.py", self.name]
+        started = subprocess.run(
+            command, input=wanted, text=True, check=True, stdout=PIPE, env=self.environment()
+        )
+        print(started.stdout)
+        self.machine = wanted
+
+    def end(self) -> None:
+        """Stop the VM if it runs."""
+        self.vm("stop", self.name)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment, with the places of its VM and of compiled programs."""
+        return os.environ | {
+            "PHYSVIEW_VMS": self.folder,
+            "PHYSVIEW_TEST_PROGRAMS": str(self.programs),
+        }
+
+    def vm(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of `physview vm`."""
+        command = [sys.executable, "-m", "physview", "vm", *words]
+        return subprocess.run(
+            command, text=True, check=False, capture_output=True, cwd="/", env=self.environment()
+        )
+
+
+_running = _Running()
+
+
 def run_in_guest(
     kernel: kernels.Kernel,
     folder: Path,
@@ -58,9 +124,13 @@ def run_in_guest(
     *,
     has: str,
     drivers: Sequence[str] = (),
+    timeout: float = 2400,  # four times the duration beside another VM
+    boot_timeout: float | None = None,
     **options: Any,
-) -> tuple[vm.VmResult, str]:
+) -> tuple[Outcome, str]:
     """Run a command through guest.sh, which also checks the kernel's log.
+
+    The VM is booted if the test before has not used the same machine.
 
     Args:
         kernel: The kernel to boot.
@@ -68,45 +138,48 @@ def run_in_guest(
         command: The command.
         has: The capabilities that the guest must have, as in PHYSVIEW_REQUIRE.
         drivers: Further modules of the kernel to load.
-        options: Further options of vm.run().
+        timeout: The longest duration of the command in seconds.
+        boot_timeout: The longest duration of the boot; that of `physview vm` by default.
+        options: Further options of vm.plan().
 
     Returns:
-        How the VM ended, and the output of the command.
+        How the command ended, and its output.
     """
-    wanted = ["lzo_rle", "zram"]  # swap
-    wants_disk = "evicts" in has.split(",")
-    if wants_disk:  # see guest.sh
-        wanted += [*disk_modules(kernel)]
-    wanted += drivers
-    modules = []
-    if kernel.modules.exists():  # else all drivers are built in
-        for name, content in initramfs.load_order(kernel.modules, wanted):
-            (folder / f"{name}.ko").write_bytes(content)
-            modules.append(folder / f"{name}.ko")
-    modules.append(kernels.build_module(kernel, module.source_dir()))
-    env = os.environ | modules_by_turns(kernel) | {"PHYSVIEW_REQUIRE": has}
+    wants_disk = "evicts" in has.split(",")  # see guest.sh
+    wanted = ["lzo_rle", "zram", *(disk_modules(kernel) if wants_disk else ()), *drivers]
+    environment = {"PHYSVIEW_REQUIRE": has} | modules_by_turns(kernel)
     if wants_disk:
-        env["PHYSVIEW_TEST_DISK"] = "512M"
-    # Four times the duration beside another VM.
-    defaults = {"memory_mib": MEMORY_MIB, "append": HUGE_PAGES, "timeout": 2400}
+        environment["PHYSVIEW_TEST_DISK"] = "512M"
+    _running.use(
+        {
+            "kernel": [None if part is None else str(part) for part in kernel],
+            "drivers": wanted,
+            "own_module": environment["PHYSVIEW_KMOD"],
+            "boot_timeout": boot_timeout,
+            "options": USUAL | options,
+        }
+    )
+    words = ["vm", "exec", "--timeout", str(timeout), _running.name, "--", "tests/vm/guest.sh"]
     with open(folder / "stdout", "wb") as stdout:
-        outcome = vm.run(
-            kernel,
-            ["tests/vm/guest.sh", *command],
-            modules=modules,
+        done = subprocess.run(
+            [sys.executable, "-m", "physview", *words, *command],
             cwd=ROOT,
-            env=env,
+            env=_running.environment() | environment | {command_server.VARIABLE: "1"},
+            stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stdout,
-            say=print,
-            **defaults | options,
+            check=False,
         )
-    print(f"{kernel.release}: {outcome}")
-    return outcome, (folder / "stdout").read_text()
+    return Outcome(done.returncode), (folder / "stdout").read_text()
 
 
 def compile_program(folder: Path, name: str) -> str:
-    """Compile a program of tests/vm into a folder that the guest sees; return its path."""
+    """Compile a program of tests/vm into a folder that the guest sees; return its path.
+
+    In a guest, the program is there: the compiler takes half a minute in an emulator.
+    """
+    if programs := os.environ.get("PHYSVIEW_TEST_PROGRAMS"):
+        return f"{programs}/{name}"
     program, source = folder / name, ROOT / "tests" / "vm" / f"{name}.c"
     command = ["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", program, source]
     subprocess.run(command, check=True)

@@ -9,6 +9,7 @@ library, which a lab evicts.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -22,6 +23,11 @@ ONE_WORKER = (
     "test_packaging.py",
     "test_trace",
     "test_vm.py",
+)
+
+# These tests share a VM if they run one after the other: guests.run_in_guest().
+SAME_VM = re.compile(
+    r"test_matrix\.py::test_(?:the_tests_pass_in_a_vm\[(.*)-False|a_race_and_a_fuzzer.*\[(.*))\]"
 )
 
 
@@ -51,6 +57,8 @@ def scheduler(config: pytest.Config, log: Any) -> Any:
             for name in ONE_WORKER:
                 if nodeid.startswith(f"tests/{name}"):
                     return name
+            if same := SAME_VM.search(nodeid):
+                return f"the VM with {same[1] or same[2]}"
             return nodeid
 
     config.option.loadscopereorder = False

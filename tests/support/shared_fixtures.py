@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import command_server
 import pytest
 import repository
 from children import processes, start_stopped
@@ -31,10 +32,19 @@ def physview() -> Callable[..., subprocess.CompletedProcess[str]]:
         *args: str, prefix: tuple[str, ...] | list[str] = (), **options: object
     ) -> subprocess.CompletedProcess[str]:
         options = {"capture_output": True, "text": True, "timeout": 300, "cwd": "/"} | options
+        server = command_server.server()
+        if server is not None and server.can_run(prefix, options):
+            return server.run(args, prefix=prefix, options=options)
         command = [*prefix, sys.executable, "-m", "physview", *args]
         return subprocess.run(command, check=False, **options)  # type: ignore[call-overload]
 
     return run
+
+
+@pytest.fixture(scope="module")
+def alone_with_the_library() -> None:
+    """No other process of the tests maps physview's library."""
+    command_server.stop()
 
 
 @pytest.fixture
