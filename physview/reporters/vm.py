@@ -32,13 +32,14 @@ def write_table(vms: Sequence[dict[str, Any]]) -> None:
 def _row(vm: dict[str, Any]) -> tuple[str, ...]:
     if vm["release"] is None:
         return (vm["name"], "it boots, or does not answer", *[""] * (len(_COLUMNS) - 2))
-    minutes = max(0, int(time.time() - vm["started"])) // 60
+    # The keeper may be of another version of physview, which tells other things.
+    started = vm.get("started", time.time())
     return (
         vm["name"],
         printable(vm["release"]),
-        vm["accelerator"].upper(),
-        str(vm["cpus"]),
-        f"{vm['memory_mib']} MiB",
-        f"{minutes} min",
+        printable(str(vm.get("accelerator", "?")).upper()),
+        printable(str(vm.get("cpus", "?"))),
+        f"{printable(str(vm.get('memory_mib', '?')))} MiB",
+        f"{max(0, int(time.time() - started)) // 60} min",
         ", ".join(map(printable, vm["commands"])) or "none",
     )
