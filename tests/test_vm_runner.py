@@ -132,7 +132,10 @@ def test_a_command_with_endless_output_is_ended_too(fake_qemu):
 
 
 def test_a_guest_that_refuses_its_setup_is_said(fake_qemu):
-    run = fake_qemu("send(messages.READY); send(messages.REFUSED, b'no \\xff', 0); time.sleep(60)")
+    run = fake_qemu(
+        "send(messages.READY); wait_for(messages.PREPARE)\n"
+        "send(messages.REFUSED, b'no \\xff', 0); time.sleep(60)"
+    )
     with pytest.raises(vm.VmUnusable, match="cannot be set up for the command: no �"):
         run()
 

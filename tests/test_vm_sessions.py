@@ -211,7 +211,11 @@ def test_a_shell_has_a_terminal(vms):
         time.sleep(0.5)
         one.press("\x1a")
         one.shows("Stopped")
-        one.press("jobs | wc -l; kill %1\n")
+        one.press("jobs | wc -l; fg\n")  # bash does not exit while a job is stopped
+        time.sleep(0.5)
+        one.press("\x03")
+        one.press("echo then $?\n")
+        one.shows("then 130")
         assert len(vms.described()[0]["commands"]) == 2
         two.press("exit 7\n")
         assert two.wait() == 7
