@@ -31,7 +31,11 @@ COMMANDS = [
     ("reading memory", "picture PID -o FOLDER/picture.svg"),
     ("reading pages", "snapshot PID -o FOLDER/new"),
     pytest.param("reading page tables", "tables PID", marks=pytest.mark.needs("bpf")),
-    pytest.param("tracing", "trace kmalloc -n 3 -- ls /", marks=pytest.mark.needs("tracefs")),
+    pytest.param(
+        "tracing",
+        "trace kmalloc -n 3 -- find /usr/share/doc -name none",
+        marks=pytest.mark.needs("tracefs"),
+    ),
 ]
 
 
