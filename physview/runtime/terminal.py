@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
 from typing import Any
 
+from physview.runtime.caught_signals import CaughtSignals
+
 # The signals that end physview, besides SIGINT (Ctrl-C).
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -89,7 +91,6 @@ class Terminal:
         self._enter = enter
         self._leave = leave
         self._settings: list[Any] | None = None
-        self._handlers: dict[int, Any] = {}
         self._incomplete_key = b""
         self._stop_requested = False
         self._resized = False
@@ -97,12 +98,11 @@ class Terminal:
         self._ended_by = 0
 
     def __enter__(self) -> Terminal:
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._old_wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        self._signals = CaughtSignals()
         for signum in (*ENDING, signal.SIGINT):
-            self._handlers[signum] = signal.signal(signum, self._on_ending)
+            self._signals.catch(signum, self._on_ending)
         for signum in (signal.SIGTSTP, signal.SIGWINCH):
-            self._handlers[signum] = signal.signal(signum, self._on_event)
+            self._signals.catch(signum, self._on_event)
         try:
             self._take()
         except BaseException as error:
@@ -120,11 +120,7 @@ class Terminal:
         try:
             self._give_back()
         finally:
-            signal.set_wakeup_fd(self._old_wakeup)
-            for signum, handler in self._handlers.items():
-                signal.signal(signum, handler)
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            self._signals.close()
         if self._ended_by:
             if self._ended_by != signal.SIGINT:
                 signal.signal(self._ended_by, signal.SIG_DFL)
@@ -184,10 +180,11 @@ class Terminal:
             changed; and the descriptors of `others` that are readable.
         """
         others = set(others)
-        ready, _, _ = select.select([0, self._wake_read, *others], [], [], seconds)
+        readers: list[Any] = [0, self._signals, *others]
+        ready, _, _ = select.select(readers, [], [], seconds)
         keys: list[str] = []
-        if self._wake_read in ready:
-            os.read(self._wake_read, 4096)
+        if self._signals in ready:
+            self._signals.drain()
         if self._stop_requested:
             self._stop_until_fg()
             keys.append("resize")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, BinaryIO
 
+from physview.runtime.caught_signals import CaughtSignals
 from physview.vm import messages
 from physview.vm.failures import refused_error
 
@@ -70,8 +71,7 @@ class Attachment:
         self._signals_passed_on = _PASSED_ON if passes_signals_on and not is_terminal else ()
         self._settings: list[Any] = termios.tcgetattr(stdin) if is_terminal else []  # type: ignore[arg-type]
         self._room = messages.WINDOW
-        self._handlers: dict[int, Any] = {}
-        self._wake_read = self._wake_write = -1
+        self._signals: CaughtSignals | None = None
         self._resized = False
         self._caught: list[int] = []
         self._interrupted = False
@@ -92,16 +92,15 @@ class Attachment:
 
     def __enter__(self) -> Attachment:
         if self._is_terminal or self._signals_passed_on:
-            self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-            self._old_wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+            signals = self._signals = CaughtSignals()
             for number in self._signals_passed_on:
-                if signal.getsignal(number) == signal.SIG_IGN:  # as with nohup
-                    continue
-                self._handlers[number] = signal.signal(number, self._on_passed_on)
+                if signal.getsignal(number) != signal.SIG_IGN:  # as with nohup
+                    signals.catch(number, self._on_passed_on)
+            if self._is_terminal:
+                for number in _ENDING:
+                    signals.catch(number, self._on_ending)
+                signals.catch(signal.SIGWINCH, self._on_resize)
         if self._is_terminal:
-            for number in _ENDING:
-                self._handlers[number] = signal.signal(number, self._on_ending)
-            self._handlers[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, self._on_resize)
             # Not TCSAFLUSH: keys that were pressed before belong to the command, too.
             tty.setraw(self._stdin or 0, termios.TCSADRAIN)
         if self._stdin is None:
@@ -120,20 +119,16 @@ class Attachment:
                     self._write(messages.STDOUT, _NORMAL * self._on_alternate_screen + _RESET)
             with contextlib.suppress(termios.error):
                 termios.tcsetattr(self._stdin or 0, termios.TCSADRAIN, self._settings)
-        if self._wake_read >= 0:
-            signal.set_wakeup_fd(self._old_wakeup)
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+        if self._signals:
+            self._signals.close()
         if self._ended_by:
             signal.signal(self._ended_by, signal.SIG_DFL)
             os.kill(os.getpid(), self._ended_by)
 
-    def readers(self) -> list[int]:
-        """The descriptors to wait for. Call `read()` when one can be read."""
-        wake = [self._wake_read] if self._wake_read >= 0 else []
-        return [self._stdin, *wake] if self._stdin is not None and self._may_read() else wake
+    def readers(self) -> list[Any]:
+        """What to wait for with select(). Call `read()` when one can be read."""
+        found: list[Any] = [self._signals] if self._signals else []
+        return [self._stdin, *found] if self._may_read() else found
 
     @property
     def longest_wait(self) -> float | None:
@@ -153,8 +148,8 @@ class Attachment:
 
     def read(self, readable: set[Any]) -> None:
         """Send what can be read, and what signals have asked for."""
-        if self._wake_read in readable:
-            os.read(self._wake_read, 4096)
+        if self._signals and self._signals in readable:
+            self._signals.drain()
         while self._caught:
             self._send(messages.SIGNAL, messages.NUMBER.pack(self._caught.pop(0)))
         if self._resized:
