@@ -61,9 +61,7 @@ def run(args: argparse.Namespace) -> int:
         return _draw(args)
     _pictures.refuse_options(args)
     if args.address is None:
-        raise UsageError(
-            "no address is given", "only a picture of self needs none", "give ADDR, as 0x…"
-        )
+        raise _no_address()
     vaddr = _numbers.parse_address(args.address)
     with ProcDir(find_pid(args.process)) as proc, open_page_tables(proc, args.source) as tables:
         walk, nr_levels = tables.walk(vaddr), tables.nr_levels()
@@ -82,9 +80,7 @@ def _draw(args: argparse.Namespace) -> int:
     pid = find_pid(args.process)
     vaddr = None if args.address is None else _numbers.parse_address(args.address)
     if vaddr is None and not _is_self(pid):
-        raise UsageError(
-            "no address is given", "only a picture of self needs none", "give ADDR, as 0x…"
-        )
+        raise _no_address()
     check_path(args.picture, overwrite=args.force)
     walks = _read(pid, vaddr, args.source)
     size = write_walks(walks, args.picture, theme=args.theme, overwrite=args.force)
@@ -96,6 +92,11 @@ def _draw(args: argparse.Namespace) -> int:
     if any(level.is_hidden for level in walks.first.levels):
         _common.say(f"addresses and entries of page tables are hidden; {_common.root_remedy()}")
     return int(walks.first.walk.paddr is None)
+
+
+def _no_address() -> UsageError:
+    why = "only a picture of self needs none"
+    return UsageError("no address is given", why, "give ADDR, as 0x…")
 
 
 def _is_self(pid: int | str) -> bool:

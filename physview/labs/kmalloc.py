@@ -63,7 +63,7 @@ def run() -> Evidence:
     kernel = read_kernel_map()
     with traced_process.start() as process:
         events, _ = process.trace("kmalloc", "objects")
-        events = [one for one in events if _number(one, "ptr")][:NR_EVENTS]
+        events = [one for one in events if one.number("ptr")][:NR_EVENTS]
         memory = read_memory(process.pid)
         _add_sizes(evidence, events)
         _add_objects(evidence, events, kernel)
@@ -72,11 +72,6 @@ def run() -> Evidence:
     _explain_sizes(evidence, events)
     _explain_callers(evidence, events)
     return evidence
-
-
-def _number(event: Event, field: str) -> int:
-    value = event.fields.get(field)
-    return value if isinstance(value, int) else 0
 
 
 def caller(event: Event) -> str:
@@ -96,9 +91,9 @@ def _add_sizes(evidence: Evidence, events: list[Event]) -> None:
             EvidenceColumn("callers", "most frequent callers", TEXT),
         ],
     )
-    for size in sorted({_number(event, "bytes_alloc") for event in events}):
-        same = [event for event in events if _number(event, "bytes_alloc") == size]
-        asked = sorted({_number(event, "bytes_req") for event in same})
+    for size in sorted({event.number("bytes_alloc") for event in events}):
+        same = [event for event in events if event.number("bytes_alloc") == size]
+        asked = sorted({event.number("bytes_req") for event in same})
         requested = str(asked[0]) if len(asked) == 1 else f"{asked[0]} to {asked[-1]}"
         callers = [name for name, _ in Counter(map(caller, same)).most_common(2)]
         table.add(size, len(same), requested, ", ".join(callers))
@@ -117,15 +112,15 @@ def _add_objects(evidence: Evidence, events: list[Event], kernel: KernelMap) -> 
         ],
     )
     for event in events[:NR_SHOWN]:
-        ptr = _number(event, "ptr")
-        sizes = (_number(event, "bytes_req"), _number(event, "bytes_alloc"))
+        ptr = event.number("ptr")
+        sizes = (event.number("bytes_req"), event.number("bytes_alloc"))
         table.add(ptr, kernel.paddr(ptr), *sizes, caller(event))
 
 
 def _explain_addresses(evidence: Evidence, events: list[Event], memory: list[Vma]) -> None:
     from physview.analysis.trace import KERNEL_START
 
-    pointers = [_number(event, "ptr") for event in events]
+    pointers = [event.number("ptr") for event in events]
     own = [vma for vma in memory if vma.end <= KERNEL_START]
     is_apart = bool(pointers and own) and min(pointers) >= KERNEL_START
     lowest, highest = min(pointers, default=0), max(pointers, default=0)
@@ -144,7 +139,7 @@ def _explain_addresses(evidence: Evidence, events: list[Event], memory: list[Vma
 
 
 def _explain_frames(evidence: Evidence, events: list[Event], kernel: KernelMap) -> None:
-    pointers = {_number(event, "ptr") for event in events}
+    pointers = {event.number("ptr") for event in events}
     pages = {ptr >> PAGE_SHIFT for ptr in pointers}
     evidence.check(
         "share_pages",
@@ -195,8 +190,8 @@ def _explain_slabs(evidence: Evidence, pfns: list[int]) -> None:
 
 
 def _explain_sizes(evidence: Evidence, events: list[Event]) -> None:
-    asked = [_number(event, "bytes_req") for event in events]
-    given = [_number(event, "bytes_alloc") for event in events]
+    asked = [event.number("bytes_req") for event in events]
+    given = [event.number("bytes_alloc") for event in events]
     sizes = sorted(set(given))
     rounded = bool(given) and all(a <= g for a, g in zip(asked, given, strict=True))
     evidence.check(

@@ -81,11 +81,6 @@ def run() -> Evidence:
     return evidence
 
 
-def _number(event: Event, field: str) -> int:
-    value = event.fields.get(field)
-    return value if isinstance(value, int) else 0
-
-
 def _pfn(event: Event) -> int | None:
     from physview.analysis.trace import frames_of
 
@@ -121,8 +116,8 @@ def _add_uses(evidence: Evidence, events: list[Event]) -> None:
         ],
     )
     for use, found in _group(events).items():
-        orders = ", ".join(map(str, sorted({_number(event, "order") for event in found})))
-        table.add(use, len(found), orders, sum(1 << _number(event, "order") for event in found))
+        orders = ", ".join(map(str, sorted({event.number("order") for event in found})))
+        table.add(use, len(found), orders, sum(1 << event.number("order") for event in found))
 
 
 def _add_frames(evidence: Evidence, events: list[Event]) -> None:
@@ -140,7 +135,7 @@ def _add_frames(evidence: Evidence, events: list[Event]) -> None:
         for event in found[:NR_SHOWN]:
             pfn = _pfn(event)
             paddr = None if pfn is None else pfn << PAGE_SHIFT
-            table.add(use, paddr, _number(event, "order"), _callers(event))
+            table.add(use, paddr, event.number("order"), _callers(event))
 
 
 _ALLOCATOR = re.compile(r"_*(?:alloc_pages|alloc_frozen_pages|folio_alloc|get_free_pages|get_page)")
@@ -152,7 +147,7 @@ def _callers(event: Event) -> str:
 
 
 def _explain_touched(evidence: Evidence, events: list[Event], touched: list[Translation]) -> None:
-    single = {_pfn(event) for event in events if not _number(event, "order")}
+    single = {_pfn(event) for event in events if not event.number("order")}
     pfns = [one.pfn for one in touched if one.pfn is not None]
     nr = len([pfn for pfn in pfns if pfn in single])
     others = (
@@ -185,7 +180,7 @@ def _explain_touched(evidence: Evidence, events: list[Event], touched: list[Tran
 
 
 def _explain_orders(evidence: Evidence, events: list[Event]) -> None:
-    blocks = [(_pfn(event) or 0, _number(event, "order")) for event in events]
+    blocks = [(_pfn(event) or 0, event.number("order")) for event in events]
     aligned = [pfn % (1 << order) == 0 for pfn, order in blocks]
     larger = [order for _, order in blocks if order]
     of_larger = f"; {len(larger)} blocks are larger than one frame" if larger else ""
@@ -202,7 +197,7 @@ def _explain_orders(evidence: Evidence, events: list[Event]) -> None:
 
 def _explain_slabs(evidence: Evidence, events: list[Event]) -> None:
     slabs = [event for event in events if use_of(event) == SLAB]
-    nr_frames = sum(1 << _number(event, "order") for event in slabs)
+    nr_frames = sum(1 << event.number("order") for event in slabs)
     if not slabs:
         evidence.note(
             "no allocation needed a new slab: kmalloc() found free places in the slabs that it has."

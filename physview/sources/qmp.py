@@ -18,7 +18,7 @@ import time
 from collections import deque
 from typing import Any
 
-from physview.errors import AccessDenied, PhysviewError, Unsupported
+from physview.errors import PhysviewError, Unsupported, of_path
 from physview.files.descriptor import Closable
 
 MAX_ANSWER = 4 << 20
@@ -84,8 +84,7 @@ class Qmp(Closable):
 
     def _why_not_connected(self, error: OSError) -> PhysviewError:
         if isinstance(error, PermissionError):
-            remedy = "run as root" if os.geteuid() else ""
-            return AccessDenied(self._what, error.strerror or "", remedy, path=self._path)
+            return of_path(self._what, error, self._path)
         if isinstance(error, ConnectionRefusedError):
             if os.path.exists(self._path) and not stat.S_ISSOCK(os.stat(self._path).st_mode):
                 return self._error("it is no socket", "give the path of QEMU's -qmp socket")

@@ -63,6 +63,11 @@ class Event(NamedTuple):
     in_hex: frozenset[str]
     stack: tuple[StackFrame, ...]
 
+    def number(self, field: str) -> int:
+        """The value of a field; 0 if the event does not have it, or if it is no number."""
+        value = self.fields.get(field)
+        return value if isinstance(value, int) else 0
+
 
 class RawEvent(NamedTuple):
     """An event as a source returns it: the stack is addresses, without function names.
