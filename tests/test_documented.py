@@ -40,7 +40,7 @@ def blocks(*, in_vm):
             needs = {*block.needs, *({"swap"} if "--swap" in block.where else ())}
             if any("setpriv --reuid" in command for command in block.commands):
                 needs.add("nobody")
-            # Those that start VMs are in test_vm_documented.py, what does not end in test_watch.py.
+            # Not those that start VMs (test_vm_documented.py) or never end (test_watch_screen.py).
             if "vm" in needs or block.seconds is not None or bool(needs & ONLY_IN_A_VM) != in_vm:
                 continue
             command = "-".join(block.commands[-1].replace("./scripts/run ", "").split()[:4])

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from children import wait_for
 from failures import one_line
 from limits import DEFAULT_SIGNALS
 from memory import PAGE, raw_entry
@@ -37,13 +38,6 @@ def functions(event):
 
 def instances(tracefs):
     return {name for name in os.listdir(f"{tracefs}/instances") if name.startswith("physview-")}
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -74,7 +68,7 @@ def tracer(tracefs):
             except FileNotFoundError:  # it is just being made: its files come after it
                 return False
 
-        wait_for(is_at_work)
+        wait_for(is_at_work, 60)
         return process
 
     yield start
@@ -311,7 +305,7 @@ def test_a_buffer_that_is_too_small_is_said(tracer):
     process = tracer(*args, "--", sys.executable, "-c", code)
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGSTOP)
-    wait_for(lambda: Path(f"/proc/{child}/stat").read_text().rpartition(") ")[2][0] == "Z")
+    wait_for(lambda: Path(f"/proc/{child}/stat").read_text().rpartition(") ")[2][0] == "Z", 60)
     process.send_signal(signal.SIGCONT)
     stdout, stderr = process.communicate()
     document = json.loads(stdout)

@@ -7,11 +7,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from children import is_alive, wait_for
 from paths import ROOT
 
 from physview import vm
@@ -69,20 +68,6 @@ def fake_qemu(tmp_path, monkeypatch):
     make.pids = lambda: [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     make.folder = tmp_path
     return make
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_vm_lost_before_any_output_is_retried(fake_qemu):

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from children import is_alive, wait_for
 from limits import DEFAULT_SIGNALS
 from paths import ROOT
 from screens import PtyRun
@@ -93,20 +94,6 @@ def vms(tmp_path):
     yield vms
     vms("stop", "--all")
     assert not [*vms.files.iterdir()] if vms.files.exists() else True
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def answers(shell):

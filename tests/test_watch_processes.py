@@ -18,7 +18,7 @@ SETUP = "from memory import Region\nregion = Region(400)"
 
 
 @pytest.fixture
-def obedient(obedient_python):
+def start_obedient(obedient_python):
     """A function that starts a process which executes lines of Python on command."""
     return lambda: obedient_python(SETUP)
 
@@ -27,8 +27,8 @@ def of(reading, child):
     return next((one for one in reading.readings if one.pid == child.pid), None)
 
 
-def test_each_process_has_its_own_changes(obedient):
-    first, second = obedient(), obedient()
+def test_each_process_has_its_own_changes(start_obedient):
+    first, second = start_obedient(), start_obedient()
     with ProcessesWatcher(lambda: [first.pid, second.pid]) as watcher:
         reading = watcher.read()
         assert (reading.seconds, reading.nr_new, reading.nr_gone) == (None, 2, 0)
@@ -40,14 +40,14 @@ def test_each_process_has_its_own_changes(obedient):
         assert of(reading, first).new_faults[0] >= 300
 
 
-def test_processes_come_and_go(obedient, python):
-    staying, going = obedient(), obedient()
+def test_processes_come_and_go(start_obedient, python):
+    staying, going = start_obedient(), start_obedient()
     pids = [staying.pid, going.pid]
     with ProcessesWatcher(lambda: pids) as watcher:
         watcher.read()
         going.kill()
         going.wait()
-        coming = obedient()
+        coming = start_obedient()
         pids.append(coming.pid)
         reading = watcher.read()
         assert (reading.nr_new, reading.nr_gone) == (1, 1)
@@ -72,8 +72,8 @@ def test_a_process_that_runs_another_program_begins_anew(python):
         assert reading.counts is None
 
 
-def test_several_pids_as_text_and_as_documents(physview, obedient):
-    first, second = obedient(), obedient()
+def test_several_pids_as_text_and_as_documents(physview, start_obedient):
+    first, second = start_obedient(), start_obedient()
     pids = [str(first.pid), str(second.pid)]
     text = physview("watch", *pids, "--ticks", "2", "--interval", "0.1").stdout
     assert text.count("2 processes  mem ") == 2
@@ -88,8 +88,8 @@ def test_several_pids_as_text_and_as_documents(physview, obedient):
     assert documents[1]["processes"][0]["changes"] is not None
 
 
-def test_one_bad_pid_does_not_lose_the_rest(physview, obedient):
-    first, second = obedient(), obedient()
+def test_one_bad_pid_does_not_lose_the_rest(physview, start_obedient):
+    first, second = start_obedient(), start_obedient()
     args = ["watch", str(first.pid), "2147483647", str(second.pid), "--ticks", "1"]
     result = physview(*args, "--json")
     assert "no process 2147483647" in one_line(result, 1)
@@ -132,8 +132,8 @@ def test_wrong_uses(physview, args, said):
     assert said in one_line(physview("watch", *args, "--ticks", "1"), 2)
 
 
-def test_the_screen_sorts_scrolls_and_quits(obedient):
-    small, large = obedient(), obedient()
+def test_the_screen_sorts_scrolls_and_quits(start_obedient):
+    small, large = start_obedient(), start_obedient()
     large.tell("big = Region(9000).touch()")
     command = [sys.executable, "-m", "physview", "watch", str(small.pid), str(large.pid)]
     with PtyRun([*command, "--interval", "0.2"]) as run:

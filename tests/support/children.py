@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from memory import KINDS, WAIT
 from paths import ROOT
@@ -46,6 +48,22 @@ def processes() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         for process in started:
             process.kill()
             process.communicate()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs. One that has ended and that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Wait until a condition is true; fail after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def start_stopped(start: Callable[..., subprocess.Popen[str]]) -> subprocess.Popen[str]:

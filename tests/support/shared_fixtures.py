@@ -106,6 +106,12 @@ def obedient_python(python) -> Callable[[str], subprocess.Popen[str]]:
     return start
 
 
+@pytest.fixture
+def obedient(obedient_python: Callable[[str], subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    """A process that executes lines of Python on command. It keeps its memory in `regions`."""
+    return obedient_python("import mmap, os\nfrom memory import PAGE, Region\nregions = []")
+
+
 @pytest.fixture(scope="session")
 def tracefs() -> str:
     """The path of tracefs. If needed, it is mounted for this process and its children only."""
