@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from physview.errors import AccessDenied, PhysviewError
+from physview.entry_rules import is_swapped
+from physview.errors import PhysviewError
 from physview.files.descriptor import Closable
 from physview.memory.snapshot import Snapshot
 from physview.model import (
     PAGE_SIZE,
-    PM_GUARD_REGION,
     PM_MMAP_EXCLUSIVE,
     PM_PFRAME_MASK,
     PM_PRESENT,
-    PM_SWAP,
     Translation,
 )
 from physview.process import Process
@@ -203,7 +202,7 @@ class GuestMemory(Closable):
             sample: int | None = None
             for extents in self._reader.iter_extents(*span):
                 entries, nr = extents["entry"], extents["nr_pages"]
-                present, swapped = _is_present(entries), _is_swapped(entries)
+                present, swapped = _is_present(entries), is_swapped(entries)
                 nr_resident += int(nr[present].sum())
                 nr_swapped += int(nr[swapped].sum())
                 if sample is None and present.any():
@@ -385,15 +384,6 @@ def _is_present(entries: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return present
 
 
-def _is_swapped(entries: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Which pages are swapped out, or in migration, whose entries look alike without root."""
-    import numpy as np
-
-    mask = np.uint64(PM_PRESENT | PM_SWAP | PM_GUARD_REGION)
-    swapped: npt.NDArray[Any] = entries & mask == np.uint64(PM_SWAP)
-    return swapped
-
-
 def _known(pid: int | str) -> int | str:
     if pid:
         return pid
@@ -404,7 +394,7 @@ def _known(pid: int | str) -> int | str:
 def _open_flags() -> KpageFile | None:
     try:
         return KpageFile("kpageflags")
-    except (AccessDenied, PhysviewError):
+    except PhysviewError:
         return None
 
 
