@@ -172,10 +172,10 @@ def _say_what_is_missing(args: argparse.Namespace, reading: MapsReading, nr_refu
     elif reading.why_no_flags:
         _common.say(f"large folios are not known: {reading.why_no_flags}")
     if reading.hinted_bytes:
-        remedy = "--frames counts" if args.rollup else "a column such as extents makes maps count"
+        remedy = "--frames" if args.rollup else "the column extents"
         _common.say(
             f"about {short_size(reading.hinted_bytes)} are missing: smaps of this kernel leaves out"
-            f" huge pages that wait for a NUMA hint; {remedy} them"
+            f" huge pages that wait for a NUMA hint; with {remedy} they are counted"
         )
     if reading.nr_unsearched:
         _common.say(
