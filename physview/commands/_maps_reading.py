@@ -109,6 +109,7 @@ class MapsReading(Closable):
         self._total = Usage()
         self.nr_shown = 0
         self.hinted_bytes = 0
+        self._may_be_hinted = not self._with_frames and has_hinted_huge_pages()
         if args.every is not None:
             now = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
             self._about["time"] = now
@@ -214,8 +215,10 @@ class MapsReading(Closable):
 
     def _look_for_hinted(self, proc: ProcDir, total: Usage) -> None:
         """Find out whether smaps left huge pages out."""
+        if not self._may_be_hinted:
+            return
         missing = proc.nr_resident() * PAGE_SIZE - total.resident_bytes
-        if missing > MIN_HINTED_BYTES and has_hinted_huge_pages():
+        if missing > MIN_HINTED_BYTES:
             self.hinted_bytes += missing
 
     def _end_process(self, proc: ProcDir, own: Usage) -> None:
