@@ -272,8 +272,10 @@ def test_huge_pages_that_wait_for_a_numa_hint_are_counted(capsys, document, pyth
         balancing.write_text("1")
         for name, value in (("scan_delay_ms", 1), ("scan_period_min_ms", 100)):
             Path("/sys/kernel/debug/sched/numa_balancing", name).write_text(str(value))
+        # Later kernels do not look at memory that the process does not use, and leave nothing out.
+        leaves_out = (6, 1) <= tuple(map(int, os.uname().release.split(".")[:2])) < (6, 6)
         end = time.monotonic() + 120
-        while not has_hinted_huge_pages():
+        while leaves_out and not has_hinted_huge_pages():
             assert time.monotonic() < end
             time.sleep(0.5)
         time.sleep(5)  # for all of them
@@ -285,6 +287,7 @@ def test_huge_pages_that_wait_for_a_numa_hint_are_counted(capsys, document, pyth
         capsys.readouterr()
         assert commands.main(["maps", str(child.pid), "-o", "rss,huge,name"]) == 0
         is_short = told < 90 << 20
+        assert is_short == leaves_out
         assert ("wait for a NUMA hint" in capsys.readouterr().err) == is_short
     finally:
         balancing.write_text(before)
