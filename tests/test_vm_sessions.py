@@ -390,5 +390,5 @@ def test_a_session_for_one_command_is_not_the_users(tmp_path):
         ["setsid", "-w", str(tmp_path / "sudo"), "-c", '"$@"; :', "x", *inner],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    # None for both where the session's leader is outside of the pid namespace, as in some containers.
+    # None for both where the leader is outside of the pid namespace, as in some containers.
     assert found.stdout == f"{owner.find()}\n"
