@@ -266,6 +266,12 @@ def test_the_command_passes_its_options_on(run_command):
     assert asked["modules"] == [Path("/built.ko")]
 
 
+def test_a_vm_in_which_no_kernel_boots_is_refused(run_command, capsys):
+    with pytest.raises(SystemExit):
+        run_command("--memory", "95", "--", "a")
+    assert "'95' is not a number from 96 to" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("module", "expected"), [("none", []), ("x.ko", [Path("x.ko")])])
 def test_the_module_can_be_chosen(run_command, module, expected):
     assert run_command("--kernel", "6.1", "--module", module, "a")[1]["modules"] == expected

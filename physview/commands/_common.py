@@ -156,13 +156,13 @@ def say_if_ksm_unknown() -> None:
         )
 
 
-def count(most: int = 1_000_000) -> Callable[[str], int]:
-    """Return a function with which argparse reads a whole number from 1 to `most`."""
+def count(most: int = 1_000_000, least: int = 1) -> Callable[[str], int]:
+    """Return a function with which argparse reads a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
         number = bounded_int(text, most) if text.isascii() and text.isdigit() else 0
-        if not 1 <= number <= most:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 to {most}")
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number from {least} to {most}")
         return number
 
     return parse

@@ -45,6 +45,9 @@ The user's own ~/.bashrc is left out: it may start dozens of programs, which tak
 emulator, or put another physview first in PATH.
 """
 
+# With less, Debian's kernels do not get as far as to say why they end.
+LEAST_MEMORY_MIB = 96
+
 _MACHINE = ("kernel", "la57", "memory", "cpus", "nodes", "module", "append", "swap")
 _ALLOWED = {
     "": (*_MACHINE, "timeout", "console"),
@@ -104,7 +107,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory",
-        type=_common.count(),
+        type=_common.count(least=LEAST_MEMORY_MIB),
         metavar="MIB",
         default=1024,
         help="the VM's RAM (default: %(default)s)",
