@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Names the compiled core; everything else about the package is in pyproject.toml."""
+"""Names the compiled core, and makes the README's links absolute; the rest is in pyproject.toml."""
 
+import os
+import re
+import runpy
 import sysconfig
+from pathlib import Path
 
 from setuptools import setup
 
@@ -9,7 +13,15 @@ from setuptools import setup
 # free-threaded builds have no limited API.
 free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
+# The release sets the address of the repository.
+repository = os.environ.get("PHYSVIEW_REPOSITORY", "").rstrip("/")
+version = re.search(r'^version = "(.*)"$', Path("pyproject.toml").read_text(), re.M)[1]
+publish = runpy.run_path("scripts/published_readme.py")["publish"]
+
 setup(
     cffi_modules=["csrc/build_ffi.py:ffibuilder"],
     options={} if free_threaded else {"bdist_wheel": {"py_limited_api": "cp310"}},
+    long_description=publish(Path("README.md").read_text(encoding="utf-8"), repository, version),
+    long_description_content_type="text/markdown",
+    project_urls={"Source": repository} if repository else {},
 )

@@ -270,7 +270,8 @@ install_npm_checkers() {
 	done
 }
 
-# setup EXTRA: make the environment for "run", or for "test" with the test extra. It runs in a
+# setup EXTRA: make the environment for "run", for "test" with the test extra, or for "packages" with
+# what makes and checks packages. It runs in a
 # subshell, so that the caller's working directory, and relative paths in its arguments, stay valid.
 setup() (
 	cd "$root"
@@ -288,6 +289,7 @@ setup() (
 		[ "$(cat "$venv"/.physview-run 2>/dev/null)" = "$root" ]; } || make_venv
 	case $1 in
 	test) extra='[parquet,picture,test]' ;;
+	packages) extra='[parquet,picture,packages]' ;;
 	*) extra='[parquet,picture]' ;;
 	esac
 	say "installing physview$extra and what it needs into .venv"
@@ -295,7 +297,7 @@ setup() (
 	pip_install $build_requires
 	# compat: a plain path in a .pth file; the default editable hook slows every start down.
 	pip_install --no-build-isolation --config-settings editable_mode=compat -e "$root$extra"
-	[ "$1" = run ] || { install_test_tools && install_npm_checkers; }
+	[ "$1" != test ] || { install_test_tools && install_npm_checkers; }
 	as_owner "$venv/bin/python" -I -m compileall -q "$root/physview" >&2
 	as_owner sh -c 'echo "$1" >"$2"' - "$root" "$venv/.physview-run"
 	as_owner sh -c 'echo "$1" >"$2"' - "$root" "$stamp"

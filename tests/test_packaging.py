@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import detect
+import published_readme
 import pytest
 from paths import ROOT
 
@@ -64,7 +65,8 @@ def wheel(sdist, tmp_path_factory):
     with tarfile.open(sdist) as archive:
         archive.extractall(work, **({"filter": "data"} if sys.version_info >= (3, 12) else {}))
     source = next(work.glob("physview-*"))
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", work, source)
+    log = run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", work, source)
+    assert "absent from the `packages`" not in log  # setuptools will leave such folders out one day
     return next(work.glob("*.whl"))
 
 
@@ -108,6 +110,27 @@ def test_the_wheel_is_one_for_all(wheel):
         assert f"{data}/{path}" in names
 
 
+def test_the_wheel_has_no_file_twice_and_no_link_that_leads_nowhere(wheel):
+    """Completions are in the package; what shells find below share only loads them."""
+    with zipfile.ZipFile(wheel) as archive:
+        sums = [info.CRC for info in archive.infolist() if info.file_size]
+        metadata = archive.read(f"physview-{physview.__version__}.dist-info/METADATA").decode()
+    assert len(set(sums)) == len(sums)
+    links = re.findall(r"\]\(([^)]*)\)", metadata)
+    assert all(link.startswith("https://") for link in links), links
+    assert "Author: " in metadata
+
+
+def test_published_links_lead_to_the_repository_where_its_address_is_known():
+    text = "<!-- x -->\n[a](docs/a.md) [b](#b) ![c](c.svg) [d](https://d)"
+    base = "https://host/owner/name"
+    assert published_readme.publish(text, base, "1") == (
+        f"[a]({base}/blob/v1/docs/a.md) [b]({base}/blob/v1/README.md#b) ![c]({base}/raw/v1/c.svg)"
+        " [d](https://d)"
+    )
+    assert published_readme.publish(text, "", "1") == "a b  [d](https://d)"
+
+
 @pytest.mark.parametrize("which", ["oldest", "newest"])
 def test_the_wheel_runs_the_report_in_an_empty_environment(wheel, tmp_path, which):
     versions = pythons()
@@ -119,6 +142,10 @@ def test_the_wheel_runs_the_report_in_an_empty_environment(wheel, tmp_path, whic
     program = tmp_path / "venv/bin/physview"
     assert (tmp_path / "venv/share/man/man1/physview.1").exists()
     assert "complete -" in run(program, "completion", "bash", cwd="/")
+    file = tmp_path / "venv/share/bash-completion/completions/physview"
+    path = {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    loaded = run("bash", "-c", f". {file}; complete -p physview", env=path, cwd="/")
+    assert loaded.startswith("complete -")
     result = subprocess.run(
         [program, "memview"], capture_output=True, text=True, cwd="/", check=False
     )

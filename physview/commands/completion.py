@@ -4,8 +4,8 @@
 To load it into the running shell, type eval "$(physview completion bash)" in bash,
 eval "$(physview completion zsh)" in zsh (after compinit), or physview completion fish | source in
 fish. In a checkout, ./scripts/run completion also completes ./scripts/run. A wheel also installs
-this code below share in its environment. Shells find it there if the environment is /usr or
-/usr/local.
+files below share in its environment that load this code. Shells find these files if the environment
+is /usr or /usr/local.
 """
 
 from __future__ import annotations
