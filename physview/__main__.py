@@ -6,6 +6,7 @@ it works in a checkout, in an environment and in a user's own site-packages, and
 imported from the working directory. `runtime.child_python` starts children in this way.
 """
 
+import os
 import sys
 
 
@@ -18,7 +19,12 @@ def _load_package() -> None:
     spec = PathFinder.find_spec("physview", [place])
     if spec is None or spec.loader is None:
         sys.exit(f"physview: there is no package in {place!r}: install physview again")
-    # At the end of the path: modules beside the package must not hide the standard library.
+    # At the end of the path: modules beside the package must not hide the standard library. What
+    # scripts/zipapp made has all that it needs beside it, in versions that fit.
+    if os.path.exists(f"{place}/self-contained"):
+        sys.path[:] = [
+            path for path in sys.path if not path.endswith(("site-packages", "dist-packages"))
+        ]
     sys.path.append(place)
     package = module_from_spec(spec)
     sys.modules["physview"] = package

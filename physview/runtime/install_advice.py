@@ -27,6 +27,8 @@ def install_line(packages: Sequence[str], extras: Sequence[str]) -> str:
         extras: The extras of physview that install these packages, and the extras that are already
             installed. `uv tool install` installs a tool from scratch, so it needs all extras.
     """
+    if invocation.is_self_contained():
+        return f"in a checkout: ./scripts/zipapp --extras {','.join(extras)}"
     prefix = sys.prefix
     if os.path.exists(f"{prefix}/uv-receipt.toml"):
         return f"uv tool install {_with_extras(extras)}"

@@ -18,6 +18,9 @@ CHILD_OPTION = "--physview-child"
 # The folders that are in secure_path of sudo on all distributions. Fedora's lacks /usr/local/bin.
 SECURE_FOLDERS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
+# The names of the command: in an environment, and as the one file that scripts/zipapp makes.
+_COMMANDS = ("physview", "physview.pyz")
+
 _AS_ROOT = "as root: "
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _typed: list[str] = []
@@ -150,6 +153,8 @@ def _program(*, for_sudo: bool) -> str:
     if script is None:
         # No script is installed. Run a file by its path: that does not depend on the module path.
         return shlex.join([sys.executable, "-I", f"{_PACKAGE}/__main__.py"])
+    if script.endswith(".pyz") and not os.access(script, os.X_OK):
+        return shlex.join([sys.executable, "-I", script])
     if not for_sudo and _is_same(_which("physview"), script):
         return "physview"
     run = _checkout_run()
@@ -158,6 +163,11 @@ def _program(*, for_sudo: bool) -> str:
     if for_sudo and os.path.dirname(script) in SECURE_FOLDERS:
         return "physview"
     return shlex.quote(script)
+
+
+def is_self_contained() -> bool:
+    """Whether physview runs from the one file that scripts/zipapp makes, with its own packages."""
+    return os.path.isfile(f"{os.path.dirname(_PACKAGE)}/self-contained")
 
 
 def checkout_scripts() -> list[str]:
@@ -180,7 +190,7 @@ def _script() -> str | None:
     started = typed()[0] if typed() else ""
     folders = [os.path.dirname(sys.executable or ""), _user_scripts()]
     for path in (started, *(f"{folder}/physview" for folder in folders if folder)):
-        if os.path.basename(path) == "physview" and os.path.isfile(path):
+        if os.path.basename(path) in _COMMANDS and os.path.isfile(path):
             return os.path.abspath(path)
     return None
 
