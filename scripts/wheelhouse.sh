@@ -1,7 +1,14 @@
 # shellcheck shell=sh
-# Sourced after setup.sh, and after its "setup packages", by scripts that pack physview with all that
-# it needs.
+# Sourced after setup.sh by scripts that make packages, or pack physview with all that it needs.
 # shellcheck disable=SC2154 # setup.sh sets these variables
+
+# copy_sources FOLDER: the checkout, without what was made in it.
+copy_sources() {
+	mkdir -p "$1"
+	tar -C "$root" --exclude=./.venv --exclude=./.git --exclude=./build --exclude=./dist --exclude=./bundle \
+		--exclude='*.so' --exclude='__pycache__' --exclude='./*.egg-info' --exclude='./.*_cache' \
+		--exclude='*.pyz' -cf - . | tar -xf - -C "$1"
+}
 
 # wheelhouse FOLDER PYTHON ARCHITECTURE REQUIREMENT…: fetches wheels for a Python, such as 3.13, on
 # x86_64 or aarch64.

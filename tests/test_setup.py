@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from paths import ROOT
@@ -264,6 +265,67 @@ def test_what_sudo_pip_left_is_removed_by_root_and_named_to_others(checkout):
     os.chown(left[0], 65534, 65534)
     assert call(checkout, "remove_closed_folders").stderr == ""
     assert left[0].exists()
+
+
+OFFLINE = {"PIP_CONFIG_FILE": "/dev/null", "PIP_FIND_LINKS": "", "PIP_NO_INDEX": ""}
+PIP = f"venv={sys.prefix}; pip_install --target /nonexistent no-such-package-{os.getpid()}"
+
+
+@pytest.mark.needs("mountns")  # who may make these namespaces may make one for the network
+@pytest.mark.parametrize("bundle", [False, True])
+def test_without_a_network_there_is_one_line_at_once(checkout, bundle):
+    why = "there is no network; on a machine that has one, ./scripts/bundle makes"
+    if bundle:
+        (checkout / "bundle/wheels").mkdir(parents=True)
+        (checkout / "bundle/contents").write_text("Python 3.1 on vax\n")
+        why = "there is no network, and the bundle, for Python 3.1 on vax, has not all that this"
+    result = call(checkout, PIP, prefix=["unshare", "--net"], **OFFLINE)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"physview: cannot install what physview needs: {why}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_index_that_cannot_be_reached_is_one_line(checkout):
+    index = {"PIP_INDEX_URL": "http://127.0.0.1:1/simple", "PIP_RETRIES": "1"}
+    result = call(checkout, PIP, **OFFLINE | index)
+    assert result.returncode == 1
+    assert "pip cannot reach its index" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.needs("mountns")
+def test_without_a_network_a_bundle_has_the_wheels(checkout):
+    wheels = checkout / "bundle/wheels"
+    wheels.mkdir(parents=True)
+    with zipfile.ZipFile(wheels / "bundled-1-py3-none-any.whl", "w") as archive:
+        archive.writestr("bundled.py", "")
+        metadata = "Metadata-Version: 2.1\nName: bundled\nVersion: 1\n"
+        archive.writestr("bundled-1.dist-info/METADATA", metadata)
+        archive.writestr("bundled-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("bundled-1.dist-info/RECORD", "")
+    code = f"venv={sys.prefix}; pip_install --target {checkout}/target bundled"
+    result = call(checkout, code, prefix=["unshare", "--net"], **OFFLINE)
+    assert result.returncode == 0, result.stderr
+    assert (checkout / "target/bundled.py").exists()
+
+
+def test_the_kernels_of_a_bundle_go_into_the_cache_once(checkout, tmp_path):
+    packed = tmp_path / "6.1.0-1-amd64/usr"
+    packed.mkdir(parents=True)
+    (checkout / "bundle/kernels").mkdir(parents=True)
+    archive = checkout / "bundle/kernels/6.1.0-1-amd64.tar.gz"
+    subprocess.run(["tar", "-C", tmp_path, "-czf", archive, "6.1.0-1-amd64"], check=True)
+    cache = tmp_path / "cache"
+    for said in (f"physview: unpacking the kernel 6.1.0-1-amd64 into {cache}/kernels\n", ""):
+        code = f"venv={sys.prefix}; take_bundled_kernels"
+        result = call(checkout, code, PHYSVIEW_CACHE=str(cache))
+        assert (result.returncode, result.stderr) == (0, said)
+        assert [path.name for path in (cache / "kernels").iterdir()] == ["6.1.0-1-amd64"]
+    archive.write_bytes(b"broken")
+    shutil.rmtree(cache)
+    result = call(checkout, code, PHYSVIEW_CACHE=str(cache))
+    assert "going on without the kernel 6.1.0-1-amd64" in result.stderr
+    assert list((cache / "kernels").iterdir()) == []
 
 
 def test_the_list_of_scripts_is_complete():
