@@ -179,13 +179,14 @@ is_up_to_date() {
 }
 
 # pip_install ARGUMENTS…: from the wheels of a bundle (scripts/bundle) or, if it has not all, from the
-# network. Without a network pip can still have local sources (find-links), and asks them once.
+# network. Without a network pip may still be configured to use local folders, so it is asked once.
 pip_install() {
 	if [ -d "$root/bundle/wheels" ]; then
 		run_pip --no-index --find-links "$root/bundle/wheels" "$@" >/dev/null 2>&1 && return
 	fi
 	if is_offline; then
-		run_pip --no-index "$@" >/dev/null 2>&1 && return
+		PIP_RETRIES=0
+		run_pip "$@" >/dev/null 2>&1 && return
 		[ ! -d "$root/bundle/wheels" ] ||
 			fail "cannot install what physview needs: there is no network, and the bundle, for" \
 				"$(cat "$root/bundle/contents"), has not all that this $("$venv/bin/python" -I --version) needs"
