@@ -313,6 +313,9 @@ def missing(capability: str) -> str:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Tests that run alone mind who else maps the library. In a guest they have the server.
+    is_alone = item.get_closest_marker("alone") is not None
+    command_server.allow(not is_alone or command_server.VARIABLE in os.environ)
     required = os.environ.get("PHYSVIEW_REQUIRE", "").split(",")
     needed = {name for marker in item.iter_markers("needs") for name in marker.args}
     # Kernels last: where QEMU is missing, no kernel needs to be downloaded.

@@ -423,8 +423,9 @@ def test_after_a_reboot_ram_is_not_that_of_this_boot(two, tmp_path):
 @pytest.mark.needs("nobody")
 def test_where_frames_are_hidden_the_virtual_half_is_drawn(physview, open_folder):
     paths = [str(open_folder / f"{i}.parquet") for i in (0, 1)]
-    for path in paths:
-        assert physview("snapshot", "self", "-o", path, prefix=AS_NOBODY).returncode == 0
+    for path in paths:  # of two interpreters, which have memory at other addresses
+        words = ["snapshot", "self", "-o", path]
+        assert physview(*words, prefix=AS_NOBODY, interpreter=True).returncode == 0
     picture = str(open_folder / "p.svg")
     result = physview("diff", *paths, "--picture", picture, prefix=AS_NOBODY)
     assert result.returncode == 1  # two processes, each of its own

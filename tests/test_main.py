@@ -20,12 +20,13 @@ from physview.commands import COMMANDS
     "args", [[], ["memvew"], ["memview", "--sourc", "auto"], ["translate", "1"]]
 )
 def test_wrong_use_is_one_line(physview, args):
-    assert "--help" in one_line(physview(*args), 2)
+    assert "--help" in one_line(physview(*args, interpreter=True), 2)
 
 
 @pytest.mark.parametrize("option", ["--version", "-V"])
 def test_version(physview, option):
-    assert re.fullmatch(r"physview \d+\.\d+\.\d+\n", physview(option).stdout)
+    result = physview(option, interpreter=True)
+    assert re.fullmatch(r"physview \d+\.\d+\.\d+\n", result.stdout)
 
 
 @pytest.mark.parametrize("words", [[], ["maps"], ["vm"], ["trace"]])

@@ -48,6 +48,20 @@ def pythons():
     return dict(sorted(found.items()))
 
 
+def install(python, folder, wheel, *options):
+    """Make an environment and install the wheel.
+
+    Most of the time would be for an own pip, which only another Python needs here, and for
+    compiling NumPy, of which little is used.
+    """
+    is_own = python == sys.executable
+    run(python, "-m", "venv", *(["--without-pip"] if is_own else []), folder)
+    pip = [folder / "bin/python", "-m", "pip"]
+    if is_own:
+        pip = [python, "-m", "pip", "--python", folder / "bin/python"]
+    run(*pip, "install", "-q", "--prefer-binary", "--no-compile", *options, wheel, cwd=folder)
+
+
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory):
     # A copy without what building and testing leave in a checkout: what is in the sdist is in git.
@@ -135,10 +149,9 @@ def test_published_links_lead_to_the_repository_where_its_address_is_known():
 def test_the_wheel_runs_the_report_in_an_empty_environment(wheel, tmp_path, which):
     versions = pythons()
     python = versions[min(versions) if which == "oldest" else max(versions)]
-    run(python, "-m", "venv", tmp_path / "venv")
-    # Most of an installation is compiling NumPy, of which little is used here.
-    options = ["-q", "--prefer-binary", "--no-compile"]
-    run(tmp_path / "venv/bin/python", "-m", "pip", "install", *options, wheel, cwd=tmp_path)
+    if which == "newest" and len(versions) == 1:
+        pytest.skip("one Python here: the newest is the oldest, in which it was run")
+    install(python, tmp_path / "venv", wheel)
     program = tmp_path / "venv/bin/physview"
     assert (tmp_path / "venv/share/man/man1/physview.1").exists()
     assert "complete -" in run(program, "completion", "bash", cwd="/")
@@ -162,9 +175,7 @@ def test_the_wheel_runs_the_report_in_an_empty_environment(wheel, tmp_path, whic
 
 @pytest.mark.needs("man")
 def test_man_finds_the_pages_of_an_environment_in_path(wheel, tmp_path):
-    run(sys.executable, "-m", "venv", tmp_path / "venv")
-    options = ["-q", "--no-compile", "--no-deps"]
-    run(tmp_path / "venv/bin/python", "-m", "pip", "install", *options, wheel, cwd=tmp_path)
+    install(sys.executable, tmp_path / "venv", wheel, "--no-deps")
     names = ["physview", *(f"physview-{name}" for name in COMMANDS)]
     path = f"{tmp_path}/venv/bin:{os.environ['PATH']}"
     found = run("man", "-w", *names, cwd="/", env=os.environ | {"PATH": path})

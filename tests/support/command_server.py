@@ -1,35 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs physview's commands in forks of one process, where a new interpreter takes seconds.
+"""Runs physview's commands in forks of one process: a new interpreter takes most of their time.
 
 In an emulated VM, Python and its modules take up to a hundred times as long to start as on the
-machine. Each command is still a process of its own, with its own user, files and exit code. Only
-the start is left out: the interpreter, and the imports, which a process of this file has done. The
-tests of the start itself run on the machine, and others start interpreters in the VM on their own.
-
-PHYSVIEW_TEST_FORKS=1 turns this on; guests.py sets it for the guests.
+machine, and there, too, they take longer than most commands. Each command is still a process of its
+own, with its own user, files and exit code. Only the start is left out: the interpreter, and the
+imports, which a process of this file has done. What tests the start itself asks the fixture
+`physview` for a new interpreter; documented commands, and all that have an environment, an input or
+limits of their own, start one, too.
 """
 
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 
 from users import AS_NOBODY
 
-VARIABLE = "PHYSVIEW_TEST_FORKS"
+# Set in guests, by guests.py. The second has the folder of command_client.c's program `physview`.
+VARIABLE = "PHYSVIEW_TEST_GUEST"
+CLIENT_VARIABLE = "PHYSVIEW_TEST_CLIENT"
+ADDRESS_VARIABLE = "PHYSVIEW_TEST_SERVER"  # for that client
 NOBODY = 65534
 _PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
 
@@ -38,68 +41,95 @@ class CommandServer:
     """A process that forks for each command. It ends with this process."""
 
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair()
-        self._lock = threading.Lock()
-        with theirs:
+        folder = tempfile.mkdtemp(prefix="physview-commands-")  # of mode 0700
+        self.address = f"{folder}/socket"
+        self._life, theirs = socket.socketpair()
+        with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(self.address)
+            listener.listen()
+            fds = [listener.fileno(), theirs.fileno()]
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, __file__, *map(str, fds)],
+                pass_fds=fds,
                 cwd="/",
-                # A command sets these before it imports what they are for.
-                env=os.environ
-                | {"OPENBLAS_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"},
+                stdout=subprocess.DEVNULL,
             )
-
-    def stop(self) -> None:
-        """End the process."""
-        self._socket.close()
-        self._process.wait()
+        self._environment = _environment()
 
     def can_run(self, prefix: Sequence[str], options: dict) -> bool:
         """Whether a command can run in a fork: with captured output, as root or as nobody."""
-        own = {"capture_output": True} | {
-            name: options[name] for name in ("text", "timeout", "cwd")
-        }
-        return options == own and list(prefix) in ([], AS_NOBODY)
+        return (
+            set(options) == {"capture_output", "text", "timeout", "cwd"}
+            and options["capture_output"] is True
+            and list(prefix) in ([], AS_NOBODY)
+            and self._environment == _environment()
+        )
+
+    def stop(self) -> None:
+        """End the process."""
+        self._life.close()
+        self._process.wait()
 
     def run(
         self, args: Sequence[str], *, prefix: Sequence[str], options: dict
     ) -> subprocess.CompletedProcess:
         """Run a command as subprocess.run() does."""
         text, timeout = options["text"], options["timeout"]
+        command = [*prefix, "physview", *args]
+        user = b"nobody" if list(prefix) == AS_NOBODY else b""
         pipes = [os.pipe(), os.pipe()]
-        with self._lock:
-            request = {
-                "args": args,
-                "cwd": str(options["cwd"]),
-                "nobody": list(prefix) == AS_NOBODY,
-            }
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.connect(self.address)
+            words = [os.fsencode(options["cwd"]), user, str(len(args)).encode()]
+            words += [os.fsencode(arg) for arg in args]
+            words += [name + b"=" + value for name, value in os.environb.items()]
             fds = [0, *(write for _, write in pipes)]
-            socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
+            socket.send_fds(connection, [b"\0".join(words)], fds)
             for _, write in pipes:
                 os.close(write)
-            pid = json.loads(self._socket.recv(100))
-            command = [*prefix, "physview", *args]
+            pid = int(connection.recv(100))
             output = _read_all([read for read, _ in pipes], pid, command, timeout)
-            code = json.loads(self._socket.recv(100))
-        stdout, stderr = (each.decode() if text else each for each in output)
+            code = int(connection.recv(100))
+        stdout, stderr = (_as_text(each) if text else each for each in output)
         return subprocess.CompletedProcess(command, code, stdout, stderr)
 
 
-_running: list[CommandServer] = []
+def _environment() -> dict[str, str]:
+    """The environment of commands. pytest sets one of the variables for each test."""
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+
+def _as_text(output: bytes) -> str:
+    """Decode output as subprocess does."""
+    return output.decode().replace("\r\n", "\n").replace("\r", "\n")
+
+
+class _Running:
+    """The server of this process, if it has one."""
+
+    server: CommandServer | None = None
+    is_allowed = True
 
 
 def server() -> CommandServer | None:
-    """The server of this process, which is started if it has none; None outside of guests."""
-    if not _running and os.environ.get(VARIABLE):
-        _running.append(CommandServer())
-    return _running[0] if _running else None
+    """The server of this process, which is started if it has none. None if it may have none."""
+    if _Running.server is None and _Running.is_allowed:
+        _Running.server = CommandServer()
+    return _Running.server
 
 
 def stop() -> None:
     """Stop the server until the next command: it maps physview's library, which a lab evicts."""
-    while _running:
-        _running.pop().stop()
+    if _Running.server is not None:
+        _Running.server.stop()
+        _Running.server = None
+
+
+def allow(is_allowed: bool) -> None:
+    """Whether this process may have a server from now on."""
+    _Running.is_allowed = is_allowed
+    if not is_allowed:
+        stop()
 
 
 def _read_all(fds: list[int], pid: int, command: list[str], timeout: float) -> list[bytes]:
@@ -123,44 +153,104 @@ def _read_all(fds: list[int], pid: int, command: list[str], timeout: float) -> l
     return [data[fd] for fd in fds]
 
 
-def serve(connection: socket.socket) -> None:
-    """Fork for each request, until the other end closes the connection."""
+def prepare_for_forks() -> None:
+    """Import what every command imports, as a command does."""
+    # A command sets these before it imports what they are for.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
     import_module("physview.commands")
-    while True:
-        message, fds, _, _ = socket.recv_fds(connection, 1 << 16, 3)
-        if not message:
-            return
-        learnt, tell = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            connection.close()
-            os.close(learnt)
-            _run_in_child(json.loads(message), fds, tell)
-        for fd in (*fds, tell):
-            os.close(fd)
-        connection.send(json.dumps(pid).encode())
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        connection.send(json.dumps(code).encode())
-        # What this command has imported, the next need not import.
-        with open(learnt, encoding="ascii") as names:
-            for name in names.read().split("\n"):
-                with suppress(Exception):
-                    import_module(name)
 
 
-def _run_in_child(request: dict, fds: list[int], tell: int) -> None:
-    """Run `python -m physview` in this process, and end it."""
-    code = 1
+@contextmanager
+def told_imports(fd: int) -> Iterator[None]:
+    """In a fork: tell the process at the other end of a pipe what the block has imported."""
     before = set(sys.modules)
     try:
-        for number, fd in enumerate(fds):
-            os.dup2(fd, number)
-            os.close(fd)
-        os.chdir(request["cwd"])
-        if request["nobody"]:
-            _become_nobody()
-        sys.argv[1:] = request["args"]
-        runpy.run_module("physview", run_name="__main__", alter_sys=True)
+        yield
+    finally:
+        with suppress(OSError):
+            os.write(fd, "\n".join(sorted(set(sys.modules) - before)).encode("ascii")[:60000])
+
+
+def import_what_it_did(fd: int) -> None:
+    """Import what a fork that has ended had imported: the next need not. Closes the pipe."""
+    os.set_blocking(fd, False)  # processes that it left may have the other end
+    with open(fd, "rb", buffering=0) as pipe:
+        for name in (pipe.read(1 << 16) or b"").decode("ascii").split("\n"):
+            with suppress(Exception):
+                import_module(name)
+
+
+def serve(listener: socket.socket, life: socket.socket) -> None:
+    """Fork for each connection, until the other end closes `life`.
+
+    A connection sends one message: the folder, the user, the number of arguments, the arguments and
+    the environment, with a NUL between two of them; and three descriptors. It gets the number of
+    the process, and when this has ended, its exit code, or minus the number of a signal.
+    """
+    prepare_for_forks()
+    running: dict[int, tuple[int, socket.socket, int]] = {}
+    with selectors.DefaultSelector() as selector:
+        for each in (listener, life):
+            selector.register(each, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is life:
+                    return
+                if key.fileobj is listener:
+                    pid, connection, learnt = _start(listener)
+                    pidfd = os.pidfd_open(pid)
+                    running[pidfd] = pid, connection, learnt
+                    selector.register(pidfd, selectors.EVENT_READ)
+                    continue
+                selector.unregister(key.fd)
+                os.close(key.fd)
+                _end(*running.pop(key.fd))
+
+
+def _start(listener: socket.socket) -> tuple[int, socket.socket, int]:
+    """Start a command; return its number, its connection, and a pipe for its imports."""
+    connection, _ = listener.accept()
+    message, fds, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    learnt, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        listener.close()
+        connection.close()
+        os.close(learnt)
+        _run_in_child(message.split(b"\0"), fds, tell)
+    for fd in (*fds, tell):
+        os.close(fd)
+    with suppress(BrokenPipeError):
+        connection.send(str(pid).encode())
+    return pid, connection, learnt
+
+
+def _end(pid: int, connection: socket.socket, learnt: int) -> None:
+    """Tell how a command ended, and import what it has imported."""
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with connection, suppress(BrokenPipeError):
+        connection.send(str(code).encode())
+    import_what_it_did(learnt)
+
+
+def _run_in_child(words: list[bytes], fds: list[int], tell: int) -> None:
+    """Run `python -m physview` in this process, and end it."""
+    code = 1
+    try:
+        with told_imports(tell):
+            for number, fd in enumerate(fds):
+                os.dup2(fd, number)
+                os.close(fd)
+            folder, user, nr_args, *rest = words
+            variables = dict(word.split(b"=", 1) for word in rest[int(nr_args) :])
+            os.environb.clear()
+            os.environb.update(variables)
+            os.chdir(folder)
+            if user:
+                _become_nobody()
+            sys.argv[1:] = map(os.fsdecode, rest[: int(nr_args)])
+            runpy.run_module("physview", run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as ended:
         if isinstance(ended.code, int | None):
@@ -170,8 +260,6 @@ def _run_in_child(request: dict, fds: list[int], tell: int) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        with suppress(OSError):
-            os.write(tell, "\n".join(sorted(set(sys.modules) - before)).encode("ascii")[:60000])
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
@@ -191,4 +279,8 @@ def _become_nobody() -> None:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    sockets = [socket.socket(fileno=int(fd)) for fd in sys.argv[1:]]
+    try:
+        serve(*sockets)
+    finally:
+        shutil.rmtree(os.path.dirname(sockets[0].getsockname()), ignore_errors=True)

@@ -83,6 +83,12 @@ class _Running:
             self.programs.mkdir()
             for name in ("race", "fuzz"):
                 compile_program(self.programs, name)
+            client = self.programs / "client"
+            client.mkdir()
+            source = ROOT / "tests/support/command_client.c"
+            subprocess.run(
+                ["cc", "-O2", "-Wall", "-Werror", "-o", client / "physview", source], check=True
+            )
         elif self.machine == wanted and f"{self.name} " in self.vm("list").stdout:
             return
         else:
@@ -104,6 +110,7 @@ class _Running:
         return os.environ | {
             "PHYSVIEW_VMS": self.folder,
             "PHYSVIEW_TEST_PROGRAMS": str(self.programs),
+            command_server.CLIENT_VARIABLE: str(self.programs / "client"),
         }
 
     def vm(self, *words: str) -> subprocess.CompletedProcess[str]:

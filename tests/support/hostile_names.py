@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from command_server import import_what_it_did, prepare_for_forks, told_imports
+
 STYLE = b"\x1b[7;35m"  # a style that physview does not use
 FORGED = b"FORGE"
 # A style, invalid UTF-8, the one-byte CSI, a right-to-left override, CR, BEL, a newline.
@@ -248,16 +250,20 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
 def run(words: list[str]) -> Result:
     """Run a command line in a fork of this process, with files for stdout and stderr."""
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        learnt, tell = os.pipe()
         pid = os.fork()
         if not pid:
-            _become(words, stdout, stderr)
+            os.close(learnt)
+            _become(words, stdout, stderr, tell)
+        os.close(tell)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        import_what_it_did(learnt)
         stdout.seek(0)
         stderr.seek(0)
         return Result(words, code, stdout.read(), stderr.read())
 
 
-def _become(words: list[str], stdout: Any, stderr: Any) -> None:
+def _become(words: list[str], stdout: Any, stderr: Any, tell: int) -> None:
     import signal
 
     code: Any = 99
@@ -269,7 +275,8 @@ def _become(words: list[str], stdout: Any, stderr: Any) -> None:
         sys.argv = ["physview", *words]
         from physview.commands import main
 
-        code = main()
+        with told_imports(tell):
+            code = main()
     except SystemExit as error:
         code = error.code
     except BaseException:
@@ -283,12 +290,7 @@ def _become(words: list[str], stdout: Any, stderr: Any) -> None:
 def main() -> None:
     """Run all commands and write the results to stdout."""
     folder, with_machine = sys.argv[1], sys.argv[2] == "machine"
-    # Import once, before the forks, what many commands import.
-    import numpy  # noqa: F401
-    import rich.table  # noqa: F401
-
-    from physview.reporters import documents  # noqa: F401
-
+    prepare_for_forks()
     with hostile_process(folder) as target, hostile_qemu() as qmp:
         with open(f"{target.folder}/program", "w") as file:
             file.write("#!/bin/sh\necho done\n")

@@ -26,14 +26,17 @@ from physview.system import module
 
 @pytest.fixture(scope="session")
 def physview() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A function that runs the physview command in a new process."""
+    """A function that runs the physview command in a new process: a fork, or a new interpreter."""
 
     def run(
-        *args: str, prefix: tuple[str, ...] | list[str] = (), **options: object
+        *args: str,
+        prefix: tuple[str, ...] | list[str] = (),
+        interpreter: bool = False,
+        **options: object,
     ) -> subprocess.CompletedProcess[str]:
         options = {"capture_output": True, "text": True, "timeout": 300, "cwd": "/"} | options
-        server = command_server.server()
-        if server is not None and server.can_run(prefix, options):
+        server = None if interpreter else command_server.server()
+        if server and server.can_run(prefix, options):
             return server.run(args, prefix=prefix, options=options)
         command = [*prefix, sys.executable, "-m", "physview", *args]
         return subprocess.run(command, check=False, **options)  # type: ignore[call-overload]
@@ -121,6 +124,7 @@ def tracefs() -> str:
         assert libc.unshare(clone_newns) == 0
         assert libc.mount(b"none", b"/", None, ms_rec | ms_slave, None) == 0
         assert libc.mount(b"t", where.encode(), b"tracefs", 0, None) == 0
+        command_server.stop()  # it has the old mounts
     return where
 
 

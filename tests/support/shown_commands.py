@@ -1,17 +1,41 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Runs the commands that the documentation shows."""
 
+import contextlib
+import os
+
+import command_server
 import documented
 
 
 def run_as_shown(block, *, as_printed=False):
     """Run the commands of a block, check their exit codes, and return their results.
 
-    With `as_printed`, they run ./scripts/run in the checkout, and not an installed physview.
+    With `as_printed`, they run ./scripts/run in the checkout, and not an installed physview. In a
+    guest, an installed physview is run in forks: see command_server.py.
     """
-    results = documented.run(block, as_printed=as_printed)
+    with contextlib.nullcontext() if as_printed else physview_in_forks():
+        results = documented.run(block, as_printed=as_printed)
     for command, result, code in zip(block.commands, results, block.exits, strict=True):
         # A lab also exits with 1 on a machine that differs from most machines.
         assert result.code in ({code, 1} if " lab " in command else {code}), result.output
         assert "Traceback" not in result.output
     return results
+
+
+@contextlib.contextmanager
+def physview_in_forks():
+    """Let `physview` be the client of the command server, in a guest."""
+    client = os.environ.get(command_server.CLIENT_VARIABLE)
+    if not client:
+        yield
+        return
+    before = os.environ.copy()
+    address = command_server.server().address
+    os.environ[command_server.ADDRESS_VARIABLE] = address
+    os.environ["PATH"] = f"{client}:{os.environ['PATH']}"
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
