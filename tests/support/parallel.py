@@ -2,9 +2,9 @@
 """Which tests run in parallel: scripts/test runs pytest twice.
 
 Most tests use processes of their own, and are independent of other tests. The first run executes
-them in two workers of pytest-xdist. Tests that other processes disturb are marked `alone`, with the
-reason. The second run executes them without workers: even an idle worker would map physview's
-library, which a lab evicts.
+them in three workers of pytest-xdist, which keep two processors busy: many tests wait. Tests that
+other processes disturb are marked `alone`, with the reason. The second run executes them without
+workers: even an idle worker would map physview's library, which a lab evicts.
 """
 
 from __future__ import annotations
@@ -25,6 +25,14 @@ ONE_WORKER = (
     "test_vm.py",
 )
 
+# So many workers may have VMs. With more, VMs and tests that fill memory would disturb each other.
+NR_WITH_VMS = 2
+# The files with tests that boot VMs. They take minutes, so they come first, the longest before all.
+WITH_VMS = (
+    *("matrix", "debug_kernel", "vm_ci", "kmod_arm64", "vm_documented", "vm", "vm_devices"),
+    *("vm_nested", "vm_bpf_refusals", "entry_macros"),
+)
+
 # These tests share a VM if they run one after the other: guests.run_in_guest().
 SAME_VM = re.compile(
     r"test_matrix\.py::test_(?:the_tests_pass_in_a_vm\[(.*)-False|a_race_and_a_fuzzer.*\[(.*))\]"
@@ -32,15 +40,24 @@ SAME_VM = re.compile(
 
 
 def choose(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of this run. Put those with VMs first, because they take minutes each."""
+    """Keep the tests of this run. Put those with VMs first."""
+    for item in items:
+        if _needs_vm(item) and _place(item.nodeid) == len(WITH_VMS):
+            raise pytest.UsageError(f"{item.nodeid} needs a VM: parallel.WITH_VMS names its file")
     part = config.getini("part")
     if not part:
         return
     alone = [item for item in items if item.get_closest_marker("alone")]
     together = [item for item in items if not item.get_closest_marker("alone")]
     kept, left = {"alone": (alone, together), "together": (together, alone)}[part]
-    items[:] = sorted(kept, key=lambda item: not _needs_vm(item))
+    items[:] = sorted(kept, key=lambda item: _place(item.nodeid))
     config.hook.pytest_deselected(items=left)
+
+
+def _place(nodeid: str) -> int:
+    """The place of a test's file in WITH_VMS; the number of those files for all others."""
+    file = re.match(r"tests/test_(\w+)\.py::", nodeid)
+    return WITH_VMS.index(file[1]) if file and file[1] in WITH_VMS else len(WITH_VMS)
 
 
 def _needs_vm(item: pytest.Item) -> bool:
@@ -49,7 +66,11 @@ def _needs_vm(item: pytest.Item) -> bool:
 
 
 def scheduler(config: pytest.Config, log: Any) -> Any:
-    """A scheduler that gives tests to the workers in order: one by one, or a file at once."""
+    """A scheduler that gives tests to the workers in order: one by one, or a file at once.
+
+    Only the first NR_WITH_VMS workers get tests with VMs. The others wait until each of these has
+    been given to a worker.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class InOrder(LoadScopeScheduling):
@@ -60,6 +81,27 @@ def scheduler(config: pytest.Config, log: Any) -> Any:
             if same := SAME_VM.search(nodeid):
                 return f"the VM with {same[1] or same[2]}"
             return nodeid
+
+        def _must_wait(self, node: Any) -> bool:
+            if node.gateway.id in [f"gw{number}" for number in range(NR_WITH_VMS)]:
+                return False
+            # They are at the front of the queue.
+            first = next(iter(self.workqueue.values()), {})
+            return any(_place(nodeid) < len(WITH_VMS) for nodeid in first)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            if not self._must_wait(node):
+                super()._assign_work_unit(node)
+
+        def _reschedule(self, node: Any) -> None:
+            if not self._must_wait(node):
+                super()._reschedule(node)
+
+        def mark_test_complete(self, node: Any, *args: Any, **options: Any) -> None:
+            super().mark_test_complete(node, *args, **options)
+            for other in self.nodes:
+                if not self._pending_of(self.assigned_work[other]):
+                    self._reschedule(other)
 
     config.option.loadscopereorder = False
     return InOrder(config, log)
