@@ -2,6 +2,7 @@
 """A real package repository in a folder: signed, with packages that apt can unpack."""
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import os
@@ -63,6 +64,22 @@ def signing() -> Iterator[Signer]:
             subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=False)
 
 
+@functools.cache
+def _build_package(files: tuple[tuple[str, str], ...]) -> bytes:
+    """A package with these files. Many tests have the same packages."""
+    with tempfile.TemporaryDirectory() as work:
+        root = Path(work, "root")
+        for path, text in files:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text)
+            (root / path).chmod(0o755 if text.startswith(("#!", "\x7fELF")) else 0o644)
+        root.chmod(0o755)
+        deb = Path(work, "package.deb")
+        build = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(root), str(deb)]
+        subprocess.run(build, check=True, capture_output=True)
+        return deb.read_bytes()
+
+
 class Repository:
     """A repository with the packages of one suite.
 
@@ -98,15 +115,8 @@ class Repository:
         control += f"Depends: {depends}\n" if depends else ""
         control += "Description: of a test\n"
         deb = self.folder / "pool" / f"{name}_1_{arch}.deb"
-        with tempfile.TemporaryDirectory() as work:
-            root = Path(work, "root")
-            for path, text in ({"DEBIAN/control": control} | (files or {})).items():
-                (root / path).parent.mkdir(parents=True, exist_ok=True)
-                (root / path).write_text(text)
-                (root / path).chmod(0o755 if text.startswith(("#!", "\x7fELF")) else 0o644)
-            root.chmod(0o755)
-            build = ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(root), str(deb)]
-            subprocess.run(build, check=True, capture_output=True)
+        content = {"DEBIAN/control": control} | (files or {})
+        deb.write_bytes(_build_package(tuple(content.items())))
         self._stanzas.append(control)
         return deb
 
