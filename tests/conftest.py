@@ -331,6 +331,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("part", 'which tests run: "together" or "alone"; all by default')
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if parallel.has_no_test(config, collection_path) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     limits.set_limits(items)
     parallel.choose(config, items)

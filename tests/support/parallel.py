@@ -10,6 +10,7 @@ workers: even an idle worker would map physview's library, which a lab evicts.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,13 @@ WITH_VMS = (
 SAME_VM = re.compile(
     r"test_matrix\.py::test_(?:the_tests_pass_in_a_vm\[(.*)-False|a_race_and_a_fuzzer.*\[(.*))\]"
 )
+
+
+def has_no_test(config: pytest.Config, path: Path) -> bool:
+    """Whether a file has no test of this run: most files have none that runs alone."""
+    if config.getini("part") != "alone" or path.suffix != ".py":
+        return False
+    return "mark.alone(" not in path.read_text(encoding="utf-8")
 
 
 def choose(config: pytest.Config, items: list[pytest.Item]) -> None:
