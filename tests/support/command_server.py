@@ -12,6 +12,7 @@ limits of their own, start one, too.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import runpy
 import selectors
@@ -23,8 +24,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from users import AS_NOBODY
@@ -159,26 +160,34 @@ def prepare_for_forks() -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
     import_module("physview.commands")
+    _settle()
 
 
-@contextmanager
-def told_imports(fd: int) -> Iterator[None]:
-    """In a fork: tell the process at the other end of a pipe what the block has imported."""
-    before = set(sys.modules)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            os.write(fd, "\n".join(sorted(set(sys.modules) - before)).encode("ascii")[:60000])
+def tell_imports(fd: int) -> None:
+    """In a fork: tell the process at the other end of a pipe what this one has imported."""
+    names = sorted(name for name in sys.modules if name not in _imported)
+    with suppress(OSError):
+        os.write(fd, "\n".join(names).encode("ascii")[:60000])
 
 
 def import_what_it_did(fd: int) -> None:
     """Import what a fork that has ended had imported: the next need not. Closes the pipe."""
     os.set_blocking(fd, False)  # processes that it left may have the other end
     with open(fd, "rb", buffering=0) as pipe:
-        for name in (pipe.read(1 << 16) or b"").decode("ascii").split("\n"):
-            with suppress(Exception):
-                import_module(name)
+        names = (pipe.read(1 << 16) or b"").decode("ascii").split("\n")
+    for name in filter(None, names):
+        with suppress(Exception):
+            import_module(name)
+    _settle()
+
+
+_imported: set[str] = set()
+
+
+def _settle() -> None:
+    """Remember what is imported. A fork's garbage collection would copy the memory of objects."""
+    _imported.update(sys.modules)
+    gc.freeze()
 
 
 def serve(listener: socket.socket, life: socket.socket) -> None:
@@ -238,19 +247,19 @@ def _run_in_child(words: list[bytes], fds: list[int], tell: int) -> None:
     """Run `python -m physview` in this process, and end it."""
     code = 1
     try:
-        with told_imports(tell):
-            for number, fd in enumerate(fds):
-                os.dup2(fd, number)
-                os.close(fd)
-            folder, user, nr_args, *rest = words
-            variables = dict(word.split(b"=", 1) for word in rest[int(nr_args) :])
-            os.environb.clear()
-            os.environb.update(variables)
-            os.chdir(folder)
-            if user:
-                _become_nobody()
-            sys.argv[1:] = map(os.fsdecode, rest[: int(nr_args)])
-            runpy.run_module("physview", run_name="__main__", alter_sys=True)
+        for number, fd in enumerate(fds):
+            os.dup2(fd, number)
+            os.close(fd)
+        folder, user, nr_args, *rest = words
+        variables = dict(word.split(b"=", 1) for word in rest[int(nr_args) :])
+        os.environb.clear()
+        os.environb.update(variables)
+        os.chdir(folder)
+        if user:
+            _become_nobody()
+        atexit.register(tell_imports, tell)  # physview ends the process itself, but runs these
+        sys.argv[1:] = map(os.fsdecode, rest[: int(nr_args)])
+        runpy.run_module("physview", run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as ended:
         if isinstance(ended.code, int | None):

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from command_server import import_what_it_did, prepare_for_forks, told_imports
+from command_server import import_what_it_did, prepare_for_forks, tell_imports
 
 STYLE = b"\x1b[7;35m"  # a style that physview does not use
 FORGED = b"FORGE"
@@ -275,13 +275,13 @@ def _become(words: list[str], stdout: Any, stderr: Any, tell: int) -> None:
         sys.argv = ["physview", *words]
         from physview.commands import main
 
-        with told_imports(tell):
-            code = main()
+        code = main()
     except SystemExit as error:
         code = error.code
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
+        tell_imports(tell)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
