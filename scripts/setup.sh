@@ -56,9 +56,13 @@ fail() {
 
 # Whether no other machine can be reached: there is no route, and no proxy on this machine.
 is_offline() {
-	! env | grep -qi '^[a-z]*_proxy=.' && [ -z "${PIP_INDEX_URL-}" ] &&
-		[ "$(wc -l </proc/net/route)" -le 1 ] &&
-		! { [ -e /proc/net/ipv6_route ] && grep -qv ' lo$' /proc/net/ipv6_route; }
+	! env | grep -qi '^[a-z]*_proxy=.' && [ -z "${PIP_INDEX_URL-}" ] && ! has_route
+}
+
+# The first line of the first file is a heading.
+has_route() {
+	{ read -r _ && read -r _; } </proc/net/route && return
+	[ -e /proc/net/ipv6_route ] && grep -qv ' lo$' /proc/net/ipv6_route
 }
 
 is_root() {
