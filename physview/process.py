@@ -28,6 +28,13 @@ from physview.model import (
 from physview.sources.choice import open_bpf, open_kmod
 from physview.sources.pagemap import Pagemap
 from physview.sources.procfs import MemoryMap, ProcDir
+from physview.sources.tagged_pointers import (
+    TAG_SHIFT,
+    untagged,
+    untagged_array,
+    untagged_column,
+    untagged_range,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -173,7 +180,8 @@ class Process(Closable):
         """Translate one virtual address.
 
         Args:
-            vaddr: Virtual address.
+            vaddr: Virtual address. A tag in its top byte is ignored where the processor ignores it,
+                as on arm64.
 
         Returns:
             The physical address, or the cause if there is none.
@@ -194,7 +202,7 @@ class Process(Closable):
         """Translate virtual addresses.
 
         Args:
-            vaddrs: Virtual addresses in any order.
+            vaddrs: Virtual addresses in any order, also with tags.
             with_vma: Whether to look up the mapping of every address, not only where it is needed
                 to find the cause.
 
@@ -209,9 +217,10 @@ class Process(Closable):
         except OverflowError:
             raise UsageError("not an address", "it is negative or has more than 64 bits") from None
         entries, paddrs = (array("Q", bytes(8 * len(column))) for _ in range(2))
-        without = self._source.fill(column, entries, paddrs)
+        plain = untagged_array(column)
+        without = self._source.fill(plain, entries, paddrs)
         if without:
-            self._check_alive(v for v, e in zip(column, entries, strict=True) if e == NO_ENTRY)
+            self._check_alive(v for v, e in zip(plain, entries, strict=True) if e == NO_ENTRY)
         explain = self._explainer(MemoryMap(self._proc) if with_vma else None)
         return list(map(explain, column, entries, paddrs))
 
@@ -263,6 +272,7 @@ class Process(Closable):
             raise UsageError(
                 f"{start:#x}-{end:#x} is no range", "it must end after it starts, within 64 bits"
             )
+        start, end = untagged_range(start, end)
         at = start - start % PAGE_SIZE
         end = end + -end % PAGE_SIZE
         memory = MemoryMap(self._proc)
@@ -284,11 +294,13 @@ class Process(Closable):
     def user_end(self) -> int:
         """Return the first address after the user address space, such as 2**47 minus a page.
 
-        It is found by asking where the pagemap ends. So it is right for page tables of 4 and of 5
-        levels, and for 32-bit processes.
+        It is found by asking where the pagemap ends. So it is right for any number of levels of
+        page tables, and for 32-bit processes.
         """
         if self._user_end is None:
-            low, high = 0, ADDRESS_SPACE // PAGE_SIZE  # the first page without an entry
+            # The first page without an entry. The pagemap may ignore tags, and so have entries for
+            # larger addresses.
+            low, high = 0, (1 << TAG_SHIFT) // PAGE_SIZE
             entry, paddr = array("Q", [0]), array("Q", [0])
             while low < high:
                 middle = (low + high) // 2
@@ -353,8 +365,9 @@ class Process(Closable):
         # One array for both: from 4 MiB on, NumPy asks the kernel for huge pages. Faulting in
         # small pages would take a third of the time of the translation itself.
         entries, paddrs = np.empty((2, len(vaddrs)), dtype=np.uint64)
-        if self._source.fill(vaddrs, entries, paddrs):
-            self._check_alive(vaddrs[entries == NO_ENTRY])
+        plain = untagged_column(vaddrs)
+        if self._source.fill(plain, entries, paddrs):
+            self._check_alive(plain[entries == NO_ENTRY])
         return Translations(
             vaddrs, entries, paddrs, explain, pid=self.pid, source=self._source.name
         )
@@ -382,10 +395,11 @@ class Process(Closable):
                 return Translation(vaddr, paddr, None, entry)
             if memory is None:
                 memory = MemoryMap(self._proc)
-            vma = memory.find(vaddr)
+            plain = untagged(vaddr)
+            vma = memory.find(plain)
             if paddr != NO_PADDR:
                 return Translation(vaddr, paddr, None, entry, vma)
-            cause = Cause.BEYOND if entry is None else memory.cause(vaddr, entry)
+            cause = Cause.BEYOND if entry is None else memory.cause(plain, entry)
             if cause is Cause.DEVICE and self._source.sees_pfnmaps:
                 cause = Cause.ABSENT  # the source shows device mappings, so there is no page
             if cause is Cause.ABSENT and not self._source.names_every_page:

@@ -191,6 +191,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         )
         for series in SERIES
     },
+    "aarch64": (
+        lambda: os.uname().machine == "aarch64",
+        "this machine is no arm64: scripts/test --arm64 runs these tests in a VM",
+    ),
     "debug-kernel": (
         lambda: os.path.exists(os.environ.get("PHYSVIEW_DEBUG_KERNEL", "")),
         "the kernel that checks is built by scripts/test --debug-kernel",

@@ -386,6 +386,16 @@ def remedy(cause: Cause) -> str:
     return root_remedy() if cause in NEEDS_ROOT else cause.remedy
 
 
+def say_if_tagged(nr_tagged: int) -> None:
+    """Say how many addresses have a tag in the top byte, if any: they are looked up without it."""
+    if nr_tagged:
+        addresses = "address has" if nr_tagged == 1 else "addresses have"
+        say(
+            f"{nr_tagged} {addresses} a tag in the top byte, which this processor ignores; looked up"
+            " without the tag"
+        )
+
+
 def say_how_many_are_left_out(nr_denied: int) -> None:
     """Say on stderr how many processes this user may not examine, if there are any."""
     if not nr_denied:

@@ -17,6 +17,7 @@ from physview.errors import AccessDenied, UsageError
 from physview.model import PAGE_SIZE
 from physview.runtime import invocation
 from physview.runtime.resolve_pid import find_pid
+from physview.sources.tagged_pointers import untagged_range
 
 if TYPE_CHECKING:
     from physview.memory.snapshot import Snapshot
@@ -193,7 +194,8 @@ def _range(text: str | None) -> tuple[int, int | None]:
     found = _numbers.parse_range(text)
     if found is None:
         raise UsageError(f"'{text}' is no range", "", "write START-END")
-    start, end = found
+    start, end = untagged_range(*found)
+    _common.say_if_tagged(int((start, end) != found))
     return start - start % PAGE_SIZE, end + -end % PAGE_SIZE
 
 

@@ -3,7 +3,8 @@
 
 Prints a line per address: the physical address, and what is mapped there. If there is no physical
 address, the line shows the cause. For a range, each page with a physical address has its own line;
-contiguous pages without one share a line. Exits with 1 if any address has no physical address.
+contiguous pages without one share a line. On arm64 a tag in an address's top byte is ignored, as
+the processor ignores it. Exits with 1 if any address has no physical address.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from physview.process import Process
 from physview.reporters import documents
 from physview.reporters import translate as reporter
 from physview.runtime.resolve_pid import find_pid
+from physview.sources.tagged_pointers import untagged, untagged_range
 
 NAME = "translate"
 HELP = "physical addresses of a process's virtual ones, or the cause if there is none"
@@ -55,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             for item in items:
                 sys.stdout.write(_line(item))
+    _common.say_if_tagged(sum(map(_is_tagged, targets)))
     return int(_common.say_cause_counts(counts))
 
 
@@ -81,6 +84,12 @@ def _iter_stdin_targets() -> Iterator[Target]:
 
 def _parse(word: str) -> Target:
     return _numbers.parse_range(word) or _numbers.parse_address(word)
+
+
+def _is_tagged(target: Target) -> bool:
+    if isinstance(target, tuple):
+        return untagged_range(*target) != target
+    return untagged(target) != target
 
 
 def _iter_answers(process: Process, targets: list[Target]) -> Iterator[Translation | Gap]:

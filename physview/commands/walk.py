@@ -24,6 +24,7 @@ from physview.runtime.resolve_pid import find_pid
 from physview.sources.choice import open_page_tables
 from physview.sources.probes import visit_probes
 from physview.sources.procfs import ProcDir
+from physview.sources.tagged_pointers import untagged
 
 if TYPE_CHECKING:
     from physview.analysis.walked_addresses import WalkedAddresses
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     _pictures.refuse_options(args)
     if args.address is None:
         raise _no_address()
-    vaddr = _numbers.parse_address(args.address)
+    vaddr = _parse_address(args.address)
     with ProcDir(find_pid(args.process)) as proc, open_page_tables(proc, args.source) as tables:
         walk, nr_levels = tables.walk(vaddr), tables.nr_levels()
     if args.json:
@@ -78,7 +79,7 @@ def _draw(args: argparse.Namespace) -> int:
     from physview.pictures.walk_output import write_walks
 
     pid = find_pid(args.process)
-    vaddr = None if args.address is None else _numbers.parse_address(args.address)
+    vaddr = None if args.address is None else _parse_address(args.address)
     if vaddr is None and not _is_self(pid):
         raise _no_address()
     check_path(args.picture, overwrite=args.force)
@@ -92,6 +93,14 @@ def _draw(args: argparse.Namespace) -> int:
     if any(level.is_hidden for level in walks.first.levels):
         _common.say(f"addresses and entries of page tables are hidden; {_common.root_remedy()}")
     return int(walks.first.walk.paddr is None)
+
+
+def _parse_address(text: str) -> int:
+    """Read the address, and say if it has a tag. The result has none, as the processor sees it."""
+    asked = _numbers.parse_address(text)
+    vaddr = untagged(asked)
+    _common.say_if_tagged(int(vaddr != asked))
+    return vaddr
 
 
 def _no_address() -> UsageError:

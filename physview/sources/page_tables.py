@@ -32,6 +32,7 @@ from physview.sources.table_geometry import (
     TableEntries,
     make_geometry,
 )
+from physview.sources.tagged_pointers import untagged, untagged_column
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,7 +114,7 @@ class PageTables(Descriptor):
         """
         import numpy as np
 
-        column = np.ascontiguousarray(vaddrs, dtype=np.uint64)
+        column = untagged_column(np.ascontiguousarray(vaddrs, dtype=np.uint64))
         pages = np.empty(len(column), dtype=PAGE_DTYPE)
         self._walk_pages(column, pages)
         return pages
@@ -146,13 +147,13 @@ class PageTables(Descriptor):
         """Walk the page tables for one address, and return the entry of every level.
 
         Args:
-            vaddr: Virtual address.
+            vaddr: Virtual address. The walk is for the address without a tag.
 
         Raises:
             AbiMismatch: The loaded module is the course's.
             PhysviewError: The process is gone, or this user may not examine it.
         """
-        buffer = bytearray(WALK.pack(self._pid, 0, vaddr, *[0] * 25, 0))
+        buffer = bytearray(WALK.pack(self._pid, 0, untagged(vaddr), *[0] * 25, 0))
         self._walk_levels(buffer)
         return decode_walk(buffer)
 
