@@ -10,9 +10,17 @@ import pytest
 from failures import one_line
 
 from physview import UsageError
-from physview.analysis.trace import KernelMap, address_ranges, fold, parse_kcore
+from physview.analysis.trace import (
+    IMAGES,
+    KernelMap,
+    address_ranges,
+    find_image,
+    fold,
+    parse_kcore,
+)
 from physview.reporters.trace import wrapped
-from physview.tracing import Event, StackFrame
+from physview.tracing import Event, StackFrame, targets
+from physview.tracing.breakpoints import PROCESSORS
 from physview.tracing.events import parse_format
 from physview.tracing.ftrace import FtraceSource
 from physview.tracing.instance import InstanceOwner, new_owner
@@ -150,10 +158,38 @@ def test_a_value_that_is_no_address_is_not_called_a_user_address():
 
     values = [0x7FFD1C885108, 0, 0x340, 1 << 56, 0x8000000000000025, (1 << 63) - 1]
     found = address_ranges(map(event, values), KernelMap([], []))
+    # On arm64 this would be 0x25 with a tag.
+    kernels = [("kernel", 0x8000000000000025, 0x8000000000000025, 1)]
     assert [(one.area, one.lowest, one.highest, one.nr) for one in found] == [
-        ("kernel", 0x8000000000000025, 0x8000000000000025, 1),
+        *(kernels if os.uname().machine == "x86_64" else []),
         ("user", 0x7FFD1C885108, 0x7FFD1C885108, 1),
     ]
+
+
+@pytest.mark.parametrize(
+    ("machine", "registers"),
+    [
+        ("x86_64", {"to": "di", "from": "si", "n": "dx"}),
+        ("aarch64", {"to": "x0", "from": "x1", "n": "x2"}),
+        ("riscv64", {}),
+    ],
+)
+def test_a_breakpoint_records_the_registers_of_the_machine(machine, registers):
+    point = targets.breakpoint_for("copy_to_user", "_copy_to_user", 0x1000, machine)
+    assert point.registers == registers
+    for name, value in point.registers.items():
+        assert value in PROCESSORS[machine].registers, name
+
+
+def test_the_kernels_image_lies_between_two_symbols():
+    """On arm64 it is in the area of vmalloc(), and not at the end of all addresses."""
+    text = b"ffffc00080000000 T _text\nffffc00080010000 T _stext\nffffc00082f90000 B _end\n"
+    image = find_image(text + b"ffffc0007a000000 t _end\t[some_module]\n")
+    assert image == (0xFFFFC00080000000, 0xFFFFC00082F90000)
+    kernel = KernelMap([], [(0xFFFFC00080000000, 0xFFFFFE0000000000)], image)
+    areas = {vaddr: kernel.area(vaddr) for vaddr in (image[0], image[1], 0xFFFFFFFFFF000000, 1)}
+    assert [*areas.values()] == ["kernel image", "vmalloc", "kernel", "user"]
+    assert find_image(b"") == (0, 0)
 
 
 @pytest.mark.needs("root")
@@ -189,7 +225,7 @@ def test_kcore_tells_the_direct_map_also_of_ram_at_0():
     ]
     headers = b"".join(struct.pack("<IIQQQQQQ", k, 7, 0, v, p, n, n, 0) for k, v, p, n in rows)
     head = b"\x7fELF".ljust(32, b"\0") + struct.pack("<QQIHHHHHH", 64, 0, 0, 64, 56, 5, 0, 0, 0)
-    kernel = parse_kcore(head + headers)
+    kernel = parse_kcore(head + headers, IMAGES["x86_64"])
     assert kernel.paddr(base + 0x10) == 0x10
     assert kernel.paddr(base + 0x100020) == 0x100020
     assert kernel.paddr(base + 0x50000) is None

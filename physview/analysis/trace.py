@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,6 +14,7 @@ from physview.errors import PhysviewError, ProcessGone
 from physview.frames.owners import FrameGroup, Ownership, find_owners
 from physview.model import PAGE_SHIFT, PAGE_SIZE, Vma
 from physview.sources.procfs import ProcDir
+from physview.sources.tagged_pointers import untagged
 from physview.tracing import Event, Losses, StackFrame
 
 KCORE = "/proc/kcore"
@@ -19,8 +22,10 @@ KCORE = "/proc/kcore"
 KERNEL_START = 1 << 63
 # With five levels of page tables, user addresses have up to 56 bits.
 USER_END = 1 << 56
-# The kernel's own image and its modules are in the last 2 GiB: Documentation/arch/x86/x86_64/mm.rst
-IMAGE_START = 0xFFFFFFFF80000000
+# On x86-64 the kernel's own image and its modules are in the last 2 GiB:
+# Documentation/arch/x86/x86_64/mm.rst. On other machines only the symbol table tells.
+IMAGES = {"x86_64": (0xFFFFFFFF80000000, 1 << 64)}
+KALLSYMS = "/proc/kallsyms"
 
 # Fields whose values can be added up over events.
 SIZES = ("bytes_req", "bytes_alloc", "n")
@@ -126,10 +131,13 @@ class KernelMap(NamedTuple):
     Args:
         direct: Parts of the direct map, which maps all RAM: (start, end, physical address).
         others: Other areas, such as vmalloc()'s: (start, end).
+        image: The kernel's own image: (start, end). It may lie in an area of `others`. On x86-64
+            also the modules.
     """
 
     direct: list[tuple[int, int, int]]
     others: list[tuple[int, int]]
+    image: tuple[int, int] = (0, 0)
 
     def paddr(self, vaddr: int) -> int | None:
         """Return the physical address of an address in the direct map; None for others."""
@@ -142,18 +150,19 @@ class KernelMap(NamedTuple):
         """Name the area of an address: user, direct map, kernel image, vmalloc, or kernel."""
         if vaddr < KERNEL_START:
             return "user"
-        if vaddr >= IMAGE_START:
+        if self.image[0] <= vaddr < self.image[1]:
             return "kernel image"
         if self.paddr(vaddr) is not None:
             return "direct map"
         return "vmalloc" if any(a <= vaddr < b for a, b in self.others) else "kernel"
 
 
-def parse_kcore(data: bytes) -> KernelMap:
+def parse_kcore(data: bytes, image: tuple[int, int] = (0, 0)) -> KernelMap:
     """Parse the program headers of /proc/kcore.
 
     Args:
         data: The beginning of the file.
+        image: The kernel's own image: (start, end).
 
     Source: fs/proc/kcore.c, elf(5)
     """
@@ -165,7 +174,7 @@ def parse_kcore(data: bytes) -> KernelMap:
         if at + 56 > len(data):
             break
         kind, _, _, vaddr, paddr, length = struct.unpack_from("<IIQQQQ", data, at)
-        if kind != 1 or vaddr >= IMAGE_START:
+        if kind != 1 or image[0] <= vaddr < image[1]:
             continue
         if paddr not in (0, (1 << 64) - 1) or any(v - p == vaddr - paddr for v, _, p in direct):
             direct.append((vaddr, vaddr + length, paddr))
@@ -177,19 +186,53 @@ def parse_kcore(data: bytes) -> KernelMap:
         if any(start - paddr == area[0] for start, _, paddr in direct):
             others.remove(area)
             direct.append((*area, 0))
-    return KernelMap(sorted(direct), others)
+    return KernelMap(sorted(direct), others, image)
+
+
+def find_image(kallsyms: bytes) -> tuple[int, int]:
+    r"""Find the kernel's own image by its first and its last symbol.
+
+    Args:
+        kallsyms: The content of /proc/kallsyms.
+
+    Returns:
+        The first address, and the first address after it; (0, 0) if the file does not tell.
+
+    Source: include/asm-generic/sections.h
+
+    >>> list(map(hex, find_image(b"ffffc00080000000 T _text\nffffc00082f90000 B _end\n")))
+    ['0xffffc00080000000', '0xffffc00082f90000']
+    """
+    found = {
+        name: int(address, 16)
+        for address, name in re.findall(
+            rb"^([0-9a-f]+) [A-Za-z] (_text|_end)$", kallsyms, re.MULTILINE
+        )
+    }
+    return found.get(b"_text", 0), found.get(b"_end", 0)
+
+
+def _read_image() -> tuple[int, int]:
+    if known := IMAGES.get(os.uname().machine):
+        return known
+    try:
+        with open(KALLSYMS, "rb") as file:
+            return find_image(file.read())
+    except OSError:
+        return 0, 0
 
 
 def read_kernel_map() -> KernelMap:
     """Read the areas of the running kernel from /proc/kcore; empty if it cannot be read."""
+    image = _read_image()
     try:
         with open(KCORE, "rb", buffering=0) as file:
             # Read only the headers. The kernel's memory follows them.
             head = file.read(64)
             size, number = struct.unpack_from("<HH", head, 54)
-            return parse_kcore(head + file.read(size * number))
+            return parse_kcore(head + file.read(size * number), image)
     except (OSError, struct.error):
-        return KernelMap([], [])
+        return KernelMap([], [], image)
 
 
 class AddressRange(NamedTuple):
@@ -222,6 +265,7 @@ def address_ranges(events: Iterable[Event], kernel: KernelMap) -> list[AddressRa
             value = event.fields.get(name)
             if not isinstance(value, int) or name == "call_site":
                 continue
+            value = untagged(value)
             if PAGE_SIZE <= value < USER_END or value >= KERNEL_START:
                 found.setdefault((name, kernel.area(value)), set()).add(value)
     return [

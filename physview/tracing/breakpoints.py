@@ -7,7 +7,8 @@ on such functions ("Could not probe notrace function"; within_notrace_func() in
 kernel/trace/trace_kprobe.c). perf_event_open() still sets breakpoints on them. A processor has four
 breakpoints. The kernel removes a breakpoint when its descriptor is closed.
 
-Source: perf_event_open(2), include/uapi/linux/perf_event.h, arch/x86/kernel/hw_breakpoint.c
+Source: perf_event_open(2), include/uapi/linux/perf_event.h, arch/x86/kernel/hw_breakpoint.c,
+    arch/arm64/kernel/hw_breakpoint.c
 """
 
 from __future__ import annotations
@@ -29,12 +30,31 @@ from physview.tracing.events import Losses, RawEvent, Value
 
 MAX_BREAKPOINTS = 4
 
-# Bit numbers of the registers, from arch/x86/include/uapi/asm/perf_regs.h.
-REGISTERS = {"ax": 0, "cx": 2, "dx": 3, "si": 4, "di": 5}
-ARGUMENTS = ("di", "si", "dx")
-SYS_PERF_EVENT_OPEN = 298
 
-TYPE_BREAKPOINT, BP_X, BP_LEN = 5, 4, 8
+class Processor(NamedTuple):
+    """What differs between processors.
+
+    Args:
+        registers: The bit number of each register, from arch/*/include/uapi/asm/perf_regs.h.
+        arguments: The registers of a function's first arguments.
+        perf_event_open: The number of the system call.
+        length: The length of a breakpoint on code in bytes: that of a long on x86-64, and that of
+            an instruction on arm64.
+    """
+
+    registers: Mapping[str, int]
+    arguments: tuple[str, ...]
+    perf_event_open: int
+    length: int
+
+
+PROCESSORS = {
+    "x86_64": Processor({"ax": 0, "cx": 2, "dx": 3, "si": 4, "di": 5}, ("di", "si", "dx"), 298, 8),
+    "aarch64": Processor({"x0": 0, "x1": 1, "x2": 2}, ("x0", "x1", "x2"), 241, 4),
+}
+"""The processors on which breakpoints are set, by `os.uname().machine`."""
+
+TYPE_BREAKPOINT, BP_X = 5, 4
 SAMPLE_IP, SAMPLE_TID, SAMPLE_TIME, SAMPLE_CALLCHAIN = 1, 2, 4, 0x20
 SAMPLE_CPU, SAMPLE_REGS_INTR = 0x80, 0x40000
 DISABLED, INHERIT, EXCLUDE_USER, COMM = 1 << 0, 1 << 1, 1 << 4, 1 << 9
@@ -124,11 +144,15 @@ class BreakpointSource:
         buffer_kib: int | None,
     ) -> None:
         self._breakpoints = {point.address: point for point in breakpoints}
-        if os.uname().machine != "x86_64":
-            why = "the kernel refuses a kprobe there, and physview sets breakpoints on x86-64 only"
+        if os.uname().machine not in PROCESSORS:
+            known = " and ".join(PROCESSORS)
+            why = (
+                f"the kernel refuses a kprobe there, and physview sets breakpoints on {known} only"
+            )
             raise Unsupported(f"cannot trace {self._names}", why)
+        self._processor = PROCESSORS[os.uname().machine]
         wanted = {name for point in breakpoints for name in point.registers.values()}
-        self._registers = sorted(wanted, key=lambda name: REGISTERS[name])
+        self._registers = sorted(wanted, key=lambda name: self._processor.registers[name])
         self._from_exec = from_exec
         self._stacks = stacks
         self._fds: list[int] = []
@@ -180,13 +204,25 @@ class BreakpointSource:
     def _open(self, address: int, tid: int, cpu: int, flags: int) -> int:
         sample = SAMPLE_IP | SAMPLE_TID | SAMPLE_TIME | SAMPLE_CPU | SAMPLE_REGS_INTR
         sample |= SAMPLE_CALLCHAIN if self._stacks else 0
-        mask = sum(1 << REGISTERS[name] for name in self._registers)
+        mask = sum(1 << self._processor.registers[name] for name in self._registers)
         attr = _ATTR.pack(
-            *(TYPE_BREAKPOINT, _ATTR.size, 0, 1, sample, 0, flags, 1, BP_X, address, BP_LEN),
+            *(
+                TYPE_BREAKPOINT,
+                _ATTR.size,
+                0,
+                1,
+                sample,
+                0,
+                flags,
+                1,
+                BP_X,
+                address,
+                self._processor.length,
+            ),
             *(0, 0, 0, CLOCK_MONOTONIC, mask, 0, 0, 0),
         )
         libc = ctypes.CDLL(None, use_errno=True)
-        fd = libc.syscall(SYS_PERF_EVENT_OPEN, attr, tid, cpu, -1, FLAG_FD_CLOEXEC)
+        fd = libc.syscall(self._processor.perf_event_open, attr, tid, cpu, -1, FLAG_FD_CLOEXEC)
         if fd >= 0:
             return int(fd)
         code = ctypes.get_errno()

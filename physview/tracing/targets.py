@@ -15,7 +15,7 @@ from typing import NamedTuple
 from physview.errors import Unsupported, UsageError
 from physview.text import proctext
 from physview.tracing import tracefs
-from physview.tracing.breakpoints import ARGUMENTS, MAX_BREAKPOINTS, Breakpoint
+from physview.tracing.breakpoints import MAX_BREAKPOINTS, PROCESSORS, Breakpoint
 from physview.tracing.ftrace import Fetch, FtraceSource
 from physview.tracing.symbols import Symbols
 from physview.tracing.tracefs import Tracefs
@@ -26,15 +26,19 @@ class Argument(NamedTuple):
 
     Args:
         name: The field's name.
-        register: Its register on x86-64.
         number: The number of the argument; 0 if the function has its own calling convention.
+        register: The register then, on x86-64.
         kind: "address"; "hex" for a value of any meaning; or "number".
     """
 
     name: str
-    register: str
     number: int
     kind: str
+    register: str = ""
+
+    def register_of(self, machine: str) -> str:
+        """The register that holds the value on a machine, as `os.uname().machine` names it."""
+        return PROCESSORS[machine].arguments[self.number - 1] if self.number else self.register
 
 
 class Function(NamedTuple):
@@ -52,9 +56,9 @@ class Function(NamedTuple):
 
 
 _COPY = (
-    Argument("to", "di", 1, "address"),
-    Argument("from", "si", 2, "address"),
-    Argument("n", "dx", 3, "number"),
+    Argument("to", 1, "address"),
+    Argument("from", 2, "address"),
+    Argument("n", 3, "number"),
 )
 _INLINE = "this kernel has it inlined in every caller"
 
@@ -65,7 +69,7 @@ FUNCTIONS = {
     # One symbol per size. arch/x86/lib/putuser.S has its own calling convention.
     "put_user": Function(
         ("__put_user_1", "__put_user_2", "__put_user_4", "__put_user_8"),
-        (Argument("to", "cx", 0, "address"), Argument("value", "ax", 0, "hex")),
+        (Argument("to", 0, "address", "cx"), Argument("value", 0, "hex", "ax")),
         _INLINE,
     ),
 }
@@ -123,20 +127,29 @@ def fetch_arguments(name: str) -> list[Fetch]:
     addresses = frozenset(one.name for one in fields if one.kind == "address")
     types = {"address": "x64", "hex": "x64", "number": "u64"}
     by_number = [f"{one.name}=$arg{one.number}:{types[one.kind]}" for one in fields if one.number]
-    by_register = [f"{one.name}=%{one.register}:{types[one.kind]}" for one in fields]
+    machine = os.uname().machine
+    if machine not in PROCESSORS:
+        return [Fetch(" ".join(by_number), addresses)]
+    by_register = [f"{one.name}=%{one.register_of(machine)}:{types[one.kind]}" for one in fields]
     lists = [by_number, by_register] if by_number else [by_register]
     return [Fetch(" ".join(values), addresses) for values in lists]
 
 
-def breakpoint_for(name: str, symbol: str, address: int) -> Breakpoint:
-    """Return the breakpoint for one symbol of a function, with the registers to record."""
+def breakpoint_for(name: str, symbol: str, address: int, machine: str = "") -> Breakpoint:
+    """Return the breakpoint for one symbol of a function, with the registers to record.
+
+    No registers are recorded on a machine that is not in PROCESSORS.
+    """
+    machine = machine or os.uname().machine
+    if machine not in PROCESSORS:
+        return Breakpoint(symbol, address, {}, frozenset(), frozenset())
     if name in FUNCTIONS:
         fields = FUNCTIONS[name].fields
-        registers = {one.name: one.register for one in fields}
+        registers = {one.name: one.register_of(machine) for one in fields}
         addresses = frozenset(one.name for one in fields if one.kind == "address")
         in_hex = addresses | {one.name for one in fields if one.kind == "hex"}
         return Breakpoint(symbol, address, registers, addresses, in_hex)
-    registers = {f"arg{i}": register for i, register in enumerate(ARGUMENTS, 1)}
+    registers = {f"arg{i}": register for i, register in enumerate(PROCESSORS[machine].arguments, 1)}
     return Breakpoint(symbol, address, registers, frozenset(), frozenset(registers))
 
 
