@@ -34,7 +34,7 @@ ROOMS = {
     "analysis": [*CORE, "memory", "parquet", "process", "frames", "tracing"],
     "kernels": CORE,
     "vm": [*CORE, "kernels"],
-    "system": [*CORE, "tracing", "vm"],
+    "system": [*CORE, "memory", "process", "tracing", "vm"],
     "labs": [*CORE, "memory", "process", "frames", "tracing", "analysis", "system", "kernels",
              "vm"],
     "pictures": [*CORE, "memory", "parquet", "frames", "analysis"],

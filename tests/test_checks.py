@@ -5,22 +5,38 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from paths import ROOT
 
+from physview import Process
+from physview.model import PAGE_SIZE
 from physview.runtime import invocation
 from physview.runtime.packages import install_line
+from physview.sources.table_geometry import nr_levels_of
 from physview.system import checks
 from physview.vm import qemu
 
 
 def test_levels_agree_with_where_the_address_space_ends():
-    from physview import Process
+    with Process() as process:
+        levels = nr_levels_of(process.user_end())
+    assert checks.check_paging_levels().details == {"levels": levels}
+
+
+def test_levels_are_found_where_pagemap_ends_on_other_machines(monkeypatch):
+    class Arm64(NamedTuple):
+        machine: str = "aarch64"
 
     with Process() as process:
-        levels = 5 if process.user_end() > 1 << 47 else 4
-    assert checks.check_paging_levels().details == {"levels": levels}
+        end = process.user_end()
+    monkeypatch.setattr(checks.os, "uname", Arm64)
+    found = checks.check_paging_levels()
+    assert found.state == checks.YES
+    assert found.value.endswith(
+        f"user addresses of {(end - 1).bit_length()} bits and pages of {PAGE_SIZE // 1024} KiB"
+    )
 
 
 @pytest.mark.needs("root")
@@ -79,6 +95,25 @@ def test_qemu_is_looked_for_on_path(tmp_path, monkeypatch):
 )
 def test_packages_are_named_as_the_distribution_does(os_release, line):
     assert install_line("headers", os_release, release="6.1") == invocation.as_root(line)
+
+
+@pytest.mark.parametrize(
+    ("os_release", "machine", "line"),
+    [
+        ("ID=debian\n", "x86_64", "apt-get install qemu-system-x86"),
+        ("ID=debian\n", "aarch64", "apt-get install qemu-system-arm"),
+        ("ID=fedora\n", "aarch64", "dnf install qemu-system-aarch64"),
+        ("ID=arch\n", "aarch64", "pacman -S qemu-system-aarch64"),
+        ('ID="opensuse-leap"\nID_LIKE="suse"\n', "aarch64", "zypper install qemu-arm"),
+    ],
+)
+def test_qemu_is_named_for_the_architecture_of_the_vm(os_release, machine, line):
+    assert install_line("qemu", os_release, machine=machine) == invocation.as_root(line)
+
+
+def test_qemu_for_an_unknown_architecture_is_named_in_words():
+    words = "install the qemu package of your distribution"
+    assert install_line("qemu", "ID=debian\n", machine="riscv64") == words
 
 
 def test_a_package_of_an_unknown_distribution_is_named_in_words():

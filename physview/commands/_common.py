@@ -391,8 +391,8 @@ def say_if_tagged(nr_tagged: int) -> None:
     if nr_tagged:
         addresses = "address has" if nr_tagged == 1 else "addresses have"
         say(
-            f"{nr_tagged} {addresses} a tag in the top byte, which this processor ignores; looked up"
-            " without the tag"
+            f"{nr_tagged} {addresses} a tag in the top byte, which this processor ignores;"
+            " looked up without the tag"
         )
 
 

@@ -66,14 +66,12 @@ def run() -> Evidence:
             EvidenceColumn("frame_step", "step in frames", NUMBER),
         ],
     )
-    frame_steps: list[int] = []
     for index, (label, begin, _) in enumerate(found):
         step = hex(steps[index - 1]) if index else None
         frame_step = None
         if index and begin.pfn is not None and begins[index - 1].pfn is not None:
             frame_step = begin.pfn - (begins[index - 1].pfn or 0)
-            frame_steps.append(frame_step)
-        is_break = frame_step is not None and frame_step != steps[index - 1] // PAGE_SIZE
+        is_break = frame_step is not None and not follows(begins[index - 1], begin)
         changed = ["frame_step"] if is_break else []
         table.add(label, begin.vaddr, step, observe.paddr_cell(begin), frame_step, changed=changed)
     _explain_steps(evidence, steps, begins)
@@ -128,21 +126,21 @@ def _explain_sharing(evidence: Evidence, found: list[tuple[str, Translation, Tra
 
 
 def _explain_frames(evidence: Evidence, begins: list[Translation]) -> None:
-    # Contiguous frames make the same steps as the virtual pages, also where a step skips a page.
-    follows = [
-        (two.pfn or 0) - (one.pfn or 0) == two.vaddr // PAGE_SIZE - one.vaddr // PAGE_SIZE
-        for one, two in pairwise(begins)
-    ]
-    nr, nr_back = sum(follows), sum((b.pfn or 0) < (a.pfn or 0) for a, b in pairwise(begins))
+    # In pages that are larger than a buffer, several buffers can begin in one page.
+    others = [pair for pair in pairwise(begins) if page_step(*pair)]
+    in_order = [follows(*pair) for pair in others]
+    nr, nr_back = sum(in_order), sum((b.pfn or 0) < (a.pfn or 0) for a, b in others)
+    nr_same = len(begins) - 1 - len(others)
+    same_words = f" {nr_same} more steps stay in the same page." if nr_same else ""
     with observe.FrameFlags() as frames:
         is_large = [frames.has(begin.pfn, "thp") for begin in begins if begin.pfn]
     evidence.check(
         "frames",
-        not all(follows),
-        f"{nr} of {len(follows)} steps {'leads' if nr == 1 else 'lead'} to the next frame."
-        f" {len(follows) - nr} steps lead to another frame, {nr_back} of them backwards. The kernel"
-        " gives a page its frame at the first access, and takes any free frame.",
-        f"All {len(follows)} steps lead to the next frame. "
+        not all(in_order),
+        f"{nr} of {len(others)} steps {'leads' if nr == 1 else 'lead'} to the next frame."
+        f" {len(others) - nr} steps lead to another frame, {nr_back} of them backwards.{same_words}"
+        " The kernel gives a page its frame at the first access, and takes any free frame.",
+        f"All {len(others)} steps to another page lead to the next frame.{same_words} "
         + (
             "The heap is in a large folio (the frames have the flag thp), and the frames of a folio"
             " are always contiguous."
@@ -151,7 +149,17 @@ def _explain_frames(evidence: Evidence, begins: list[Translation]) -> None:
             " lab again, or on a machine that has been up for longer."
         ),
     )
-    evidence.answer(0 if all(follows) else 1)
+    evidence.answer(0 if all(in_order) else 1)
+
+
+def page_step(one: Translation, two: Translation) -> int:
+    """How many pages it is from one address to another."""
+    return two.vaddr // PAGE_SIZE - one.vaddr // PAGE_SIZE
+
+
+def follows(one: Translation, two: Translation) -> bool:
+    """Whether the frames of two addresses are as far apart as their pages."""
+    return (two.pfn or 0) - (one.pfn or 0) == page_step(one, two)
 
 
 LAB = Lab(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The lab huge: huge pages. One page-table entry maps 512 contiguous pages."""
+"""The lab huge: huge pages. One page-table entry maps hundreds of contiguous pages."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from physview.labs.memory import MADV_HUGEPAGE, MADV_NOHUGEPAGE, MappedPages
 from physview.labs.model import NUMBER, PADDR, TEXT, VADDR, Evidence, EvidenceColumn, Lab, Question
 from physview.model import PAGE_SIZE, Translation
 from physview.runtime import invocation
+from physview.sources.folio_sizes import huge_page_size
+from physview.units import size_words
 
 NAME = "huge"
-TITLE = "huge pages: one entry for 512 pages"
-SIZE_FILE = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
+TITLE = "huge pages: one entry for many pages"
 PLAN = (
     "Maps two aligned blocks of memory, each as large as a huge page. It asks for small pages in"
     " the first block and for a huge page in the second (madvise). It writes to every page of both"
@@ -24,18 +25,20 @@ PLAN = (
 )
 QUESTIONS = (
     Question(
-        "A process writes to all 2 MiB of a huge page. How many page faults occur?",
-        ("512, one for each 4 KiB", "1, or a few", "none"),
+        "A process writes to all of a huge page: 2 MiB, or 512 pages of 4 KiB, on x86-64. How many"
+        " page faults occur?",
+        ("one for each of the pages", "1, or a few", "none"),
         1,
-        "One page fault brings in the whole huge page. It has 2 MiB on x86-64, and on arm64 with"
-        " pages of 4 KiB.",
+        "One page fault brings in the whole huge page. It has 2 MiB on x86-64. On arm64 it has 2,"
+        " 32 or 512 MiB, where a page has 4, 16 or 64 KiB: as much as one table's entries map.",
     ),
     Question(
         "A huge page is aligned to its size. In which address space?",
         ("in the virtual address space", "in physical memory", "in both"),
         2,
-        "One entry of a page table maps the huge page. The entry stands for an aligned 2 MiB of"
-        " the address space, and it can only hold the number of an aligned frame.",
+        "One entry of a page table maps the huge page. The entry stands for an aligned block of the"
+        " address space, as large as the huge page, and it can only hold the number of an aligned"
+        " frame.",
     ),
 )
 
@@ -66,13 +69,12 @@ class MeasuredBlock(NamedTuple):
 def run() -> Evidence:
     """Write to both blocks, and compare their frames, faults and entries."""
     evidence = Evidence(NAME)
-    with open(SIZE_FILE, "rb") as file:
-        size = int(file.read())
+    size = huge_page_size()
     small = _measure("small", size, MADV_NOHUGEPAGE)
     huge = _measure("huge", size, MADV_HUGEPAGE)
     table = evidence.table(
         "pieces",
-        f"two blocks of {size >> 20} MiB, {size // PAGE_SIZE} pages each",
+        f"two blocks of {size_words(size)}, {size // PAGE_SIZE} pages each",
         [
             EvidenceColumn("asked", "requested"),
             EvidenceColumn("vaddr", "virtual", VADDR),
@@ -136,7 +138,7 @@ def _mapped_by(memory: MappedPages) -> str:
 
 def _explain(evidence: Evidence, small: MeasuredBlock, huge: MeasuredBlock, size: int) -> None:
     nr = size // PAGE_SIZE
-    words = f"{size >> 20} MiB"
+    words = size_words(size)
     got_it = huge.mapped_by != "pte entries"
     first = huge.found[0]
     evidence.check(

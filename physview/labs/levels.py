@@ -5,22 +5,22 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from physview.labs import observe, requirements
 from physview.labs.memory import libc
 from physview.labs.model import NUMBER, PADDR, TEXT, VADDR, Evidence, EvidenceColumn, Lab, Question
-from physview.model import PAGE_SIZE, Probe, Walk
+from physview.model import PAGE_SIZE, Level, Probe, Walk
 from physview.process import Process
 from physview.runtime import invocation
 from physview.sources.probes import visit_probes
+from physview.sources.table_geometry import ENTRY_BYTES, Geometry, make_geometry, nr_levels_of
 
 NAME = "levels"
 TITLE = "four levels of page tables, or five"
 HIGH = 1 << 48
-ENTRY_BYTES = 8
+CHOICES = (2, 3, 4, 5)
 PLAN = (
     "Requests memory at an address above 47 bits, and finds the end of the user address space. Then"
     " the lab walks the page tables, level by level, for main, a local variable (&buf), a buffer"
@@ -31,11 +31,11 @@ PLAN = (
 QUESTIONS = (
     Question(
         "How many levels do the page tables of this machine have?",
-        ("2", "3", "4", "5"),
+        tuple(map(str, CHOICES)),
         2,
         "Five where the processor and the kernel have LA57; a VM with --la57 on has it, also in"
-        " emulation on any machine. The lab decides this on x86-64 only: arm64 has 2 to 5 levels,"
-        " by its page size and its size of addresses.",
+        " emulation on any machine. arm64 has 2 to 5 levels, by its page size and its size of"
+        " addresses.",
     ),
 )
 LABELS = ("main", "buf[00]", "&buf")
@@ -56,7 +56,7 @@ def run() -> Evidence:
         if refused is None:
 
             def walk(probes: list[Probe]) -> None:
-                labelled = visit(probes) + ([("above 47 bits", high)] if high >= 1 << 47 else [])
+                labelled = visit(probes) + ([("above 47 bits", high)] if high >= HIGH else [])
                 _walk(evidence, labelled)
 
             visit_probes(walk)
@@ -93,28 +93,57 @@ def _explain_end(evidence: Evidence, high: int, end: int) -> None:
     table.add("requested address", HIGH, HIGH.bit_length())
     table.add("address given", high, high.bit_length())
     table.add("end of user addresses", end, end.bit_length())
-    is_high = high >= 1 << 47
-    if os.uname().machine != "x86_64":
-        evidence.answer(None)
-        return
+    geometry = make_geometry(nr_levels_of(end), end)
     evidence.check(
         "space",
-        (end >= 1 << 55) == is_high,
+        (end > HIGH) == (high >= HIGH),
         f"User addresses end at {end:#x}. The lab requested memory at {HIGH:#x}, and the kernel"
-        f" gave {high:#x}."
+        f" gave {high:#x}. {space_words(geometry)}"
         + (
-            " An address of 57 bits takes five levels of page tables of 9 bits each, and 12 bits"
-            " for the offset within the page. Programs that do not request a high address still get"
-            " addresses below 47 bits."
-            if is_high
-            else " Four levels of page tables of 9 bits each, and 12 bits for the offset within the"
-            " page, make 48 bits. Half of these addresses are the kernel's, so user addresses have"
-            " 47 bits."
+            " Programs that do not request a high address still get addresses below"
+            f" {usual_bits(geometry)} bits."
+            if high >= HIGH
+            else ""
         ),
         f"User addresses end at {end:#x}, but the lab requested memory at {HIGH:#x} and the kernel"
         f" gave {high:#x}. A limit such as ulimit -v, or the process's personality, prevents it.",
     )
-    evidence.answer(3 if is_high else 2)
+    evidence.answer(CHOICES.index(len(geometry.levels)))
+
+
+def usual_bits(geometry: Geometry) -> int:
+    """How many bits the addresses have that programs get without a request for high ones."""
+    has_kernels_half = geometry.address_bits > (geometry.user_end - 1).bit_length()
+    return 47 if has_kernels_half else 48
+
+
+def space_words(geometry: Geometry) -> str:
+    """How the bits of an address are divided, in sentences.
+
+    >>> print(space_words(make_geometry(4, (1 << 47) - 4096, page_shift=12, machine="x86_64")))
+    ... # doctest: +NORMALIZE_WHITESPACE
+    Four levels of page tables of 9 bits each, and 12 bits for the offset within the page, make
+    48 bits. Half of these addresses are the kernel's, so user addresses have 47 bits.
+    >>> print(space_words(make_geometry(4, 1 << 48, page_shift=14, machine="aarch64")))
+    ... # doctest: +NORMALIZE_WHITESPACE
+    Four levels of page tables of 1, 11, 11 and 11 bits, and 14 bits for the offset within the
+    page, make 48 bits. The kernel has a root table of its own, so user addresses have all 48 bits.
+    """
+    bits = [level.index_bits for level in geometry.levels]
+    each = f"{bits[0]} bits each"
+    if len(set(bits)) > 1:
+        each = f"{', '.join(map(str, bits[:-1]))} and {bits[-1]} bits"
+    number = {2: "Two", 3: "Three", 4: "Four", 5: "Five"}[len(bits)]
+    user_bits = (geometry.user_end - 1).bit_length()
+    halves = (
+        f"Half of these addresses are the kernel's, so user addresses have {user_bits} bits."
+        if user_bits < geometry.address_bits
+        else f"The kernel has a root table of its own, so user addresses have all {user_bits} bits."
+    )
+    return (
+        f"{number} levels of page tables of {each}, and {geometry.page_shift} bits for the offset"
+        f" within the page, make {geometry.address_bits} bits. {halves}"
+    )
 
 
 def _walk(evidence: Evidence, labelled: list[tuple[str, int]]) -> None:
@@ -123,7 +152,7 @@ def _walk(evidence: Evidence, labelled: list[tuple[str, int]]) -> None:
 
     with ProcDir() as proc, open_page_tables(proc) as tables:
         walks = [(label, tables.walk(vaddr)) for label, vaddr in labelled]
-        nr_levels = tables.nr_levels()
+        geometry = tables.geometry()
     table = evidence.table(
         "walks",
         "the walks: each level's entry and where it is; * means: the first use of this table",
@@ -138,24 +167,40 @@ def _walk(evidence: Evidence, labelled: list[tuple[str, int]]) -> None:
     )
     seen: set[int] = set()
     for label, walk in walks:
-        for level in walk.levels:
+        indices = iter_indices(geometry, walk)
+        for level, index in indices:
             if level.address is None or level.entry is None:
                 why = "folded level" if level.folded else "hidden"
                 table.add(label, level.name, None, None, why, None)
                 continue
-            is_new = level.address // PAGE_SIZE not in seen
-            seen.add(level.address // PAGE_SIZE)
-            index = level.address % PAGE_SIZE // ENTRY_BYTES
+            start = level.address - (index or 0) * ENTRY_BYTES
+            is_new = start not in seen
+            seen.add(start)
             spans = observe.align_words(level.span_bytes)
             cells = (label, level.name, index, level.address, f"{level.entry:#018x}", spans)
             table.add(*cells, changed=["at"] if is_new else [])
-    _explain_walks(evidence, [walk for _, walk in walks], nr_levels)
+    _explain_walks(evidence, [walk for _, walk in walks], geometry)
 
 
-def _explain_walks(evidence: Evidence, walks: list[Walk], nr_levels: int) -> None:
+def iter_indices(geometry: Geometry, walk: Walk) -> Iterator[tuple[Level, int | None]]:
+    """Yield the levels of a walk, each with the index of its entry in its table.
+
+    The index is None for a folded level, and where the entry's address is hidden.
+    """
+    levels = iter(geometry.levels)
+    for level in walk.levels:
+        place = None if level.folded else next(levels)
+        if place is None or level.address is None:
+            yield level, None
+        else:
+            yield level, place.entry_index(level.address)
+
+
+def _explain_walks(evidence: Evidence, walks: list[Walk], geometry: Geometry) -> None:
     real = [[level for level in walk.levels if not level.folded] for walk in walks]
     folded = sorted({level.name for walk in walks for level in walk.levels if level.folded})
-    expected = 5 if evidence.answers[-1] == 3 else 4
+    nr_levels = len(geometry.levels)
+    expected = CHOICES[evidence.answers[-1] or 0]
     folded_words = f" {', '.join(folded)} is folded into the level above." if folded else ""
     evidence.check(
         "levels",
@@ -168,19 +213,25 @@ def _explain_walks(evidence: Evidence, walks: list[Walk], nr_levels: int) -> Non
         evidence.note("the module hides the addresses of page tables: run as root")
         return
     right = [
-        level.address is not None
-        and level.address % PAGE_SIZE // ENTRY_BYTES == walk.vaddr // level.span_bytes % 512
-        for walk, levels in zip(walks, real, strict=True)
-        for level in levels
+        index == place.index_of(walk.vaddr)
+        for walk in walks
+        for place, index in zip(
+            geometry.levels,
+            (index for level, index in iter_indices(geometry, walk) if not level.folded),
+            strict=False,
+        )
     ]
+    bits = geometry.levels[-1].index_bits
+    root_bits = geometry.levels[0].index_bits
+    root_words = "" if root_bits == bits else f" ({root_bits} bits for the root)"
     evidence.check(
         "index",
         all(right),
-        f"At each level, 9 bits of the virtual address are the index of the entry: this is so for"
-        f" all {len(right)} entries. The page tables are a tree, and the virtual address is the"
-        " path through it.",
-        f"For {right.count(False)} of {len(right)} entries, the index differs from the 9 bits of"
-        " the virtual address. These page tables have entries of another size.",
+        f"At each level, {bits} bits{root_words} of the virtual address are the index of the entry:"
+        f" this is so for all {len(right)} entries. The page tables are a tree, and the virtual"
+        " address is the path through it.",
+        f"For {right.count(False)} of {len(right)} entries, the index differs from the {bits} bits"
+        f"{root_words} of the virtual address. These page tables have entries of another size.",
     )
     found = observe.translate([walk.vaddr for walk in walks])
     agree = [one.paddr == walk.paddr for one, walk in zip(found, walks, strict=True)]

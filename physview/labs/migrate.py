@@ -14,6 +14,7 @@ from physview.labs.memory import MADV_COLLAPSE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, 
 from physview.labs.model import NUMBER, PADDR, VADDR, Evidence, EvidenceColumn, Lab, Question
 from physview.model import PAGE_SIZE, Translation
 from physview.runtime import invocation
+from physview.sources.folio_sizes import huge_page_size
 from physview.sources.numa import node_map
 from physview.text import proctext
 
@@ -23,10 +24,11 @@ NR_SHOWN = 12
 COMPACT = "/proc/sys/vm/compact_memory"
 MPOL_MF_MOVE = 2  # include/uapi/linux/mempolicy.h
 SYS_MOVE_PAGES = {"x86_64": 279, "aarch64": 239}
-# The lab frees every second page of these. Compaction then migrates the scattered rest.
-NR_SCATTERED = 4096
+# The lab frees every second page of these 16 MiB. Compaction then migrates the scattered rest.
+NR_SCATTERED = (16 << 20) // PAGE_SIZE
 TRIES = 2
-HUGE_SIZE = 2 << 20
+# Where a page has 64 KiB, a huge page has 512 MiB. The lab does not collapse so much.
+MAX_COLLAPSED = 64 << 20
 PLAN = (
     "Locks pages in memory with mlock() and records their frames. Then the lab makes the kernel"
     " migrate the pages. On a machine with several NUMA nodes, it moves them to another node"
@@ -109,7 +111,10 @@ def _move_scattered(nodes: tuple[int, ...]) -> MigrationAttempt:
 
 def _collapse() -> MigrationAttempt | None:
     """Lock small pages and collapse them into a huge page; None if this kernel does not do so."""
-    with MappedPages(HUGE_SIZE // PAGE_SIZE, align=HUGE_SIZE) as memory:
+    size = huge_page_size()
+    if size > MAX_COLLAPSED:
+        return None
+    with MappedPages(size // PAGE_SIZE, align=size) as memory:
         memory.advise(MADV_NOHUGEPAGE)  # start with small pages
         memory.write_all()
         memory.advise(MADV_HUGEPAGE)

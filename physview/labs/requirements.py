@@ -154,9 +154,10 @@ def virtual_machine(lab: str) -> PhysviewError | None:
     if below and below.name == hypervisor.EMULATED:
         why = "this machine is an emulated VM, and a VM in it would take too long"
         return Unsupported(what, why, "run it on the machine that runs this VM")
-    if os.uname().machine != "x86_64":
-        return Unsupported(what, "physview boots VMs on x86-64 only", "use an x86-64 machine")
-    if not shutil.which("qemu-system-x86_64"):
+    if os.uname().machine not in packages.QEMU_PACKAGES:
+        why = "physview boots VMs on x86-64 and arm64 only"
+        return Unsupported(what, why, "use such a machine")
+    if not shutil.which(packages.qemu_program()):
         return Unsupported(what, "QEMU is not installed", packages.install_line("qemu"))
     return None
 
@@ -167,12 +168,27 @@ def huge_pages(lab: str) -> PhysviewError | None:
     try:
         with open(THP, "rb") as file:
             if b"[never]" not in file.read():
-                return None
+                return _room_for_huge_page(what)
     except FileNotFoundError:
         why = "this kernel has no transparent huge pages"
         return Unsupported(what, why, in_vm(lab, "--kernel 6.1").removeprefix("or "))
     remedy = f"{invocation.write_as_root('madvise', THP)}, {in_vm(lab, '--kernel 6.1')}"
     return Unsupported(what, "transparent huge pages are set to never", remedy)
+
+
+def _room_for_huge_page(what: str) -> PhysviewError | None:
+    """Require memory for a huge page. With pages of 64 KiB a huge page has 512 MiB."""
+    from physview.sources.folio_sizes import huge_page_size
+    from physview.units import size_words
+
+    size = huge_page_size()
+    with open("/proc/meminfo", "rb") as file:
+        pairs = (line.partition(b":") for line in proctext.lines(file.read()))
+        available = next((int(v.split(b" ")[-2]) for n, _, v in pairs if n == b"MemAvailable"), 0)
+    if available << 10 > size + size // 4:
+        return None
+    why = f"a huge page has {size_words(size)} here, and {available >> 10} MiB are available"
+    return Unsupported(what, why, "end other programs, or give the machine more memory")
 
 
 def migration(lab: str) -> PhysviewError | None:

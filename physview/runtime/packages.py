@@ -9,43 +9,59 @@ import subprocess
 
 from physview.runtime import invocation, proc_mount
 
-# By ID or ID_LIKE of /etc/os-release: the install command, and the names of the packages.
+# By ID or ID_LIKE of /etc/os-release: the install command, and the names of the packages. That of
+# QEMU is in QEMU_PACKAGES.
 _DISTRIBUTIONS = {
-    "debian": (
-        "apt-get install",
-        {"headers": "linux-headers-{release}", "qemu": "qemu-system-x86", "kmod": "kmod"},
-    ),
-    "fedora": (
-        "dnf install",
-        {"headers": "kernel-devel-{release}", "qemu": "qemu-system-x86", "kmod": "kmod"},
-    ),
-    "arch": (
-        "pacman -S",
-        {"headers": "linux-headers", "qemu": "qemu-system-x86", "kmod": "kmod"},
-    ),
-    "suse": (
-        "zypper install",
-        {"headers": "kernel-default-devel", "qemu": "qemu-x86", "kmod": "kmod"},
-    ),
+    "debian": ("apt-get install", {"headers": "linux-headers-{release}", "kmod": "kmod"}),
+    "fedora": ("dnf install", {"headers": "kernel-devel-{release}", "kmod": "kmod"}),
+    "arch": ("pacman -S", {"headers": "linux-headers", "kmod": "kmod"}),
+    "suse": ("zypper install", {"headers": "kernel-default-devel", "kmod": "kmod"}),
 }
 
+QEMU_PACKAGES = {
+    "x86_64": {
+        "debian": "qemu-system-x86",
+        "fedora": "qemu-system-x86",
+        "arch": "qemu-system-x86",
+        "suse": "qemu-x86",
+    },
+    "aarch64": {
+        "debian": "qemu-system-arm",
+        "fedora": "qemu-system-aarch64",
+        "arch": "qemu-system-aarch64",
+        "suse": "qemu-arm",
+    },
+}
+"""The package of QEMU, by the architecture of the VM as in `uname -m`, and by distribution."""
 
-def install_line(what: str, os_release: str | None = None, **names: str) -> str:
+
+def qemu_program(machine: str = "") -> str:
+    """The name of the program QEMU for VMs of an architecture; by default this machine's."""
+    return f"qemu-system-{machine or os.uname().machine}"
+
+
+def install_line(
+    what: str, os_release: str | None = None, *, machine: str = "", **names: str
+) -> str:
     """The command that installs a package; a sentence if the distribution is unknown.
 
     Args:
         what: "headers", "qemu" or "kmod".
         os_release: The text of os-release; by default that of this machine.
+        machine: For "qemu": the architecture of the VM; by default this machine's.
         names: Values for the placeholders in the package's name: `release` for "headers".
 
     >>> line = install_line("headers", "ID=ubuntu\\nID_LIKE=debian\\n", release="6.8.0-31-generic")
     >>> line.removeprefix("as root: ").removeprefix("sudo ")
     'apt-get install linux-headers-6.8.0-31-generic'
     """
+    by_distribution = QEMU_PACKAGES.get(machine or os.uname().machine, {})
     for name in _distribution_ids(os_release):
         if name in _DISTRIBUTIONS:
             command, packages = _DISTRIBUTIONS[name]
-            return invocation.as_root(f"{command} {packages[what].format(**names)}")
+            package = by_distribution.get(name) if what == "qemu" else packages[what]
+            if package:
+                return invocation.as_root(f"{command} {package.format(**names)}")
     return f"install the {what} package of your distribution"
 
 

@@ -71,6 +71,14 @@ class GeometryLevel(NamedTuple):
         """Which entry of its table an address chooses."""
         return vaddr >> self.shift & (self.nr_entries - 1)
 
+    def entry_index(self, address: int) -> int:
+        """Which entry of its table has a physical address.
+
+        A table is aligned to its size. The root of arm64 may be smaller than a page, and its size
+        is that of the entries for user space at least.
+        """
+        return address % (self.nr_entries * ENTRY_BYTES) // ENTRY_BYTES
+
     def table_start(self, vaddr: int) -> int:
         """The first address that the table of an address is for."""
         shift = self.shift + self.index_bits
@@ -107,6 +115,29 @@ def level_names(nr_levels: int) -> tuple[str, ...]:
     return LEVEL_NAMES[:1] + LEVEL_NAMES[1 - nr_levels :]
 
 
+def nr_levels_of(user_end: int, *, page_shift: int = PAGE_SHIFT, machine: str = "") -> int:
+    """How many levels of page tables user addresses take, without folded ones.
+
+    Args:
+        user_end: First address that is not a user address.
+        page_shift: log2 of the size of a page; a table is as large as a page.
+        machine: As in `uname -m`; by default this machine.
+
+    >>> nr_levels_of((1 << 47) - 4096, page_shift=12, machine="x86_64")
+    4
+    >>> [nr_levels_of(1 << bits, page_shift=14, machine="aarch64") for bits in (36, 47, 48, 52)]
+    [2, 3, 4, 4]
+    """
+    kernel_bits = _KERNEL_BITS.get(machine or os.uname().machine, 0)
+    bits = (user_end - 1).bit_length() + kernel_bits - page_shift
+    return -(-bits // _table_bits(page_shift))
+
+
+def _table_bits(page_shift: int) -> int:
+    """The number of bits of an address that choose an entry of a table as large as a page."""
+    return page_shift - ENTRY_BYTES.bit_length() + 1
+
+
 def make_geometry(
     nr_levels: int, user_end: int, *, page_shift: int = PAGE_SHIFT, machine: str = ""
 ) -> Geometry:
@@ -127,7 +158,7 @@ def make_geometry(
     >>> [(level.name, level.index_bits) for level in arm64.levels]
     [('pgd', 1), ('pud', 11), ('pmd', 11), ('pte', 11)]
     """
-    table_bits = page_shift - ENTRY_BYTES.bit_length() + 1
+    table_bits = _table_bits(page_shift)
     kernel_bits = _KERNEL_BITS.get(machine or os.uname().machine, 0)
     root_shift = page_shift + table_bits * (nr_levels - 1)
     last = user_end - 1

@@ -68,9 +68,7 @@ def untagged_range(
     return start - tag, end - tag
 
 
-def untagged_array(
-    vaddrs: array[int], *, ignores_top_byte: bool = _IGNORES_TOP_BYTE
-) -> array[int]:
+def untagged_array(vaddrs: array[int], *, ignores_top_byte: bool = _IGNORES_TOP_BYTE) -> array[int]:
     """Return an array of addresses without their tags: the same array if none has one."""
     if not ignores_top_byte or not vaddrs or max(vaddrs) <= _PLAIN:
         return vaddrs

@@ -120,7 +120,7 @@ def check_page_size() -> CheckResult:
 def check_paging_levels() -> CheckResult:
     """Find the number of page table levels: with five, addresses above 47 bits can be mapped."""
     if os.uname().machine != "x86_64":
-        return CheckResult("paging levels", PART, "physview finds them only on x86-64")
+        return _levels_of_address_space()
     levels = 5 if _maps_above_47_bits() else 4
     why = "" if levels == 5 else " (no la57 in /proc/cpuinfo: the CPU has none, or this kernel)"
     cpuinfo = read_or_empty("/proc/cpuinfo").partition(b"\n\n")[0]
@@ -129,6 +129,22 @@ def check_paging_levels() -> CheckResult:
     elif levels == 4 and b" la57" in cpuinfo:
         why = " (the CPU has a fifth level, but this kernel does not use it)"
     return CheckResult("paging levels", YES, f"{levels}{why}", details={"levels": levels})
+
+
+def _levels_of_address_space() -> CheckResult:
+    """Find the number of levels by the end of user addresses, where pagemap ends."""
+    from physview.process import Process
+    from physview.sources.table_geometry import nr_levels_of
+
+    name = "paging levels"
+    try:
+        with Process("self", source="reference") as process:
+            end = process.user_end()
+    except PhysviewError as error:
+        return CheckResult(name, PART, f"unknown: {error.why}", error.remedy)
+    levels, bits = nr_levels_of(end), (end - 1).bit_length()
+    value = f"{levels}, for user addresses of {bits} bits and pages of {PAGE_SIZE // 1024} KiB"
+    return CheckResult(name, YES, value, details={"levels": levels})
 
 
 def _maps_above_47_bits() -> bool:
@@ -422,7 +438,7 @@ def check_qemu() -> CheckResult:
     """Check for QEMU and KVM, which run throwaway VMs. KVM is not tried: this takes seconds."""
     from physview.vm import qemu
 
-    name = f"qemu-system-{os.uname().machine}"
+    name = packages.qemu_program()
     path = shutil.which(name)
     if path is None:
         return CheckResult("QEMU", NO, f"no {name}", packages.install_line("qemu"))
