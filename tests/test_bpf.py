@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from guests import compile_program
-from memory import NORESERVE, PAGE, PRIVATE, Region, libc, raw_entry
+from memory import HUGE, NORESERVE, PAGE, PRIVATE, Region, libc, raw_entry
 from paths import ROOT
 
 from physview import NoUserMemory, ProcessGone
@@ -48,7 +48,7 @@ class TestPages:
         region = Region(2000).touch(*range(0, 2000, 2))
         vaddrs = np.array(list(region.pages), dtype=np.uint64)
         np.random.default_rng(7).shuffle(vaddrs)
-        vaddrs = np.concatenate([vaddrs, [0, 1 << 46, (1 << 63) + 4096]]).astype(np.uint64)
+        vaddrs = np.concatenate([vaddrs, [0, 1 << 46, (3 << 55) + PAGE]]).astype(np.uint64)
         pages = walker.pages(vaddrs)
         for vaddr, page in zip(vaddrs[:-3].tolist(), pages[:-3], strict=True):
             entry = raw_entry(vaddr)
@@ -81,7 +81,7 @@ class TestPages:
             region.touch()
             assert region.is_huge()
             walk = walker.walk(region.start + 5 * PAGE + 7)
-            assert (walk.kind, walk.page_size_bytes) == (PageKind.PRESENT, 2 << 20)
+            assert (walk.kind, walk.page_size_bytes) == (PageKind.PRESENT, HUGE)
             assert walk.levels[-1].name == "pmd"
             assert walk.levels[-1].leaf
             expected = (raw_entry(region.start + 5 * PAGE) & PM_PFRAME_MASK) * PAGE + 7

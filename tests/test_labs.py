@@ -5,7 +5,7 @@ import os
 
 import pytest
 from drawn_walks import WALKS
-from memory import PAGE, Region, kpageflags, raw_entry
+from memory import HUGE, PAGE, Region, kpageflags, raw_entry
 
 from physview import Cause, UsageError, labs
 from physview.labs import evict, heap, levels, migrate, pages, traced_process
@@ -171,7 +171,7 @@ def test_huge():
     evidence = run("huge")
     usual(evidence)
     vaddrs, paddrs, runs, mapped_by = columns(evidence, "vaddr", "paddr", "runs", "mapped_by")
-    assert (vaddrs[1] % (2 << 20), paddrs[1] % (2 << 20), runs[1]) == (0, 0, 1)
+    assert (vaddrs[1] % HUGE, paddrs[1] % HUGE, runs[1]) == (0, 0, 1)
     assert mapped_by == ["pte entries", "a pmd entry"]
     assert evidence.answers == [1, 2]
 

@@ -14,6 +14,7 @@ from physview.labs.memory import MADV_COLLAPSE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, 
 from physview.labs.model import NUMBER, PADDR, VADDR, Evidence, EvidenceColumn, Lab, Question
 from physview.model import PAGE_SIZE, Translation
 from physview.runtime import invocation
+from physview.runtime.syscalls import NUMBERS
 from physview.sources.folio_sizes import huge_page_size
 from physview.sources.numa import node_map
 from physview.text import proctext
@@ -23,7 +24,6 @@ TITLE = "mlock() does not pin"
 NR_SHOWN = 12
 COMPACT = "/proc/sys/vm/compact_memory"
 MPOL_MF_MOVE = 2  # include/uapi/linux/mempolicy.h
-SYS_MOVE_PAGES = {"x86_64": 279, "aarch64": 239}
 # The lab frees every second page of these 16 MiB. Compaction then migrates the scattered rest.
 NR_SCATTERED = (16 << 20) // PAGE_SIZE
 TRIES = 2
@@ -74,7 +74,7 @@ def run() -> Evidence:
     evidence = Evidence(NAME)
     nodes = node_map().nodes
     attempts = []
-    if len(nodes) > 1 and platform.machine() in SYS_MOVE_PAGES:
+    if len(nodes) > 1 and platform.machine() in NUMBERS:
         attempts.append(_move_scattered(nodes))
     else:
         attempts.append(_move_scattered(()))
@@ -151,7 +151,7 @@ def _move_to_other_node(found: list[Translation], nodes: tuple[int, ...]) -> Non
 
     Source: move_pages(2)
     """
-    number = ctypes.c_long(SYS_MOVE_PAGES[platform.machine()])
+    number = ctypes.c_long(NUMBERS[platform.machine()]["move_pages"])
     nr = len(found)
     pages = (ctypes.c_void_p * nr)(*(one.vaddr for one in found))
     status = (ctypes.c_int * nr)()

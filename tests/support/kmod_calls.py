@@ -17,13 +17,14 @@ from memory import libc
 
 from physview import Process
 from physview.model import NO_PADDR, PageKind, Walk
+from physview.runtime.syscalls import NUMBERS
 from physview.sources import kmod as abi
 from physview.sources import page_tables
 from physview.sources.kmod import Kmod
 from physview.sources.procfs import ProcDir
 
 NOBODY = 65534
-SYS_FINIT_MODULE = 313  # on x86-64, the only architecture of these VMs
+SYS_FINIT_MODULE = NUMBERS[os.uname().machine]["finit_module"]
 
 
 @contextlib.contextmanager

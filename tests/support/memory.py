@@ -10,7 +10,8 @@ import os
 from collections.abc import Iterator
 
 PAGE = mmap.PAGESIZE
-HUGE = 2 << 20
+# What one table's entries map: 2 MiB on x86-64; 2, 32 or 512 MiB on arm64.
+HUGE = PAGE * PAGE // 8
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
