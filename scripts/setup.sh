@@ -275,15 +275,22 @@ browser_package() {
 		echo " chromium-headless-shell"
 }
 
-# Whether apt can install the tools here; VMs and the arm64 compiler are for x86-64 machines only.
+# Whether apt can install the tools here; there are VMs for x86-64 and arm64 machines only.
 may_use_apt() {
-	[ "$(uname -m)" = x86_64 ] && is_root && command -v apt-get >/dev/null
+	case $(uname -m) in
+	x86_64 | aarch64) ;;
+	*) return 1 ;;
+	esac
+	is_root && command -v apt-get >/dev/null
 }
 
 # What a VM lacks: QEMU, make for the module in it, and lsmod and insmod, which minimal systems do
 # not have. A VM has the programs of this machine.
 vm_packages() {
-	missing_packages qemu-system-x86_64:qemu-system-x86 make:make
+	case $(uname -m) in
+	aarch64) missing_packages qemu-system-aarch64:qemu-system-arm make:make ;;
+	*) missing_packages qemu-system-x86_64:qemu-system-x86 make:make ;;
+	esac
 	have_kmod || printf '%s ' kmod
 }
 
@@ -307,7 +314,9 @@ install_vm_tools() (
 # packages. Without the tools these tests are skipped.
 install_test_tools() {
 	may_use_apt || return 0
-	packages=$(vm_packages)$(missing_packages aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu gpg:gnupg)
+	packages=$(vm_packages)$(missing_packages gpg:gnupg)
+	[ "$(uname -m)" != x86_64 ] || # its compiler builds the module for arm64
+		packages=$packages$(missing_packages aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu)
 	[ -z "$packages" ] && have_browser && return
 	have_browser || {
 		apt_update

@@ -62,10 +62,9 @@ of `--save` has the answer that is right there.
 | size of a huge page | 2 MiB | 2, 32 or 512 MiB |
 | levels of page tables | 4, or 5 with LA57 | 2 to 5 |
 | system calls in stacks | `__x64_sys_…` | `__arm64_sys_…` |
-| `physview vm` | yes | no: the labs run on the machine itself |
+| `physview vm` | yes | yes, tried in emulation only; or on x86-64 with `--arch arm64` |
 
-The labs have been run on x86-64 only. On arm64 the module and the walk of the page tables were
-compared with pagemap.
+The labs have been run on x86-64, and in emulated arm64 VMs with pages of 4 and 16 KiB.
 
 | | on the machine itself | in a VM with KVM | in a VM with TCG (emulation) |
 | --- | --- | --- | --- |

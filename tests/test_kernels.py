@@ -165,6 +165,21 @@ def test_a_cached_kernel_needs_no_network(empty_cache, monkeypatch):
     assert not said
 
 
+def test_a_kernel_of_arm64_with_larger_pages_has_a_name_of_its_own(empty_cache):
+    larger = "6.12.118+deb13-arm64-16k"
+    for release in ("6.12.118+deb13-amd64", "6.12.118+deb13-arm64", larger):
+        unpacked(empty_cache / "kernels", release)
+
+    def found(wanted, architecture):
+        return kernels.find_kernel(wanted, architecture=architecture).release
+
+    assert found("6.12", "amd64") == "6.12.118+deb13-amd64"
+    assert found("6.12", "arm64") == "6.12.118+deb13-arm64"
+    assert {found("6.12", "arm64-16k"), found("6.12-16k", "arm64"), found(larger, "arm64")} == {
+        larger
+    }
+
+
 def test_an_image_beside_the_modules_is_found(tmp_path):
     modules = tmp_path / "7.2.13+deb14-amd64/lib/modules/7.2.13+deb14-amd64"
     modules.mkdir(parents=True)

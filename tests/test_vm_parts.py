@@ -8,6 +8,7 @@ import lzma
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import zlib
@@ -20,7 +21,9 @@ from paths import ROOT
 from physview import kernels, vm
 from physview.commands import vm as command
 from physview.errors import Unsupported, UsageError
-from physview.vm import failures, guest, init, initramfs, qemu
+from physview.kernels import foreign_package, foreign_root
+from physview.runtime import packages
+from physview.vm import failures, guest, init, initramfs, machine_code, qemu, runner
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def run_steps(tmp_path):
 
 def test_init_makes_its_system_calls_and_then_runs_a_command(run_steps, tmp_path):
     result = run_steps(
-        init.Step("write", init.SYS_WRITE, (1, b"first ", 6)),
+        init.Step("write", "write", (1, b"first ", 6)),
         init.make_directory(str(tmp_path / "made")),
         init.make_directory(str(tmp_path / "made")),
         init.execute(["/bin/sh", "-c", 'echo "$0" $A; exit 3', "two words"], ["A=B"]),
@@ -49,10 +52,27 @@ def test_init_makes_its_system_calls_and_then_runs_a_command(run_steps, tmp_path
 
 def test_init_names_a_failed_step_and_exits_with_its_errno(run_steps):
     result = run_steps(
-        init.Step("enter nowhere", init.SYS_CHDIR, (b"/nonexistent",)),
-        init.Step("write", init.SYS_WRITE, (1, b"never", 5)),
+        init.Step("enter nowhere", "chdir", (b"/nonexistent",)),
+        init.Step("write", "write", (1, b"never", 5)),
     )
     assert (result.stdout, result.returncode) == ("physview-init: cannot enter nowhere\n", 2)
+
+
+def test_the_instructions_of_arm64():
+    """The words are those that GNU's assembler makes: tests of VMs on arm64 run the program."""
+    arm64 = machine_code.PROCESSORS["aarch64"]
+    code = arm64.fail_routine() + arm64.call("mkdirat", [init.AT_FDCWD])
+    words = struct.unpack(f"<{len(code) // 4}I", code)
+    assert words[:2] == (0xCB0003F3, 0xD2800020)  # neg x19, x0; mov x0, #1
+    assert words[9:11] == (0xD4000001, 0xAA1303E0)  # svc #0; mov x0, x19
+    assert words[16:20] == (0xD29FF380, 0xF2BFFFE0, 0xF2DFFFE0, 0xF2FFFFE0)  # x0 = -100
+    assert words[20] == 0xD2800448  # mov x8, #34
+    check = arm64.check(0x400100, 7, 0x74)
+    words = struct.unpack("<10I", check)
+    assert (words[0], words[1], words[5], words[9]) == (
+        *(0xB6F80140, 0xD2802001),  # tbz x0, #63, over it all; mov x1, #0x100
+        *(0xD28000E2, 0x17FFFFDA),  # mov x2, #7; b 0
+    )
 
 
 @pytest.fixture
@@ -179,11 +199,44 @@ def test_the_command_line_has_the_chosen_machine():
 def test_an_emulated_cpu_lacks_flags_that_qemu_emulates_slowly_or_wrongly():
     words = qemu.QemuMachine(Path("/k")).command("tcg", 5, 6, 7)
     off = {flag for flag in words[words.index("-cpu") + 1].split(",") if flag.endswith("=off")}
-    result = subprocess.run([qemu.QEMU, "-cpu", "help"], capture_output=True, check=True)
+    result = subprocess.run(
+        [packages.qemu_program("x86_64"), "-cpu", "help"], capture_output=True, check=True
+    )
     known = result.stdout.decode().split()
     # Kernels up to 6.1 hang in memmove() on a CPU that has fsrm without erms.
     strings = {flag for flag in ("erms", "fsrm", "fsrs", "fzrm", "fsrc") if flag in known}
     assert off == {"la57=off", "avx2=off"} | {f"{flag}=off" for flag in strings}
+
+
+def test_a_vm_of_another_architecture_is_emulated_and_has_a_root_of_its_own(monkeypatch):
+    monkeypatch.setattr(qemu.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(qemu, "can_open_kvm", lambda: True)
+    monkeypatch.setattr(qemu.os, "uname", lambda: SimpleNamespace(machine="x86_64"))
+    monkeypatch.setenv("PHYSVIEW_VM_ACCEL", "auto")
+    vm_ = qemu.QemuMachine(
+        Path("/k"), machine="aarch64", root=Path("/a,b"), shares=(Path("/c/d"), Path("/e"))
+    )
+    assert list(vm_.accelerators()) == ["tcg", "tcg"]
+    words = vm_.command("tcg", 5, 6, 7)
+    line = " ".join(words)
+    assert words[0] == "qemu-system-aarch64"
+    assert "-machine virt,accel=tcg -cpu max,pauth-impdef=on -smp" in line
+    assert "-append console=ttyAMA0 oops=panic" in line
+    assert "la57" not in line
+    assert "tsc=" not in line
+    assert "id=root,path=/a,,b,security_model=none,readonly=on" in line
+    assert "path=/c/d,security" in line
+    assert "fsdev=share1,mount_tag=physview1" in line
+
+
+def test_qemu_is_asked_for_by_the_architecture_of_the_vm(monkeypatch):
+    monkeypatch.setattr(qemu.shutil, "which", lambda name: None)
+    for machine, package in (("aarch64", "qemu-system-a"), ("x86_64", "qemu-")):
+        with pytest.raises(vm.VmUnusable, match=f"there is no qemu-system-{machine}; ") as error:
+            qemu.check_installed(machine)
+        assert package in str(error.value)
+    with pytest.raises(vm.VmUnusable, match="x86_64 and aarch64 only, and this machine is riscv64"):
+        qemu.check_installed("riscv64")
 
 
 @pytest.mark.needs("qemu")
@@ -224,6 +277,16 @@ def test_a_long_crash_is_shown_with_its_beginning_and_end():
     assert "Fine" not in str(error)
 
 
+def test_a_crash_of_arm64_is_shown_from_its_first_line():
+    log = (
+        "[ 1.0] Fine\n[ 2.0] Unable to handle kernel NULL pointer dereference at 0000000000000008\n"
+        "[ 2.1] Internal error: Oops: 0000000096000005 [#1] SMP\n"
+        "[ 3.0] Kernel panic - not syncing: Oops: Fatal exception\n"
+    )
+    first = "Unable to handle kernel NULL pointer dereference at 0000000000000008"
+    assert str(failures.crash_error(log)).startswith(f"the VM's kernel crashed: {first}; its log:")
+
+
 def test_a_bug_without_a_panic_is_not_a_crash():
     assert failures.crash_error("[ 1.0] BUG: noticed\n") is None
 
@@ -242,6 +305,8 @@ def run_command(monkeypatch):
 
     monkeypatch.setattr(vm, "run", run_vm)
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO()))
+
+    monkeypatch.setattr(qemu, "check_installed", lambda machine: None)
 
     def run(*words):
         parser = argparse.ArgumentParser()
@@ -275,6 +340,63 @@ def test_a_vm_in_which_no_kernel_boots_is_refused(run_command, capsys):
 @pytest.mark.parametrize(("module", "expected"), [("none", []), ("x.ko", [Path("x.ko")])])
 def test_the_module_can_be_chosen(run_command, module, expected):
     assert run_command("--kernel", "6.1", "--module", module, "a")[1]["modules"] == expected
+
+
+def test_another_architecture_has_its_own_kernel_root_and_package(
+    run_command, monkeypatch, tmp_path
+):
+    foreign = vm.ForeignRoot("aarch64", tmp_path, "/usr/bin/python3", tmp_path / "package")
+    found = []
+    kernel = SimpleNamespace(release="6.12.9-arm64-16k", modules=tmp_path)
+
+    def find(version, tell, *, architecture):
+        found.append((version, architecture))
+        return kernel
+
+    monkeypatch.setattr(kernels, "find_kernel", find)
+    monkeypatch.setattr(foreign_package, "check_tools", lambda target: None)
+    monkeypatch.setattr(foreign_root, "root_folder", lambda target, tell: foreign.folder)
+    monkeypatch.setattr(
+        foreign_package, "package_folder", lambda target, root, tell: foreign.package
+    )
+    asked = run_command("--arch", "arm64-16k", "--module", "a/x.ko", "physview", "doctor")[1]
+    assert found == [("6.12", "arm64-16k")]
+    assert asked["foreign"] == foreign
+    assert asked["shares"] == [Path("a").absolute(), tmp_path]
+    with pytest.raises(UsageError, match="--arch and --la57 exclude each other"):
+        run_command("--arch", "arm64", "--la57", "on", "a")
+
+
+def test_a_missing_cross_compiler_is_told_before_anything_is_fetched(run_command, monkeypatch):
+    monkeypatch.setattr(kernels, "find_kernel", None)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(Unsupported, match="this machine has no aarch64-linux-gnu-gcc") as error:
+        run_command("--arch", "arm64", "a")
+    assert "apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross" in str(error.value)
+    monkeypatch.setattr(foreign_package, "SOURCES", Path("/nonexistent"))
+    with pytest.raises(Unsupported, match="has no C sources; run it from a checkout"):
+        run_command("--arch", "arm64", "a")
+
+
+def test_a_command_in_a_foreign_root_gets_nothing_of_this_machines_paths(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("LD_PRELOAD", "/tmp/here.so")
+    foreign = vm.ForeignRoot("aarch64", Path("/r"), "/usr/bin/python3", Path("/cache/p"))
+    assert (
+        runner.foreign_environment(foreign)["PATH"] == "/cache/p/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    )
+    assert runner.foreign_environment(foreign)["TERM"] == "xterm"
+    assert "LD_PRELOAD" not in runner.foreign_environment(foreign)
+
+
+def test_a_shared_folder_is_mounted_at_its_own_path(modules):
+    listing = [f"{name.replace('_', '-')}.ko" for name in initramfs.MODULES]
+    (modules / "modules.builtin").write_text("\n".join(listing))
+    archive = initramfs.make(modules, ["/x"], machine="aarch64", shares=[Path("/a/b c")])
+    program = archive[archive.index(b"\x7fELF") :]
+    assert program[18:20] == b"\xb7\0"  # EM_AARCH64
+    made = [program.index(each) for each in (b"/root/a\0", b"/root/a/b c\0", b"physview0\0")]
+    assert made == sorted(made)
 
 
 def test_a_self_built_image_needs_no_modules(run_command, tmp_path):

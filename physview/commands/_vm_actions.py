@@ -21,6 +21,7 @@ def start(name: str | None, args: argparse.Namespace) -> int:
     with running.opened_folder() as folder:
         if name in running.names(folder):  # before anything is downloaded or built
             raise running.taken(name)
+    command.check_machine(args)
     kernel = command.find_kernel(args)
     planned = vm.plan(kernel, **command.machine_options(args, kernel))
     leader = None if args.stay else owner.find()

@@ -38,6 +38,10 @@ USAGE = (
     f"physview {NAME} [OPTIONS] [-- CMD…], or"
     f" physview {NAME} {'|'.join(ACTIONS)} [NAME] [OPTIONS] [-- CMD…]"
 )
+FOREIGN = ("arm64", "arm64-16k")
+"""Architectures that are emulated: flavours of Debian's kernels."""
+
+FOREIGN_KERNEL = "6.12"
 SHELL = ["bash", "--rcfile", "/dev/null"], ["sh"]
 """What `shell` runs, and what it runs where the first is missing.
 
@@ -50,7 +54,7 @@ LEAST_MEMORY_MIB = 96
 
 _MACHINE = ("kernel", "la57", "memory", "cpus", "nodes", "module", "append", "swap")
 _ALLOWED = {
-    "": (*_MACHINE, "timeout", "console"),
+    "": (*_MACHINE, "arch", "timeout", "console"),
     "start": (*_MACHINE, "idle", "stay"),
     "exec": ("timeout",),
     "shell": (),
@@ -98,6 +102,12 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
         " downloaded but not installed; or the path of your own image with virtio, 9p and"
         " overlayfs built in (default: the running kernel; if it is not available, Debian's 6.1"
         " or the first version in Ubuntu's mirror)",
+    )
+    parser.add_argument(
+        "--arch",
+        choices=FOREIGN,
+        help="emulate another architecture, with Debian's kernel and programs for it, which are"
+        " downloaded but not installed; arm64-16k has pages of 16 KiB (default: this machine's)",
     )
     parser.add_argument(
         "--la57",
@@ -206,6 +216,7 @@ def _run_in_throwaway_vm(args: argparse.Namespace) -> int:
     from physview import vm
     from physview.text import output
 
+    check_machine(args)
     # argparse.REMAINDER keeps the first "--". A later "--" belongs to the command.
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     kernel = find_kernel(args)
@@ -223,6 +234,20 @@ def _run_in_throwaway_vm(args: argparse.Namespace) -> int:
     return outcome.exit_code
 
 
+def check_machine(args: argparse.Namespace) -> None:
+    """Check for QEMU, and for a cross-compiler, before anything is downloaded or built."""
+    from physview.vm import qemu
+
+    if args.arch and args.la57 == "on":
+        why = "only x86-64 has this choice"
+        raise UsageError("--arch and --la57 exclude each other", why, "leave out one")
+    qemu.check_installed("aarch64" if args.arch else "")
+    if args.arch:
+        from physview.kernels import foreign_package, foreign_root
+
+        foreign_package.check_tools(foreign_root.ARM64)
+
+
 def otherwise(command: list[str]) -> list[str]:
     """Return what to run if a command is no program: the command of physview, if it is one."""
     from physview.commands import COMMANDS
@@ -232,13 +257,18 @@ def otherwise(command: list[str]) -> list[str]:
 
 def find_kernel(args: argparse.Namespace) -> Kernel:
     """Find the kernel to boot that the options name."""
+    if args.arch and "/" not in (args.kernel or ""):
+        version = args.kernel or FOREIGN_KERNEL
+        return _fetch_kernel(version, builds=not args.module, architecture=args.arch)
     return _find_kernel(args.kernel, builds=not args.module)
 
 
 def machine_options(args: argparse.Namespace, kernel: Kernel) -> dict[str, Any]:
     """Return the options of the machine as arguments of `vm.plan()`. It may build the module."""
+    modules = _modules(args.module, kernel)
     return {
-        "modules": _modules(args.module, kernel),
+        **(_foreign_options(kernel, modules) if args.arch else {}),
+        "modules": modules,
         "la57": args.la57 == "on",
         "memory_mib": args.memory,
         "cpus": args.cpus,
@@ -246,6 +276,20 @@ def machine_options(args: argparse.Namespace, kernel: Kernel) -> dict[str, Any]:
         "append": args.append,
         "swap_mib": args.swap or 0,
     }
+
+
+def _foreign_options(kernel: Kernel, modules: list[Path]) -> dict[str, Any]:
+    """Return the options for another architecture. The root folder and the package may be made."""
+    from physview import vm
+    from physview.kernels import foreign_package, foreign_root
+
+    target = foreign_root.ARM64
+    root = foreign_root.root_folder(target, _common.say)
+    package = foreign_package.package_folder(target, root, _common.say)
+    folders = [path.absolute().parent for path in modules]
+    folders += [kernel.modules] if kernel.modules.is_dir() else []
+    foreign = vm.ForeignRoot(target.machine, root, "/usr/bin/python3", package)
+    return {"foreign": foreign, "shares": folders}
 
 
 def _find_kernel(wanted: str | None, *, builds: bool = True) -> Kernel:
@@ -277,12 +321,14 @@ def _find_kernel(wanted: str | None, *, builds: bool = True) -> Kernel:
     return _fetch_kernel(version, builds=builds)
 
 
-def _fetch_kernel(version: str, *, builds: bool) -> Kernel:
+def _fetch_kernel(version: str, *, builds: bool, architecture: str = "") -> Kernel:
     from physview import kernels
 
     if builds:  # look before a hundred megabytes are fetched in vain
         what = f"cannot build a module for Linux {version}"
         kernels.check_folder(kernels.cache_dir("kernels"), what)
+    if architecture:
+        return kernels.find_kernel(version, _common.say, architecture=architecture)
     return kernels.find_kernel(version, _common.say)
 
 

@@ -28,7 +28,7 @@ _CONFIG = """\
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
 #clear APT::Architectures;
-APT::Architecture "amd64";
+APT::Architecture "{own}";
 APT::Architectures {{ {architectures} }};
 // the user _apt can't enter a cache in root's home
 APT::Sandbox::User "root";
@@ -64,23 +64,31 @@ class PrivateApt:
         root: The private apt's folder. The constructor makes it.
         sources: Lines of a sources.list, from `mirrors.Archive`.
         name: The distribution's name for messages.
-        foreign: Architectures in addition to amd64. If several architectures have a package, the
-            package of amd64 is used, because its tools run on this machine.
+        foreign: Further architectures. If several architectures have a package, the package of
+            `own` is used.
+        own: The first architecture; by default that of this machine, whose tools run here.
     """
 
     def __init__(
-        self, root: Path, sources: Iterable[str], name: str, foreign: Iterable[str] = ()
+        self,
+        root: Path,
+        sources: Iterable[str],
+        name: str,
+        foreign: Iterable[str] = (),
+        *,
+        own: str = "",
     ) -> None:
         self._root = root
         self._name = name
-        architectures = ["amd64", *foreign]
+        own = own or own_architecture()
+        architectures = [own, *foreign]
         lines = list(sources)
         root.mkdir(mode=0o700)
         for folder in ("state/lists/partial", "cache/archives/partial"):
             (root / folder).mkdir(parents=True)
         (root / "status").touch()
         quoted = " ".join(f'"{architecture}";' for architecture in architectures)
-        (root / "apt.conf").write_text(_CONFIG.format(root=root, architectures=quoted))
+        (root / "apt.conf").write_text(_CONFIG.format(root=root, own=own, architectures=quoted))
         (root / "sources.list").write_text("\n".join(lines) + "\n")
         # A suite that the mirror lacks is not an error: the other suites may have the packages.
         self._update = self._run("apt-get", "update")
@@ -104,15 +112,20 @@ class PrivateApt:
 
         Args:
             names: The packages to start with.
-            which: A pattern for the names of the dependencies to follow.
+            which: A pattern for the names of the dependencies to follow. Virtual packages are left
+                out.
         """
         found: dict[str, None] = {}
+        seen: set[str] = set()
         new = list(dict.fromkeys(names))
         while new:
+            seen |= set(new)
             found |= dict.fromkeys(new)
             shown = self._run("apt-cache", "show", "--no-all-versions", *new).stdout
+            for missing in found.keys() & set(new) - set(parse_packages(shown)):
+                del found[missing]  # a virtual package
             needed = [name for name in parse_depends(shown) if which.match(name)]
-            new = [name for name in dict.fromkeys(needed) if name not in found]
+            new = [name for name in dict.fromkeys(needed) if name not in seen]
         return list(found)
 
     def unpack(self, names: Iterable[str], target: Path) -> None:
@@ -166,6 +179,22 @@ def parse_depends(shown: str) -> Iterator[str]:
         field, _, value = line.partition(":")
         if field in ("Depends", "Pre-Depends"):
             yield from re.findall(r"(?:^|,)\s*([a-z0-9][a-z0-9.+-]+)", value)
+
+
+def parse_packages(shown: str) -> Iterator[str]:
+    r"""Yield the names of the packages that apt-cache shows.
+
+    >>> list(parse_packages("Package: vi\nDepends: libc6\n\nPackage: ed\n"))
+    ['vi', 'ed']
+    """
+    for line in shown.split("\n"):
+        if line.startswith("Package: "):
+            yield line.removeprefix("Package: ")
+
+
+def own_architecture() -> str:
+    """The architecture of this machine in Debian's terms; amd64 where it is not known."""
+    return {"aarch64": "arm64"}.get(os.uname().machine, "amd64")
 
 
 def parse_madison(shown: str) -> Iterator[str]:

@@ -16,7 +16,12 @@ from physview.errors import AccessDenied, PhysviewError
 from physview.files import trusted
 
 # For each architecture in Debian's terms: the last part of Debian's and Ubuntu's release names.
-FLAVOURS = {"amd64": ("amd64", "generic"), "arm64": ("arm64",)}
+# arm64-16k is a flavour: arm64 with pages of 16 KiB.
+FLAVOURS = {
+    "amd64": ("amd64", "generic"),
+    "arm64": ("arm64", "generic"),
+    "arm64-16k": ("arm64-16k",),
+}
 
 
 class Kernel(NamedTuple):

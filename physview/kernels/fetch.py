@@ -17,7 +17,7 @@ from pathlib import Path
 
 from physview.errors import PhysviewError, Unsupported, UsageError
 from physview.kernels import headers, mirrors
-from physview.kernels.apt import PrivateApt, missing_program
+from physview.kernels.apt import PrivateApt, missing_program, own_architecture
 from physview.kernels.cache import (
     FLAVOURS,
     Kernel,
@@ -43,12 +43,11 @@ SERIES = {
 
 _FALLBACK = "6.1"
 
-# Architectures in Debian's terms. Kernels of the first one can run here, and modules can be built
-# for all of them.
+# Architectures in Debian's terms, or flavours of them. Modules can be built for all of them.
 ARCHITECTURES = tuple(FLAVOURS)
 
 _VERSION = re.compile(r"\d+\.\d+(?!\d)[\w.+-]*$")
-# linux-image-RELEASE, only of the flavours amd64 and arm64: the cloud flavour has no 9p, and rt is
+# linux-image-RELEASE, only of the flavours in ARCHITECTURES: the cloud flavour has no 9p, and rt is
 # another kernel. Packages with fewer numbers in their names are empty, and depend on the newest
 # kernel.
 _IMAGE = {
@@ -66,7 +65,7 @@ _LIBRARY = re.compile(r"(lib(?!ssl)|zlib)")
 
 
 def find_kernel(
-    wanted: str, tell: Callable[[str], object] | None = None, *, architecture: str = "amd64"
+    wanted: str, tell: Callable[[str], object] | None = None, *, architecture: str = ""
 ) -> Kernel:
     """Return a kernel of Debian's or Ubuntu's, with its modules and headers.
 
@@ -74,9 +73,11 @@ def find_kernel(
     are needed. If two processes want the same kernel at the same time, it is fetched once.
 
     Args:
-        wanted: A version: "6.1", "6.1.0-56" or "6.1.0-56-amd64".
+        wanted: A version: "6.1", "6.1.0-56" or "6.1.0-56-amd64"; for arm64 also "6.12-16k", with
+            pages of 16 KiB.
         tell: Called with a message before a step that takes long.
-        architecture: One of ARCHITECTURES. The headers' tools are always for amd64.
+        architecture: One of ARCHITECTURES; by default this machine's. The headers' tools are
+            always for this machine.
 
     Raises:
         UsageError: The version is unknown.
@@ -85,6 +86,9 @@ def find_kernel(
     """
     if not _VERSION.match(wanted):
         raise _unknown(wanted)
+    architecture = architecture or own_architecture()
+    if architecture == "arm64" and wanted.endswith("-16k"):
+        architecture, wanted = "arm64-16k", wanted.removesuffix("-16k").removesuffix("-arm64")
     kernel = cached_kernel(wanted, architecture)
     if kernel is None:
         archive = _archive(wanted)
@@ -166,18 +170,19 @@ def _fetch(
     tell: Callable[[str], object] | None,
 ) -> Kernel:
     name = archive.distribution.name
-    if (machine := os.uname().machine) != "x86_64":
-        why, remedy = f"this machine is {machine}, not x86_64", "use an x86_64 machine"
-        raise Unsupported(f"cannot use {name}'s amd64 packages", why, remedy)
+    if (machine := os.uname().machine) not in ("x86_64", "aarch64"):
+        why, remedy = f"this machine is {machine}", "use an x86-64 or arm64 machine"
+        raise Unsupported(f"cannot use {name}'s packages", why, remedy)
     folder = staging.parent
     # Remove the files of a killed process. The lock guarantees that no process uses them.
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir(0o700)
-        foreign = {architecture} - {"amd64"}
+        own = own_architecture()
+        foreign = {architecture.partition("-")[0]} - {own}
         series = next((series for series in SERIES if matches(wanted, series)), "")
         suites = SERIES[series] if archive.distribution is DEBIAN else ()
-        lines = archive.source_lines(suites, ["amd64", *foreign])
+        lines = archive.source_lines(suites, [own, *foreign])
         apt = PrivateApt(staging / "apt", lines, name, foreign)
         release = _newest(apt, wanted, archive, architecture)
         if tell:
@@ -189,8 +194,8 @@ def _fetch(
         headers.relocate(root, release)
         if failing := headers.tools_that_fail(root):
             if suites:
-                own = library_suites(apt.suite_of(first[0]), suites)
-                apt = PrivateApt(staging / "libraries", archive.source_lines(own), name)
+                newer = library_suites(apt.suite_of(first[0]), suites)
+                apt = PrivateApt(staging / "libraries", archive.source_lines(newer), name)
             _add_libraries(apt, failing, root, first[1])
         os.rename(root, folder / release)
     except OSError as error:
@@ -232,7 +237,7 @@ def _newest(apt: PrivateApt, wanted: str, archive: Archive, architecture: str) -
     of_architecture = [
         match["release"]
         for match in found
-        if match.groupdict().get("architecture", "amd64") == architecture
+        if match.groupdict().get("architecture", own_architecture()) == architecture
     ]
     releases = [release for release in of_architecture if matches(release, wanted)]
     if releases:

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+
+from physview.kernels.apt import own_architecture
 
 # Debian's headers are two folders in /usr/src, and the Makefile of the first includes the second by
 # its absolute path. Ubuntu's headers are two folders, too, but with relative links.
@@ -16,6 +19,8 @@ _HERE = "physview_src := $(abspath $(dir $(lastword $(MAKEFILE_LIST)))/..)\n"
 
 # Programs that only signed modules need. They alone need libcrypto.
 _UNUSED = ("sign-file", "extract-cert", "insert-sys-cert")
+# The dynamic loader, by architecture in Debian's terms.
+LOADERS = {"amd64": "ld-linux-x86-64.so.2", "arm64": "ld-linux-aarch64.so.1"}
 # The folders of the host programs: beside the headers in Debian, among the headers in Ubuntu.
 _TOOLS = ("usr/lib/linux-kbuild-*", "usr/src/linux-headers-*/*")
 
@@ -29,6 +34,17 @@ def rewrite_makefile(text: str) -> str:
     <BLANKLINE>
     """
     return _HERE + text.replace(_INSTALLED, "$(physview_src)/")
+
+
+def common_name(name: str) -> str:
+    """Return the name of the folder of headers that all flavours of a kernel have in common.
+
+    >>> common_name("linux-headers-6.1.0-56-amd64")
+    'linux-headers-6.1.0-56-common'
+    >>> common_name("linux-headers-7.3.4+deb13-arm64-16k")
+    'linux-headers-7.3.4+deb13-common'
+    """
+    return re.sub("-[^-]+(-16k)?$", "-common", name)
 
 
 def relocate(root: Path, release: str) -> None:
@@ -47,7 +63,7 @@ def relocate(root: Path, release: str) -> None:
     if not (root / "lib").exists():
         (root / "lib").symlink_to("usr/lib")
     modules = (root / "lib/modules" / release).resolve()
-    common = headers.with_name(headers.name.rpartition("-")[0] + "-common")
+    common = headers.with_name(common_name(headers.name))
     for name, target in (("build", headers), ("source", common if common.is_dir() else headers)):
         link = modules / name
         link.unlink(missing_ok=True)
@@ -67,7 +83,7 @@ def wrap_tools(tools: list[Path], libraries: Path) -> None:
         libraries: The folder of the unpacked packages of libraries.
     """
     # Skip links: Debian 12 has an absolute link, which leads to this machine's own loader.
-    loaders = libraries.rglob("ld-linux-x86-64.so.2")
+    loaders = libraries.rglob(LOADERS[own_architecture()])
     loader = next(path for path in loaders if path.is_file() and not path.is_symlink())
     folders = sorted({path.parent for path in libraries.rglob("lib*.so.*")})
     for tool in tools:

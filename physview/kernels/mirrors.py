@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from physview.errors import Unsupported
-from physview.kernels.apt import environment, error_text, has_programs
+from physview.kernels.apt import environment, error_text, has_programs, own_architecture
 from physview.runtime import invocation, packages
 
 _KEYRINGS_DIR = Path("/usr/share/keyrings")
@@ -71,18 +71,19 @@ class Archive(NamedTuple):
     suites: tuple[Suite, ...]
 
     def source_lines(
-        self, names: Iterable[str] = (), architectures: Iterable[str] = ("amd64",)
+        self, names: Iterable[str] = (), architectures: Iterable[str] = ()
     ) -> Iterator[str]:
         """Yield lines for a sources.list that accept only signatures of the distribution's keys.
 
         Args:
             names: The names of the suites; by default the suites in the machine's configuration.
-            architectures: The architectures, in Debian's terms.
+            architectures: The architectures, in Debian's terms; by default this machine's.
 
         Raises:
             Unsupported: This machine lacks the keys that check signatures.
         """
-        options = f"arch={','.join(architectures)} target=Packages signed-by={self._keyring()}"
+        wanted_for = ",".join(architectures) or own_architecture()
+        options = f"arch={wanted_for} target=Packages signed-by={self._keyring()}"
         plain, security = sites(self.suites)
         wanted = [(site, name) for name in names
                   for site in (security if name.endswith("-security") else plain)]  # fmt: skip

@@ -43,7 +43,7 @@ def fetch_own_image(
     modules = root / "lib/modules" / release
     if not closed or running_kernel(root) or not os.access(modules, os.R_OK | os.X_OK):
         return None
-    if os.uname().machine != "x86_64":
+    if os.uname().machine not in ("x86_64", "aarch64"):
         return None
     name = f"vmlinuz-{release}"
     with locked(name, "images") as folder:

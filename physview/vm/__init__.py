@@ -8,10 +8,11 @@ twice as long to boot, and its exit code 255 can mean a crashed kernel, a lost V
 
 from physview.vm.attachment import has_terminal
 from physview.vm.failures import KernelCrashed, VmLost, VmTimeout, VmUnusable
-from physview.vm.runner import Bootable, VmResult, plan, run, why_unbootable
+from physview.vm.runner import Bootable, ForeignRoot, VmResult, plan, run, why_unbootable
 
 __all__ = [
     "Bootable",
+    "ForeignRoot",
     "KernelCrashed",
     "VmLost",
     "VmResult",

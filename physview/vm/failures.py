@@ -16,10 +16,11 @@ NR_LINES_SHOWN = 30
 NR_LAST_LINES_SHOWN = 10
 
 _TIMESTAMP = re.compile(r"^\[ *[0-9.]+\](\[ *[TC]?[0-9]+\])? ")
-# The first line of a crash's log. Source: arch/x86/kernel/{dumpstack,traps}.c, kernel/panic.c,
-# mm/kasan.
+# The first line of a crash's log. Source: arch/x86/kernel/{dumpstack,traps}.c,
+# arch/arm64/{mm/fault,kernel/traps}.c, kernel/panic.c, mm/kasan.
 _CRASH = re.compile(
     r"BUG: |Oops|general protection fault|kernel BUG at|invalid opcode|double fault"
+    r"|Unable to handle kernel|Internal error: "
     r"|Kernel panic - not syncing|sysrq: Trigger a crash"
 )
 PANIC = "Kernel panic - not syncing"

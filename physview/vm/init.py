@@ -10,16 +10,14 @@ and a program in C needs a compiler there, or a committed binary, which nobody c
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from physview.runtime import syscalls
+from physview.vm.machine_code import PROCESSORS
 
-# arch/x86/entry/syscalls/syscall_64.tbl
-SYS_WRITE, SYS_OPEN, SYS_CLOSE, SYS_EXECVE, SYS_CHDIR = 1, 2, 3, 59, 80
-SYS_MKDIR, SYS_CHROOT, SYS_MOUNT, SYS_EXIT_GROUP = 83, 161, 165, 231
-SYS_FINIT_MODULE = syscalls.NUMBERS["x86_64"]["finit_module"]
+AT_FDCWD = -100  # include/uapi/linux/fcntl.h
 
 # include/uapi/linux/mount.h
 MS_RDONLY, MS_NOATIME, MS_MOVE = 0x1, 0x400, 0x2000
@@ -31,18 +29,9 @@ FAILURE = "physview-init: cannot "
 _LOAD_ADDRESS = 0x400000
 _ELF_HEADER_SIZE, _PROGRAM_HEADER_SIZE = 64, 56
 _HEADERS_SIZE = _ELF_HEADER_SIZE + _PROGRAM_HEADER_SIZE
-_ET_EXEC, _EM_X86_64, _PT_LOAD, _PF_R_X = 2, 62, 1, 4 | 1
-
-# The instructions of x86-64 that the program uses, by their assembly. A constant operand follows
-# the instruction: 64 bits after "mov rdi", 32 bits after "mov eax" and "jmp", 8 bits after "jns".
-_MOV_RDI, _MOV_RSI, _MOV_RDX = b"\x48\xbf", b"\x48\xbe", b"\x48\xba"
-_MOV_R10, _MOV_R8, _MOV_R9 = b"\x49\xba", b"\x49\xb8", b"\x49\xb9"
-_MOV_EAX = b"\xb8"
-_SYSCALL = b"\x0f\x05"
-_TEST_RAX_RAX, _JNS, _JMP = b"\x48\x85\xc0", b"\x79", b"\xe9"
-_NEG_EAX, _MOV_R12D_EAX, _MOV_EDI_R12D = b"\xf7\xd8", b"\x41\x89\xc4", b"\x44\x89\xe7"
-# The registers of a system call's arguments, in order; its number is in eax. See syscall(2).
-_MOV_ARGUMENTS = (_MOV_RDI, _MOV_RSI, _MOV_RDX, _MOV_R10, _MOV_R8, _MOV_R9)
+_ET_EXEC, _PT_LOAD, _PF_R_X = 2, 1, 4 | 1
+# The largest page: the address in memory is a multiple of it.
+_ALIGNMENT = 1 << 16
 
 
 class Step(NamedTuple):
@@ -50,13 +39,13 @@ class Step(NamedTuple):
 
     Args:
         name: The step's name in the error message "cannot NAME"; "" to ignore a failure.
-        number: The number of the system call.
+        call: The name of the system call.
         args: The arguments. An int is passed as it is; bytes as a pointer to a 0-terminated copy; a
             list of bytes as a pointer to a NULL-terminated array of such pointers (for execve).
     """
 
     name: str
-    number: int
+    call: str
     args: tuple[int | bytes | Sequence[bytes], ...]
 
 
@@ -64,15 +53,15 @@ def load_module(path: str) -> list[Step]:
     """Return the steps that load a kernel module."""
     # Descriptors 0 to 2 are the console, so the next open file is always 3.
     return [
-        Step(f"open {path}", SYS_OPEN, (path.encode(), 0)),
-        Step(f"load {path}", SYS_FINIT_MODULE, (3, b"", 0)),
-        Step("", SYS_CLOSE, (3,)),
+        Step(f"open {path}", "openat", (AT_FDCWD, path.encode(), 0)),
+        Step(f"load {path}", "finit_module", (3, b"", 0)),
+        Step("", "close", (3,)),
     ]
 
 
 def make_directory(path: str) -> Step:
     """Return the step that makes a directory. A failure is ignored: the directory may exist."""
-    return Step("", SYS_MKDIR, (path.encode(), 0o755))
+    return Step("", "mkdirat", (AT_FDCWD, path.encode(), 0o755))
 
 
 def mount(
@@ -89,16 +78,16 @@ def mount(
         needed: Whether a failure ends the VM.
     """
     args = ((source or kind).encode(), target.encode(), kind.encode(), flags, options.encode())
-    return Step(f"mount {target}" if needed else "", SYS_MOUNT, args)
+    return Step(f"mount {target}" if needed else "", "mount", args)
 
 
 def switch_root(path: str) -> list[Step]:
     """Return the steps that make `path`, a mount point, the new root, with the mounts below it."""
     return [
-        Step(f"enter {path}", SYS_CHDIR, (path.encode(),)),
-        Step(f"move {path}", SYS_MOUNT, (b".", b"/", 0, MS_MOVE, 0)),
-        Step("change the root", SYS_CHROOT, (b".",)),
-        Step("enter the root", SYS_CHDIR, (b"/",)),
+        Step(f"enter {path}", "chdir", (path.encode(),)),
+        Step(f"move {path}", "mount", (b".", b"/", 0, MS_MOVE, 0)),
+        Step("change the root", "chroot", (b".",)),
+        Step("enter the root", "chdir", (b"/",)),
     ]
 
 
@@ -106,52 +95,31 @@ def execute(command: Sequence[str], environment: Sequence[str]) -> Step:
     """Return the step that replaces init by another program: execve()."""
     words = [word.encode("utf-8", "surrogateescape") for word in command]
     return Step(
-        f"run {command[0]}", SYS_EXECVE, (words[0], words, [word.encode() for word in environment])
+        f"run {command[0]}", "execve", (words[0], words, [word.encode() for word in environment])
     )
 
 
-def make_elf(steps: Sequence[Step]) -> bytes:
-    """Make the init program for x86-64.
+def make_elf(steps: Sequence[Step], machine: str = "") -> bytes:
+    """Make the init program.
 
     If a step fails, the program prints the step's name on the console and exits with the errno.
     The kernel then panics: "Attempted to kill init! exitcode=0x00000200" is errno 2, ENOENT.
+
+    Args:
+        steps: What the program does.
+        machine: The architecture, one of machine_code.PROCESSORS; by default this machine's.
     """
+    processor = PROCESSORS[machine or os.uname().machine]
     data = _Data()
-    fail = _fail_routine()
+    fail = processor.fail_routine()
     code = bytearray(fail)
     for step in steps:
-        code += _call(step.number, [data.pointer(arg) for arg in step.args])
+        code += processor.call(step.call, [data.pointer(arg) for arg in step.args])
         if step.name:
             message = f"{FAILURE}{step.name}\n".encode()
-            set_message = _MOV_RSI + _quad(data.pointer(message)) + _MOV_RDX + _quad(len(message))
-            jump_size = len(_JMP) + 4
-            code += (
-                _TEST_RAX_RAX + _JNS + bytes([len(set_message) + jump_size])
-            )  # not negative: skip
-            code += set_message
-            code += _JMP + struct.pack("<i", -(len(code) + jump_size))  # to the fail routine, at 0
-    return _elf_file(bytes(data.content), bytes(code), entry=len(fail))
-
-
-def _quad(value: int) -> bytes:
-    return struct.pack("<Q", value)
-
-
-def _call(number: int, args: Sequence[int]) -> bytes:
-    moves = b"".join(move + _quad(arg) for move, arg in zip(_MOV_ARGUMENTS, args, strict=False))
-    return moves + _MOV_EAX + struct.pack("<I", number) + _SYSCALL
-
-
-def _fail_routine() -> bytes:
-    """Return the code that writes a message and exits. rsi and rdx hold the message, rax -errno."""
-    return b"".join(
-        [
-            *(_NEG_EAX, _MOV_R12D_EAX),  # write() overwrites rax, so keep the errno in r12
-            _call(SYS_WRITE, [1]),
-            _MOV_EDI_R12D,
-            _call(SYS_EXIT_GROUP, []),
-        ]
-    )
+            code += processor.check(data.pointer(message), len(message), len(code))
+    entry = len(data.content) + len(fail)
+    return _elf_file(processor.elf_machine, bytes(data.content + code), entry)
 
 
 class _Data:
@@ -166,24 +134,32 @@ class _Data:
         if isinstance(arg, bytes):
             return self._add(arg + b"\0")
         pointers = [self.pointer(item) for item in arg]
-        return self._add(b"".join(map(_quad, [*pointers, 0])))
+        return self._add(struct.pack(f"<{len(pointers) + 1}Q", *pointers, 0))
 
     def _add(self, item: bytes) -> int:
         address = _LOAD_ADDRESS + _HEADERS_SIZE + len(self.content)
         self.content += item
+        # The code follows, and instructions of arm64 are aligned.
+        self.content += b"\0" * (-len(self.content) % 8)
         return address
 
 
-def _elf_file(data: bytes, code: bytes, entry: int) -> bytes:
-    """Return an ELF file with one segment, which is readable and executable. Source: elf(5)."""
-    size = _HEADERS_SIZE + len(data) + len(code)
-    start = _LOAD_ADDRESS + _HEADERS_SIZE + len(data) + entry
+def _elf_file(machine: int, content: bytes, entry: int) -> bytes:
+    """Return an ELF file with one segment, which is readable and executable. Source: elf(5).
+
+    Args:
+        machine: The architecture, EM_*.
+        content: Data and code.
+        entry: Where the program begins in it.
+    """
+    size = _HEADERS_SIZE + len(content)
+    start = _LOAD_ADDRESS + _HEADERS_SIZE + entry
     identity = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")  # 64 bits, little-endian, version 1
     header = struct.pack(
         "<HHIQQQIHHHHHH",
-        *(_ET_EXEC, _EM_X86_64, 1, start, _ELF_HEADER_SIZE, 0, 0),
+        *(_ET_EXEC, machine, 1, start, _ELF_HEADER_SIZE, 0, 0),
         *(_ELF_HEADER_SIZE, _PROGRAM_HEADER_SIZE, 1, 0, 0, 0),
     )
     addresses = (_LOAD_ADDRESS, _LOAD_ADDRESS)
-    segment = struct.pack("<IIQQQQQQ", _PT_LOAD, _PF_R_X, 0, *addresses, size, size, 4096)
-    return identity + header + segment + data + code
+    fields = (_PT_LOAD, _PF_R_X, 0, *addresses, size, size, _ALIGNMENT)
+    return identity + header + struct.pack("<IIQQQQQQ", *fields) + content

@@ -44,13 +44,23 @@ _MOUNTS = (
 )
 
 
-def make(modules: Path, command: Sequence[str], extra: Iterable[str] = ()) -> bytes:
+def make(
+    modules: Path,
+    command: Sequence[str],
+    extra: Iterable[str] = (),
+    *,
+    machine: str = "",
+    shares: Iterable[Path] = (),
+) -> bytes:
     """Make an initramfs that mounts the host's root, with a temporary layer, and runs a command.
 
     Args:
         modules: The kernel's folder lib/modules/RELEASE.
         command: The command to run as process 1 in the host's root, with absolute paths.
         extra: The names of additional modules to load.
+        machine: The kernel's architecture as in `uname -m`; by default this machine's.
+        shares: Folders of the host that the guest sees at the same paths, where its root is not
+            that of the host.
 
     Returns:
         An uncompressed cpio archive.
@@ -60,12 +70,13 @@ def make(modules: Path, command: Sequence[str], extra: Iterable[str] = ()) -> by
     """
     files = {f"{name}.ko": content for name, content in load_order(modules, [*MODULES, *extra])}
     steps = [step for name in files for step in init.load_module(f"/{name}")]
-    steps += _root_steps()
+    steps += _root_steps(shares)
     steps.append(init.execute(command, ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]))
-    return cpio(["lower", "over", _ROOT.strip("/")], files | {"init": init.make_elf(steps)})
+    program = init.make_elf(steps, machine)
+    return cpio(["lower", "over", _ROOT.strip("/")], files | {"init": program})
 
 
-def _root_steps() -> Iterator[init.Step]:
+def _root_steps(shares: Iterable[Path]) -> Iterator[init.Step]:
     yield init.mount("9p", "/lower", _9P_OPTIONS, init.MS_RDONLY, source=ROOT_TAG, needed=True)
     yield init.mount("tmpfs", "/over", needed=True)
     yield init.make_directory("/over/upper")
@@ -76,7 +87,18 @@ def _root_steps() -> Iterator[init.Step]:
         yield init.make_directory(_ROOT + target)
         options = "mode=0666,ptmxmode=0666" if kind == "devpts" else ""
         yield init.mount(kind, _ROOT + target, options, needed=needed)
+    for number, share in enumerate(shares):
+        target = f"{_ROOT}{share}"
+        for folder in (*reversed(share.parents[:-1]), share):
+            yield init.make_directory(f"{_ROOT}{folder}")
+        source = share_tag(number)
+        yield init.mount("9p", target, _9P_OPTIONS, init.MS_RDONLY, source=source, needed=True)
     yield from init.switch_root(_ROOT)
+
+
+def share_tag(number: int) -> str:
+    """The mount tag of a shared folder in QEMU."""
+    return f"physview{number}"
 
 
 def load_order(modules: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
@@ -104,7 +126,7 @@ def load_order(modules: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes
         if name not in available:
             if built_in:
                 what = f"cannot boot the kernel of {modules}"
-                remedy = f"choose a kernel with {name}, such as Debian's amd64 kernels (not cloud)"
+                remedy = f"choose a kernel with {name}, such as Debian's (not cloud)"
                 raise Unsupported(what, f"it has no {name}", remedy, path=str(modules))
             return
         content = read_module(modules / available[name])

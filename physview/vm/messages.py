@@ -37,6 +37,9 @@ SIZE = struct.Struct("<HH")
 
 WINDOW = 1 << 18
 
+MARSHAL_VERSION = 4
+"""The format of requests. A guest of another architecture may have an older Python."""
+
 Message = tuple[int, int, bytes]
 """The kind, the stream and the content."""
 

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,18 +17,40 @@ from physview.runtime import packages
 from physview.vm import initramfs
 from physview.vm.failures import VmUnusable
 
-QEMU = "qemu-system-x86_64"
 ACCELERATOR_VARIABLE = "PHYSVIEW_VM_ACCEL"
 KVM, TCG = "kvm", "tcg"
 _KVM_NOTE = "kvm-fails"
 
 # Every oops ends the VM at once (oops=panic panic=-1). mitigations=off: page table isolation
 # doubles the cost of each system call in an emulator.
-_KERNEL_OPTIONS = "console=ttyS0 oops=panic panic=-1 mitigations=off random.trust_cpu=on audit=0"
-# The kernel patches the code of a static key while other CPUs run it. On emulated CPUs the patching
-# can crash the kernel: int3 in sched_clock_cpu(), seen with QEMU 7.2 on a busy machine. With
-# tsc=unstable this static key never changes.
-_KERNEL_OPTIONS_OF = {KVM: "", TCG: "tsc=unstable"}
+_KERNEL_OPTIONS = "oops=panic panic=-1 mitigations=off random.trust_cpu=on audit=0"
+
+
+class Board(NamedTuple):
+    """The machine that QEMU makes for an architecture.
+
+    Args:
+        machine: QEMU's name of it.
+        console: The first serial port, as the kernel calls it.
+        kernel_options: Words for the kernel's command line, by accelerator.
+        cpu_options: Options of the CPU, by accelerator.
+    """
+
+    machine: str
+    console: str
+    kernel_options: Mapping[str, str]
+    cpu_options: Mapping[str, tuple[str, ...]]
+
+
+BOARDS = {
+    # The kernel patches the code of a static key while other CPUs run it. On emulated CPUs the
+    # patching can crash the kernel: int3 in sched_clock_cpu(), seen with QEMU 7.2 on a busy
+    # machine. With tsc=unstable this static key never changes.
+    "x86_64": Board("q35", "ttyS0", {KVM: "", TCG: "tsc=unstable"}, {KVM: (), TCG: ()}),
+    # QEMU's own pointer authentication takes a hash that costs a third of all time.
+    "aarch64": Board("virt", "ttyAMA0", {KVM: "", TCG: ""}, {KVM: (), TCG: ("pauth-impdef=on",)}),
+}
+"""By architecture, as `os.uname().machine` names it."""
 
 # CPU flags that an emulated CPU must not have. QEMU emulates "rep movsb" and "rep stosb" byte by
 # byte, and kernels use these instructions if the CPU has these flags. Without the flags, memory
@@ -51,6 +73,9 @@ class QemuMachine(NamedTuple):
         la57: Whether page tables have five levels instead of four.
         append: Further words for the kernel's command line.
         qmp_fd: A connected socket for QMP; None for no QMP.
+        machine: The architecture, as in `uname -m`; "" for this machine's.
+        root: The folder that the guest has as its root.
+        shares: More folders of this machine that the guest sees.
     """
 
     image: Path
@@ -60,6 +85,19 @@ class QemuMachine(NamedTuple):
     append: str = ""
     nr_nodes: int = 1
     qmp_fd: int | None = None
+    machine: str = ""
+    root: Path = Path("/")
+    shares: tuple[Path, ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        """The architecture of the VM, as in `uname -m`."""
+        return self.machine or os.uname().machine
+
+    @property
+    def qemu(self) -> str:
+        """The name of the program QEMU for this VM."""
+        return packages.qemu_program(self.architecture)
 
     def command(
         self, accelerator: str, initramfs_fd: int, console_fd: int, port_fd: int
@@ -75,16 +113,22 @@ class QemuMachine(NamedTuple):
         Raises:
             VmUnusable: QEMU is not installed.
         """
-        if not shutil.which(QEMU):
-            remedy = packages.install_line("qemu")
-            raise VmUnusable("cannot start a VM", "QEMU is not installed", remedy)
-        cpu = ",".join(("max", f"la57={'on' if self.la57 else 'off'}", *_flags_off(accelerator)))
+        check_installed(self.architecture)
+        board = BOARDS[self.architecture]
+        cpu = ",".join(("max", *self._cpu_options(accelerator)))
         # The kernel warns if the CPUs of one socket are in different nodes.
         sockets = f",sockets={self.nr_cpus}" if self.nr_nodes > 1 else ""
-        options = f"{_KERNEL_OPTIONS} {_KERNEL_OPTIONS_OF[accelerator]} {self.append}"
+        options = " ".join(
+            [
+                f"console={board.console}",
+                _KERNEL_OPTIONS,
+                board.kernel_options[accelerator],
+                self.append,
+            ]
+        )
         return [
-            *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-            *("-machine", f"q35,accel={accelerator}", "-cpu", cpu),
+            *(self.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-machine", f"{board.machine},accel={accelerator}", "-cpu", cpu),
             *("-smp", f"{self.nr_cpus}{sockets}", "-m", str(self.memory_mib)),
             *self._node_options(),
             *self._qmp_options(),
@@ -93,9 +137,28 @@ class QemuMachine(NamedTuple):
             *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
             *("-device", "virtio-serial-pci", "-chardev", f"socket,id=port,fd={port_fd}"),
             *("-device", "virtserialport,chardev=port,name=physview"),
-            *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
-            *("-device", f"virtio-9p-pci,fsdev=root,mount_tag={initramfs.ROOT_TAG}"),
+            *self._folder_options("root", self.root, initramfs.ROOT_TAG),
+            *(
+                word
+                for number, share in enumerate(self.shares)
+                for word in self._folder_options(
+                    f"share{number}", share, initramfs.share_tag(number)
+                )
+            ),
         ]
+
+    @staticmethod
+    def _folder_options(name: str, path: Path, tag: str) -> Iterator[str]:
+        where = str(path).replace(",", ",,")  # QEMU's options are separated by commas
+        options = "security_model=none,readonly=on,multidevs=remap"
+        yield from ("-fsdev", f"local,id={name},path={where},{options}")
+        yield from ("-device", f"virtio-9p-pci,fsdev={name},mount_tag={tag}")
+
+    def _cpu_options(self, accelerator: str) -> Iterator[str]:
+        if self.architecture == "x86_64":
+            yield f"la57={'on' if self.la57 else 'off'}"
+            yield from _flags_off(accelerator, self.qemu)
+        yield from BOARDS[self.architecture].cpu_options[accelerator]
 
     def _qmp_options(self) -> Iterator[str]:
         if self.qmp_fd is not None:
@@ -123,9 +186,10 @@ class QemuMachine(NamedTuple):
         if wanted not in (KVM, TCG, "auto"):
             what = f"{ACCELERATOR_VARIABLE}={wanted} names no accelerator"
             raise UsageError(what, "", f"use {KVM}, {TCG} or auto")
-        if wanted == "auto" and self._kvm_may_work():
+        is_own = self.architecture == os.uname().machine
+        if wanted == "auto" and is_own and self._kvm_may_work():
             yield KVM
-        last = KVM if wanted == KVM else TCG
+        last = KVM if wanted == KVM and is_own else TCG
         yield from (last, last)
 
     def _kvm_may_work(self) -> bool:
@@ -135,14 +199,33 @@ class QemuMachine(NamedTuple):
         return not self.la57 or "la57" in re.split("[ \n]", _read(Path("/proc/cpuinfo")))
 
 
-def _flags_off(accelerator: str) -> list[str]:
+def check_installed(machine: str = "") -> None:
+    """Check that QEMU is installed.
+
+    Args:
+        machine: The architecture of the VM, as in `uname -m`; by default this machine's.
+
+    Raises:
+        VmUnusable: QEMU is missing, or physview makes no VMs of this architecture.
+    """
+    machine = machine or os.uname().machine
+    what = "cannot start a VM"
+    if machine not in BOARDS:
+        why = f"physview makes VMs of {' and '.join(BOARDS)} only, and this machine is {machine}"
+        raise VmUnusable(what, why)
+    if not shutil.which(packages.qemu_program(machine)):
+        remedy = packages.install_line("qemu", machine=machine)
+        raise VmUnusable(what, f"there is no {packages.qemu_program(machine)}", remedy)
+
+
+def _flags_off(accelerator: str, qemu: str) -> list[str]:
     """Return the QEMU options that turn CPU flags off; none for KVM, which has a real CPU.
 
     QEMU refuses a flag that it does not know. Only known flags are turned off.
     """
     if accelerator != TCG:
         return []
-    known = _known_flags(shutil.which(QEMU) or QEMU)
+    known = _known_flags(shutil.which(qemu) or qemu)
     return [f"{flag}=off" for flag in (*_SLOW_STRINGS, *_WRONG) if flag in known]
 
 

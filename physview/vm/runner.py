@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
 from physview.errors import PhysviewError
-from physview.runtime import child_python, proc_mount
+from physview.runtime import child_python, proc_mount, syscalls
 from physview.text import output
-from physview.vm import guest, init, initramfs, messages, qemu
+from physview.vm import guest, initramfs, messages, qemu
 from physview.vm.attachment import Attachment
 from physview.vm.failures import VmLost, VmTimeout, VmUnusable
 from physview.vm.session import Session
@@ -27,6 +27,8 @@ SILENCE_TIMEOUTS = {qemu.KVM: 15.0, qemu.TCG: 60.0}
 
 The kernel logs nothing while it is decompressed.
 """
+
+PACKAGE = Path(__file__).parents[1]
 
 STREAM = 1
 """The stream of the only command in a VM."""
@@ -66,6 +68,22 @@ class VmResult(NamedTuple):
     nr_lost: int
 
 
+class ForeignRoot(NamedTuple):
+    """A root folder for a VM of another architecture, which cannot use this machine's programs.
+
+    Args:
+        machine: The architecture, as in `uname -m`.
+        folder: The root folder.
+        python: The path of Python in it.
+        package: The folder of physview for this architecture, with `physview` and `bin` in it.
+    """
+
+    machine: str
+    folder: Path
+    python: str
+    package: Path
+
+
 class Plan(NamedTuple):
     """A VM that can be booted: QEMU's configuration, the initramfs, and the setup of the guest."""
 
@@ -85,8 +103,10 @@ def plan(
     append: str = "",
     swap_mib: int = 0,
     qmp_fd: int | None = None,
+    foreign: ForeignRoot | None = None,
+    shares: Sequence[Path] = (),
 ) -> Plan:
-    """Plan a VM over this machine's root folder.
+    """Plan a VM over this machine's root folder, or over one of another architecture.
 
     Args:
         kernel: The kernel to boot.
@@ -99,21 +119,33 @@ def plan(
         append: Further words for the kernel's command line, such as "hugepages=8".
         swap_mib: The size of the swap area in MiB. It is in the guest's RAM, compressed (zram).
         qmp_fd: A connected socket at which QEMU speaks QMP; None for no QMP.
+        foreign: The root folder of another architecture.
+        shares: With `foreign`: folders of this machine that the guest sees at the same paths.
 
     Raises:
         VmUnusable: QEMU could not open the initramfs.
         Unsupported: The kernel lacks a required driver.
     """
+    qemu.check_installed(foreign.machine if foreign else "")
     missing = proc_mount.why_no_file("/proc/self/fd")
     if missing:  # QEMU opens the initramfs as /dev/fd/N
         raise VmUnusable("no VM can be started", *missing)
-    machine = qemu.QemuMachine(Path(kernel.image), memory_mib, cpus, la57, append, nodes, qmp_fd)
+    name, root, seen = "", Path("/"), tuple(shares)
     process_1 = child_python.script(guest.__file__, "-S")
-    archive = initramfs.make(Path(kernel.modules), process_1, SWAP_MODULES if swap_mib else ())
+    if foreign:
+        name, root, seen = foreign.machine, foreign.folder, (foreign.package, *shares)
+        script = foreign.package / "physview" / Path(guest.__file__).relative_to(PACKAGE)
+        process_1 = [foreign.python, "-I", "-B", "-S", str(script)]
+    machine = qemu.QemuMachine(
+        *(Path(kernel.image), memory_mib, cpus, la57, append, nodes, qmp_fd, name, root, seen)
+    )
+    extra = SWAP_MODULES if swap_mib else ()
+    folder = Path(kernel.modules)
+    archive = initramfs.make(folder, process_1, extra, machine=name, shares=seen)
     setup = {
         "modules": [os.path.abspath(path) for path in modules],
         "kernel_modules": os.path.abspath(kernel.modules),
-        "finit_module": init.SYS_FINIT_MODULE,
+        "finit_module": syscalls.NUMBERS[machine.architecture]["finit_module"],
         "swap_mib": swap_mib,
     }
     return Plan(machine, archive, setup)
@@ -218,6 +250,8 @@ def run(
         Unsupported: The kernel lacks a required driver.
     """
     request = command_request(command, otherwise, cwd, env)
+    if foreign := machine.get("foreign"):
+        request |= {"env": foreign_environment(foreign), "cwd": str(cwd or "/root")}
 
     def use(session: Session) -> VmResult:
         link = _OnlyCommand(session)
@@ -262,7 +296,7 @@ class _OnlyCommand:
         self.ended_error = session.ended_error
 
     def start(self, request: dict[str, Any]) -> None:
-        self._session.send(messages.RUN, STREAM, marshal.dumps(request))
+        self._session.send(messages.RUN, STREAM, marshal.dumps(request, messages.MARSHAL_VERSION))
 
     def send(self, kind: int, content: bytes = b"") -> None:
         self._session.send(kind, STREAM, content)
@@ -321,6 +355,16 @@ def command_request(
         "otherwise": list(otherwise),
         "cwd": os.path.abspath(cwd or "."),
         "env": _environment(os.environ if env is None else env),
+    }
+
+
+def foreign_environment(foreign: ForeignRoot) -> dict[str, str]:
+    """Return the environment of a command in a root folder of another architecture."""
+    kept = ("TERM", "COLORTERM", "NO_COLOR", "COLUMNS", "LINES")
+    return {name: os.environ[name] for name in kept if name in os.environ} | {
+        "PATH": f"{foreign.package}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
     }
 
 

@@ -125,7 +125,7 @@ class Session:
         """
         try:
             self._wait_until_booted(timeout, silence, say)
-            self.send(messages.PREPARE, 0, marshal.dumps(dict(setup)))
+            self.send(messages.PREPARE, 0, marshal.dumps(dict(setup), messages.MARSHAL_VERSION))
             answers: list[messages.Message] = []
             while not answers:
                 answers = self.wait(None)[0]
