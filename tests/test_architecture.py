@@ -32,15 +32,17 @@ ROOMS = {
     "frames": [*CORE, "memory"],
     "tracing": CORE,
     "analysis": [*CORE, "memory", "parquet", "process", "frames", "tracing"],
+    "recording": [*CORE, "memory", "frames", "analysis"],
     "kernels": CORE,
     "vm": [*CORE, "kernels"],
     "system": [*CORE, "memory", "process", "tracing", "vm"],
     "labs": [*CORE, "memory", "process", "frames", "tracing", "analysis", "system", "kernels",
              "vm"],
     "pictures": [*CORE, "memory", "parquet", "frames", "analysis"],
-    "api": [*CORE, "memory", "parquet", "process", "frames", "tracing", "analysis"],
-    "reporters": [*CORE, "memory", "parquet", "frames", "tracing", "analysis", "system", "labs",
-                  "pictures"],
+    "api": [*CORE, "memory", "parquet", "process", "frames", "tracing", "analysis",
+            "recording"],
+    "reporters": [*CORE, "memory", "parquet", "frames", "tracing", "analysis", "recording",
+                  "system", "labs", "pictures"],
 }  # fmt: skip
 ROOMS["commands"] = list(ROOMS)
 # The package itself: the public API, of which no module here makes use.
