@@ -31,6 +31,7 @@ COMMANDS = (
     "maps",
     "pages",
     "watch",
+    "record",
     "snapshot",
     "diff",
     "walk",

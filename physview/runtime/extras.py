@@ -28,7 +28,7 @@ class Extra(NamedTuple):
 
 
 EXTRAS = (
-    Extra("pyarrow", "pyarrow", "parquet", "snapshot and diff"),
+    Extra("pyarrow", "pyarrow", "parquet", "snapshot, diff and record"),
     Extra("PIL", "pillow", "picture", "PNG pictures"),
 )
 
