@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from physview.sources.procfs import PF_EXITING, PF_KTHREAD
+from physview.sources.procfs import PF_EXITING, PF_KTHREAD, list_pids
 from physview.text import proctext
 from physview.text.quoting import escaped
 
@@ -76,17 +76,15 @@ class ProcessList:
     def read(self) -> Iterator[Seen]:
         """Yield the processes with user memory."""
         self.nr_hidden = 0
-        for name in os.listdir("/proc"):
-            if not name.isdigit():
-                continue
+        for pid in list_pids():
             try:
-                data = read_small(f"/proc/{name}/stat")
+                data = read_small(f"/proc/{pid}/stat")
             except PermissionError:
                 self.nr_hidden += 1
                 continue
             except OSError:
                 continue  # it ended meanwhile
-            seen = parse_stat(int(name), data) if data else None
+            seen = parse_stat(pid, data) if data else None
             if seen:
                 yield seen
 
