@@ -65,6 +65,7 @@ class GroupReader(Closable):
 
     Attributes:
         nr_groups: The number of groups in the last reading, before smaller ones were joined.
+        nr_gone: Processes of the last reading that ended while they were read.
         why_no_flags: Why large folios are not known; None if they are.
         last_error: The last unexpected failure to read a process, which then kept its values.
 
@@ -85,6 +86,7 @@ class GroupReader(Closable):
         self._ended: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self.why_no_flags = self._reader.why_no_flags
         self.nr_groups = 0
+        self.nr_gone = 0
         self.last_error: Exception | None = None
 
     def close(self) -> None:
@@ -163,6 +165,7 @@ class GroupReader(Closable):
         if max_seconds is not None:
             due.sort(key=lambda known: known.priority(now), reverse=True)
         read: set[int] = set()
+        self.nr_gone = 0
         began = time.thread_time()
         spent = 0.0
         for known in due:
@@ -190,6 +193,7 @@ class GroupReader(Closable):
             self.last_error = error
             return False
         if memory is None:  # the next list will not have it
+            self.nr_gone += 1
             return False
         known.denied_at = None
         known.memory, known.read_as, known.read_at = memory, seen.changes, now

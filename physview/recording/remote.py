@@ -64,6 +64,8 @@ def open_remote(url: str) -> Remote:
             found, path = fs.FileSystem.from_uri(url)
         except Exception as error:
             raise UsageError(what, _first_line(error)) from None
+        if not path.strip("/"):
+            raise UsageError(what, "it names no bucket")
         return _Arrow(found, path.rstrip("/"))
     try:
         core = import_module("fsspec.core")

@@ -233,6 +233,8 @@ class Spool(Closable):
             self.flush()
             if isinstance(self._store, RemoteStore):
                 self._send()
+        except PhysviewError:
+            raise
         except OSError as error:
             raise PhysviewError(f"cannot write {self._folder.path}", error.strerror or "") from None
         finally:

@@ -111,6 +111,8 @@ class LocalStore(Store):
                 of_host.remove_folder(date)
         except FileNotFoundError:
             return
+        except PhysviewError:
+            raise
         except OSError as error:
             raise PhysviewError(f"cannot remove {path}", error.strerror or "") from None
 
@@ -239,6 +241,7 @@ class RemoteStore(Store):
             with self._changed:
                 if self._closing:  # a last attempt was made
                     return
+                self._job = self._job or job
                 self._changed.wait(delay)
             delay = min(2 * delay, LAST_RETRY)
 
