@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Writes the man pages and the shells' completions from the parser of the command line.
 
-It also writes the worksheet of the course and its key, which worksheet.py makes.
+It also writes the worksheet of the course and its key, which worksheet.py makes, and the columns in
+docs/recording.md.
 
     .venv/bin/python scripts/generate.py
 
@@ -13,6 +14,7 @@ twice and has no line for whatis.
 from __future__ import annotations
 
 import argparse
+import re
 import textwrap
 from collections.abc import Iterator
 from importlib import import_module
@@ -23,6 +25,7 @@ import worksheet
 
 from physview import __version__, labs
 from physview.commands import make_parser, subparsers
+from physview.recording import schema
 from physview.tracing import targets
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +56,7 @@ COMPLETE = {
     "FILE": shtab.FILE,
     "PATH": shtab.FILE,
     "SOCKET": shtab.FILE,
+    "DATASET": shtab.DIRECTORY,
     "BEFORE": shtab.FILE,
     "AFTER": shtab.FILE,
 }
@@ -260,12 +264,29 @@ def command_pages() -> dict[str, str]:
     }
 
 
+def recording_page() -> str:
+    """The text of docs/recording.md, with the columns of the tables of a recording."""
+
+    def table(match: re.Match[str]) -> str:
+        lines = ["| column | type | unit | meaning |", "| --- | --- | --- | --- |"]
+        for column in schema.TABLES[match[1]]:
+            meaning = column.meaning.replace("|", "\\|")
+            lines.append(f"| `{column.name}` | {column.kind} | {column.unit} | {meaning} |")
+        text = "\n".join(lines)
+        return f"<!-- columns: {match[1]} -->\n{text}\n<!-- end -->"
+
+    page = (ROOT / "docs/recording.md").read_text()
+    pattern = r"<!-- columns: (\w+) -->\n.*?<!-- end -->"
+    return re.sub(pattern, table, page, flags=re.DOTALL)
+
+
 def generated() -> dict[Path, str]:
     """The content of each generated file, by its path."""
     files = {ROOT / "docs/physview.1": man_page()}
     files |= {ROOT / "docs/man" / name: text for name, text in command_pages().items()}
     files[ROOT / "docs/worksheet.md"] = worksheet.worksheet()
     files[ROOT / "docs/key.md"] = worksheet.key()
+    files[ROOT / "docs/recording.md"] = recording_page()
     for shell, name in COMPLETIONS.items():
         files[ROOT / "physview/completions" / name] = completion(shell)
     return files

@@ -92,6 +92,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: shutil.which("page-types") is not None,
         "no page-types on PATH: ./scripts/fetch-peers builds it, as root",
     ),
+    "systemd-analyze": (
+        lambda: shutil.which("systemd-analyze") is not None,
+        "no systemd-analyze on PATH: Debian's package systemd has it",
+    ),
     "thpmaps": (
         lambda: shutil.which("thpmaps") is not None,
         "no thpmaps on PATH: ./scripts/fetch-peers gets it, as root",

@@ -30,6 +30,7 @@ FILL = {
 OPTIONS = {
     "picture": ["-o", "/no/folder/a.svg"],
     "snapshot": ["-o", "/no/folder/a.parquet"],
+    "record": ["--samples", "1"],
     "watch": ["--ticks", "1"],
     "trace": ["--seconds", "0.1"],
 }

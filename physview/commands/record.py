@@ -37,9 +37,9 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--every",
         type=_duration,
-        metavar="TIME",
+        metavar="S",
         default=10.0,
-        help="time between samples, such as 10s or 1m (10s)",
+        help="seconds between samples (10); each time may also be written as 5m, 2h or 1d",
     )
     parser.add_argument(
         "--by",
@@ -55,7 +55,9 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         help="tell N groups apart; the smaller ones are one row without a name (1000)",
     )
     end = parser.add_mutually_exclusive_group()
-    end.add_argument("--for", dest="period", type=_duration, metavar="TIME", help="end after TIME")
+    end.add_argument(
+        "--for", dest="period", type=_duration, metavar="S", help="end after S seconds"
+    )
     end.add_argument("--samples", type=_common.count(), metavar="N", help="end after N samples")
     parser.add_argument(
         "--budget",
@@ -65,17 +67,17 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         help="the most processor time that physview itself may use, of one core (1%%)",
     )
     parser.add_argument(
-        "--frames",
+        "--frames-every",
         type=_duration_or_never,
-        metavar="TIME",
-        help="time between readings of all frames, or never (default: within the budget); as root",
+        metavar="S",
+        help="seconds between readings of all frames, or never (default: as the budget allows)",
     )
     parser.add_argument(
         "--flush",
         type=_duration,
-        metavar="TIME",
+        metavar="S",
         default=300.0,
-        help="time between writes of the dataset's files (5m)",
+        help="seconds between writes of the dataset's files (300)",
     )
     parser.add_argument(
         "--keep",
@@ -157,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
         by=args.by,
         max_groups=args.max_groups,
         budget=args.budget,
-        frames_every=args.frames,
+        frames_every=args.frames_every,
         flush_seconds=args.flush,
         host=default_host() if args.host is None else args.host,
         keep_days=args.keep,

@@ -50,8 +50,8 @@ function _shtab_physview_using
   test "$_shtab_physview_cmdpath" = "$argv"
 end
 
-set -g _shtab_physview_commands memview translate maps pages watch snapshot diff walk compare tables frames owners file guest picture lab trace module vm doctor completion
-set -g _shtab_physview_opts_with_value --append --arch --buffer --cgroup --columns --cpus --every --exclude --files-from --flags --format --from --idle --include --interval --kernel --la57 --memory --module --name --nodes --number --only --output --picture --pid --qmp --range --repeat --save --seconds --sleep --sort --source --swap --theme --through --ticks --timeout --top -n -o -p
+set -g _shtab_physview_commands memview translate maps pages watch record snapshot diff walk compare tables frames owners file guest picture lab trace module vm doctor completion
+set -g _shtab_physview_opts_with_value --append --arch --budget --buffer --by --cgroup --columns --cpus --every --exclude --files-from --flags --flush --for --format --frames-every --from --host --idle --include --interval --keep --kernel --la57 --limit --max-groups --memory --module --name --nodes --number --only --output --picture --pid --qmp --range --repeat --samples --save --seconds --sleep --sort --source --spool --swap --theme --through --ticks --timeout --top -n -o -p
 
 complete -c physview -e
 complete -c physview -f
@@ -114,6 +114,22 @@ complete -c physview -n '_shtab_physview_using watch' -l ticks -x -d 'print N re
 complete -c physview -n '_shtab_physview_using watch' -l track-writes -d 'also show the pages that were written in place since the last reading; clears the soft-dirty bits of PID, and slows its next writes down'
 complete -c physview -n '_shtab_physview_using watch' -l json -d 'print a JSON document per reading, each on one line'
 complete -c physview -n '_shtab_physview_using watch; and test $_shtab_physview_npos -ge 0' -ka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | LC_ALL=C tr -c '\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'a pid, self, or the name of one process'
+complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a record -d 'Record the machine every few seconds: processes, free memory, compaction and huge pages.'
+complete -c physview -n '_shtab_physview_using record' -s h -l help -d 'show this help message and exit'
+complete -c physview -n '_shtab_physview_using record' -l every -x -d 'seconds between samples (10); each time may also be written as 5m, 2h or 1d'
+complete -c physview -n '_shtab_physview_using record' -l by -xka "program cgroup pid" -d 'add processes up by program (comm), by cgroup, or not at all (program)'
+complete -c physview -n '_shtab_physview_using record' -l max-groups -x -d 'tell N groups apart; the smaller ones are one row without a name (1000)'
+complete -c physview -n '_shtab_physview_using record' -l for -x -d 'end after S seconds'
+complete -c physview -n '_shtab_physview_using record' -l samples -x -d 'end after N samples'
+complete -c physview -n '_shtab_physview_using record' -l budget -x -d 'the most processor time that physview itself may use, of one core (1%)'
+complete -c physview -n '_shtab_physview_using record' -l frames-every -x -d 'seconds between readings of all frames, or never (default: as the budget allows)'
+complete -c physview -n '_shtab_physview_using record' -l flush -x -d 'seconds between writes of the dataset'"'"'s files (300)'
+complete -c physview -n '_shtab_physview_using record' -l keep -x -d 'remove this machine'"'"'s files that are older than DAYS'
+complete -c physview -n '_shtab_physview_using record' -l limit -x -d 'remove this machine'"'"'s oldest files beyond SIZE, such as 500M or 2G'
+complete -c physview -n '_shtab_physview_using record' -l host -x -d 'the name of this host in the dataset'
+complete -c physview -n '_shtab_physview_using record' -l spool -x -d 'where files are kept until an object store has them (default: a folder of yours)'
+complete -c physview -n '_shtab_physview_using record' -l json -d 'print a JSON document per sample, each on one line'
+complete -c physview -n '_shtab_physview_using record; and test $_shtab_physview_npos -eq 0' -ka "(__fish_complete_directories)" -d 'a folder, or s3://… or gs://…'
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a snapshot -d 'Save in a Parquet file which page of a process is in which frame, and what is known about it.'
 complete -c physview -n '_shtab_physview_using snapshot' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using snapshot' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the file to write'

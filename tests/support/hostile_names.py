@@ -187,6 +187,11 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
             [pid, "--ticks", "1", "--json"],
             [pid, "self", "--ticks", "1"], [pid, "self", "--ticks", "1", "--json"],
         ],
+        "record": [
+            [f"{target.folder}/data", "--samples", "1", "--frames-every", "never", "--by", *form]
+            for by in ("program", "cgroup", "pid")
+            for form in ([by], [by, "--json"])
+        ],
         "snapshot": [
             [pid, "-o", before], ["self", "-o", after, "--columns", "flags,cgroup"],
             [pid, "-o", f"{target.folder}/more.parquet", "--json"], [pid, "-o", before],
@@ -240,7 +245,7 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
     # For each command: a hostile name as argument and as option; and --help.
     for command, forms in found.items():
         forms += [[f"--{nasty}"], ["--help"]]
-        if command != "vm":  # it would start a VM
+        if command not in ("vm", "record"):  # it would start a VM, or record without an end
             forms += [[nasty, nasty], ["--json", f"{nasty}.parquet"]]
         found[command] = [[command, *form] for form in forms]
     found[""] = [[nasty], ["--help"], [f"--{nasty}"]]
