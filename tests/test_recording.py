@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from memory import PAGE
 from paths import ROOT
 from users import AS_NOBODY
 
+from physview.analysis.usage_reader import UsageReader
 from physview.errors import UsageError
 from physview.frames.machine import by_use, read_machine
 from physview.recording import groups as groups_module
@@ -50,6 +52,8 @@ def named(python, few):
     def start(name, setup=""):
         code = f"open('/proc/self/comm', 'wb').write({name!r})\nimport mmap\n{setup}"
         child = python(code)
+        os.kill(child.pid, signal.SIGSTOP)  # or it would touch one more page some time later
+        os.waitpid(child.pid, os.WUNTRACED)
         few.append(child.pid)
         return child
 
@@ -65,7 +69,6 @@ def test_a_process_has_what_maps_rollup_says(stopped, physview, few):
     names = {
         "resident": "resident_bytes",
         "swapped": "swapped_bytes",
-        "shared": "shared_bytes",
         "huge": "huge_bytes",
         "file": "file_bytes",
         "nr_extents": "nr_extents",
@@ -78,7 +81,6 @@ def test_a_process_has_what_maps_rollup_says(stopped, physview, few):
 @pytest.mark.needs("pfn", "kpage")
 def test_blocks_and_folios_are_those_of_the_usage(stopped, few):
     from physview.analysis.usage import Usage
-    from physview.analysis.usage_reader import UsageReader
     from physview.memory.snapshot import Snapshot
 
     few.append(stopped.pid)
@@ -346,3 +348,22 @@ def test_frames_can_be_read_at_fixed_times_or_never():
     each = Spender(Budget(0.01, frames_every=60))
     each.run(3600, fixed=0.01, wanted=0.0, frames=0.3)
     assert each.nr_frames == 60
+
+
+def test_a_process_that_ends_while_it_is_read_is_no_trouble(named, monkeypatch):
+    child, real = named(b"pv-gone"), UsageReader.iter_chunks
+
+    def iter_chunks(reader, snapshot, **options):
+        for chunk in real(reader, snapshot, **options):
+            if snapshot.pid == child.pid:
+                child.kill()
+                child.wait()
+            yield chunk
+
+    monkeypatch.setattr(UsageReader, "iter_chunks", iter_chunks)
+    with GroupReader("pid") as reader:
+        row = row_of(reader.read(), pid=child.pid)
+        assert (row["nr_unread"], row["resident"]) == (1, None)
+        assert reader.last_error is None
+        assert reader.nr_gone == 1
+        assert child.pid not in reader.read()["pid"]
