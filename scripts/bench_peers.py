@@ -86,6 +86,7 @@ def run(nr: int, only: str = "") -> bool:
     import bench_peers_file
     import bench_peers_maps
     import bench_peers_pages
+    import bench_peers_record
 
     generators: tuple[Callable[[], Iterator[Row]], ...] = (
         bench_peers_file.small_files,
@@ -94,6 +95,7 @@ def run(nr: int, only: str = "") -> bool:
         bench_peers_maps.many_mappings,
         bench_peers_pages.pages,
         bench_peers_pages.frames,
+        bench_peers_record.samples,
     )
     kept = True
     for generator in generators:

@@ -39,19 +39,20 @@ signal.pause()
 
 
 @contextlib.contextmanager
-def _process(code: str, nr: int) -> Iterator[str]:
-    process, first = start_process(code, str(nr))
+def process(code: str, nr: int) -> Iterator[str]:
+    """Run a program of Python with a number as its argument; yields the first line it prints."""
+    started, first = start_process(code, str(nr))
     try:
         yield first.strip("\n")
     finally:
-        process.kill()
-        process.wait()
+        started.kill()
+        started.wait()
 
 
 def rollup() -> Iterator[Row]:
     """A line per process, for 300 and for 3,000 processes."""
     for nr in (300, 3000):
-        with _process(MANY_PROCESSES, nr), c_program("readfiles") as floor:
+        with process(MANY_PROCESSES, nr), c_program("readfiles") as floor:
             ours = (PHYSVIEW, "maps", "--all", "--rollup")
             what = f"maps --all --rollup, {nr:,} processes"
             yield Row(what, 1, ours, ("smem",), (floor, "smaps_rollup"))
@@ -59,7 +60,7 @@ def rollup() -> Iterator[Row]:
 
 def many_mappings() -> Iterator[Row]:
     """A process with 60,000 mappings: from its pages, and from smaps as the peer does."""
-    with _process(MANY_MAPPINGS, 60_000) as pid, c_program("readfiles") as floor:
+    with process(MANY_MAPPINGS, 60_000) as pid, c_program("readfiles") as floor:
         peer = ("pmap", "-X", pid)
         ours = (PHYSVIEW, "maps", pid)
         yield Row("maps, 60,000 mappings", 1, ours, peer, (floor, "maps", pid))

@@ -517,6 +517,13 @@ def test_the_documents_tell_what_is_recorded(dataset):
     assert set(values_of(dataset, "machine", "machine")) == {machine()}
 
 
+def test_a_host_may_have_any_name(dataset):
+    run = [*RECORD, str(dataset), "--samples", "1", "--frames-every", "never"]
+    subprocess.run([*run, "--host", b"../\xff ="], check=True, stdout=subprocess.DEVNULL)
+    assert [path.split("/")[1] for path in files_of(dataset)] == ["host=..%2F%5Cxff%20%3D"]
+    assert set(values_of(dataset, column="host")) == {"../\\xff ="}
+
+
 @pytest.mark.needs("nobody")
 def test_an_unprivileged_user_is_told_what_root_adds(tmp_path):
     tmp_path.chmod(0o777)
@@ -544,6 +551,7 @@ def test_an_unprivileged_user_is_told_what_root_adds(tmp_path):
         (["x", "--limit", "5"], "is not a size"),
         (["x", "--keep", "0"], "is not a number"),
         (["x", "--for", "1m", "--samples", "2"], "not allowed with"),
+        (["x", "--samples", "1", "--host", "x" * 256], "too long"),
         (["s3://", "--samples", "1"], "cannot use s3://"),
         (["", "--samples", "1"], "cannot "),
     ],

@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
     """Record until the end that was asked for, or until a signal."""
     _common.save_memory()
     from physview.recording.machine import machine
-    from physview.recording.recorder import Recorder, Settings, default_host
+    from physview.recording.recorder import Recorder, Settings, host_name
     from physview.recording.remote import is_url, without_secrets
     from physview.recording.spool import open_spool
     from physview.reporters import record as reporter
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
         budget=args.budget,
         frames_every=args.frames_every,
         flush_seconds=args.flush,
-        host=default_host() if args.host is None else args.host,
+        host=host_name(args.host),
         keep_days=args.keep,
         limit_bytes=args.limit,
     )

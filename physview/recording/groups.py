@@ -42,14 +42,18 @@ class _Known:
         self.cost = FIRST_GUESS[0] + FIRST_GUESS[1] * seen.nr_resident
 
     def priority(self, now: float) -> tuple[int, float]:
-        """What to read first: unknown processes, then those that changed much and long ago."""
+        """What to read first: unknown processes, then those that changed much and long ago.
+
+        What changed counts per second of reading, so that one large process, which changes all the
+        time, does not take the time of all others.
+        """
         if self.memory is None:
             return 2, float(self.seen.nr_resident)
         if self.read_as == self.seen.changes:
             return 0, now - self.read_at
         faults, _, _, nr_resident, _ = self.read_as
         changed = abs(self.seen.nr_resident - nr_resident) + self.seen.minor_faults - faults
-        return 1, (changed + 1) * (now - self.read_at)
+        return 1, (changed + 1) * (now - self.read_at) / max(self.cost, 1e-6)
 
 
 class GroupReader(Closable):

@@ -85,7 +85,11 @@ def machine() -> str:
 
 @functools.cache
 def _boot() -> tuple[str, str]:
-    return boot_id(), os.uname().release
+    try:
+        boot = boot_id()
+    except OSError:  # /proc is mounted with subset=pid, which hides it
+        boot = ""
+    return boot, os.uname().release
 
 
 def read_moment() -> dict[str, Any]:

@@ -9,15 +9,19 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from physview.errors import AccessDenied, PhysviewError, Unsupported
+from physview.errors import AccessDenied, PhysviewError, Unsupported, UsageError
 from physview.files.descriptor import Closable
 from physview.recording.budget import Budget
 from physview.recording.groups import GroupReader
 from physview.recording.machine import machine, read_counters, read_moment
-from physview.recording.parts import About, date_of
+from physview.recording.parts import About, date_of, host_folder
+from physview.recording.process_list import name_text
 from physview.recording.schema import Columns
 from physview.recording.spool import Spool
 from physview.recording.zones import read_zones
+
+MAX_NAME = 255
+"""The bytes of a file name. Source: include/uapi/linux/limits.h"""
 
 
 class Sample(NamedTuple):
@@ -186,6 +190,7 @@ class Recorder(Closable):
         if self._clock - self._flushed_at >= self._settings.flush_seconds:
             self.flush(moment["time"])
         self._tell("store", self._spool.trouble())
+        self._tell("outbox", self._spool.dropped())
         error, self._reader.last_error = self._reader.last_error, None
         if error:
             self._tell("process", f"a process could not be read: {error}")
@@ -233,6 +238,18 @@ def _boot_clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def default_host() -> str:
-    """The name of this host. Source: uname()"""
-    return os.uname().nodename
+def host_name(name: str | None) -> str:
+    """The name of this host in a dataset.
+
+    Args:
+        name: A name that was chosen; None takes that of the machine.
+
+    Raises:
+        UsageError: It is too long for the name of a folder.
+
+    Source: uname()
+    """
+    found = name_text(os.fsencode(os.uname().nodename if name is None else name))
+    if len(host_folder(found)) > MAX_NAME:
+        raise UsageError("cannot use this name of a host", "it is too long", "choose another one")
+    return found

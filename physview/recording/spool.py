@@ -23,7 +23,7 @@ from physview.recording.folder import Folder, open_folder
 from physview.recording.journal import Journal, is_full, recoverable
 from physview.recording.parts import About
 from physview.recording.schema import Columns
-from physview.recording.stores import RemoteStore, Store
+from physview.recording.stores import OUTBOX_BYTES, RemoteStore, Store
 
 MAX_ROWS = 100_000
 """The rows of a file."""
@@ -215,6 +215,12 @@ class Spool(Closable):
             return ""
         message = f"cannot send to {self._what}: {self._store.trouble}"
         return message if self._store.trouble else ""
+
+    def dropped(self) -> str:
+        """Whether files were dropped because too many wait for the object store; empty if not."""
+        if not isinstance(self._store, RemoteStore) or not self._store.nr_dropped:
+            return ""
+        return f"the oldest files for {self._what} were dropped: {OUTBOX_BYTES >> 20} MiB wait"
 
     def close(self) -> None:
         """Write the dataset's files, and send them. Closing twice is harmless.
