@@ -370,7 +370,7 @@ def test_a_process_that_ends_while_it_is_read_is_no_trouble(named, monkeypatch):
 
 
 def test_a_large_process_that_changes_all_the_time_does_not_starve_small_ones():
-    """100 samples with time for 20 ms: a process that takes 15 ms, and 30 that take 1 ms each."""
+    """100 samples with time for 20 ms: a process that takes 19 ms, and 30 that take 1 ms each."""
 
     def known(pid, cost):
         found = groups_module._Known(Seen(pid, b"1", b"a", 0, 0, b"1", 1))
@@ -382,7 +382,7 @@ def test_a_large_process_that_changes_all_the_time_does_not_starve_small_ones():
         )
         return found
 
-    large, small = known(1, 0.015), [known(pid, 0.001) for pid in range(2, 32)]
+    large, small = known(1, 0.019), [known(pid, 0.001) for pid in range(2, 32)]
     oldest = {}
     for now in range(10, 1010, 10):
         for one, faults in [(large, 10_000), *((each, 10) for each in small)]:
@@ -394,5 +394,5 @@ def test_a_large_process_that_changes_all_the_time_does_not_starve_small_ones():
                 one.read_as, one.read_at = one.seen.changes, float(now)
         for one in (large, *small):
             oldest[one.seen.pid] = max(oldest.get(one.seen.pid, 0), now - one.read_at)
-    assert oldest.pop(1) <= 60
+    assert oldest.pop(1) <= 120
     assert max(oldest.values()) <= 120

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import OrderedDict
 from typing import Any
@@ -44,8 +45,8 @@ class _Known:
     def priority(self, now: float) -> tuple[int, float]:
         """What to read first: unknown processes, then those that changed much and long ago.
 
-        What changed counts per second of reading, so that one large process, which changes all the
-        time, does not take the time of all others.
+        What changed counts per second of reading, and its square root, so that one large process,
+        which changes all the time, does not take the time of all others.
         """
         if self.memory is None:
             return 2, float(self.seen.nr_resident)
@@ -53,7 +54,7 @@ class _Known:
             return 0, now - self.read_at
         faults, _, _, nr_resident, _ = self.read_as
         changed = abs(self.seen.nr_resident - nr_resident) + self.seen.minor_faults - faults
-        return 1, (changed + 1) * (now - self.read_at) / max(self.cost, 1e-6)
+        return 1, math.sqrt(changed + 1) * (now - self.read_at) / max(self.cost, 1e-6)
 
 
 class GroupReader(Closable):
