@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from physview import pictures
     from physview.analysis.shared_tables import read_tables
     from physview.api.changes import DiffTable, changes, diff, snapshot
+    from physview.api.groups import groups
     from physview.api.machine import file, frames, owners, select_frames
     from physview.api.memory import extents, maps
     from physview.api.page_tables import compare, tables, walk
@@ -98,6 +99,7 @@ __all__ = [
     "file",
     "find_owners",
     "frames",
+    "groups",
     "maps",
     "owners",
     "pictures",
@@ -135,6 +137,7 @@ _LAZY = {
     "file": "api.machine",
     "find_owners": "frames.owners",
     "frames": "api.machine",
+    "groups": "api.groups",
     "maps": "api.memory",
     "owners": "api.machine",
     "pictures": "",

@@ -29,7 +29,15 @@ FUNCTIONS = [
 ]
 
 
-OF_NO_PROCESS = ("processes", "frames", "select_frames", "file", "owners", "watch_processes")
+OF_NO_PROCESS = (
+    "processes",
+    "groups",
+    "frames",
+    "select_frames",
+    "file",
+    "owners",
+    "watch_processes",
+)
 
 
 def command(*words, exits=(0,)):

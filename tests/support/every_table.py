@@ -15,6 +15,7 @@ def every_table():
     own, me = os.getpid(), os.path.abspath(sys.executable)
     calls = {
         "processes": lambda: physview.processes(["self"]),
+        "groups": physview.groups,
         "extents": lambda: physview.extents(columns=["node"]),
         "pages": lambda: physview.extents(each_page=True),
         "maps": physview.maps,
