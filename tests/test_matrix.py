@@ -71,6 +71,7 @@ if LONG:
         "frames",
         "file",
         "agreement_pass",
+        "recording",
     )
 WHOLE_HAS = "root,pfn,kpage,swap,hugetlb,gigantic,thp,nodes"
 NEWER = ("6.12", "7.2", "7.3")

@@ -396,3 +396,22 @@ def test_a_large_process_that_changes_all_the_time_does_not_starve_small_ones():
             oldest[one.seen.pid] = max(oldest.get(one.seen.pid, 0), now - one.read_at)
     assert oldest.pop(1) <= 120
     assert max(oldest.values()) <= 120
+
+
+@pytest.mark.needs("swap")
+def test_swapped_memory_is_told_of_the_process_and_of_the_machine(named):
+    size = 8 << 20
+    code = f"m = mmap.mmap(-1, {size}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+    code += f"import os\nm.write(os.urandom({size}))\nm.madvise(21)"  # MADV_PAGEOUT
+    before = read_counters()["pswpout"][0]
+    child = named(b"pv-swap", code)
+    row = row_of(read_groups("pid"), pid=child.pid)
+    assert row["swapped"] >= size // 2
+    assert read_counters()["pswpout"][0] - before >= size // 2 // PAGE
+
+
+@pytest.mark.needs("nodes")
+def test_each_node_has_its_zones(physview):
+    found = read_zones()
+    assert {0, 1} <= set(found["node"])
+    assert len(set(zip(found["node"], found["zone"], strict=True))) == len(found["node"])

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 BURST_SECONDS = 100.0
 """An account never has more than its share of this time. It begins with that."""
+USED_SHARE = 0.95
+"""What is used of the budget. The rest pays for the burst, so that an hour is below the budget."""
 FRAMES_SHARE = 0.25
 SECONDS_PER_BYTE = 0.03 / (1 << 30)
 """A guess of what reading all frames costs, before they were read once."""
@@ -33,7 +35,7 @@ class Budget:
     def __init__(
         self, share: float, *, frames_every: float | None = None, total_bytes: int = 0
     ) -> None:
-        self._share = share
+        self._share = share * USED_SHARE
         self._frames_every = frames_every
         self.frames_cost = total_bytes * SECONDS_PER_BYTE
         self._frames = self.frames_cost if self.frames_cost <= MAX_FIRST_FRAMES else 0.0
