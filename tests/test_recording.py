@@ -415,3 +415,11 @@ def test_each_node_has_its_zones(physview):
     found = read_zones()
     assert {0, 1} <= set(found["node"])
     assert len(set(zip(found["node"], found["zone"], strict=True))) == len(found["node"])
+
+
+def test_new_processes_do_not_go_before_one_that_changed_long_ago():
+    now = groups_module._clock()
+    old = groups_module._Known(Seen(1, b"1", b"a", 100, 0, b"1", 10))
+    old.memory, old.read_as, old.read_at = object(), (0, 0, b"1", 10, b"a"), now - 60
+    new = groups_module._Known(Seen(2, b"1", b"a", 200, 0, b"1", 100))
+    assert old.priority(now) > new.priority(now)

@@ -38,23 +38,25 @@ class _Known:
         self.cgroup = b""
         self.memory: ProcessMemory | None = None
         self.read_as: Any = None  # its `changes` when it was read
-        self.read_at = 0.0
+        self.read_at = _clock()  # until it is read: when it was first seen
         self.denied_at: float | None = None
         self.cost = FIRST_GUESS[0] + FIRST_GUESS[1] * seen.nr_resident
 
     def priority(self, now: float) -> tuple[int, float]:
-        """What to read first: unknown processes, then those that changed much and long ago.
+        """What to read first: what changed much and long ago, and then what did not change.
 
         What changed counts per second of reading, and its square root, so that one large process,
-        which changes all the time, does not take the time of all others.
+        which changes all the time, does not take the time of all others. New processes count as
+        changed, so that many short-lived ones do not take that time either.
         """
-        if self.memory is None:
-            return 2, float(self.seen.nr_resident)
-        if self.read_as == self.seen.changes:
-            return 0, now - self.read_at
-        faults, _, _, nr_resident, _ = self.read_as
-        changed = abs(self.seen.nr_resident - nr_resident) + self.seen.minor_faults - faults
-        return 1, math.sqrt(changed + 1) * (now - self.read_at) / max(self.cost, 1e-6)
+        seen, age = self.seen, now - self.read_at
+        if self.read_as == seen.changes:
+            return 0, age
+        faults, nr_resident = 0, 0
+        if self.memory is not None:
+            faults, _, _, nr_resident, _ = self.read_as
+        changed = abs(seen.nr_resident - nr_resident) + seen.minor_faults - faults
+        return 1, math.sqrt(changed + 1) * (age + 1) / max(self.cost, 1e-6)
 
 
 class GroupReader(Closable):
