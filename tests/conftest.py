@@ -100,6 +100,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: shutil.which("thpmaps") is not None,
         "no thpmaps on PATH: ./scripts/fetch-peers gets it, as root",
     ),
+    "prometheus": (
+        lambda: shutil.which("prometheus") is not None and shutil.which("promtool") is not None,
+        "no prometheus and promtool on PATH: ./scripts/fetch-peers gets them, as root",
+    ),
     "guard": (detect.has_guard_regions, "no MADV_GUARD_INSTALL: Linux 6.13 or later has it"),
     "thp": (detect.has_thp, "no huge page could be had: see physview doctor"),
     "collapse": (detect.can_collapse, "no MADV_COLLAPSE: Linux 6.1 or later has it"),
