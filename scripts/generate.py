@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Writes the man pages and the shells' completions from the parser of the command line.
 
-It also writes the worksheet of the course and its key, which worksheet.py makes, and the columns in
-docs/recording.md.
+It also writes the worksheet of the course and its key, which worksheet.py makes; the columns in
+docs/recording.md; and the files for Prometheus and Grafana, which monitoring.py makes.
 
     .venv/bin/python scripts/generate.py
 
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import monitoring
 import shtab
 import worksheet
 
@@ -289,7 +290,7 @@ def generated() -> dict[Path, str]:
     files[ROOT / "docs/recording.md"] = recording_page()
     for shell, name in COMPLETIONS.items():
         files[ROOT / "physview/completions" / name] = completion(shell)
-    return files
+    return files | monitoring.files()
 
 
 if __name__ == "__main__":

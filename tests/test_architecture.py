@@ -41,6 +41,7 @@ ROOMS = {
     "pictures": [*CORE, "memory", "parquet", "frames", "analysis"],
     "api": [*CORE, "memory", "parquet", "process", "frames", "tracing", "analysis",
             "recording"],
+    "exporter": [*CORE, "recording"],
     "reporters": [*CORE, "memory", "parquet", "frames", "tracing", "analysis", "recording",
                   "system", "labs", "pictures"],
 }  # fmt: skip

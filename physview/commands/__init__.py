@@ -41,6 +41,7 @@ COMMANDS = (
     "owners",
     "file",
     "guest",
+    "exporter",
     "picture",
     "lab",
     "trace",

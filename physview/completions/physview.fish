@@ -50,8 +50,8 @@ function _shtab_physview_using
   test "$_shtab_physview_cmdpath" = "$argv"
 end
 
-set -g _shtab_physview_commands memview translate maps pages watch record snapshot diff walk compare tables frames owners file guest picture lab trace module vm doctor completion
-set -g _shtab_physview_opts_with_value --append --arch --budget --buffer --by --cgroup --columns --cpus --every --exclude --files-from --flags --flush --for --format --frames-every --from --host --idle --include --interval --keep --kernel --la57 --limit --max-groups --memory --module --name --nodes --number --only --output --picture --pid --qmp --range --repeat --samples --save --seconds --sleep --sort --source --spool --swap --theme --through --ticks --timeout --top -n -o -p
+set -g _shtab_physview_commands memview translate maps pages watch record snapshot diff walk compare tables frames owners file guest exporter picture lab trace module vm doctor completion
+set -g _shtab_physview_opts_with_value --append --arch --budget --buffer --by --cert --cgroup --client-ca --columns --cpus --every --exclude --files-from --flags --flush --for --format --frames-every --from --host --idle --include --interval --keep --kernel --key --la57 --limit --listen --max-cpu --max-groups --memory --min-interval --module --name --nodes --number --only --output --password-file --picture --pid --print --qmp --range --repeat --samples --save --seconds --sleep --sort --source --spool --swap --theme --through --ticks --timeout --top -n -o -p
 
 complete -c physview -e
 complete -c physview -f
@@ -219,6 +219,20 @@ complete -c physview -n '_shtab_physview_using guest' -l qmp -xka "(__fish_compl
 complete -c physview -n '_shtab_physview_using guest' -l pid -xka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | LC_ALL=C tr -c '\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'QEMU'"'"'s process: a pid, or the name of one process (default: who answers)'
 complete -c physview -n '_shtab_physview_using guest' -l json -d 'print one JSON document'
 complete -c physview -n '_shtab_physview_using guest' -l no-pager -d 'do not show long output in a pager'
+complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a exporter -d 'Serve metrics of physical memory to Prometheus: of groups of processes, zones, and the machine.'
+complete -c physview -n '_shtab_physview_using exporter' -s h -l help -d 'show this help message and exit'
+complete -c physview -n '_shtab_physview_using exporter' -l by -xka "program cgroup pid" -d 'what a group is (program)'
+complete -c physview -n '_shtab_physview_using exporter' -l top -x -d 'the N groups with most resident memory have metrics of their own (50)'
+complete -c physview -n '_shtab_physview_using exporter' -l listen -x -d 'where to listen; port 0 is any free one (127.0.0.1:23000)'
+complete -c physview -n '_shtab_physview_using exporter' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'use TLS, with this certificate (PEM)'
+complete -c physview -n '_shtab_physview_using exporter' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'the certificate'"'"'s private key (PEM)'
+complete -c physview -n '_shtab_physview_using exporter' -l client-ca -xka "(__fish_complete_path (commandline -ct))" -d 'clients must show a certificate that this authority signed (PEM)'
+complete -c physview -n '_shtab_physview_using exporter' -l password-file -xka "(__fish_complete_path (commandline -ct))" -d 'clients must give a user and password: lines USER:PASSWORD, readable by you only'
+complete -c physview -n '_shtab_physview_using exporter' -l min-interval -x -d 'read at most every S seconds; who asks sooner gets the last answer (1)'
+complete -c physview -n '_shtab_physview_using exporter' -l max-cpu -x -d 'processor time for reading processes in a scrape; the rest keep older values (5)'
+complete -c physview -n '_shtab_physview_using exporter' -l frames-every -x -d 'also read all frames of the machine, at most every S seconds: what they are used for, and which 2 MiB and 1 GiB could be had; needs root'
+complete -c physview -n '_shtab_physview_using exporter' -l once -d 'print the metrics on stdout once, and serve nothing'
+complete -c physview -n '_shtab_physview_using exporter' -l print -xka "alerts dashboard prometheus unit" -d 'print a file to start from: alert rules, a dashboard for Grafana, a configuration of Prometheus, or a unit for systemd'
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a picture -d 'Draw where a process'"'"'s memory is: its mappings, the machine'"'"'s frames, and what connects them.'
 complete -c physview -n '_shtab_physview_using picture' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using picture' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the file to write: .svg, .png or .html'

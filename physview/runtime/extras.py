@@ -30,6 +30,7 @@ class Extra(NamedTuple):
 EXTRAS = (
     Extra("pyarrow", "pyarrow", "parquet", "snapshot, diff and record"),
     Extra("PIL", "pillow", "picture", "PNG pictures"),
+    Extra("prometheus_client", "prometheus-client", "exporter", "exporter"),
 )
 
 

@@ -218,6 +218,11 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
             ["--qmp", qmp], ["--qmp", qmp, "--json"], ["--qmp", qmp, "0x0", "0x123000"],
             ["--qmp", qmp, "0x0", "--json"], ["--qmp", qmp, "--pid", pid], ["--qmp", nasty],
         ],
+        "exporter": [
+            ["--once"], ["--once", "--by", "pid", "--top", "9999"], ["--once", "--by", "cgroup"],
+            *(["--print", name] for name in ("alerts", "unit")),
+            ["--listen", nasty], ["--password-file", nasty], ["--cert", nasty, "--key", nasty],
+        ],
         "picture": [[pid, "-o", f"{target.folder}/a.svg", "--json"]],
         "lab": [[], ["--json"], ["zero"], ["zero", "--json"], ["zero", "--quiz"]],
         "trace": [

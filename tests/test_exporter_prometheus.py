@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`exporter` with a real Prometheus, which scrapes it, and with promtool."""
+
+import contextlib
+import json
+import socket
+import subprocess
+import urllib.parse
+from pathlib import Path
+
+import monitoring
+import pytest
+from children import start_stopped, wait_for
+from exporters import exporter, get, samples
+
+from physview.commands.exporter import FILES, GROUPINGS
+from physview.exporter import metrics
+from physview.exporter.shipped import FOLDER, SHIPPED
+from physview.sources.procfs import ProcDir
+from physview.text import proctext
+
+pytestmark = pytest.mark.needs("prometheus")
+
+
+def promtool(*words, **options):
+    """The output of promtool, which must be content."""
+    done = subprocess.run(
+        ["promtool", *words],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, **options,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("by", GROUPINGS)
+def test_promtool_finds_nothing_wrong_with_the_metrics(physview, by):
+    text = physview("exporter", "--once", "--by", by, "--top", "5").stdout
+    assert promtool("check", "metrics", input=text) == ""
+    found = samples(text)
+    groups = {labels for name, labels in found if name == "physview_group_processes"}
+    assert len(groups) == 6
+    assert any(("group", "other") in labels for labels in groups)
+
+
+def test_promtool_reads_what_is_shipped(physview, tmp_path):
+    for name in FILES:
+        (tmp_path / SHIPPED[name]).write_text(physview("exporter", "--print", name).stdout)
+    assert f"{len(monitoring.ALERTS)} rules found" in promtool(
+        "check", "rules", tmp_path / "alerts.yml"
+    )
+    promtool("check", "config", tmp_path / "prometheus.yml")
+    promtool("test", "rules", monitoring.ALERT_TESTS)
+    assert json.loads((tmp_path / "dashboard.json").read_text())["panels"]
+
+
+class Prometheus:
+    """A server that scrapes an exporter each second."""
+
+    def __init__(self, folder, target):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.url = f"http://{address}/api/v1"
+        text = (
+            "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
+            f"rule_files: [{FOLDER}/alerts.yml]\n"
+            "scrape_configs:\n"
+            f"- {{job_name: physview, static_configs: [{{targets: ['{target}']}}]}}\n"
+        )
+        (folder / "prometheus.yml").write_text(text)
+        self.process = subprocess.Popen(
+            ["prometheus", f"--config.file={folder}/prometheus.yml",
+             f"--storage.tsdb.path={folder}/data", f"--web.listen-address={address}"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder,
+        )  # fmt: skip
+
+    def query(self, query):
+        """The series of a query: pairs of labels and value."""
+        status, text = get(f"{self.url}/query?query={urllib.parse.quote(query)}")
+        answer = json.loads(text)
+        assert status == 200, (query, answer)
+        return [(each["metric"], float(each["value"][1])) for each in answer["data"]["result"]]
+
+    def has_rates(self):
+        with contextlib.suppress(OSError, ValueError):
+            return self.query("rate(physview_group_faults_total[1m])")  # of two scrapes
+        return []
+
+
+@pytest.fixture(scope="module")
+def stopped_child():
+    from children import processes
+
+    with processes() as start:
+        yield start_stopped(start)
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory, stopped_child):
+    with exporter("--by", "pid", "--top", "10000", "--frames-every", "60") as served:
+        server = Prometheus(tmp_path_factory.mktemp("prometheus"), served.url.split("/")[2])
+        try:
+            wait_for(server.has_rates, 60)
+            yield server
+        finally:
+            server.process.kill()
+            server.process.wait()
+
+
+@pytest.mark.needs("root")
+def test_a_query_gives_the_figures_of_maps(prometheus, physview, stopped_child):
+    """But for what is shared: that changes with other processes that map the same files."""
+    pid = str(stopped_child.pid)
+    document = json.loads(physview("maps", pid, "--rollup", "--frames", "--json").stdout)
+    total = document["processes"][0]["total"]
+    contiguous = total["contiguous"]
+    with ProcDir(stopped_child.pid) as proc:
+        status = proctext.fields_by_name(proc.read("status"))
+        faults = int(proc.read("stat").rpartition(b")")[2].split()[7])
+    expected = {
+        "resident_bytes": total["resident_bytes"],
+        "swapped_bytes": total["swapped_bytes"],
+        "file_bytes": total["file_bytes"],
+        "anonymous_bytes": total["resident_bytes"] - total["file_bytes"],
+        "huge_bytes": total["huge_bytes"],
+        "extents": total["nr_extents"],
+        "largest_extent_bytes": total["largest_bytes"],
+        "page_tables_bytes": proctext.size_of(status, b"VmPTE"),
+        'faults_total{kind="minor"}': faults,
+        'contiguous_bytes{size="64KiB"}': contiguous.get("65536", 0),
+        'contiguous_bytes{size="2MiB"}': contiguous.get(str(2 << 20), 0),
+    }
+    assert expected["resident_bytes"] > 1 << 20
+    for name, value in expected.items():
+        metric, _, labels = name.partition("{")
+        query = f'physview_group_{metric}{{pid="{pid}",{labels.rstrip("}")}}}'
+        ((_, found),) = prometheus.query(query)
+        assert found == value, name
+
+
+def test_every_metric_and_every_query_of_the_dashboard_has_series(prometheus):
+    """But for counters that this kernel lacks, and ratios of groups that have no such memory."""
+    for metric in metrics.ALL:
+        name = f"{metric.name}_total" if metric.kind == metrics.COUNTER else metric.name
+        if metric not in metrics.MACHINE:
+            assert prometheus.query(name), name
+    dashboard = json.loads(Path(FOLDER, SHIPPED["dashboard"]).read_text())
+    queries = [
+        target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])
+    ]
+    assert queries == monitoring.queries()
+    for query in queries:
+        for variable, value in (
+            ("$__rate_interval", "1m"), ("$instance", ".*"), ("$group", ".*")
+        ):  # fmt: skip
+            query = query.replace(variable, value)  # noqa: PLW2901
+        assert prometheus.query(query), query
+
+
+def test_the_rules_run_and_the_scrapes_cost_what_they_say(prometheus):
+    status, text = get(f"{prometheus.url}/rules")
+    assert status == 200
+    (group,) = json.loads(text)["data"]["groups"]
+    assert {rule["health"] for rule in group["rules"]} == {"ok"}
+    ((_, said),) = prometheus.query("physview_exporter_scrape_cpu_seconds")
+    assert 0 < said < 60
+    ((_, used),) = prometheus.query("process_cpu_seconds_total")
+    assert used > said
