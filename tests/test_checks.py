@@ -133,9 +133,10 @@ def test_a_missing_package_is_named_with_what_needs_it():
     state, value, remedy = result.stdout.splitlines()
     assert (state, value) == (
         "part",
-        "no pyarrow, for snapshot, diff and record; no pillow, for PNG pictures",
+        "no pyarrow, for snapshot, diff and record; no pillow, for PNG pictures;"
+        " no prometheus-client, for exporter",
     )
-    assert remedy.endswith(f"{sys.executable} -I -m pip install pyarrow pillow")
+    assert remedy.endswith(f"{sys.executable} -I -m pip install pyarrow pillow prometheus-client")
     assert checks.check_extras().state == checks.YES
 
 

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`exporter`: labels, groups, counters, one reading at a time, who may connect, and how it ends."""
 
-import base64
 import os
 import re
 import signal
 import socket
-import ssl
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import monitoring
 import pytest
-import trustme
 from children import wait_for
-from exporters import exporter, get, samples
+from exporters import authorization, client_context, exporter, get, make_certificates, samples
 from failures import one_line
 from hypothesis import given
 from hypothesis import strategies as st
@@ -157,10 +156,6 @@ def test_other_words_are_no_address(text):
         parse_address(text)
 
 
-def authorization(pair):
-    return "Basic " + base64.b64encode(pair).decode()
-
-
 def test_only_the_exact_password_is_accepted():
     passwords = Passwords([b"me:secret", b"you:pass:word"])
     assert passwords.accept(authorization(b"you:pass:word"))
@@ -168,6 +163,12 @@ def test_only_the_exact_password_is_accepted():
         assert not passwords.accept(authorization(wrong))
     for header in ("", "Basic", "Basic ====", "Bearer bWU6c2VjcmV0", "Basic \xff", "Basic Ā"):
         assert not passwords.accept(header)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    """A folder with the certificates of an authority, of a server and of a client."""
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 class Served:
@@ -224,26 +225,6 @@ def test_pages_and_failed_readings():
         assert get(f"{top}other") == (404, "The metrics are at /metrics\n")
         assert get(f"{served.server.url}?broken") == (503, "cannot read: it is broken\n")
         assert [str(each) for each in served.said] == ["cannot read: it is broken"]
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    """A folder with the certificates of an authority, of a server and of a client."""
-    folder = tmp_path_factory.mktemp("certificates")
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(folder / "ca.pem")
-    for name in ("server", "renewed", "client"):
-        cert = authority.issue_cert("127.0.0.1", common_name=name)
-        cert.private_key_pem.write_to_path(folder / f"{name}.key")
-        cert.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
-    return folder
-
-
-def client_context(authority, name=None):
-    context = ssl.create_default_context(cafile=authority / "ca.pem")
-    if name:
-        context.load_cert_chain(authority / f"{name}.pem", authority / f"{name}.key")
-    return context
 
 
 def test_a_silent_handshake_keeps_nobody_waiting_and_renewed_certificates_are_used(
@@ -355,6 +336,21 @@ def test_every_metric_and_alert_is_on_the_page():
             assert f'{{{metric.label}="{values}"}}' in text or f"{{{metric.label}}}" in text
     for alert in monitoring.ALERTS:
         assert f"`{alert.name}`" in text
+
+
+def test_without_prometheus_client_a_line_says_how_to_install_it():
+    program = (
+        "import sys; sys.modules['prometheus_client'] = None;"
+        "from physview.commands import main; sys.exit(main(sys.argv[1:]))"
+    )
+
+    def run(*words):
+        command = [sys.executable, "-c", program, "exporter", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    line = one_line(run("--once"), 1)
+    assert "the Python package prometheus-client (extra 'exporter') is missing; " in line
+    assert run("--print", "alerts").stdout == read_shipped("alerts")
 
 
 @pytest.mark.needs("root", "pfn", "nobody")

@@ -11,7 +11,7 @@ from pathlib import Path
 import monitoring
 import pytest
 from children import start_stopped, wait_for
-from exporters import exporter, get, samples
+from exporters import exporter, get, make_certificates, samples
 
 from physview.commands.exporter import FILES, GROUPINGS
 from physview.exporter import metrics
@@ -54,9 +54,9 @@ def test_promtool_reads_what_is_shipped(physview, tmp_path):
 
 
 class Prometheus:
-    """A server that scrapes an exporter each second."""
+    """A server that scrapes two exporters each second, one of them with TLS and a password."""
 
-    def __init__(self, folder, target):
+    def __init__(self, folder, target, secured):
         with socket.create_server(("127.0.0.1", 0)) as free:
             address = f"127.0.0.1:{free.getsockname()[1]}"
         self.url = f"http://{address}/api/v1"
@@ -65,6 +65,9 @@ class Prometheus:
             f"rule_files: [{FOLDER}/alerts.yml]\n"
             "scrape_configs:\n"
             f"- {{job_name: physview, static_configs: [{{targets: ['{target}']}}]}}\n"
+            f"- {{job_name: secured, scheme: https, static_configs: [{{targets: ['{secured}']}}],\n"
+            "  basic_auth: {username: me, password: secret}, tls_config:"
+            " {ca_file: ca.pem, cert_file: client.pem, key_file: client.key}}\n"
         )
         (folder / "prometheus.yml").write_text(text)
         self.process = subprocess.Popen(
@@ -82,8 +85,8 @@ class Prometheus:
 
     def has_rates(self):
         with contextlib.suppress(OSError, ValueError):
-            return self.query("rate(physview_group_faults_total[1m])")  # of two scrapes
-        return []
+            return len(self.query("rate(physview_vmstat_pgfault_total[1m])")) == 2  # of two scrapes
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +99,16 @@ def stopped_child():
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory, stopped_child):
-    with exporter("--by", "pid", "--top", "10000", "--frames-every", "60") as served:
-        server = Prometheus(tmp_path_factory.mktemp("prometheus"), served.url.split("/")[2])
+    folder = make_certificates(tmp_path_factory.mktemp("prometheus"))
+    (folder / "passwords").write_text("me:secret\n")
+    (folder / "passwords").chmod(0o600)
+    words = ["--password-file", f"{folder}/passwords", "--client-ca", f"{folder}/ca.pem"]
+    words += ["--cert", f"{folder}/server.pem", "--key", f"{folder}/server.key"]
+    with (
+        exporter("--by", "pid", "--top", "10000", "--frames-every", "60") as served,
+        exporter("--top", "3", *words) as secured,
+    ):
+        server = Prometheus(folder, *(each.url.split("/")[2] for each in (served, secured)))
         try:
             wait_for(server.has_rates, 60)
             yield server
@@ -156,12 +167,18 @@ def test_every_metric_and_every_query_of_the_dashboard_has_series(prometheus):
         assert prometheus.query(query), query
 
 
+def test_prometheus_scrapes_with_tls_a_certificate_and_a_password(prometheus):
+    groups = prometheus.query('physview_group_processes{job="secured"}')
+    assert len(groups) == 4
+    assert prometheus.query('up{job="secured"}')[0][1] == 1
+
+
 def test_the_rules_run_and_the_scrapes_cost_what_they_say(prometheus):
     status, text = get(f"{prometheus.url}/rules")
     assert status == 200
     (group,) = json.loads(text)["data"]["groups"]
     assert {rule["health"] for rule in group["rules"]} == {"ok"}
-    ((_, said),) = prometheus.query("physview_exporter_scrape_cpu_seconds")
+    ((_, said),) = prometheus.query('physview_exporter_scrape_cpu_seconds{job="physview"}')
     assert 0 < said < 60
-    ((_, used),) = prometheus.query("process_cpu_seconds_total")
+    ((_, used),) = prometheus.query('process_cpu_seconds_total{job="physview"}')
     assert used > said

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ssl
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 # Proxies in the environment are for other machines.
@@ -70,3 +72,29 @@ def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
             assert key not in found, key
             found[key] = sample.value
     return found
+
+
+def authorization(pair: bytes) -> str:
+    """The header with which a client gives USER:PASSWORD."""
+    return "Basic " + base64.b64encode(pair).decode()
+
+
+def make_certificates(folder: Path) -> Path:
+    """Make certificates of an authority (ca.pem), of two servers and of a client in a folder."""
+    import trustme
+
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    for name in ("server", "renewed", "client"):
+        cert = authority.issue_cert("127.0.0.1", common_name=name)
+        cert.private_key_pem.write_to_path(str(folder / f"{name}.key"))
+        cert.cert_chain_pems[0].write_to_path(str(folder / f"{name}.pem"))
+    return folder
+
+
+def client_context(folder: Path, name: str | None = None) -> ssl.SSLContext:
+    """A client's side of TLS, which shows the certificate with this name."""
+    context = ssl.create_default_context(cafile=folder / "ca.pem")
+    if name:
+        context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
+    return context
