@@ -24,6 +24,7 @@ from users import AS_NOBODY
 from physview.errors import PhysviewError, UsageError
 from physview.exporter import metrics
 from physview.exporter import server as server_module
+from physview.exporter.frame_readings import FrameReadings
 from physview.exporter.groups import GroupRows
 from physview.exporter.labels import MAX_LENGTH, OTHER, label_of
 from physview.exporter.passwords import Passwords
@@ -199,6 +200,15 @@ class Served:
 
     def connect(self):
         return socket.create_connection(self.server.socket.getsockname(), timeout=20)
+
+
+@pytest.mark.needs("root", "kpage")
+def test_all_frames_are_read_beside_the_scrapes():
+    readings = FrameReadings(0)
+    first = readings.last()
+    assert sum(zone["anon"] for zone in first.values()) > 0
+    assert readings.last() is first, "the second reading has only begun"
+    wait_for(lambda: readings.last() is not first)
 
 
 def test_silent_clients_are_few_and_end(monkeypatch):

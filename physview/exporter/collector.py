@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from physview.exporter import metrics
+from physview.exporter.frame_readings import FrameReadings
 from physview.exporter.groups import GroupRows
 from physview.exporter.labels import label_of
 from physview.exporter.metrics import Metric
@@ -101,8 +102,7 @@ class MachineCollector(Closable):
     ) -> None:
         self._core = extras.need("prometheus_client.metrics_core", "cannot export metrics")
         self._max_cpu = max_cpu
-        self._frames_every = frames_every
-        self._frames: tuple[float, dict[tuple[int, str], dict[str, int]]] | None = None
+        self._frames = FrameReadings(frames_every) if frames_every is not None else None
         self._reader = GroupReader(by, max_groups=MAX_GROUPS)
         self._by_pid = by == "pid"
         self._group_rows = GroupRows(top, encoding)
@@ -160,23 +160,13 @@ class MachineCollector(Closable):
 
     def _read_zones(self, families: Families) -> None:
         zones = read_zones()
-        frames = self._read_frames()
+        frames = self._frames.last() if self._frames else {}
         for index, node in enumerate(zones["node"]):
             row = _row(zones, index)
             row.update(frames.get((node, row["zone"]), {}))
             labels = {"node": str(node), "zone": label_of(row["zone"])}
             for metric in metrics.ZONES:
                 families.add(metric, labels, row)
-
-    def _read_frames(self) -> dict[tuple[int, str], dict[str, int]]:
-        """Read all frames, or return those of before; nothing if they are not to be read."""
-        if self._frames_every is None:
-            return {}
-        if self._frames is None or time.monotonic() - self._frames[0] >= self._frames_every:
-            from physview.recording.zone_frames import read_frames
-
-            self._frames = time.monotonic(), read_frames()
-        return self._frames[1]
 
 
 def _row(columns: Columns, index: int) -> dict[str, Any]:
