@@ -3,6 +3,7 @@
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -287,12 +288,40 @@ def test_with_everything_only_who_has_a_certificate_and_a_password_reads(authori
         assert "physview_group_resident_bytes{" in text
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_at_once(number):
+def test_it_goes_on_after_a_limit_was_reached():
+    """First a connection cannot be accepted. Then one can, and the machine cannot be read."""
+    with exporter("--min-interval", "0") as served:
+        pid, (_, most) = served.process.pid, resource.getrlimit(resource.RLIMIT_NOFILE)
+
+        def allow(nr):
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (nr, most))
+
+        nr_open = len(os.listdir(f"/proc/{pid}/fd"))
+        allow(nr_open)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(get, served.url)
+            assert "cannot accept a connection: " in served.process.stderr.readline()
+            allow(nr_open + 2)
+            status, text = waiting.result()
+        assert status == 503
+        assert text.startswith("cannot read the machine: ")
+        while "cannot accept" in (line := served.process.stderr.readline()):
+            pass
+        assert line == f"physview: {text}"
+        allow(most)
+        assert get(served.url)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("number", "address"), [(signal.SIGTERM, "127.0.0.1:0"), (signal.SIGINT, "0.0.0.0:0")]
+)
+def test_a_signal_ends_it_at_once(number, address):
     """Also while a client is connected that says nothing."""
-    with exporter() as served:
-        host, port = served.url.split("/")[2].split(":")
-        with socket.create_connection((host, int(port))):
+    with exporter("--listen", address) as served:
+        said = "everybody who reaches 0.0.0.0:0 can read the names and sizes of all processes"
+        assert any(said in line for line in served.said) is (address == "0.0.0.0:0")
+        where = parse_address(served.url.split("/")[2])
+        with socket.create_connection(where):
             start = time.monotonic()
             served.process.send_signal(number)
             assert served.process.wait(20) == -number

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from physview.errors import PhysviewError
 from physview.exporter import metrics
 from physview.exporter.frame_readings import FrameReadings
 from physview.exporter.groups import GroupRows
@@ -18,7 +19,7 @@ from physview.files.descriptor import Closable
 from physview.recording.groups import GroupReader
 from physview.recording.machine import read_counters
 from physview.recording.zones import read_zones
-from physview.runtime import extras
+from physview.runtime import extras, resource_limits
 from physview.runtime.version import __version__
 
 if TYPE_CHECKING:
@@ -124,6 +125,16 @@ class MachineCollector(Closable):
             yield self._core.Metric(metric.name, metric.help, metric.kind)
 
     def _read(self) -> list[Any]:
+        try:
+            return self._read_all()
+        except PhysviewError:
+            raise
+        except (OSError, MemoryError) as error:
+            why = (getattr(error, "strerror", None) or str(error),)
+            limit = resource_limits.reached(error)
+            raise PhysviewError("cannot read the machine", *(limit or why)) from None
+
+    def _read_all(self) -> list[Any]:
         start, cpu = time.perf_counter(), time.process_time()
         families = Families(self._core)
         own = self._read_groups(families)

@@ -29,6 +29,8 @@ MAX_SECONDS = 60.0
 """A connection is closed after this time, even if its client sends a byte now and then."""
 IDLE_SECONDS = 10.0
 """A connection is closed if its client neither sends nor takes a byte for this time."""
+PAUSE_SECONDS = 1.0
+"""Pause between two connections if this process has no free descriptor."""
 
 Environ = dict[str, Any]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
@@ -116,6 +118,16 @@ class Server(ThreadingMixIn, WSGIServer):
         host, self.server_port = self.socket.getsockname()[:2]
         self.server_name = str(host)
         self.setup_environ()
+
+    def get_request(self) -> Any:
+        """Accept a connection. serve_forever() calls this, and calls it again if it fails."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if limit := resource_limits.reached(error):
+                self._say(PhysviewError("cannot accept a connection", *limit))
+                time.sleep(PAUSE_SECONDS)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for a connection, or close it if there are too many."""
