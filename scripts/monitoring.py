@@ -25,6 +25,7 @@ from grafana_foundation_sdk.models.dashboard import DataSourceRef
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "physview" / "exporter" / "monitoring"
+UNIT = "physview-exporter.service"
 ALERT_TESTS = ROOT / "tests" / "support" / "alerts_test.yml"
 HEAD = "# Made by scripts/monitoring.py of physview.\n"
 
@@ -447,4 +448,6 @@ def files() -> dict[Path, str]:
         FOLDER / "dashboard.json": dashboard(),
         FOLDER / "prometheus.yml": configuration(),
         ALERT_TESTS: alert_tests(),
+        # Installed with the package, and printed by --print.
+        ROOT / "packaging" / "systemd" / UNIT: (FOLDER / UNIT).read_text(),
     }
