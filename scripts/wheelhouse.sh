@@ -32,10 +32,3 @@ wheelhouse() {
 		$platforms --platform "manylinux2014_$architecture" --platform "manylinux1_$architecture" \
 		"$@" || fail "pip cannot fetch the wheels $what: see above"
 }
-
-# make_wheels FOLDER ARCHITECTURE…: physview's own wheels.
-make_wheels() {
-	into=$1
-	shift
-	"$root/scripts/wheels" -o "$into" "$@" || exit 1
-}

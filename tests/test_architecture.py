@@ -103,6 +103,13 @@ def test_the_version_is_one():
     pyproject = (ROOT / "pyproject.toml").read_text()
     assert f'version = "{physview.__version__}"' in pyproject
     assert f"## {physview.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    places = {
+        "csrc/kmod/dkms.conf": 'PACKAGE_VERSION="{}"',
+        "csrc/kmod/main.c": 'MODULE_VERSION("{}")',
+        "packaging/physview.spec": "Version:        {}\n",
+    }
+    for path, line in places.items():
+        assert line.format(physview.__version__) in (ROOT / path).read_text()
 
 
 def test_the_build_requirements_are_one():
