@@ -98,7 +98,7 @@ quietly() {
 
 # Runs once. If it fails, the lists that apt already has may be enough.
 apt_update() {
-	[ -z "${updated-}" ] || return 0
+	[ -z "${updated-}" ] && ! is_offline || return 0
 	updated=yes
 	quietly apt_get update || say "apt-get could not update its lists"
 }
@@ -213,19 +213,19 @@ run_pip() {
 	as_owner "$venv/bin/python" -I -m pip install --quiet --prefer-binary "$@"
 }
 
-# Unpacks the kernels of a bundle into the cache of the user who runs this, where vm looks for them.
-take_bundled_kernels() {
-	for archive in "$root"/bundle/kernels/*.tar.gz; do
+# Unpacks what a bundle has for VMs, kernels and root folders, into the cache of the user who runs this.
+take_bundled_cache() {
+	for archive in "$root"/bundle/cache/*/*.tar.gz; do
 		[ -e "$archive" ] || return 0
 		# shellcheck source=scripts/cache.sh
 		. "$root/scripts/cache.sh"
-		folder=$(cache_folder kernels) || return 0
+		folder=$(cache_folder "$(basename "$(dirname "$archive")")") || return 0
 		name=$(basename "$archive" .tar.gz)
 		[ ! -e "$folder/$name" ] || continue
-		say "unpacking the kernel $name into $folder"
+		say "unpacking $name into $folder"
 		new=$(mktemp -d "$folder/.bundled-XXXXXXXX")
 		tar --no-same-owner -xzf "$archive" -C "$new" && chmod -R go-w "$new" &&
-			mv -T "$new/$name" "$folder/$name" || say "going on without the kernel $name"
+			mv -T "$new/$name" "$folder/$name" || say "going on without $name"
 		rm -rf "$new"
 	done
 }

@@ -315,19 +315,19 @@ def test_without_a_network_a_bundle_has_the_wheels(checkout):
 def test_the_kernels_of_a_bundle_go_into_the_cache_once(checkout, tmp_path):
     packed = tmp_path / "6.1.0-1-amd64/usr"
     packed.mkdir(parents=True)
-    (checkout / "bundle/kernels").mkdir(parents=True)
-    archive = checkout / "bundle/kernels/6.1.0-1-amd64.tar.gz"
+    (checkout / "bundle/cache/kernels").mkdir(parents=True)
+    archive = checkout / "bundle/cache/kernels/6.1.0-1-amd64.tar.gz"
     subprocess.run(["tar", "-C", tmp_path, "-czf", archive, "6.1.0-1-amd64"], check=True)
     cache = tmp_path / "cache"
-    for said in (f"physview: unpacking the kernel 6.1.0-1-amd64 into {cache}/kernels\n", ""):
-        code = f"venv={sys.prefix}; take_bundled_kernels"
+    for said in (f"physview: unpacking 6.1.0-1-amd64 into {cache}/kernels\n", ""):
+        code = f"venv={sys.prefix}; take_bundled_cache"
         result = call(checkout, code, PHYSVIEW_CACHE=str(cache))
         assert (result.returncode, result.stderr) == (0, said)
         assert [path.name for path in (cache / "kernels").iterdir()] == ["6.1.0-1-amd64"]
     archive.write_bytes(b"broken")
     shutil.rmtree(cache)
     result = call(checkout, code, PHYSVIEW_CACHE=str(cache))
-    assert "going on without the kernel 6.1.0-1-amd64" in result.stderr
+    assert "going on without 6.1.0-1-amd64" in result.stderr
     assert list((cache / "kernels").iterdir()) == []
 
 
