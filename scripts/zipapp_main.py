@@ -81,6 +81,7 @@ def _write(archive: str, name: str, parent: "os.PathLike[str]", folder: "os.Path
             inner = outer.read(f"{name}.zip")
         with zipfile.ZipFile(io.BytesIO(inner)) as parts:
             parts.extractall(new)
+        _write_script(new, os.fspath(folder))
         os.chmod(new, 0o755)
         os.rename(new, folder)
     except OSError:
@@ -89,6 +90,17 @@ def _write(archive: str, name: str, parent: "os.PathLike[str]", folder: "os.Path
             raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _write_script(new: str, folder: str) -> None:
+    """Write bin/physview, for VMs: they see this machine's files, and have no other command."""
+    import shlex
+
+    line = shlex.join([sys.executable, "-I", f"{folder}/physview/__main__.py"])
+    os.mkdir(f"{new}/bin")
+    with open(f"{new}/bin/physview", "w", encoding="utf-8") as file:
+        file.write(f'#!/bin/sh\nexec {line} "$@"\n')
+        os.fchmod(file.fileno(), 0o755)
 
 
 def main() -> object:

@@ -75,6 +75,15 @@ def test_it_unpacks_itself_once_and_runs(folder, tmp_path):
     assert parts_in(tmp_path) == [parts]
 
 
+def test_a_vm_finds_the_command(folder, tmp_path):
+    assert run(folder, "memview", "--virtual", HOME=str(tmp_path)).returncode == 0
+    (parts,) = parts_in(tmp_path)
+    result = subprocess.run(
+        [parts / "bin/physview", "memview", "--virtual"], cwd="/", capture_output=True, check=True
+    )
+    assert result.stdout.count(b"\n") == 41
+
+
 def test_its_packages_are_used_and_not_those_of_the_machine(folder, tmp_path):
     result = run(folder, "maps", "self", "--json", HOME=str(tmp_path))
     assert result.returncode == 0, result.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
 from physview.errors import PhysviewError
-from physview.runtime import child_python, proc_mount, syscalls
+from physview.runtime import child_python, invocation, proc_mount, syscalls
 from physview.text import output
 from physview.vm import guest, initramfs, messages, qemu
 from physview.vm.attachment import Attachment
@@ -381,6 +381,8 @@ def _environment(caller: Mapping[str, str]) -> dict[str, str]:
     environment = dict(caller)
     folders = [*os.environ.get("PATH", os.defpath).split(":"), "/usr/sbin", "/sbin"]
     scripts = os.path.dirname(sys.executable)
+    if invocation.is_self_contained():
+        scripts = f"{PACKAGE.parent}/bin"
     if os.path.exists(f"{scripts}/physview"):
         folders.insert(0, scripts)
     environment["PATH"] = ":".join(dict.fromkeys(filter(None, folders)))
