@@ -441,6 +441,12 @@ def _yaml_lines(value: Any) -> Iterator[str]:
         yield json.dumps(value, ensure_ascii=False)
 
 
+def installed_unit() -> str:
+    """The unit that --print prints, without the lines that say how to install it."""
+    _, section, rest = (FOLDER / UNIT).read_text().partition("[Unit]")
+    return section + rest
+
+
 def files() -> dict[Path, str]:
     """All files that this module makes, with their texts."""
     return {
@@ -448,6 +454,5 @@ def files() -> dict[Path, str]:
         FOLDER / "dashboard.json": dashboard(),
         FOLDER / "prometheus.yml": configuration(),
         ALERT_TESTS: alert_tests(),
-        # Installed with the package, and printed by --print.
-        ROOT / "packaging" / "systemd" / UNIT: (FOLDER / UNIT).read_text(),
+        ROOT / "packaging" / "systemd" / UNIT: installed_unit(),
     }
