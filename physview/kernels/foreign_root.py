@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -27,9 +28,10 @@ from physview.kernels.mirrors import DEBIAN
 SUITE = "trixie"
 PYTHON = "3.13"
 PACKAGES = (
-    *("base-files", "base-passwd", "bash", "coreutils", "diffutils", "findutils", "grep", "gzip"),
-    *("iproute2", "kmod", "less", "libc-bin", "libpython3-dev", "mawk", "mount", "ncurses-base"),
-    *("procps", "python3", "sed", "strace", "tar", "util-linux"),
+    *("base-files", "base-passwd", "bash", "coreutils", "dash", "diffutils", "findutils", "grep"),
+    "gzip",
+    *("iproute2", "kmod", "less", "libc-bin", "libpython3-dev", "libstdc++6", "mawk", "mount"),
+    *("ncurses-base", "procps", "python3", "sed", "strace", "tar", "util-linux"),
 )
 WHEELS = ("cffi>=1.17", "psutil>=5.9", "numpy>=1.26", "rich>=13", "pyarrow>=14")
 # The C library of the suite runs the wheels of all these platforms.
@@ -71,7 +73,9 @@ def root_folder(target: Target, tell: Callable[[str], object] | None = None) -> 
         Unsupported: This machine cannot fetch the packages or the wheels.
         PhysviewError: The cache cannot be used.
     """
-    name = f"{SUITE}-{target.debian}"
+    # Another list of packages makes another root.
+    version = zlib.crc32(repr((PACKAGES, WHEELS)).encode())
+    name = f"{SUITE}-{target.debian}-{version:08x}"
     with locked(name, "roots") as folder:
         if not (folder / name).exists():
             if tell:
@@ -123,8 +127,9 @@ def _configure(root: Path) -> None:
     for name in ("passwd", "group"):
         shutil.copy(root / f"usr/share/base-passwd/{name}.master", root / "etc" / name)
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
-    if not (root / "usr/bin/awk").exists():
-        (root / "usr/bin/awk").symlink_to("mawk")
+    for name, program in (("awk", "mawk"), ("sh", "dash")):
+        if not (root / "usr/bin" / name).exists():
+            (root / "usr/bin" / name).symlink_to(program)
     for name in ("proc", "sys", "dev", "run", "tmp", "root", "home", "mnt"):
         (root / name).mkdir(exist_ok=True)
     for name in _DOCUMENTS:
