@@ -26,17 +26,17 @@ from physview.runtime import invocation
 PACKAGE = Path(__file__).parents[1]
 SOURCES = PACKAGE.parent / "csrc"
 
-# PYTHONPATH and the rest of the environment are ignored. What Python compiles goes to the VM's own
+# -I ignores PYTHONPATH and the rest of the environment. What Python compiles goes to the VM's own
 # memory: the package is on a file system that the VM cannot write.
 _SCRIPT = """\
-#!/bin/sh
-exec /usr/bin/python3 -I -X pycache_prefix=/var/cache/physview -c '
+#!/usr/bin/python3 -I
 import sys
+
+sys.pycache_prefix = "/var/cache/physview"
 sys.path.insert(0, "{folder}")
-sys.argv[0] = "physview"
 from physview.commands._start import start
+
 start()
-' "$@"
 """
 
 

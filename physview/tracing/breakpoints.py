@@ -40,17 +40,21 @@ class Processor(NamedTuple):
         perf_event_open: The number of the system call.
         length: The length of a breakpoint on code in bytes: that of a long on x86-64, and that of
             an instruction on arm64.
+        per_thread: Whether the kernel sets breakpoints in its own code for one thread.
     """
 
     registers: Mapping[str, int]
     arguments: tuple[str, ...]
     perf_event_open: int
     length: int
+    per_thread: bool
 
 
 PROCESSORS = {
-    "x86_64": Processor({"ax": 0, "cx": 2, "dx": 3, "si": 4, "di": 5}, ("di", "si", "dx"), 298, 8),
-    "aarch64": Processor({"x0": 0, "x1": 1, "x2": 2}, ("x0", "x1", "x2"), 241, 4),
+    "x86_64": Processor(
+        {"ax": 0, "cx": 2, "dx": 3, "si": 4, "di": 5}, ("di", "si", "dx"), 298, 8, True
+    ),
+    "aarch64": Processor({"x0": 0, "x1": 1, "x2": 2}, ("x0", "x1", "x2"), 241, 4, False),
 }
 """The processors on which breakpoints are set, by `os.uname().machine`."""
 
@@ -151,6 +155,13 @@ class BreakpointSource:
             )
             raise Unsupported(f"cannot trace {self._names}", why)
         self._processor = PROCESSORS[os.uname().machine]
+        if tids is not None and not self._processor.per_thread:
+            why = (
+                "the kernel refuses a kprobe there, and on this processor it sets breakpoints in"
+                " its code for the whole machine only"
+            )
+            remedy = "trace the whole machine: leave out the process or command"
+            raise Unsupported(f"cannot trace {self._names} of one process", why, remedy)
         wanted = {name for point in breakpoints for name in point.registers.values()}
         self._registers = sorted(wanted, key=lambda name: self._processor.registers[name])
         self._from_exec = from_exec
