@@ -162,8 +162,8 @@ static int load_program(struct pv_bpf *bpf, char *log, uint32_t log_bytes)
 	return 0;
 }
 
-/* Answer some requests, for the process behind a descriptor of pagemap. */
-int pv_bpf_run(struct pv_bpf *bpf, int fd, uint32_t first, uint32_t nr)
+/* Run the program for some requests. */
+int pv_bpf_run_program(struct pv_bpf *bpf, int fd, uint32_t first, uint32_t nr)
 {
 	union bpf_attr attributes = { 0 };
 
@@ -171,12 +171,21 @@ int pv_bpf_run(struct pv_bpf *bpf, int fd, uint32_t first, uint32_t nr)
 	bpf->area->first = first;
 	bpf->area->nr = nr;
 	attributes.test.prog_fd = (uint32_t)bpf->program_fd;
-	if (sys_bpf(BPF_PROG_TEST_RUN, &attributes))
-		return -errno;
+	return sys_bpf(BPF_PROG_TEST_RUN, &attributes) ? -errno : 0;
+}
+
+/* Answer some requests, for the process behind a descriptor of pagemap. */
+int pv_bpf_run(struct pv_bpf *bpf, int fd, uint32_t first, uint32_t nr)
+{
+	int error = pv_bpf_run_program(bpf, fd, first, nr);
+
+	if (error)
+		return error;
 	return bpf->area->nr_users && bpf->area->nr_users_after ? 0 : -ESRCH;
 }
 
-static int64_t frame_of(int pagemap_fd, const void *page)
+/* The frame of a page of our own, or -errno. */
+int64_t pv_own_frame(int pagemap_fd, const void *page)
 {
 	uint64_t entry = 0;
 
@@ -214,7 +223,7 @@ static int is_found(struct pv_bpf *bpf, int pagemap_fd, const uint64_t *page,
 		    uint64_t base)
 {
 	/* Again each time: the page may move meanwhile. */
-	int64_t frame = frame_of(pagemap_fd, page);
+	int64_t frame = pv_own_frame(pagemap_fd, page);
 
 	if (frame < 0)
 		return (int)frame;
@@ -312,7 +321,7 @@ static int check_walk(struct pv_bpf *bpf, int pagemap_fd, uint64_t *pages[2])
 			error = pv_bpf_walk(bpf, pagemap_fd, walk);
 			if (error)
 				return error;
-			frames[i] = frame_of(pagemap_fd, pages[i]);
+			frames[i] = pv_own_frame(pagemap_fd, pages[i]);
 			if (frames[i] < 0)
 				return (int)frames[i];
 			is_right &= walk->page.kind == kinds[i] &&
@@ -370,6 +379,9 @@ static void copy_knowledge(struct pv_bpf *bpf, const struct pv_bpf *like)
 	memcpy(bpf->swap_kinds, like->swap_kinds, sizeof(bpf->swap_kinds));
 	bpf->nr_levels = like->nr_levels;
 	bpf->user_end = like->user_end;
+	bpf->page = like->page;
+	bpf->vmemmap = like->vmemmap;
+	bpf->zero_pfn = like->zero_pfn;
 }
 
 /*

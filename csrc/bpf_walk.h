@@ -38,6 +38,35 @@ struct pv_middle {
 
 enum { PV_NR_MIDDLES = 64 };
 
+/*
+ * A description of a frame (struct page). Bit 0 of word 1 is set in tail pages.
+ * Other members are in other places, or in other structures that lie in the
+ * same words.
+ */
+struct pv_page {
+	uint64_t words[6]; /* flags, tail, ... */
+	int32_t mapcount;  /* or page_type */
+	int32_t refcount;
+	uint64_t memcg;
+};
+
+/*
+ * How this kernel describes a frame: where members are, and which bits mean
+ * what. From the kernel's BTF.
+ */
+struct pv_page_layout {
+	bool is_known;
+	uint32_t size;
+	uint32_t mapping, private; /* in bytes, as those below */
+	uint32_t file_mapping, mapping_pages, pages_head;
+	uint64_t
+		flags_mask; /* what of flags is flags: above is the zone etc. */
+	uint64_t head_flag, reserved_flag, lru_flag;
+	uint64_t hwpoison_flag;		/* 0 if this kernel has none */
+	uint32_t type_mask, buddy_type; /* page_type of a free block */
+	bool has_folio_mapcount; /* the first tail tells if a folio is mapped */
+};
+
 /* One at a time: a thread that walks has its own. */
 struct pv_bpf {
 	int map_fd, program_fd;
@@ -45,6 +74,9 @@ struct pv_bpf {
 	uint64_t user_end; /* no address from there on is walked */
 	struct bpf_walk_area *area;
 	uint8_t swap_kinds[1 << SWAP_TYPE_BITS];
+	struct pv_page_layout page;
+	uint64_t vmemmap; /* the description of frame 0; 0: not known */
+	uint64_t zero_pfn;
 	struct pv_table above[BPF_WALK_LEVELS]; /* one for each higher level */
 	struct pv_middle middles[PV_NR_MIDDLES];
 };
@@ -135,7 +167,15 @@ static inline unsigned int part_reach(void)
 
 /* bpf_load.c, bpf_types.c */
 int pv_bpf_find_types(struct pv_bpf *bpf);
+int pv_bpf_run_program(struct pv_bpf *bpf, int fd, uint32_t first, uint32_t nr);
 int pv_bpf_run(struct pv_bpf *bpf, int fd, uint32_t first, uint32_t nr);
+int64_t pv_own_frame(int pagemap_fd, const void *page);
+
+/* bpf_frames.c */
+void pv_bpf_request_frames(struct pv_bpf *bpf, uint32_t i, uint64_t pfn,
+			   uint32_t nr);
+const struct pv_page *pv_bpf_frame(const struct pv_bpf *bpf, uint32_t i,
+				   uint32_t nr);
 
 /* bpf_range.c */
 int pv_bpf_copy_table(struct pv_bpf *bpf, int fd, uint64_t vaddr,

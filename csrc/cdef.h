@@ -174,6 +174,13 @@ int64_t pv_split_by_value(int fd, const struct pv_frames *runs,
 int64_t pv_probe_blocks(int fd, uint64_t first, uint64_t nr, uint64_t nr_places,
 			uint64_t step, uint64_t free, uint64_t *heads);
 
+/* bpf_frames.c, bpf_flags.c */
+int pv_bpf_find_frames(struct pv_bpf *bpf);
+int64_t pv_bpf_count(struct pv_bpf *bpf, int fd, const struct pv_frames *runs,
+		     uint64_t nr_runs, unsigned int max_order,
+		     struct pv_count *counts, uint64_t room,
+		     uint64_t *nr_by_key);
+
 /* listing.c, listing_text.c */
 
 /* What to list, and how: bits. */

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kpage.h"
 #include "runs.h"
 
 /* To read one more frame costs a fifth of a system call. */
@@ -18,10 +19,11 @@
 #define NR_SLOTS 4096
 
 /* The state of one count. Too large for a stack: see struct pv_reader. */
-struct counter {
+struct pv_counter {
 	struct pv_reader reader;
 	uint64_t nr_other; /* frames whose value has no slot */
 	uint64_t nr_used;
+	struct pv_count *last; /* the slot of the last frame */
 	struct pv_count slots[NR_SLOTS];
 };
 
@@ -84,29 +86,30 @@ static struct pv_count *slot_of(struct pv_count *slots, uint64_t value)
 	return &slots[i];
 }
 
-/* Count values: one per frame. */
-static void count(struct counter *counter, const uint64_t *values, int64_t nr)
+/* Count frames with one value. */
+void pv_counter_add(struct pv_counter *counter, uint64_t value, uint64_t nr)
 {
-	struct pv_count *last = &counter->slots[0];
+	struct pv_count *slot = counter->last;
 
-	for (int64_t i = 0; i < nr; i++) {
-		if (!last->nr || last->value != values[i])
-			last = slot_of(counter->slots, values[i]);
-		if (!last->nr) {
-			if (counter->nr_used == NR_SLOTS / 2) {
-				counter->nr_other++;
-				continue;
-			}
-			counter->nr_used++;
-			last->value = values[i];
+	if (!slot->nr || slot->value != value)
+		slot = slot_of(counter->slots, value);
+	counter->last = slot;
+	if (!slot->nr) {
+		if (counter->nr_used == NR_SLOTS / 2) {
+			counter->nr_other += nr;
+			return;
 		}
-		last->nr++;
+		counter->nr_used++;
+		slot->value = value;
 	}
+	slot->nr += nr;
 }
 
-static int64_t count_runs(struct counter *counter, const struct pv_frames *runs,
-			  uint64_t nr_runs)
+/* Count the frames of runs by the values that the file has. 0 or -errno. */
+int64_t pv_counter_read(struct pv_counter *counter, int fd,
+			const struct pv_frames *runs, uint64_t nr_runs)
 {
+	start_reading(&counter->reader, fd, runs, nr_runs);
 	for (uint64_t at = 0; at < nr_runs; at++) {
 		uint64_t pfn = runs[at].pfn, end = pfn + runs[at].nr;
 
@@ -121,11 +124,48 @@ static int64_t count_runs(struct counter *counter, const struct pv_frames *runs,
 				counter->nr_other += end - pfn;
 				break;
 			}
-			count(counter, values, nr);
+			for (int64_t i = 0, next; i < nr; i = next) {
+				for (next = i + 1; next < nr; next++)
+					if (values[next] != values[i])
+						break;
+				pv_counter_add(counter, values[i],
+					       (uint64_t)(next - i));
+			}
 			pfn += (uint64_t)nr;
 		}
 	}
 	return 0;
+}
+
+/* Begin to count; NULL without memory. */
+struct pv_counter *pv_counter_start(void)
+{
+	struct pv_counter *counter = calloc(1, sizeof(*counter));
+
+	if (counter)
+		counter->last = &counter->slots[0];
+	return counter;
+}
+
+/*
+ * Write the counts, at most room, and free the counter. Returns how many there
+ * are.
+ */
+int64_t pv_counter_end(struct pv_counter *counter, struct pv_count *counts,
+		       uint64_t room)
+{
+	uint64_t nr_other = counter->nr_other, nr_out = 0;
+
+	for (uint64_t i = 0; i < NR_SLOTS; i++) {
+		if (counter->slots[i].nr && nr_out < room)
+			counts[nr_out++] = counter->slots[i];
+		else
+			nr_other += counter->slots[i].nr;
+	}
+	free(counter);
+	if (nr_other && nr_out < room)
+		counts[nr_out++] = (struct pv_count){ PV_NO_ENTRY, nr_other };
+	return (int64_t)nr_out;
 }
 
 /*
@@ -136,27 +176,17 @@ static int64_t count_runs(struct counter *counter, const struct pv_frames *runs,
 int64_t pv_count_values(int fd, const struct pv_frames *runs, uint64_t nr_runs,
 			struct pv_count *counts, uint64_t room)
 {
-	struct counter *counter = calloc(1, sizeof(*counter));
-	uint64_t nr_other, nr_out = 0;
-	int64_t ret;
+	struct pv_counter *counter = pv_counter_start();
+	int64_t error;
 
 	if (!counter)
 		return -ENOMEM;
-	start_reading(&counter->reader, fd, runs, nr_runs);
-	ret = count_runs(counter, runs, nr_runs);
-	nr_other = counter->nr_other;
-	for (uint64_t i = 0; i < NR_SLOTS && ret >= 0; i++) {
-		if (counter->slots[i].nr && nr_out < room)
-			counts[nr_out++] = counter->slots[i];
-		else
-			nr_other += counter->slots[i].nr;
+	error = pv_counter_read(counter, fd, runs, nr_runs);
+	if (error) {
+		free(counter);
+		return error;
 	}
-	free(counter);
-	if (ret < 0)
-		return ret;
-	if (nr_other && nr_out < room)
-		counts[nr_out++] = (struct pv_count){ PV_NO_ENTRY, nr_other };
-	return (int64_t)nr_out;
+	return pv_counter_end(counter, counts, room);
 }
 
 /*

@@ -73,6 +73,18 @@ class _Lib:
         room: int,
     ) -> int: ...
     def pv_count_values(self, fd: int, runs: Any, nr_runs: int, counts: Any, room: int) -> int: ...
+    def pv_bpf_count(
+        self,
+        bpf: Any,
+        fd: int,
+        runs: Any,
+        nr_runs: int,
+        max_order: int,
+        counts: Any,
+        room: int,
+        nr_by_key: Any,
+    ) -> int: ...
+    def pv_bpf_find_frames(self, bpf: Any) -> int: ...
     def pv_split_by_value(
         self, fd: int, runs: Any, nr_runs: int, at: Any, pfn: Any, pieces: Any, room: int
     ) -> int: ...

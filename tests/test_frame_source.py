@@ -193,6 +193,7 @@ class TestCommands:
             words = ("pages", str(stopped.pid), "--summary", "--json", "--source", source)
             document = json.loads(physview(*words).stdout)
             assert document.pop("source") == source
+            assert document.pop("flag_source") in ("kpageflags", source)
             counts = Counter()
             for count in document.pop("counts"):
                 # A kernel that watches which pages are used changes these flags all the time.

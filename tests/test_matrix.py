@@ -29,7 +29,7 @@ LEVEL_TESTS = (
 OTHER_TESTS = (
     "course::test_it_reports_the_addresses_that_pagemap_has",
     "course::test_a_module_that_is_loaded_is_not_loaded_again",
-    *("kmod_access", "kmod_calls", "kmod_compat", "kmod_descriptors", "labs"),
+    *("frame_flags", "kmod_access", "kmod_calls", "kmod_compat", "kmod_descriptors", "labs"),
     *("pagemap", "pagemap_privilege", "probes", "soft_dirty", "trace_probes"),
 )
 ALL_TESTS = (*LEVEL_TESTS, *OTHER_TESTS)

@@ -13,7 +13,10 @@
  * short they free at once, so each entry on the way is read again afterwards:
  * if it still leads to the table that was copied, the copy is good.
  *
- * scripts/build-bpf makes walk_program.h of this file.
+ * The program also copies the kernel's own descriptions of frames (struct
+ * page): see csrc/bpf_frames.c.
+ *
+ * scripts/build_bpf.py makes walk_program.h of this file.
  */
 #include <linux/bpf.h>
 
@@ -55,7 +58,23 @@ INLINE __u64 find_mm(void)
 	__u64 fds = read_word(table + area.offsets.fdt_fd);
 	__u64 file = read_word(fds + sizeof(__u64) * area.fd);
 
+	area.file = file;
 	return read_word(file + area.offsets.file_private_data);
+}
+
+/* Copy the kernel's own memory. */
+INLINE void copy_memory(struct bpf_walk_request *request, __u64 *to,
+			struct bpf_walk_answer *answer)
+{
+	const void *from = (const void *)request->vaddr;
+	__u32 size = request->offset & (sizeof(area.tables[0]) - 1);
+	long error;
+
+	if (size)
+		error = probe_read_kernel(to, size, from);
+	else
+		error = probe_read_kernel(to, sizeof(area.tables[0]), from);
+	answer->state = error ? BPF_WALK_FAULT : BPF_WALK_COPIED;
 }
 
 /* One request. */
@@ -72,6 +91,10 @@ static long walk_one(__u64 i, void *arg)
 		return 1;
 	request = &area.requests[i];
 	answer = &area.answers[i];
+	if (request->copy == BPF_WALK_MEMORY) {
+		copy_memory(request, area.tables[i], answer);
+		return 0;
+	}
 	for (level = 0; level < BPF_WALK_LEVELS; level++) {
 		__u64 index, address, entry;
 

@@ -24,6 +24,13 @@ struct bpf_walk_request {
 	__u16 offset; /* of the part, in bytes */
 };
 
+/*
+ * The other kind of request, for which copy has this value: copy the kernel's
+ * own memory. Then vaddr is the kernel's address, nr_levels is 0, and offset is
+ * the number of bytes; 0 is as much as a part of a table.
+ */
+enum { BPF_WALK_MEMORY = 2 };
+
 enum {
 	BPF_WALK_COPIED = 1,
 	/* The kernel could not read there: the table went. */
@@ -67,6 +74,7 @@ struct bpf_walk_area {
 	__u64 word_at; /* an address to read, or 0 */
 	/* The program writes what follows. */
 	__u64 word;	/* what stands at word_at */
+	__u64 file;	/* the address of the file behind fd */
 	__u64 pgd;	/* the root table */
 	__u32 nr_users; /* tasks with the address space: 0 if it is gone */
 	__u32 nr_users_after;

@@ -12,7 +12,8 @@ from physview.entry_rules import is_swapped
 from physview.memory.extents import Batch
 from physview.memory.snapshot import Snapshot
 from physview.model import NO_ENTRY, PAGE_SHIFT
-from physview.sources.kpage import MAX_VALUES, KpageFile
+from physview.sources.frame_flags import MIN_FRAMES, choose_flag_source, count_frames
+from physview.sources.kpage import KpageFile
 from physview.sources.page_flags import FlagFilter, expanded, well_known
 
 # For fewer pages, threads cost more than they gain: even to import them takes milliseconds.
@@ -27,11 +28,13 @@ class FlagCounts(NamedTuple):
             kernel has no flags count under NO_ENTRY.
         nr_swapped: Number of swap entries.
         nr_special: Number of guards, markers and pages in migration.
+        flag_source: Who told the flags: "kpageflags" or "bpf", as `MachineFrames.source`.
     """
 
     by_flags: dict[int, int]
     nr_swapped: int
     nr_special: int
+    flag_source: str = "kpageflags"
 
 
 def count_flags(
@@ -44,7 +47,7 @@ def count_flags(
     nr_threads: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> FlagCounts:
-    """Count the pages of a range by flags. Needs no NumPy; /proc/kpageflags limits the speed.
+    """Count the pages of a range by flags. Needs no NumPy.
 
     Args:
         snapshot: The process.
@@ -70,18 +73,18 @@ def count_flags(
     allocate = ffi.new_allocator(should_clear_after_alloc=False)
     zero_pfn = snapshot.reader.zero_pfn
     file = KpageFile("kpageflags")
+    # Where BPF pays for the pages, it pays for their flags.
+    flag_source = choose_flag_source("auto", MIN_FRAMES if snapshot.source == "bpf" else 0)
 
     def count(batch: Batch) -> tuple[dict[int, int], tuple[int, int, int]]:
         frames = allocate("struct pv_frames[]", batch.nr)
         nr_frames = lib.pv_frames_of(batch.extents, batch.nr, zero_pfn, frames)
-        counts = allocate("struct pv_count[]", MAX_VALUES)
-        nr = lib.pv_count_values(file.fd, frames, nr_frames, counts, MAX_VALUES)
-        _ffi.check(nr, "/proc/kpageflags")
+        counts = count_frames(file, frames, nr_frames, flag_source).counts
         account = new_account(flags_fd=-1, zero_pfn=zero_pfn)
         lib.pv_account(account, batch.extents, batch.nr, NO_ENTRY)
         sums = account.sums
         others = (sums.nr_zero, sums.nr_swapped + sums.nr_swap_hidden, sums.nr_special)
-        return file.without_false({counts[i].value: counts[i].nr for i in range(nr)}), others
+        return counts, others
 
     by_flags: Counter[int] = Counter()
     nr_zero = nr_swapped = nr_special = 0
@@ -105,7 +108,7 @@ def count_flags(
             chosen[shown] += nr
     if where is not None:
         nr_swapped = nr_special = 0
-    return FlagCounts(dict(chosen), nr_swapped, nr_special)
+    return FlagCounts(dict(chosen), nr_swapped, nr_special, flag_source)
 
 
 def _count_rows(

@@ -27,6 +27,8 @@ HELP = "the machine's frames by use, zone, node and flags, and free blocks by si
 
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    from physview.sources.frame_flags import FLAG_SOURCES
+
     parser.add_argument(
         "frames",
         metavar="FRAME",
@@ -76,6 +78,13 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         help="take the flags from a copy of /proc/kpageflags, made by --save or by cat",
     )
     parser.add_argument(
+        "--source",
+        choices=FLAG_SOURCES,
+        help="who tells the flags that are counted: kpageflags, for each frame; bpf (a BPF program"
+        " tells which frames are alike, and kpageflags the flags of a few of them); or auto, the"
+        " default: bpf if it is available and faster, or else kpageflags",
+    )
+    parser.add_argument(
         "--picture", metavar="FILE", help="draw the frames instead: .svg, .png or .html"
     )
     _pictures.add_options(parser)
@@ -116,6 +125,11 @@ def _check(args: argparse.Namespace) -> None:
     if (args.columns is not None or args.format) and not (args.list or args.each):
         option = "--columns" if args.columns is not None else "--format"
         raise UsageError(f"{option} needs a list", "", "add --list or --each")
+    if args.source == "bpf":
+        kept = {"--list": args.list, "--each": args.each, "--from": args.saved, **alone}
+        for other in (name for name, value in kept.items() if value):
+            why = "BPF only counts frames"
+            raise UsageError(f"--source bpf and {other} exclude each other", why, "leave out one")
     if args.format and args.json:
         raise UsageError("--json and --format exclude each other", "", "leave out one")
     if args.saved is not None and args.cgroup is not None:
@@ -131,7 +145,7 @@ def _show_machine(args: argparse.Namespace) -> None:
     from physview.reporters import frames as reporter
 
     with _progress.progress_bar("counting frames") as progress:
-        machine = read_machine(progress=progress)
+        machine = read_machine(source=args.source or "auto", progress=progress)
     if args.json:
         from physview.reporters import documents
 
@@ -210,12 +224,14 @@ def _print_some(
     from physview.reporters import frames as reporter
 
     if not (args.list or args.each):
+        source = _choose_source(args, selection)
         with _progress.progress_bar("counting frames") as progress:
-            counts = count_selected(file, selection, progress=progress)
+            counts = count_selected(file, selection, source=source, progress=progress)
         if args.json:
             from physview.reporters import documents
 
-            documents.write(reporter.selection_document(counts))
+            told_by = source if args.saved is None else "copy"
+            documents.write(reporter.selection_document(counts, told_by))
         else:
             all_flags = args.all_flags
             reporter.print_selection(counts, all_flags=all_flags, raw=selection.raw)
@@ -239,6 +255,15 @@ def _print_some(
     reporter.print_list(
         listing.iter_frames(iter_ranges(selection)), columns, style=style, each=args.each
     )
+
+
+def _choose_source(args: argparse.Namespace, selection: Selection) -> str:
+    from physview.sources.frame_flags import choose_flag_source
+
+    if args.saved is not None or (args.source is None and selection.cgroup is not None):
+        return "kpageflags"  # few frames of a cgroup are contiguous
+    nr_frames = sum(end - first for first, end in selection.ranges)
+    return choose_flag_source(args.source or "auto", nr_frames)
 
 
 def _columns(args: argparse.Namespace) -> list[str]:

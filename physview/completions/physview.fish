@@ -183,6 +183,7 @@ complete -c physview -n '_shtab_physview_using frames' -l all-flags -d 'show eve
 complete -c physview -n '_shtab_physview_using frames' -l raw -d 'count frames separately that differ only in kernel-internal flags (bit 32 and up), or in being the head or the tail of a compound page; list all flags'
 complete -c physview -n '_shtab_physview_using frames' -l save -xka "(__fish_complete_path (commandline -ct))" -d 'write a copy of /proc/kpageflags, and print nothing else'
 complete -c physview -n '_shtab_physview_using frames' -l from -xka "(__fish_complete_path (commandline -ct))" -d 'take the flags from a copy of /proc/kpageflags, made by --save or by cat'
+complete -c physview -n '_shtab_physview_using frames' -l source -xka "auto kpageflags bpf" -d 'who tells the flags that are counted: kpageflags, for each frame; bpf (a BPF program tells which frames are alike, and kpageflags the flags of a few of them); or auto, the default: bpf if it is available and faster, or else kpageflags'
 complete -c physview -n '_shtab_physview_using frames' -l picture -xka "(__fish_complete_path (commandline -ct))" -d 'draw the frames instead: .svg, .png or .html'
 complete -c physview -n '_shtab_physview_using frames' -l theme -xka "light dark" -d 'colours for a light or a dark background; by default SVG and HTML follow the viewer'"'"'s setting, and PNG is light'
 complete -c physview -n '_shtab_physview_using frames' -l force -d 'replace the file if it exists'

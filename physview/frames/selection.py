@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview.model import NO_ENTRY
+from physview.sources.frame_flags import count_frames, read_max_order
 from physview.sources.kpage import FRAMES_DTYPE, PIECE_DTYPE, KpageFile
 from physview.sources.page_flags import (
     IDLE,
@@ -65,6 +66,7 @@ def count_selected(
     file: KpageFile,
     selection: Selection,
     *,
+    source: str = "kpageflags",
     progress: Callable[[int, int], None] | None = None,
 ) -> Counter[int]:
     """Count the chosen frames by their flags.
@@ -72,13 +74,16 @@ def count_selected(
     Args:
         file: The flags of all frames.
         selection: Which frames.
+        source: Who tells the flags: what `choose_flag_source()` returned.
         progress: Called with the number of frames that were examined, and of all.
     """
     found: Counter[int] = Counter()
     ffi, _ = file.core
+    max_order = 0 if source == "kpageflags" else read_max_order()
     for ranges in iter_ranges(selection, progress=progress):
         runs = [(first, end - first) for first, end in ranges]
-        found.update(file.count_buffer(ffi.new("struct pv_frames[]", runs), len(runs)))
+        frames = ffi.new("struct pv_frames[]", runs)
+        found.update(count_frames(file, frames, len(runs), source, max_order=max_order).counts)
     chosen: Counter[int] = Counter()
     for flags, nr in found.items():
         if flags == NO_ENTRY:

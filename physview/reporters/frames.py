@@ -160,6 +160,7 @@ def machine_document(machine: MachineFrames) -> dict[str, Any]:
     """Make the JSON document of frames (docs/json.md)."""
     counts = machine.counts
     return {
+        "source": machine.source,
         "page_size_bytes": PAGE_SIZE,
         "nr_frames": machine.nr_frames,
         "nr_offline": machine.nr_offline,
@@ -195,9 +196,15 @@ def _flags_document(counts: dict[int, int]) -> list[dict[str, Any]]:
     ]
 
 
-def selection_document(counts: dict[int, int]) -> dict[str, Any]:
-    """Make the JSON document of some frames (docs/json.md)."""
+def selection_document(counts: dict[int, int], source: str) -> dict[str, Any]:
+    """Make the JSON document of some frames (docs/json.md).
+
+    Args:
+        counts: Number of frames by their value in kpageflags.
+        source: Who told the flags: "kpageflags", "bpf", or "copy".
+    """
     return {
+        "source": source,
         "page_size_bytes": PAGE_SIZE,
         "nr_frames": sum(counts.values()),
         "uses": _uses_document(counts),

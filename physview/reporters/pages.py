@@ -275,6 +275,7 @@ def write_summary_document(pid: int, source: str, counts: FlagCounts) -> None:
     ]
     document = {
         "source": source,
+        "flag_source": counts.flag_source,
         "pid": pid,
         "nr_pages": sum(counts.by_flags.values()),
         "nr_swapped": counts.nr_swapped,

@@ -87,6 +87,19 @@ def load() -> None:
     _Program.take().give_back()
 
 
+def load_for_frames() -> None:
+    """Load the program, and find the kernel's descriptions of frames (struct page).
+
+    Raises:
+        As `Bpf`; Unsupported: what this kernel's descriptions look like is not known.
+    """
+    with borrowed_program() as program:
+        _, lib = _ffi.load()
+        if lib.pv_bpf_find_frames(program):
+            why = "what this kernel's descriptions of frames (struct page) look like is not known"
+            raise Unsupported("cannot read the flags of frames by BPF", why)
+
+
 @contextlib.contextmanager
 def borrowed_program() -> Iterator[Any]:
     """Lend a loaded program, a `struct pv_bpf *`, to one thread.
