@@ -202,7 +202,7 @@ static int check_samples(struct unit *unit, uint32_t first, uint32_t end)
 			pv_bpf_request_frames(bpf, nr++, sample->pfn, 1);
 			pv_bpf_request_frames(bpf, nr++, sample->base, 2);
 		}
-	error = pv_bpf_run_program(bpf, 0, 0, nr);
+	error = pv_bpf_run_program(bpf, unit->fd, 0, nr);
 	if (error)
 		return error;
 	nr = 0;
@@ -333,7 +333,7 @@ static int look(struct unit *unit, const struct pv_frames *asked, uint32_t nr)
 	for (uint32_t i = 0; i < nr; i++)
 		pv_bpf_request_frames(unit->bpf, i, asked[i].pfn,
 				      (uint32_t)asked[i].nr);
-	error = pv_bpf_run_program(unit->bpf, 0, 0, nr);
+	error = pv_bpf_run_program(unit->bpf, unit->fd, 0, nr);
 	if (error)
 		return error;
 	for (uint32_t i = 0; i < nr; i++) {

@@ -162,7 +162,10 @@ static int load_program(struct pv_bpf *bpf, char *log, uint32_t log_bytes)
 	return 0;
 }
 
-/* Run the program for some requests. */
+/*
+ * Run the program for some requests. fd is a descriptor of any file whose
+ * private data is an address space, or nothing.
+ */
 int pv_bpf_run_program(struct pv_bpf *bpf, int fd, uint32_t first, uint32_t nr)
 {
 	union bpf_attr attributes = { 0 };
