@@ -92,9 +92,10 @@ static uint32_t random_below(struct unit *unit, uint64_t limit)
 
 static uint32_t hash_of(const struct pv_page_key *key)
 {
+	const int nr = key->words[2] ? PV_KEY_WORDS : 2;
 	uint64_t hash = 0;
 
-	for (int i = 0; i < PV_KEY_WORDS; i++)
+	for (int i = 0; i < nr; i++)
 		hash = (hash ^ key->words[i]) * UINT64_C(0x9e3779b97f4a7c15);
 	return (uint32_t)(hash >> 40) & (NR_SLOTS - 1);
 }
@@ -105,8 +106,7 @@ static uint32_t number_of(struct unit *unit, const struct pv_page_key *key)
 	uint32_t at = hash_of(key);
 
 	for (; unit->slots[at]; at = (at + 1) & (NR_SLOTS - 1))
-		if (!memcmp(&unit->keys[unit->slots[at] - 1].key, key,
-			    sizeof(*key)))
+		if (pv_same_key(&unit->keys[unit->slots[at] - 1].key, key))
 			return unit->slots[at] - 1u;
 	if (unit->nr_keys == NR_KEYS)
 		return NO_KEY;
@@ -132,26 +132,35 @@ static void add_piece(struct unit *unit, uint64_t pfn, uint64_t base,
 	key->pieces[2] = at;
 }
 
+/* Whether a frame with a key continues a piece with the same key. */
+static bool continues(const struct piece *last, uint64_t pfn, uint64_t base)
+{
+	return last->pfn + last->nr == pfn &&
+	       (base == last->base || (base == pfn && last->base == last->pfn));
+}
+
 static void add_frame(struct unit *unit, uint64_t pfn,
 		      const struct pv_page *page, const struct pv_page *next)
 {
 	struct piece *last =
 		unit->nr_pieces ? &unit->pieces[unit->nr_pieces - 1] : NULL;
-	const bool has_key = pv_page_key(&unit->scan, pfn, page, next);
-	const uint64_t base = has_key ? unit->scan.base : pfn;
+	const struct pv_page_key *key = &unit->scan.key;
 
 	unit->nr_frames++;
-	if (last && last->pfn + last->nr == pfn &&
-	    (last->key == NO_KEY) == !has_key &&
-	    (!has_key || ((base == last->base ||
-			   (base == pfn && last->base == last->pfn)) &&
-			  !memcmp(&unit->keys[last->key].key, &unit->scan.key,
-				  sizeof(unit->scan.key))))) {
-		last->nr++;
-		return;
+	if (!pv_page_key(&unit->scan, pfn, page, next)) {
+		if (last && last->key == NO_KEY && continues(last, pfn, pfn))
+			last->nr++;
+		else
+			add_piece(unit, pfn, pfn, 1, NO_KEY);
+	} else if (last && last->key != NO_KEY &&
+		   pv_same_key(&unit->keys[last->key].key, key)) {
+		if (continues(last, pfn, unit->scan.base))
+			last->nr++;
+		else
+			add_piece(unit, pfn, unit->scan.base, 1, last->key);
+	} else {
+		add_piece(unit, pfn, unit->scan.base, 1, number_of(unit, key));
 	}
-	add_piece(unit, pfn, base, 1,
-		  has_key ? number_of(unit, &unit->scan.key) : NO_KEY);
 }
 
 /* Choose the frames of a key for which the kernel is asked. */

@@ -7,6 +7,8 @@
 #ifndef PV_PAGE_KEY_H
 #define PV_PAGE_KEY_H
 
+#include <string.h>
+
 #include "bpf_walk.h"
 
 enum { PV_KEY_WORDS = 10 };
@@ -41,6 +43,17 @@ struct pv_page_scan {
 	uint64_t zero_pfn;
 	unsigned int max_order; /* of free blocks; 0: not known */
 };
+
+static inline bool pv_same_key(const struct pv_page_key *one,
+			       const struct pv_page_key *other)
+{
+	if (one->words[0] != other->words[0] ||
+	    one->words[1] != other->words[1] ||
+	    one->words[2] != other->words[2])
+		return false;
+	/* Word 2 has the flag of a head, or there is no compound page. */
+	return !one->words[2] || !memcmp(one, other, sizeof(*one));
+}
 
 bool pv_page_key(struct pv_page_scan *scan, uint64_t pfn,
 		 const struct pv_page *page, const struct pv_page *next);

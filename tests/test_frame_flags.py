@@ -5,6 +5,7 @@ import ctypes
 import json
 import os
 import random
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -223,8 +224,12 @@ class TestEquality:
     def test_broken_frames(self, flags):
         region = Region(400).touch()
         chosen = frames_of(region)
-        advise(region, MADV_HWPOISON, 7)
-        advise(region, MADV_HWPOISON, 200)
+        before = signal.signal(signal.SIGBUS, lambda *_: None)  # Linux 7.3 sends it at once
+        try:
+            advise(region, MADV_HWPOISON, 7)
+            advise(region, MADV_HWPOISON, 200)
+        finally:
+            signal.signal(signal.SIGBUS, before)
         self.same(flags, chosen, "hwpoison")
 
     @pytest.mark.needs("cc", "machine")
