@@ -75,7 +75,8 @@ def frames(
         for flags, nr in sorted(found.counts.items())
     ]
     columns = columns_of_rows(_FRAME_FIELDS, rows)
-    return Table("frames of RAM", columns, machine, source="/proc/kpageflags")
+    source = "/proc/kpageflags" + (", BPF" if machine.source == "bpf" else "")
+    return Table("frames of RAM", columns, machine, source=source)
 
 
 def select_frames(
