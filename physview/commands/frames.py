@@ -81,8 +81,8 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "--source",
         choices=FLAG_SOURCES,
         help="who tells the flags that are counted: kpageflags, for each frame; bpf (a BPF program"
-        " tells which frames are alike, and kpageflags the flags of a few of them); or auto, the"
-        " default: bpf if it is available and faster, or else kpageflags",
+        " tells which frames are alike, and kpageflags the flags of a few of them); or auto: bpf if"
+        " it is available and faster, or else kpageflags",
     )
     parser.add_argument(
         "--picture", metavar="FILE", help="draw the frames instead: .svg, .png or .html"
