@@ -127,6 +127,12 @@ static uint64_t bit_of(uint64_t found)
 	return found ? UINT64_C(1) << ((found - 1) & 63) : 0;
 }
 
+/* Whether a member is one of the words before mapcount. */
+static bool is_word(uint64_t found)
+{
+	return (found - 1) % sizeof(uint64_t) == 0 && found - 1 < MAPCOUNT_AT;
+}
+
 /* All that was found, if it is enough. */
 struct pv_page_layout pv_page_layout(const struct pv_page_search *search)
 {
@@ -150,6 +156,7 @@ struct pv_page_layout pv_page_layout(const struct pv_page_search *search)
 	    members[TAIL] - 1 != TAIL_AT ||
 	    members[MAPCOUNT] - 1 != MAPCOUNT_AT ||
 	    members[REFCOUNT] - 1 != MAPCOUNT_AT + 4 ||
+	    !is_word(members[MAPPING]) || !is_word(members[PRIVATE]) ||
 	    members[PAGE_TYPE] != members[MAPCOUNT] ||
 	    (search->has_types && !search->buddy_type))
 		return layout;

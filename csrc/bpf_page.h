@@ -8,8 +8,7 @@
 
 enum { PV_NR_PAGE_MEMBERS = 12, PV_NR_PAGE_FLAGS = 5 };
 
-/* What was found so far. Each number is one higher: 0 is not found.
- */
+/* What was found so far. Each number is one higher: 0 is not found. */
 struct pv_page_search {
 	uint32_t size;
 	uint64_t members[PV_NR_PAGE_MEMBERS];
