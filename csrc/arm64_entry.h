@@ -35,6 +35,12 @@
 #define ARM64_HIGH_LPA2 UINT64_C(0x300)
 #define ARM64_HIGH_LPA2_SHIFT 42
 
+#define ARM64_READ_ONLY (UINT64_C(1) << 7)
+#define ARM64_ACCESSED (UINT64_C(1) << 10)
+#define ARM64_WRITABLE (UINT64_C(1) << 51) /* DBM */
+#define ARM64_CONTIGUOUS (UINT64_C(1) << 52)
+#define ARM64_DIRTY (UINT64_C(1) << 55)
+
 #define ARM64_SWAP_TYPES 32
 #define ARM64_SWAP_OFFSET_BITS 50
 
@@ -123,6 +129,30 @@ static inline uint64_t arm64_paddr(const struct arm64_format *format,
 			 (entry & format->high) << format->high_shift;
 
 	return paddr & ~((UINT64_C(1) << shift) - 1);
+}
+
+static inline bool arm64_is_accessed(uint64_t entry)
+{
+	return entry & ARM64_ACCESSED;
+}
+
+/* Linux's bit, or a writable page that the hardware made really so. */
+static inline bool arm64_is_dirty(uint64_t entry)
+{
+	return entry & ARM64_DIRTY ||
+	       ((entry & ARM64_WRITABLE) && !(entry & ARM64_READ_ONLY));
+}
+
+/*
+ * Of contiguous pages the hardware may set the bit of any one. As a shift: 64
+ * KiB, or 2 MiB with larger pages (CONT_PTE_SHIFT).
+ */
+static inline unsigned int arm64_group_order(const struct arm64_format *format,
+					     uint64_t entry)
+{
+	if (!(entry & ARM64_VALID) || !(entry & ARM64_CONTIGUOUS))
+		return 0;
+	return format->page_shift == 12 ? 4 : format->page_shift == 14 ? 7 : 5;
 }
 
 static inline unsigned int arm64_swap_type(const struct arm64_format *format,

@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 NAMES = (
     "account",
     "arrow",
+    "bpf_bits",
     "bpf_find",
     "bpf_flags",
     "bpf_frames",

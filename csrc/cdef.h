@@ -150,6 +150,28 @@ enum pv_entry_use {
 int pv_bpf_table(struct pv_bpf *bpf, int fd, uint64_t vaddr, uint32_t level,
 		 uint32_t nr, uint64_t *entries, uint8_t *uses);
 
+/* bpf_bits.c */
+
+/* Whose bit "written" is: the hardware's, or Linux's soft-dirty bit. */
+enum { PV_DIRTY_BIT, PV_SOFT_DIRTY_BIT };
+
+/*
+ * The bits of 512 pages that one piece of a lowest table maps, or of one huge
+ * page; a page's bit is at its place. shift is of what one bit is for. A piece
+ * of which nothing is known has is_unstable.
+ */
+struct pv_bits {
+	uint64_t vaddr; /* of the first page */
+	uint32_t shift;
+	uint32_t is_unstable;
+	uint64_t present[8];
+	uint64_t accessed[8];
+	uint64_t written[8];
+};
+
+int64_t pv_bpf_bits(struct pv_bpf *bpf, int fd, int which, uint64_t *at,
+		    uint64_t end, struct pv_bits *bits, uint64_t room);
+
 /* kpage.c */
 
 /* How many frames have this value. */

@@ -77,6 +77,28 @@ static inline uint64_t entry_present_paddr(uint64_t entry)
 	return arm64_paddr(&pv_arm64, entry, PV_PAGE_SHIFT);
 }
 
+static inline bool entry_is_accessed(uint64_t entry)
+{
+	return arm64_is_accessed(entry);
+}
+
+static inline bool entry_is_dirty(uint64_t entry)
+{
+	return arm64_is_dirty(entry);
+}
+
+/* Linux has no soft-dirty bits here. */
+static inline bool entry_is_soft_dirty(uint64_t entry)
+{
+	(void)entry;
+	return false;
+}
+
+static inline unsigned int entry_group_order(uint64_t entry)
+{
+	return arm64_group_order(&pv_arm64, entry);
+}
+
 static inline unsigned int entry_swap_type(uint64_t entry)
 {
 	return arm64_swap_type(&pv_arm64, entry);

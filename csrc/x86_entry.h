@@ -18,6 +18,14 @@
 #define X86_PRESENT (UINT64_C(1) << 0)
 #define X86_PSE (UINT64_C(1) << 7)
 #define X86_PROTNONE (UINT64_C(1) << 8)
+#define X86_ACCESSED (UINT64_C(1) << 5)
+#define X86_DIRTY (UINT64_C(1) << 6)
+#define X86_SOFT_DIRTY (UINT64_C(1) << 11)
+/*
+ * From 6.6 on, a dirty page that is made read-only has its bit here. Before, a
+ * page of persistent memory has this bit, and looks written.
+ */
+#define X86_SAVED_DIRTY (UINT64_C(1) << 58)
 #define X86_ADDRESS UINT64_C(0x000ffffffffff000)
 /* Accessed and dirty: some processors set them in an empty entry (erratum). */
 #define X86_ERRATUM (UINT64_C(3) << 5)
@@ -59,6 +67,33 @@ static inline uint64_t entry_paddr(uint64_t entry, unsigned int shift)
 static inline uint64_t entry_present_paddr(uint64_t entry)
 {
 	return entry & X86_ADDRESS;
+}
+
+/*
+ * Whether the page was used through this entry since the bit was cleared. The
+ * entry maps a page, perhaps one that faults (PROT_NONE).
+ */
+static inline bool entry_is_accessed(uint64_t entry)
+{
+	return entry & X86_ACCESSED;
+}
+
+/* The same for writing. */
+static inline bool entry_is_dirty(uint64_t entry)
+{
+	return entry & (X86_DIRTY | X86_SAVED_DIRTY);
+}
+
+static inline bool entry_is_soft_dirty(uint64_t entry)
+{
+	return entry & X86_SOFT_DIRTY;
+}
+
+/* So many pages, as a shift, may have one accessed bit for all of them. */
+static inline unsigned int entry_group_order(uint64_t entry)
+{
+	(void)entry;
+	return 0;
 }
 
 static inline unsigned int entry_swap_type(uint64_t entry)

@@ -57,6 +57,11 @@ class _Lib:
     def pv_bpf_find(
         self, bpf: Any, pids: Any, nr_pids: int, runs: Any, nr_runs: int, places: Any
     ) -> None: ...
+    PV_DIRTY_BIT: int
+    PV_SOFT_DIRTY_BIT: int
+    def pv_bpf_bits(
+        self, bpf: Any, fd: int, which: int, at: Any, end: int, bits: Any, room: int
+    ) -> int: ...
     PV_USE_SCAN: int
     PV_COMMON_BITS: int
     def pv_scan_extents(

@@ -72,6 +72,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: not checks.check_pagemap().details.get("soft_dirty"),
         "this kernel has soft-dirty bits",
     ),
+    "idle-bitmap": (
+        lambda: os.path.exists("/sys/kernel/mm/page_idle/bitmap"),
+        "no idle bitmap: the kernels of the VMs have one (CONFIG_IDLE_PAGE_TRACKING=y)",
+    ),
     "scan": (
         lambda: checks.check_scan().state != checks.NO,
         "no PAGEMAP_SCAN: Linux 6.7 or later has it",

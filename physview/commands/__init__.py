@@ -31,6 +31,7 @@ COMMANDS = (
     "maps",
     "pages",
     "watch",
+    "touched",
     "record",
     "snapshot",
     "diff",

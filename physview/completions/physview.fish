@@ -50,8 +50,8 @@ function _shtab_physview_using
   test "$_shtab_physview_cmdpath" = "$argv"
 end
 
-set -g _shtab_physview_commands memview translate maps pages watch record snapshot diff walk compare tables frames owners file guest exporter picture lab trace module vm doctor completion
-set -g _shtab_physview_opts_with_value --append --arch --budget --buffer --by --cert --cgroup --client-ca --columns --cpus --every --exclude --files-from --flags --flush --for --format --frames-every --from --host --idle --include --interval --keep --kernel --key --la57 --limit --listen --max-cpu --max-groups --memory --min-interval --module --name --nodes --number --only --output --password-file --picture --pid --print --qmp --range --repeat --samples --save --seconds --sleep --sort --source --spool --swap --theme --through --ticks --timeout --top -n -o -p
+set -g _shtab_physview_commands memview translate maps pages watch touched record snapshot diff walk compare tables frames owners file guest exporter picture lab trace module vm doctor completion
+set -g _shtab_physview_opts_with_value --append --arch --budget --buffer --by --cert --cgroup --client-ca --columns --cpus --every --exclude --files-from --flags --flush --for --format --frames-every --from --host --idle --include --interval --keep --kernel --key --la57 --limit --listen --max-cpu --max-groups --memory --min-interval --module --name --nodes --number --only --output --password-file --picture --pid --print --qmp --range --repeat --samples --save --seconds --sleep --sort --source --spool --swap --theme --through --ticks --timeout --times --top -n -o -p
 
 complete -c physview -e
 complete -c physview -f
@@ -114,6 +114,23 @@ complete -c physview -n '_shtab_physview_using watch' -l ticks -x -d 'print N re
 complete -c physview -n '_shtab_physview_using watch' -l track-writes -d 'also show the pages that were written in place since the last reading; clears the soft-dirty bits of PID, and slows its next writes down'
 complete -c physview -n '_shtab_physview_using watch' -l json -d 'print a JSON document per reading, each on one line'
 complete -c physview -n '_shtab_physview_using watch; and test $_shtab_physview_npos -ge 0' -ka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | LC_ALL=C tr -c '\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'a pid, self, or the name of one process'
+complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a touched -d 'Show which pages a process uses in an interval: its working set.'
+complete -c physview -n '_shtab_physview_using touched' -s h -l help -d 'show this help message and exit'
+complete -c physview -n '_shtab_physview_using touched' -l for -x -d 'the length of the interval in seconds (default: 1)'
+complete -c physview -n '_shtab_physview_using touched' -l times -x -d 'N intervals, one after the other; pages are counted in each'
+complete -c physview -n '_shtab_physview_using touched' -l clear -d 'clear the bits of the process first, which tells every page; reclaim then takes the process'"'"'s memory for unused'
+complete -c physview -n '_shtab_physview_using touched' -l by -xka "auto accessed referenced idle soft-dirty wp-async" -d 'what is looked at: accessed (bits of the page tables, read by a walk), referenced (the sums of smaps; needs no root), idle (the idle bitmap of frames), soft-dirty (writes), wp-async (writes to memory that the process registered with userfaultfd), or auto: accessed, or else referenced'
+complete -c physview -n '_shtab_physview_using touched' -l source -xka "auto kmod bpf" -d 'who walks the page tables: kmod (the kernel module), bpf (a BPF program), or auto: kmod if it is loaded, else bpf'
+complete -c physview -n '_shtab_physview_using touched' -l track-writes -d 'with --clear: tell every write, and flush the TLB; clears the soft-dirty bits of PID, and slows its next writes down'
+complete -c physview -n '_shtab_physview_using touched' -l top -x -d 'only the N mappings of which most was touched'
+complete -c physview -n '_shtab_physview_using touched' -l pages -d 'with --format: a record for pages that are alike'
+complete -c physview -n '_shtab_physview_using touched' -l format -xka "csv jsonl parquet" -d 'write a record per line, in bytes'
+complete -c physview -n '_shtab_physview_using touched' -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the file for Parquet'
+complete -c physview -n '_shtab_physview_using touched' -l picture -xka "(__fish_complete_path (commandline -ct))" -d 'draw the pages by heat: in how many intervals each was used (.svg, .png, .html)'
+complete -c physview -n '_shtab_physview_using touched' -l theme -xka "light dark" -d 'colours for a light or a dark background; by default SVG and HTML follow the viewer'"'"'s setting, and PNG is light'
+complete -c physview -n '_shtab_physview_using touched' -l force -d 'replace the file if it exists'
+complete -c physview -n '_shtab_physview_using touched' -l json -d 'print one JSON document'
+complete -c physview -n '_shtab_physview_using touched; and test $_shtab_physview_npos -eq 0' -ka "(grep -sl . /proc/*/cmdline | sed s/cmdline/comm/ | xargs cat 2>/dev/null | LC_ALL=C tr -c '\n -~' ' ' | grep -x '[A-Za-z0-9_][A-Za-z0-9_.+:@-]*' | sort | uniq -u)" -d 'a pid, self, or the name of one process'
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a record -d 'Record the machine every few seconds: processes, free memory, compaction and huge pages.'
 complete -c physview -n '_shtab_physview_using record' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using record' -l every -x -d 'seconds between samples (10); each time may also be written as 5m, 2h or 1d'

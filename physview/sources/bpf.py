@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _LOG_BYTES = 1 << 16
 _LOG_LINES = 5
+_NR_BLOCKS = 4096
 _BPF_LOOP = (5, 17)  # the first release with bpf_loop()
 _MACHINES = ("x86_64", "aarch64")
 
@@ -228,6 +229,24 @@ class Bpf(PageTables):
         if not self._check(lib.pv_bpf_table(handle, self._fd, vaddr, depth, nr, entries, uses)):
             return None
         return TableEntries(tuple(entries), tuple(map(EntryUse, uses)))
+
+    def read_bits(self, *, soft_dirty: bool = False) -> npt.NDArray[Any]:
+        """See `PageTables.read_bits()`. The core reads the bits from copies of the tables."""
+        import numpy as np
+
+        from physview.sources.page_bits import BITS_DTYPE, empty_bits
+
+        ffi, lib = self._program.ffi, self._program.lib
+        which = lib.PV_SOFT_DIRTY_BIT if soft_dirty else lib.PV_DIRTY_BIT
+        at = ffi.new("uint64_t *")
+        pieces = [empty_bits()]
+        room = np.empty(_NR_BLOCKS, dtype=BITS_DTYPE)
+        bits = ffi.cast("struct pv_bits *", room.ctypes.data)
+        while at[0] < self.info.user_end:
+            end, handle = self.info.user_end, self._program.handle
+            nr = lib.pv_bpf_bits(handle, self._fd, which, at, end, bits, len(room))
+            pieces.append(room[: self._check(nr)].copy())
+        return np.concatenate(pieces)
 
     def _check(self, result: int) -> int:
         if result == -errno.ESRCH:

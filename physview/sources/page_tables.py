@@ -201,6 +201,23 @@ class PageTables(Descriptor):
         self.check_alive()
         return TableEntries(tuple(values), tuple(uses))
 
+    def read_bits(self, *, soft_dirty: bool = False) -> npt.NDArray[Any]:
+        """Read the accessed and the dirty bits of all pages. A subclass may read faster.
+
+        Args:
+            soft_dirty: Read Linux's soft-dirty bits (x86-64) in place of the dirty bits.
+
+        Returns:
+            Structured array of `page_bits.BITS_DTYPE`, in address order.
+
+        Raises:
+            AbiMismatch: The loaded module is the course's.
+            PhysviewError: The process is gone, or this user may not examine it.
+        """
+        from physview.sources.page_bits import read_each_page
+
+        return read_each_page(self, soft_dirty=soft_dirty)
+
     def fill(self, vaddrs: Any, entries: Any, paddrs: Any) -> int:
         """Look up virtual addresses. Arguments and result are those of `pagemap.Pagemap.fill()`.
 
