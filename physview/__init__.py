@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from physview.api.memory import extents, maps
     from physview.api.page_tables import compare, tables, walk
     from physview.api.processes import processes
+    from physview.api.touched import touched
     from physview.api.watch import watch, watch_processes
     from physview.frames.machine import read_machine
     from physview.frames.owners import find_owners
@@ -109,6 +110,7 @@ __all__ = [
     "select_frames",
     "snapshot",
     "tables",
+    "touched",
     "visit_probes",
     "walk",
     "watch",
@@ -147,6 +149,7 @@ _LAZY = {
     "select_frames": "api.machine",
     "snapshot": "api.changes",
     "tables": "api.page_tables",
+    "touched": "api.touched",
     "visit_probes": "sources.probes",
     "walk": "api.page_tables",
     "watch": "api.watch",

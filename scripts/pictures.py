@@ -75,6 +75,22 @@ input()
 """
 
 
+# Uses its pages at random, those in front more often.
+USING = """
+import mmap, random
+nr, chosen = 4096, random.Random(1)
+memory = mmap.mmap(-1, nr * mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+for page in range(nr):
+    memory[page * mmap.PAGESIZE] = 1
+print(flush=True)
+while True:
+    memory[int(nr * chosen.random() ** 4) * mmap.PAGESIZE] = 1
+    for _ in range(3000):
+        pass
+"""
+
+
 @contextlib.contextmanager
 def started(*command: str) -> Iterator[int]:
     """Start a process that prints a line when it is ready and then waits; yield its pid."""
@@ -199,6 +215,21 @@ def draw_walk(path: str) -> int:
     return write_walks(walks._replace(kernel=release), path, overwrite=True)
 
 
+def draw_heat(path: str) -> int:
+    """Draw which pages a process uses, and how often."""
+    from physview.analysis.touched import observe, open_way
+    from physview.pictures.heat import write_heat
+    from physview.sources.procfs import ProcDir
+
+    with (
+        started("/usr/bin/python3", "-I", "-c", USING) as pid,
+        ProcDir(pid) as proc,
+        open_way(proc, clear=True) as way,
+    ):
+        touched = observe(proc, way, 0.1, times=20, counts=True)
+    return write_heat(touched, path, overwrite=True)
+
+
 def published(picture: pictures.Picture) -> pictures.Captions:
     """The words without this machine's name, its paths, and its kernel's local version."""
     machine = os.uname()
@@ -215,10 +246,11 @@ def published(picture: pictures.Picture) -> pictures.Captions:
 
 
 def main() -> int:
-    wanted = sys.argv[1:] or [*SUBJECTS, *CHANGES, "machine", "walk-drawn"]
+    wanted = sys.argv[1:] or [*SUBJECTS, *CHANGES, "machine", "walk-drawn", "heat"]
     for name in wanted:
-        if name == "walk-drawn":
-            size = draw_walk(f"{ROOT}/docs/pictures/{name}.svg")
+        if name in ("walk-drawn", "heat"):
+            draw = draw_heat if name == "heat" else draw_walk
+            size = draw(f"{ROOT}/docs/pictures/{name}.svg")
             print(f"{name}: {size} bytes", flush=True)
             continue
         if name == "machine":

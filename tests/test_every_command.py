@@ -32,6 +32,7 @@ OPTIONS = {
     "snapshot": ["-o", "/no/folder/a.parquet"],
     "record": ["--samples", "1"],
     "watch": ["--ticks", "1"],
+    "touched": ["--for", "0"],
     "trace": ["--seconds", "0.1"],
 }
 NEEDS = {"owners": ["kpage"], "tables": ["bpf"], "compare": ["walk"], "walk": ["walk"]}

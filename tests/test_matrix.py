@@ -30,7 +30,7 @@ OTHER_TESTS = (
     "course::test_it_reports_the_addresses_that_pagemap_has",
     "course::test_a_module_that_is_loaded_is_not_loaded_again",
     *("frame_flags", "kmod_access", "kmod_calls", "kmod_compat", "kmod_descriptors", "labs"),
-    *("pagemap", "pagemap_privilege", "probes", "soft_dirty", "trace_probes"),
+    *("pagemap", "pagemap_privilege", "probes", "soft_dirty", "touched_ways", "trace_probes"),
 )
 ALL_TESTS = (*LEVEL_TESTS, *OTHER_TESTS)
 
@@ -55,7 +55,7 @@ def chosen_tests(series: str, *, la57: bool) -> tuple[str, ...]:
 
 GUEST_HAS = (
     "root,pfn,kpage,kthread,kmod,kmods,swap,zram,hugetlb,gigantic,thp,ksm,compaction,hwpoison,"
-    "tracefs,kprobes,kcore,memcg,ia32,soft-dirty"
+    "tracefs,kprobes,kcore,memcg,ia32,soft-dirty,idle-bitmap"
 )
 
 # Whole processes and the machine, compared with smaps, numa_maps, page-types and thpmaps.

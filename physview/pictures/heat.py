@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 WIDTH, MARGIN, PITCH, GAP = 1024, 20, 8.0, 1.0
 COLUMNS = 123
 MAX_CELLS = 80 * COLUMNS
-MAX_MAPPINGS = 60
+MAX_MAPPINGS = 20
 _BLOCKS_AT_ONCE = 256
 _HEATS = 5
 
@@ -252,6 +252,8 @@ def _fill(
 def _heading(use: MappingUse) -> str:
     vma, sums = use
     name = printable(vma.path) or "anonymous"
+    if not sums.touched:
+        return f"{vma.start:#x}  {vma.perms}  {name}  none of {short_size(sums.resident)} touched"
     return (
         f"{vma.start:#x}  {vma.perms}  {name}  {short_size(sums.touched)} of"
         f" {short_size(sums.resident)} touched ({share(sums.touched, sums.resident)})"

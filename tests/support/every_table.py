@@ -25,6 +25,7 @@ def every_table():
         "walk": lambda: physview.walk(own, id(own)),
         "compare": lambda: physview.compare(own),
         "tables": lambda: physview.tables(own),
+        "touched": lambda: physview.touched(own, 0),
         "owners": lambda: physview.owners([range(20), 4096]),
         "watch": lambda: list(physview.watch(interval=0, nr_readings=2))[-1],
         "watch_processes": lambda: list(physview.watch_processes([own], interval=0, nr_readings=2))[

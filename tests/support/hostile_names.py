@@ -192,6 +192,12 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
             for by in ("program", "cgroup", "pid")
             for form in ([by], [by, "--json"])
         ],
+        "touched": [
+            [pid, "--for", "0"], [pid, "--for", "0", "--json"], [pid, "--for", "0", "--top", "1"],
+            *([pid, "--for", "0", "--format", f, "--clear"] for f in ("csv", "jsonl")),
+            [pid, "--for", "0", "--format", "parquet", "--output", f"{target.folder}/t.parquet"],
+            *([pid, "--for", "0", "--picture", f"{target.folder}/t.{s}"] for s in ("svg", "html")),
+        ],
         "snapshot": [
             [pid, "-o", before], ["self", "-o", after, "--columns", "flags,cgroup"],
             [pid, "-o", f"{target.folder}/more.parquet", "--json"], [pid, "-o", before],
