@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+import bench_touched
 from bench_whole import sparse_terabyte
 from measure import (
     GIB,
@@ -186,4 +187,5 @@ def run(nr: int) -> bool:
         kept.append(bench_extents(nr, "scattered", pid, start))
         kept.append(bench_memory(pid, start))
     kept += [bench_sparse(nr), bench_owners(max(3, nr // 3)), bench_start(nr)]
+    kept.append(bench_touched.run(max(3, nr // 3)))
     return all(kept)

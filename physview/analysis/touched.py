@@ -15,6 +15,7 @@ from physview.analysis.page_way import PageWay
 from physview.analysis.referenced_way import Referenced
 from physview.analysis.touched_ways import Accessed, SoftDirty, WriteProtected
 from physview.errors import AccessDenied, ProcessGone, Unsupported, UsageError
+from physview.files.descriptor import Descriptor
 from physview.model import Vma
 from physview.sources.procfs import MemoryMap, ProcDir
 
@@ -163,31 +164,34 @@ def open_way(
         return Referenced(proc, clears=clear, why_not_accessed=error)
 
 
-class Wait:
-    """Waits until an interval is over, the process ends, or the user interrupts.
+class _AddressSpace(Descriptor):
+    """The memory that a process has now. A process that runs another program gets another one.
 
     Args:
-        pid: The process.
+        proc: The process.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, proc: ProcDir) -> None:
+        self._proc = proc
+        self._fd = proc.open_pagemap()
         try:
-            self._fd = os.pidfd_open(pid)
+            self._pidfd = os.pidfd_open(proc.pid)
         except OSError:  # before Linux 5.3, or it is gone
-            self._fd = -1
+            self._pidfd = -1
 
     def close(self) -> None:
-        """Close the descriptor."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Close the descriptors. Closing twice is harmless."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        super().close()
 
-    def __call__(self, seconds: float) -> str:
-        """Wait; return why the wait ended early, or ""."""
+    def wait(self, seconds: float) -> str:
+        """Wait until an interval is over; return why the wait ended early, or ""."""
         until = time.monotonic() + seconds
         poll = select.poll()
-        if self._fd >= 0:
-            poll.register(self._fd, select.POLLIN)
+        if self._pidfd >= 0:
+            poll.register(self._pidfd, select.POLLIN)
         try:
             while (left := until - time.monotonic()) > 0:
                 if poll.poll(min(left, 3600) * 1000):
@@ -195,6 +199,15 @@ class Wait:
         except KeyboardInterrupt:
             return INTERRUPTED
         return ""
+
+    def check(self) -> None:
+        """Check that the process still has this memory: an open pagemap reads nothing otherwise.
+
+        Raises:
+            ProcessGone: It ended, or runs another program.
+        """
+        if not os.pread(self._fd, 8, 0):
+            raise self._proc.gone()
 
 
 def observe(
@@ -240,11 +253,10 @@ def observe(
         knows_pages=not is_sums,
         why_not_accessed=way.why_not_accessed if isinstance(way, Referenced) else None,
     )
-    wait = Wait(proc.pid)
-    try:
+    with _AddressSpace(proc) as space:
         for number in range(times):
             try:
-                interval = _observe_once(proc, way, seconds, wait, found, counts=counts)
+                interval = _observe_once(space, way, seconds, found, counts=counts)
             except ProcessGone:
                 if not found.intervals:
                     raise
@@ -254,17 +266,14 @@ def observe(
                 on_interval(number, interval)
             if found.ended_early:
                 break
-    finally:
-        wait.close()
     _add_mappings(found)
     return found
 
 
 def _observe_once(
-    proc: ProcDir,
+    space: _AddressSpace,
     way: PageWay | Referenced,
     seconds: float,
-    wait: Wait,
     found: Touched,
     *,
     counts: bool,
@@ -273,14 +282,18 @@ def _observe_once(
     way.begin()
     found.limits = way.limits
     began = time.monotonic()
-    early = wait(seconds)
+    early = space.wait(seconds)
     took = time.monotonic() - began
     if isinstance(way, Referenced):
-        found.mappings = [MappingUse(vma, sums) for vma, sums in way.end()]
+        mappings = [MappingUse(vma, sums) for vma, sums in way.end()]
+        space.check()
+        found.mappings = mappings
         sums = found.total = add_up(use.sums for use in found.mappings)
     else:
         uses = way.end()
-        found.vmas = MemoryMap(proc).vmas
+        vmas = MemoryMap(way.proc).vmas
+        space.check()
+        found.vmas = vmas
         if found.history is None:
             found.history = History(counts=counts)
         found.history.add(uses)

@@ -111,6 +111,11 @@ static __always_inline void check(u64 word)
 	     pte_pfn(pte));
 	SAME(arm64_paddr(&format, entry, PMD_SHIFT) >> PAGE_SHIFT,
 	     pmd_pfn(pmd));
+	SAME(arm64_is_accessed(entry), !!pte_young(pte));
+	SAME(arm64_is_dirty(entry), !!pte_dirty(pte));
+	if (pte_present(pte) && entry & PTE_VALID && entry & PTE_CONT)
+		SAME(arm64_group_order(&format, entry),
+		     CONT_PTE_SHIFT - PAGE_SHIFT);
 	SAME(arm64_swap_type(&format, entry), __swp_type(swap));
 	SAME(arm64_swap_offset(&format, entry), __swp_offset(swap));
 	check_table(word & (UINT64_C(1) << CONFIG_ARM64_PA_BITS) -
@@ -129,6 +134,13 @@ static __always_inline void check(u64 entry)
 	SAME(entry_is_page(entry, true), !!pte_present(pte));
 	SAME(entry_is_page(entry, false), !!pmd_present(pmd));
 	SAME(entry_is_present(entry), entry & _PAGE_PRESENT);
+	SAME(entry_is_accessed(entry), !!pte_young(pte));
+#ifdef _PAGE_SAVED_DIRTY /* since 6.6 */
+	SAME(entry_is_dirty(entry), !!pte_dirty(pte));
+#else
+	SAME(entry_is_dirty(entry & ~X86_SAVED_DIRTY), !!pte_dirty(pte));
+#endif
+	SAME(entry_is_soft_dirty(entry), !!pte_soft_dirty(pte));
 	SAME(entry_is_table(entry),
 	     (pmd_flags(pmd) & (_PAGE_PRESENT | _PAGE_PSE)) == _PAGE_PRESENT);
 	if (pte_present(pte))
