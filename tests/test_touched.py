@@ -112,8 +112,9 @@ def test_an_unprivileged_user_sees_sums_of_own_processes(physview, python):
     assert "only sums of mappings are known" in result.stderr
     foreign = physview("touched", "1", "--for", "0", prefix=AS_NOBODY)
     assert "you may not examine process 1" in one_line(foreign, 1)
-    pages = physview("touched", str(child.pid), "--for", "0", "--times", "2", prefix=AS_NOBODY)
-    assert "several intervals need single pages" in one_line(pages, 2)
+    for words in (["--times", "2"], ["--pages", "--format", "csv"], ["--picture", "/tmp/x.svg"]):
+        pages = physview("touched", str(child.pid), "--for", "9", *words, prefix=AS_NOBODY)
+        assert "single pages: this needs CAP_SYS_ADMIN" in one_line(pages, 2)
 
 
 @pytest.mark.needs("bpf", "machine")

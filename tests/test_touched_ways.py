@@ -2,6 +2,7 @@
 """Which pages a process used: each way is held against a process that touches known pages."""
 
 import contextlib
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from children import start_stopped
 from memory import HUGE, PAGE
 
 from physview import ProcessGone, Unsupported
-from physview.analysis.page_uses import count_bits, unpack
+from physview.analysis.page_uses import History, count_bits, iter_runs, unpack
 from physview.analysis.referenced_way import Referenced
 from physview.analysis.touched import observe, open_way
 from physview.sources.choice import open_walkers
@@ -297,6 +298,31 @@ def test_a_process_that_runs_another_program_meanwhile_is_gone(python):
         way.child = child
         with pytest.raises(ProcessGone, match="ran another program"):
             observe(proc, way, 0)
+
+
+@pytest.mark.needs("bpf")
+def test_pages_are_counted_in_each_interval(child):
+    history = History(counts=True)
+    lines = ["[region.read(i) for i in range(20)]", "[region.read(i) for i in range(10, 30)]"]
+    lines += ["region.touch(*range(15, 17))", "libc.madvise(region.start + 16 * PAGE, PAGE, 4)"]
+    lines += ["region.touch(16)"]
+    with opened(child, clear=True) as way:
+        for line in lines:
+            way.begin()
+            child.tell(f"flush(); {line}")
+            history.add(way.end())
+    expected = dict.fromkeys([*range(10), *range(20, 30)], 1)
+    expected |= dict.fromkeys(range(10, 20), 2)
+    expected |= {15: 3, 16: 1}  # page 16 was given back, and came anew
+    found, ends = {}, []
+    for run in iter_runs(history, np.array([child.start], dtype=np.uint64)):
+        ends.append((run.start, run.end))
+        for page in range(run.start, run.end, run.page_bytes):
+            found[(page - child.start) // PAGE] = run.times
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(ends))
+    wrong = {page for page in range(NR) if found[page] != expected.get(page, 0)}
+    assert len(wrong) <= LOST, wrong
+    assert all(found[page] <= expected.get(page, 0) for page in range(NR))
 
 
 @pytest.mark.needs("bpf")

@@ -236,7 +236,7 @@ class History:
         self.lost += uses.lost
         before, heat_before = self.uses, self.heat
         touched, written, unknown, new = uses.touched, uses.written, uses.unknown, uses.new
-        same = at = None
+        heat = unpack(uses.touched).astype(np.uint16) if self._counts else None
         if before is not None and len(before.blocks):
             same, at = _same_blocks(before.blocks, uses.blocks)
             stays = np.where(same[:, None], uses.present & ~uses.new, np.uint64(0))
@@ -246,6 +246,9 @@ class History:
             # Not known at any time, and so for as long as the page was there.
             known = ~uses.unknown | (stays & ~before.unknown[at])
             unknown = uses.present & ~known & ~touched
+            if heat is not None and heat_before is not None:
+                heat += heat_before[at] * unpack(stays)
+        self.heat = heat
         self.uses = uses._replace(
             touched=touched,
             written=written,
@@ -254,14 +257,6 @@ class History:
             gone=self.gone,
             lost=self.lost,
         )
-        if not self._counts:
-            return
-        heat = unpack(uses.touched).astype(np.uint16)
-        if heat_before is not None and same is not None and at is not None:
-            heat += np.where(same[:, None], heat_before[at], 0).astype(np.uint16) * unpack(
-                uses.present
-            )
-        self.heat = heat
 
     def sums(self, starts: Any, ends: Any) -> list[Sums]:
         """The sums of each range of addresses, as of mappings."""

@@ -19,6 +19,8 @@ from physview.commands import _common
 from physview.errors import UsageError
 
 if TYPE_CHECKING:
+    from physview.analysis.page_way import PageWay
+    from physview.analysis.referenced_way import Referenced
     from physview.analysis.touched import Touched
 
 NAME = "touched"
@@ -97,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         proc.living_stat("clear_refs")
         options = {"clear": args.clear, "track_writes": args.track_writes, "source": args.source}
         with open_way(proc, args.by, **options) as way:
+            _check_pages(args, way)
             counts = args.times > 1
             touched = observe(proc, way, args.seconds, times=args.times, counts=counts)
     _report(args, touched)
@@ -147,6 +150,24 @@ def _check(args: argparse.Namespace) -> None:
     if args.format != "parquet" and args.output is not None:
         why = "add that, or leave out --output"
         raise UsageError("--output needs --format parquet", "", why)
+
+
+def _check_pages(args: argparse.Namespace, way: PageWay | Referenced) -> None:
+    """Refuse what needs single pages, before the interval, if this way has sums only."""
+    from physview.analysis.referenced_way import Referenced
+
+    if not isinstance(way, Referenced):
+        return
+    for wanted, words in (
+        (args.times > 1, "several intervals need"),
+        (args.pages, "--pages needs"),
+        (args.picture, "--picture needs"),
+    ):
+        if wanted:
+            error = way.why_not_accessed
+            why = error.why if error else "smaps has sums of mappings only"
+            remedy = _remedy(error) if error else "use --by accessed, as root"
+            raise UsageError(f"{words} single pages", why, remedy)
 
 
 def _report(args: argparse.Namespace, touched: Touched) -> None:
