@@ -278,29 +278,10 @@ def clear_accessed(proc: ProcDir, *, flush: bool) -> bool:
 
     Source: clear_refs_write() in fs/proc/task_mmu.c
     """
-    _clear_refs(proc, CLEAR_ACCESSED)
+    soft_dirty.write_clear_refs(proc, CLEAR_ACCESSED)
     if flush:
         try:
-            _clear_refs(proc, soft_dirty.CLEAR_SOFT_DIRTY)
+            soft_dirty.clear(proc)
         except Unsupported:
             return False
     return flush
-
-
-def _clear_refs(proc: ProcDir, what: bytes) -> None:
-    """Write to clear_refs.
-
-    Raises:
-        Unsupported: This kernel does not know this number.
-        PhysviewError: As `ProcDir.open()`.
-    """
-    fd = proc.open("clear_refs", os.O_WRONLY)
-    try:
-        os.write(fd, what)
-    except OSError as error:
-        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
-            path = f"{proc.path}/clear_refs"
-            raise Unsupported(f"cannot write to {path}", "this kernel refuses it") from None
-        raise proc.error(error, "clear_refs") from None
-    finally:
-        os.close(fd)

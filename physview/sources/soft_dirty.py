@@ -11,6 +11,7 @@ Source: Documentation/admin-guide/mm/soft-dirty.rst, pte_to_pagemap_entry() in f
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 
@@ -69,15 +70,34 @@ def check_supported() -> None:
 
 
 def clear(proc: ProcDir) -> None:
-    """Clear the soft-dirty bits of all pages of a process.
+    """Clear the soft-dirty bits of all pages of a process, and flush the TLB.
 
     Raises:
+        As `write_clear_refs()`.
+    """
+    write_clear_refs(proc, CLEAR_SOFT_DIRTY)
+
+
+def write_clear_refs(proc: ProcDir, what: bytes) -> None:
+    """Write to clear_refs of a process.
+
+    Args:
+        proc: The process.
+        what: A number, which says what is cleared.
+
+    Raises:
+        Unsupported: This kernel does not know the number.
         PhysviewError: As in `ProcDir.open()`.
+
+    Source: clear_refs_write() in fs/proc/task_mmu.c
     """
     fd = proc.open("clear_refs", os.O_WRONLY)
     try:
-        os.write(fd, CLEAR_SOFT_DIRTY)
+        os.write(fd, what)
     except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            path = f"{proc.path}/clear_refs"
+            raise Unsupported(f"cannot write to {path}", "this kernel refuses it") from None
         raise proc.error(error, "clear_refs") from None
     finally:
         os.close(fd)
