@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from physview.analysis.page_uses import Uses, compare
 from physview.analysis.page_way import PageWay, expand
-from physview.errors import Unsupported
+from physview.errors import AccessDenied, Unsupported
 from physview.memory.extents import ExtentReader
 from physview.model import PAGE_SIZE, PM_PRESENT, PM_SOFT_DIRTY
 from physview.sources import soft_dirty
@@ -25,6 +25,8 @@ from physview.sources.procfs import MemoryMap, ProcDir
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from physview.sources.page_tables import PageTables
 
 CLEAR_ACCESSED = b"1"
 """Written to clear_refs, it clears the accessed bits. Source: Documentation/filesystems/proc.rst"""
@@ -76,7 +78,7 @@ class Accessed(PageWay):
         self._track_writes = track_writes
         # Without soft-dirty bits nothing is left of this request but a flush of the TLB.
         self._flushes = clears and (track_writes or not has_soft_dirty)
-        self._tables = open_page_tables(proc, source)
+        self._tables = _open_tables(proc, source)
         self.source = self._tables.name
         self._last: npt.NDArray[Any] | None = None
         self._describe()
@@ -285,3 +287,13 @@ def clear_accessed(proc: ProcDir, *, flush: bool) -> bool:
         except Unsupported:
             return False
     return flush
+
+
+def _open_tables(proc: ProcDir, source: str) -> PageTables:
+    """Open the page tables. "auto" is the BPF program, which is faster here, or else the module."""
+    if source == "auto":
+        try:
+            return open_page_tables(proc, "bpf")
+        except (AccessDenied, Unsupported):
+            pass  # the next line raises the error that is the nearest
+    return open_page_tables(proc, source)

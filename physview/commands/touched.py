@@ -62,7 +62,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         " (writes), wp-async (writes to memory that the process registered with userfaultfd), or"
         " auto: accessed, or else referenced",
     )
-    _common.add_walker_option(parser, "kmod if it is loaded, else bpf")
+    _common.add_walker_option(parser, "bpf, or else kmod")
     _common.add_track_writes_option(parser, "with --clear: tell every write, and flush the TLB")
     parser.add_argument(
         "--top",

@@ -120,7 +120,7 @@ complete -c physview -n '_shtab_physview_using touched' -l for -x -d 'the length
 complete -c physview -n '_shtab_physview_using touched' -l times -x -d 'N intervals, one after the other; pages are counted in each'
 complete -c physview -n '_shtab_physview_using touched' -l clear -d 'clear the bits of the process first, which tells every page; reclaim then takes the process'"'"'s memory for unused'
 complete -c physview -n '_shtab_physview_using touched' -l by -xka "auto accessed referenced idle soft-dirty wp-async" -d 'what is looked at: accessed (bits of the page tables, read by a walk), referenced (the sums of smaps; needs no root), idle (the idle bitmap of frames), soft-dirty (writes), wp-async (writes to memory that the process registered with userfaultfd), or auto: accessed, or else referenced'
-complete -c physview -n '_shtab_physview_using touched' -l source -xka "auto kmod bpf" -d 'who walks the page tables: kmod (the kernel module), bpf (a BPF program), or auto: kmod if it is loaded, else bpf'
+complete -c physview -n '_shtab_physview_using touched' -l source -xka "auto kmod bpf" -d 'who walks the page tables: kmod (the kernel module), bpf (a BPF program), or auto: bpf, or else kmod'
 complete -c physview -n '_shtab_physview_using touched' -l track-writes -d 'with --clear: tell every write, and flush the TLB; clears the soft-dirty bits of PID, and slows its next writes down'
 complete -c physview -n '_shtab_physview_using touched' -l top -x -d 'only the N mappings of which most was touched'
 complete -c physview -n '_shtab_physview_using touched' -l pages -d 'with --format: a record for pages that are alike'

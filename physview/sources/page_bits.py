@@ -11,6 +11,7 @@ Source: Intel SDM volume 3A, 4.8; csrc/bpf_bits.c
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from physview.errors import AccessDenied
@@ -111,18 +112,31 @@ def read_each_page(tables: PageTables, *, soft_dirty: bool = False) -> npt.NDArr
 
     pieces = []
     for extents in tables.iter_extents(0, tables.user_end(), nr=_NR_EXTENTS):
-        for extent in extents:
-            if not PageKind(int(extent["kind"])).has_page:
-                continue
-            shift = max(int(extent["page_shift"]), PAGE_SHIFT)
-            size = 1 << shift
-            start, end = int(extent["vaddr"]), int(extent["vaddr"]) + int(extent["length"])
-            for at in range(start & -size, end, size * _NR_PAGES):
-                until = min(end, at + size * _NR_PAGES)
-                vaddrs = np.arange(at, until, size, dtype=np.uint64)
+        kinds = extents["kind"]
+        with_pages = extents[(kinds == PageKind.PRESENT) | (kinds == PageKind.PROT_NONE)]
+        for shift in np.unique(with_pages["page_shift"]).tolist():
+            some = with_pages[with_pages["page_shift"] == shift]
+            for vaddrs in _addresses(some["vaddr"], some["length"], shift):
                 pieces.append(_bits_of_pages(tables, vaddrs, shift, soft_dirty=soft_dirty))
     tables.check_alive()
     return join_blocks(pieces)
+
+
+def _addresses(
+    starts: npt.NDArray[np.uint64], lengths: npt.NDArray[np.uint64], shift: int
+) -> Iterator[npt.NDArray[np.uint64]]:
+    """Yield the address of each page of 2**shift bytes of extents, in bounded pieces."""
+    import numpy as np
+
+    firsts = starts >> shift << shift
+    sizes = ((starts + lengths - firsts + np.uint64((1 << shift) - 1)) >> shift).astype(np.int64)
+    ends = np.cumsum(sizes)
+    total = int(ends[-1])
+    for at in range(0, total, _NR_PAGES):
+        pages = np.arange(at, min(total, at + _NR_PAGES))
+        of = np.searchsorted(ends, pages, side="right")
+        within = (pages - (ends[of] - sizes[of])).astype(np.uint64)
+        yield firsts[of] + (within << shift)
 
 
 def _bits_of_pages(
