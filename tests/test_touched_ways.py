@@ -370,8 +370,10 @@ def test_the_idle_bitmap_tells_frames_that_anybody_used(child):
         child.tell("flush(); region.read(70); os.write(w, b'x'); os.read(back[0], 1)")
         uses = way.end()
     child.tell("os.write(w, b'x'); os.waitpid(pid, 0)")
-    check(pages(uses, uses.touched, child.start), {*range(50), 70})
-    assert pages(uses, uses.unknown, child.start) == set()
+    # Up to 14 new pages of each processor have no bit yet.
+    unknown = pages(uses, uses.unknown, child.start)
+    assert len(unknown) <= 64
+    check(pages(uses, uses.touched, child.start), {*range(50), 70} - unknown)
 
 
 @pytest.mark.needs("scan")

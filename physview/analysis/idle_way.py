@@ -47,6 +47,7 @@ class Idle(PageWay):
         super().__init__(proc, clears=True)
         self._bitmap = IdleBitmap()
         self._marked: list[npt.NDArray[Any]] = []
+        self._without_bit: npt.NDArray[np.uint64]
 
     def close(self) -> None:
         """Close the bitmap. Closing twice is harmless."""
@@ -68,10 +69,14 @@ class Idle(PageWay):
         import numpy as np
 
         self._marked = [extents.copy() for extents in self._extents()]
+        without = [np.empty(0, dtype=np.uint64)]
         for extents in self._marked:
             for vaddrs, of in expand(extents):
                 heads, tells = self._bitmap.heads(_frames(extents, vaddrs, of))
                 self._bitmap.mark(np.unique(heads[tells]))
+                without.append(vaddrs[~tells])
+        # New pages wait a moment before they come to the lists of reclaim, and get a bit there.
+        self._without_bit = np.concatenate(without)
 
     def end(self) -> Uses:
         """See `PageWay.end()`."""
@@ -85,6 +90,7 @@ class Idle(PageWay):
                 heads, tells = self._bitmap.heads(pfns)
                 was_there, was_pfn = _look_up(old, vaddrs)
                 tells &= ~was_there | (was_pfn == pfns)  # a page that moved has another bit
+                tells &= ~np.isin(vaddrs, self._without_bit, assume_unique=True)
                 used = ~self._bitmap.read(heads)
                 before, after = blocks_of(vaddrs), blocks_of(vaddrs)
                 set_bits(before, "present", vaddrs, was_there)
