@@ -42,7 +42,8 @@ ROOMS = {
     "api": [*CORE, "memory", "parquet", "process", "frames", "tracing", "analysis",
             "recording"],
     "exporter": [*CORE, "recording"],
-    "reporters": [*CORE, "memory", "parquet", "frames", "tracing", "analysis", "recording",
+    "fleet": [*CORE, "recording"],
+    "reporters": [*CORE, "memory", "parquet", "frames", "tracing", "analysis", "recording", "fleet",
                   "system", "labs", "pictures"],
 }  # fmt: skip
 ROOMS["commands"] = list(ROOMS)

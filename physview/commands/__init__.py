@@ -35,6 +35,7 @@ COMMANDS = (
     "record",
     "snapshot",
     "diff",
+    "fleet",
     "walk",
     "compare",
     "tables",
@@ -61,7 +62,7 @@ and its arguments: `parse()` puts them into `args.command`.
 
 PAGED = (
     *("translate", "maps", "pages", "diff", "walk", "compare", "tables", "frames", "owners"),
-    *("file", "guest"),
+    *("file", "guest", "fleet"),
 )
 """Commands whose output is shown in a pager if it is longer than the terminal."""
 

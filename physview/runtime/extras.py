@@ -31,6 +31,10 @@ EXTRAS = (
     Extra("pyarrow", "pyarrow", "parquet", "snapshot, diff and record"),
     Extra("PIL", "pillow", "picture", "PNG pictures"),
     Extra("prometheus_client", "prometheus-client", "exporter", "exporter"),
+    Extra("duckdb", "duckdb", "fleet", "fleet"),
+    Extra("ibis", "ibis-framework", "fleet", "fleet"),
+    Extra("fsspec", "fsspec", "fleet", "fleet with an object store"),
+    Extra("pyspark", "pyspark", "spark", "fleet --engine spark"),
 )
 
 

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the questions share: their options, and parts of Ibis expressions."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from physview.fleet.answer import OTHERS, AnswerColumn
+from physview.fleet.views import IBIS_TYPES
+from physview.recording import schema
+from physview.runtime.extras import need
+
+MACHINE = ("host", "machine")
+BOOT = (*MACHINE, "boot")
+UNITS = {"minute": "m", "hour": "h", "day": "D"}
+"""What --every takes, and Ibis's name of it."""
+HOST = AnswerColumn("host", "text", "the host")
+MACHINE_ID = AnswerColumn("machine", "machine", "tells machines of one name apart")
+PROGRAM = AnswerColumn("name", "text", "the program, or the cgroup")
+HOUR = AnswerColumn("at", "time", "when this hour, day or minute began")
+
+
+class Options(NamedTuple):
+    """How a question is asked.
+
+    Args:
+        of: Which groups: program, cgroup or pid.
+        every: minute, hour or day; None: the question's own.
+        by_host: Whether each host is a row of its own.
+        column: The column of `worst`.
+        lowest: Whether the smallest values are the worst.
+        limit: The most rows; None for all.
+    """
+
+    of: str = "program"
+    every: str | None = None
+    by_host: bool = False
+    column: str | None = None
+    lowest: bool = False
+    limit: int | None = None
+
+
+class Tables(NamedTuple):
+    """The tables of a dataset as Ibis expressions, limited to the rows that were selected.
+
+    Args:
+        groups, zones, machine: As in physview.recording.schema, with host and date.
+    """
+
+    groups: Any
+    zones: Any
+    machine: Any
+
+    def groups_of(self, options: Options) -> Any:
+        """The groups of one kind, without null in their names."""
+        groups = self.groups.filter(self.groups.by == options.of)
+        return groups.mutate(name=groups.name.fill_null(OTHERS))
+
+
+def open_tables() -> Tables:
+    """The tables of any dataset, bound to no engine.
+
+    Raises:
+        Unsupported: Ibis is missing.
+    """
+    ibis = need("ibis", "cannot ask the fleet")
+    return Tables(
+        *(
+            ibis.table(
+                {
+                    **{column.name: IBIS_TYPES[column.kind] for column in schema.TABLES[name]},
+                    "host": "string",
+                    "date": "date",
+                },
+                name=name,
+            )
+            for name in Tables._fields
+        )
+    )
+
+
+def group_keys(options: Options, *before: str) -> list[str]:
+    """The columns that tell groups apart."""
+    return [*before, "name", *(["pid"] if options.of == "pid" else [])]
+
+
+def group_columns(options: Options, *before: AnswerColumn) -> list[AnswerColumn]:
+    """The columns of an answer that name a group."""
+    pid = [AnswerColumn("pid", "number", "the process")] if options.of == "pid" else []
+    return [*before, PROGRAM, *pid]
+
+
+def bucket(table: Any, options: Options, otherwise: str = "hour") -> Any:
+    """The hour, day or minute of each row, as the column `at`."""
+    return table.time.truncate(UNITS[options.every or otherwise]).name("at")
+
+
+def share(part: Any, whole: Any) -> Any:
+    """A part of a whole, 0 to 1; null if the whole is nothing."""
+    return part.cast("float64") / whole.nullif(0).cast("float64")
+
+
+def rises(table: Any, names: list[str], otherwise: str, options: Options) -> Any:
+    """How much counters of the machine rose, by machine and hour.
+
+    A counter that fell began anew: then all of it is new.
+    """
+    import ibis
+
+    window = ibis.window(group_by=list(BOOT), order_by="since_boot")
+    steps = {}
+    for name in names:
+        step = table[name] - table[name].lag().over(window)
+        steps[f"{name}_rise"] = ibis.ifelse(step < 0, table[name], step)
+    stepped = table.mutate(**steps)
+    return stepped.group_by([*MACHINE, bucket(stepped, options, otherwise)]).agg(
+        **{name: stepped[f"{name}_rise"].sum().fill_null(0) for name in names}
+    )
