@@ -182,6 +182,7 @@ def main() -> int:
     )
     parser.add_argument("--gib", type=int, default=8, metavar="N", help="how large a process (8)")
     parser.add_argument("--machine", action="store_true", help="the machine: frames, owners")
+    parser.add_argument("--fleet", action="store_true", help="questions to 100 generated hosts")
     parser.add_argument("--picture", action="store_true", help="pictures of a dense process")
     parser.add_argument("--walk", action="store_true", help="the walk by BPF")
     parser.add_argument(
@@ -202,6 +203,10 @@ def main() -> int:
         import bench_whole
 
         return int(not bench_whole.run(args.n, args.gib * GIB))
+    if args.fleet:
+        import bench_fleet
+
+        return 0 if bench_fleet.run(args.n) else 1
     if args.machine:
         import bench_machine
 

@@ -38,6 +38,7 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(made):
     with DuckDbEngine(Dataset(str(made[0]), Selection())) as engine:
+        engine.open_tables()
         yield engine
 
 
@@ -225,7 +226,7 @@ def test_a_file_with_a_damaged_inside_is_one_line(copy, physview):
 
 def test_a_later_schema_is_refused_in_one_line(copy, physview):
     fleets.rewritten(fleets.parts(copy, "zones")[1], **{"physview.schema": "2"})
-    said = one_line(physview("fleet", str(copy), "hosts"), 1)
+    said = one_line(physview("fleet", str(copy), "fragmentation"), 1)
     assert f"version 2, and this physview knows {schema.VERSION}; update physview" in said
 
 
@@ -271,8 +272,8 @@ def test_files_that_record_removes_meanwhile_are_told_apart(copy):
     dataset = Dataset(str(copy), Selection())
     assert dataset.files("groups")
     fleets.parts(copy)[0].unlink()
-    with pytest.raises(FilesChanged):
-        DuckDbEngine(dataset)
+    with DuckDbEngine(dataset) as engine, pytest.raises(FilesChanged):
+        engine.open_tables()
 
 
 @pytest.mark.parametrize(

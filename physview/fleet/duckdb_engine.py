@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from physview.errors import PhysviewError, UsageError
 from physview.fleet.answer import Answer, AnswerColumn, plain, unique_names
 from physview.fleet.dataset import Dataset
+from physview.fleet.expressions import tables_of
 from physview.fleet.views import DUCKDB_TYPES
 from physview.recording import schema
 from physview.runtime.extras import need
@@ -38,7 +39,6 @@ class DuckDbEngine:
 
     Raises:
         Unsupported: A package of the extra is missing.
-        PhysviewError: A file has a schema of a later version.
     """
 
     name = "duckdb"
@@ -51,13 +51,12 @@ class DuckDbEngine:
         self._stack = contextlib.ExitStack()
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="physview-fleet-"))
         self.twins: set[str] = set()
+        self._has_view: set[str] = set()
         try:
             self._connection = self._stack.enter_context(self._connect(folder, memory, threads))
             with self._translated("cannot read the dataset"):
                 self._root = self._open_remote()
                 self._lock()
-                for table in schema.TABLES:
-                    self._make_view(table)
         except BaseException:
             self._stack.close()
             raise
@@ -116,6 +115,18 @@ class DuckDbEngine:
         self._connection.execute(f"SET allowed_directories = [{where}]")
         self._connection.execute("SET enable_external_access = false")
         self._connection.execute("SET lock_configuration = true")
+
+    def open_tables(self, tables: Iterable[str] = tuple(schema.TABLES)) -> None:
+        """Check the files of some tables, and make their views.
+
+        Raises:
+            PhysviewError: A file cannot be read, or has a schema of a later version.
+        """
+        with self._translated("cannot read the dataset"):
+            for table in tables:
+                if table not in self._has_view:
+                    self._make_view(table)
+                    self._has_view.add(table)
 
     def _make_view(self, table: str) -> None:
         """Make the view of a table: all columns that the schema knows, in its types, and others."""
@@ -195,6 +206,7 @@ class DuckDbEngine:
     def run(self, columns: Sequence[AnswerColumn], expression: Any) -> Answer:
         """Answer a question, an Ibis expression over expressions.open_tables()."""
         ibis = need("ibis", "cannot ask the fleet")
+        self.open_tables(tables_of(expression))
         sql = str(ibis.to_sql(expression, dialect="duckdb"))
         return Answer(columns, self._iter_rows(sql, "cannot answer the question"))
 
@@ -204,6 +216,7 @@ class DuckDbEngine:
         Raises:
             UsageError: It is no SELECT, or more than one.
         """
+        self.open_tables()
         with self._translated("cannot run the SQL"):
             statements = self._connection.extract_statements(text)
         if len(statements) != 1 or statements[0].type.name != "SELECT":

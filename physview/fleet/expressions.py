@@ -79,6 +79,13 @@ def open_tables() -> Tables:
     )
 
 
+def tables_of(expression: Any) -> list[str]:
+    """The names of the tables that an expression reads."""
+    operations = need("ibis.expr.operations", "cannot ask the fleet")
+    found = {node.name for node in expression.op().find(operations.UnboundTable)}
+    return [name for name in Tables._fields if name in found]
+
+
 def group_keys(options: Options, *before: str) -> list[str]:
     """The columns that tell groups apart."""
     return [*before, "name", *(["pid"] if options.of == "pid" else [])]

@@ -47,6 +47,7 @@ class SparkEngine:
         warnings.filterwarnings("ignore", category=FutureWarning, module="pyspark")
         self._sql = need("pyspark.sql", "cannot ask the fleet with Spark")
         with DuckDbEngine(dataset) as checked:  # checks the files, and finds the twins
+            checked.open_tables()
             self.twins = checked.twins
         self._stack = contextlib.ExitStack()
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="physview-fleet-"))
