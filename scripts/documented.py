@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
+FLEET_GENERATE = ROOT / "scripts/fleet_generate.py"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TRANSCRIPT = re.compile(r"^<!-- transcript: ([^\n]*?) -->\n```\n(.*?)^```$", re.M | re.S)
 SCREEN = re.compile(r"^<!-- screen: ([^\n]*?)\n(.*?)^-->\n!\[[^\]]*\]\(([^)]*)\)", re.M | re.S)
@@ -127,6 +128,7 @@ def as_run(command: str, *, as_printed: bool = False) -> str:
         return command
     if command == "./scripts/run":
         return "physview memview"
+    command = command.replace("./scripts/fleet-generate", f"{sys.executable} {FLEET_GENERATE}")
     return command.replace("./scripts/run", "physview")
 
 

@@ -174,6 +174,11 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: os.access("/proc/kcore", os.R_OK),
         "no /proc/kcore: a kernel with CONFIG_PROC_KCORE=y has it",
     ),
+    "spark": (
+        detect.has_spark,
+        "no PySpark, or no Java: scripts/test --spark installs PySpark; apt-get install"
+        " openjdk-17-jre-headless",
+    ),
     "man": (lambda: shutil.which("man") is not None, "no man: apt-get install man-db"),
     "qemu": (
         lambda: shutil.which("qemu-system-x86_64") is not None,

@@ -134,9 +134,11 @@ def test_a_missing_package_is_named_with_what_needs_it():
     assert (state, value) == (
         "part",
         "no pyarrow, for snapshot, diff and record; no pillow, for PNG pictures;"
-        " no prometheus-client, for exporter",
+        " no prometheus-client, for exporter; no duckdb, for fleet;"
+        " no ibis-framework, for fleet; no fsspec, for fleet with an object store",
     )
-    assert remedy.endswith(f"{sys.executable} -I -m pip install pyarrow pillow prometheus-client")
+    packages = "pyarrow pillow prometheus-client duckdb ibis-framework fsspec"
+    assert remedy.endswith(f"{sys.executable} -I -m pip install {packages}")
     assert checks.check_extras().state == checks.YES
 
 

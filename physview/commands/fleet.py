@@ -170,6 +170,11 @@ def _check_question(args: argparse.Namespace, known: list[str]) -> None:
 
 def _check_forms(args: argparse.Namespace) -> None:
     """Check the forms of output, and the options of engines."""
+    for name in ("sql", "memory", "master"):
+        try:
+            (getattr(args, name) or "").encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"--{name} is not valid UTF-8", "", "write it anew") from None
     for one, other in (("json", "format"), ("json", "bytes"), ("format", "bytes")):
         if getattr(args, one) and getattr(args, other):
             raise UsageError(f"--{one} and --{other} exclude each other", "", "leave out one")

@@ -101,10 +101,10 @@ class Dataset:
     @property
     def address(self) -> str:
         """The dataset as Hadoop names it."""
-        return self.address_of(self.where)
+        return f"{self._folders.scheme}://{self.where}"
 
-    def address_of(self, path: str) -> str:
-        """A file as Hadoop names it. Spark takes some letters for a pattern."""
+    def pattern_of(self, path: str) -> str:
+        """The pattern by which Spark finds a file and no other one."""
         scheme = self._folders.scheme
         escaped = "".join(f"\\{letter}" if letter in "*?[]{}\\" else letter for letter in path)
         return f"{scheme}://{escaped}"

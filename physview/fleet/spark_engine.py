@@ -25,6 +25,11 @@ from physview.runtime.extras import need
 DEFAULT_MASTER = "local[*]"
 _REFUSED_FUNCTIONS = ("reflect", "java_method", "try_reflect")
 """Functions of Spark that call any function of Java."""
+_HOST = (
+    r"CASE WHEN host RLIKE '^[\\x00-\\xff]*$'"
+    " THEN decode(encode(host, 'ISO-8859-1'), 'UTF-8') ELSE host END"
+)
+"""The name of a host: Spark makes a letter of each escaped byte of a folder's name."""
 _LOCAL_ONLY = re.compile(r"local(\[|$|-cluster)")
 
 
@@ -99,12 +104,12 @@ class SparkEngine:
             return
         root = f"{self._dataset.address}/{table}"
         rows = self._session.read.schema(shape).option("basePath", root)
-        frame = rows.parquet(*(self._dataset.address_of(file) for file in files))
+        frame = rows.parquet(*(self._dataset.pattern_of(file) for file in files))
         selection = self._dataset.selection
         for sign, moment in ((">=", selection.since), ("<", selection.until)):
             if moment is not None:
                 frame = frame.where(f"time {sign} timestamp '{moment:%Y-%m-%d %H:%M:%S.%f}+00:00'")
-        frame.createOrReplaceTempView(table)
+        frame.withColumn("host", self._sql.functions.expr(_HOST)).createOrReplaceTempView(table)
 
     def run(self, columns: Sequence[AnswerColumn], expression: Any) -> Answer:
         """Answer a question, an Ibis expression over expressions.open_tables()."""

@@ -19,12 +19,15 @@ class Extra(NamedTuple):
         package: The name of the package on PyPI, such as "pillow".
         name: The extra of physview that installs the package, such as "picture".
         commands: What needs the package, for messages.
+        is_advised: Whether doctor advises to install it. It does not if few users want the package
+            and it is very large.
     """
 
     module: str
     package: str
     name: str
     commands: str
+    is_advised: bool = True
 
 
 EXTRAS = (
@@ -34,20 +37,24 @@ EXTRAS = (
     Extra("duckdb", "duckdb", "fleet", "fleet"),
     Extra("ibis", "ibis-framework", "fleet", "fleet"),
     Extra("fsspec", "fsspec", "fleet", "fleet with an object store"),
-    Extra("pyspark", "pyspark", "spark", "fleet --engine spark"),
+    Extra("pyspark", "pyspark", "spark", "fleet --engine spark", is_advised=False),
 )
 
 
 def missing() -> list[Extra]:
-    """The optional packages that are not installed. None is imported to find out."""
-    return [extra for extra in EXTRAS if find_spec(extra.module) is None]
+    """The optional packages that are advised and not installed. None is imported to find out."""
+    return [extra for extra in EXTRAS if extra.is_advised and not _is_installed(extra)]
+
+
+def _is_installed(extra: Extra) -> bool:
+    return find_spec(extra.module) is not None
 
 
 def install_line(*extras: Extra) -> str:
     """The command line that installs optional packages for this interpreter."""
-    absent = missing()
-    names = [extra.name for extra in EXTRAS if extra in extras or extra not in absent]
-    return install_advice.install_line([extra.package for extra in extras], names)
+    names = [extra.name for extra in EXTRAS if extra in extras or _is_installed(extra)]
+    packages = [extra.package for extra in extras]
+    return install_advice.install_line(packages, list(dict.fromkeys(names)))
 
 
 def need(name: str, what: str) -> Any:

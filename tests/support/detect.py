@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import repository
@@ -157,3 +158,8 @@ def mappable_pci_resource() -> str:
         except (OSError, ValueError):  # ports, which cannot be mapped
             continue
     return ""
+
+
+def has_spark() -> bool:
+    """Whether PySpark is installed, and a Java that it can start."""
+    return find_spec("pyspark") is not None and shutil.which("java") is not None

@@ -152,6 +152,20 @@ def hostile_qemu() -> Iterator[str]:
         yield path
 
 
+def fleet_of(target: Target) -> str:
+    """The dataset. Its own name is plain: a name that is not UTF-8 is refused."""
+    return os.path.join(os.path.dirname(target.folder), f"fleet-{target.pid}")
+
+
+def make_fleet(folder: str) -> None:
+    """Make a dataset in which a program and a host have hostile names."""
+    sys.path.append(os.path.join(os.path.dirname(__file__), "../../scripts"))
+    from fleet_generate import Fleet, generate
+
+    name = NASTY.decode("utf-8", "replace")
+    generate(folder, Fleet(hosts=2, days=0.1, programs=2, interval=600, hostile=name))
+
+
 def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[list[str]]]:
     """The command lines to run, by command: every form of output of each.
 
@@ -163,6 +177,7 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
     pid, vaddr, nasty = str(target.pid), hex(target.vaddrs[-1]), os.fsdecode(NASTY)
     before, after = (f"{target.folder}/{name}.parquet" for name in ("before", "after"))
     both = [before, after]
+    fleet = fleet_of(target)
     every = f"{target.vaddrs[0]:#x}-{target.vaddrs[0] + 8192:#x}"
     pages = ["pages", pid, "--columns", "flags,mapcount,cgroup,node"]
     found = {
@@ -230,6 +245,13 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
             ["--listen", nasty], ["--password-file", nasty], ["--cert", nasty, "--key", nasty],
         ],
         "picture": [[pid, "-o", f"{target.folder}/a.svg", "--json"]],
+        "fleet": [
+            [fleet, "thp"], [fleet, "hosts", "--format", "csv"], [fleet, "thp", "--json"],
+            [fleet, "worst", "resident", "--format", "jsonl"], [fleet, "hosts", "--hosts", nasty],
+            [fleet, "--sql", "SELECT DISTINCT host, name FROM groups"], [fleet, "--sql", nasty],
+            [fleet, "report", "-o", f"{target.folder}/fleet.html"],
+            [fleet, "hosts", "--since", nasty], [target.folder, "hosts"],
+        ],
         "lab": [[], ["--json"], ["zero"], ["zero", "--json"], ["zero", "--quiz"]],
         "trace": [
             ["kmalloc", "-n", "3", "--seconds", "0.2", pid],
@@ -311,6 +333,7 @@ def main() -> None:
         with open(f"{target.folder}/program", "w") as file:
             file.write("#!/bin/sh\necho done\n")
         os.chmod(f"{target.folder}/program", 0o755)
+        make_fleet(fleet_of(target))
         results = {
             name: [tuple(run(words)) for words in forms]
             for name, forms in commands(target, qmp, with_machine=with_machine).items()
