@@ -6,6 +6,8 @@ import io
 import json
 import os
 import shutil
+import signal
+import threading
 from datetime import datetime, timedelta, timezone
 
 import duckdb
@@ -314,6 +316,23 @@ def test_values_of_sql_are_plain(engine):
     wide = engine.sql("SELECT 1 AS a, 2 AS a, [1.5, NULL], {'x': 1}, 'nan'::double, 3::hugeint")
     assert [column.name for column in wide.columns][:2] == ["a", "a_2"]
     assert list(wide.rows) == [(1, 2, [1.5, None], {"x": 1}, None, 3)]
+
+
+def test_an_interrupted_question_ends_as_others_do(made):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup ignores it
+    try:
+        _interrupt(made[0])
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(folder):
+    endless = "SELECT count(*) FROM range(100000000000) t(i) WHERE sin(i) > 2"
+    with DuckDbEngine(Dataset(str(folder), Selection())) as own:
+        own.open_tables()
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            own.sql(endless).collect()
 
 
 def test_memory_is_bounded(made):

@@ -247,6 +247,10 @@ class DuckDbEngine:
             yield
         except self._duckdb.InterruptException:
             raise KeyboardInterrupt from None
+        except RuntimeError as error:  # how DuckDB's Python package tells of a SIGINT
+            if isinstance(error, PhysviewError) or "interrupted" not in str(error):
+                raise
+            raise KeyboardInterrupt from None
         except self._duckdb.OutOfMemoryException as error:
             remedy = "give more with --memory, or ask about fewer hosts or days"
             raise PhysviewError(what, _first_line(error), remedy) from None
