@@ -39,7 +39,9 @@ def guest_tests(*tests: str) -> list[str]:
     """The command that runs test files in the guest. FILE::TEST is one test of a file."""
     names = (name.partition("::") for name in tests)
     files = [f"tests/test_{file}.py{separator}{test}" for file, separator, test in names]
-    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    # The plugin would import hypothesis, which takes seconds in an emulator. Tests do without it.
+    plugins = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+    return [sys.executable, "-m", "pytest", "-q", *plugins, *files]
 
 
 def modules_by_turns(kernel: kernels.Kernel) -> dict[str, str]:
