@@ -291,8 +291,9 @@ def test_every_line_fits_the_terminal(physview, stopped, columns):
 def test_all_processes_and_a_cgroup(physview, sleeper):
     lines = physview("maps", "--all", "--rollup").stdout.splitlines()
     assert any(line.split()[0] == str(sleeper.pid) for line in lines[1:] if line)
-    with open("/proc/self/mountinfo") as file:
-        mounts = [line.split()[4] for line in file if " - cgroup" in line]
+    with open("/proc/self/mountinfo", "rb") as file:  # other tests mount where no text names
+        lines = [line for line in file.read().split(b"\n") if b" - cgroup" in line]
+    mounts = [os.fsdecode(line.split(b" ")[4]) for line in lines]
     mounts = [mount for mount in mounts if os.path.exists(f"{mount}/cgroup.procs")]
     if mounts:
         document = json.loads(physview("maps", "--cgroup", mounts[0], "--rollup", "--json").stdout)

@@ -114,6 +114,7 @@ def test_page_allocations_are_those_that_pagemap_shows(tracer, python):
     child.stdin.write("go\n")
     child.stdin.flush()
     assert child.stdout.readline() == "done\n"
+    before = frames_of(child.pid, 50)
     process.send_signal(signal.SIGINT)
     document = json.loads(process.communicate()[0])
     assert process.returncode == 0
@@ -123,15 +124,23 @@ def test_page_allocations_are_those_that_pagemap_shows(tracer, python):
             for owner in now["owners"]:
                 if owner["pid"] == child.pid:
                     allocated[int(owner["vaddr"], 16)] = now["pfn"], now["use"]
-    whole = {
-        start + i * PAGE: (entry & PFN, "anon")
-        for start, nr in regions_of(child.pid, 50)
-        for i in range(nr)
-        if (entry := raw_entry(start + i * PAGE, child.pid)) >> 63
-    }
-    assert len(whole) == 50
-    assert whole.items() <= allocated.items()
+    assert len(before) == 50
+    assert before.keys() <= allocated.keys()
+    # The kernel may have moved some pages, before or after physview has read where they are.
+    stayed = before.items() & frames_of(child.pid, 50).items()
+    assert len(stayed) > 25
+    assert stayed <= allocated.items()
     assert document["nr_frames"] >= 50
+
+
+def frames_of(pid, nr_pages):
+    """The frame of each page of the regions with a size, by address, as `allocated` has it."""
+    return {
+        start + i * PAGE: (entry & PFN, "anon")
+        for start, nr in regions_of(pid, nr_pages)
+        for i in range(nr)
+        if (entry := raw_entry(start + i * PAGE, pid)) >> 63
+    }
 
 
 def regions_of(pid, nr_pages):

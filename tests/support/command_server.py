@@ -290,6 +290,7 @@ def _become_nobody() -> None:
 if __name__ == "__main__":
     sockets = [socket.socket(fileno=int(fd)) for fd in sys.argv[1:]]
     try:
-        serve(*sockets)
+        with suppress(KeyboardInterrupt):  # which stops the tests
+            serve(*sockets)
     finally:
         shutil.rmtree(os.path.dirname(sockets[0].getsockname()), ignore_errors=True)
