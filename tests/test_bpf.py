@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from guests import compile_program
-from memory import HUGE, NORESERVE, PAGE, PRIVATE, Region, libc, raw_entry
+from memory import HUGE, NORESERVE, PAGE, PRIVATE, Region, libc, raw_entries, raw_entry
 from paths import ROOT
 
 from physview import NoUserMemory, ProcessGone
@@ -39,7 +39,7 @@ def test_the_committed_program_is_made_of_its_source(tmp_path):
 
 
 def frames(region):
-    return [raw_entry(vaddr) & PM_PFRAME_MASK for vaddr in region.pages]
+    return [entry & PM_PFRAME_MASK for entry in raw_entries(region).values()]
 
 
 @pytest.mark.needs("bpf")
@@ -50,11 +50,12 @@ class TestPages:
         np.random.default_rng(7).shuffle(vaddrs)
         vaddrs = np.concatenate([vaddrs, [0, 1 << 46, (3 << 55) + PAGE]]).astype(np.uint64)
         for _ in range(20):  # until the kernel moves no page meanwhile
-            entries = [raw_entry(vaddr) for vaddr in vaddrs[:-3].tolist()]
+            entries = raw_entries(region)
             pages = walker.pages(vaddrs)
-            if entries == [raw_entry(vaddr) for vaddr in vaddrs[:-3].tolist()]:
+            if entries == raw_entries(region):
                 break
-        for entry, page in zip(entries, pages[:-3], strict=True):
+        for vaddr, page in zip(vaddrs[:-3].tolist(), pages[:-3], strict=True):
+            entry = entries[vaddr]
             assert page["paddr"] // PAGE == entry & PM_PFRAME_MASK
             present = PageKind.PRESENT if entry >> 63 else PageKind.NONE
             assert page["kind"] == present
@@ -62,7 +63,7 @@ class TestPages:
         assert pages[-3:]["kind"].tolist() == kinds
         for i in (0, 1, -1):
             (page,) = walker.pages(vaddrs[i : i + 1 or None])
-            has_moved = i >= 0 and raw_entry(int(vaddrs[i])) != entries[i]
+            has_moved = i >= 0 and raw_entry(vaddrs[i].item()) != entries[vaddrs[i].item()]
             assert page == pages[i] or has_moved
 
     def test_pages_that_fault(self, walker):
@@ -102,7 +103,8 @@ class TestPages:
 class TestExtents:
     def test_they_are_what_single_addresses_are(self, walker):
         region = Region(3000).touch(*range(0, 3000, 3), *range(1000, 1600))
-        expected = {v: raw_entry(v) & PM_PFRAME_MASK for v in region.pages if raw_entry(v) >> 63}
+        entries = raw_entries(region)
+        expected = {v: entry & PM_PFRAME_MASK for v, entry in entries.items() if entry >> 63}
         found = {}
         for extents in walker.iter_extents(region.start, region.end, nr=7):
             for extent in extents:

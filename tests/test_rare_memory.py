@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from memory import HUGE, HUGETLB, PAGE, PRIVATE, SHARED, Region, kpageflags, raw_entry
+from memory import HUGE, HUGETLB, PAGE, PRIVATE, SHARED, Region, kpageflags, raw_entries, raw_entry
 from plain_reads import smaps
 
 from physview import commands
@@ -80,7 +80,7 @@ def test_swapped_pages(document):
             for i in range(item["nr_pages"]):
                 place = item["swap"]["type"] | item["swap"]["offset"] + i << 5
                 places[int(item["vaddr"], 16) + i * PAGE] = place
-    entries = {vaddr: raw_entry(vaddr) for vaddr in region.pages}
+    entries = raw_entries(region)
     expected = {v: entry & PM_PFRAME_MASK for v, entry in entries.items() if entry >> 62 & 1}
     assert places == expected
     assert len(places) * PAGE == fields["Swap"]

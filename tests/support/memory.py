@@ -201,6 +201,14 @@ def raw_entry(vaddr: int, pid: int | str = "self") -> int:
         return int.from_bytes(pagemap.read(8), "little")
 
 
+def raw_entries(region: Region) -> dict[int, int]:
+    """The pagemap entries of a region of this process by address, read with one read."""
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        pagemap.seek(region.start // PAGE * 8)
+        data = pagemap.read(region.size // PAGE * 8)
+    return dict(zip(region.pages, memoryview(data).cast("Q"), strict=True))
+
+
 def kpageflags(pfn: int) -> int:
     """The flags of a frame from /proc/kpageflags."""
     with open("/proc/kpageflags", "rb", buffering=0) as file:
