@@ -8,19 +8,22 @@ It makes the fleet in a temporary folder (about 500 MB for 100 hosts), asks each
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from fleet_generate import Fleet, generate
-
+from physview.fleet.duckdb_engine import DEFAULT_THREADS
 from physview.fleet.questions import QUESTIONS
 
-FLEET = Fleet(hosts=100, days=7, programs=50, interval=60)
+HOSTS, DAYS, PROGRAMS, INTERVAL = 100, 7, 50, 60
+GENERATE = Path(__file__).with_name("fleet_generate.py")
 GLOBS = {1: "node-001", 10: "node-00?", 100: "*"}
 SECONDS, MIB = 5.0, 1024
+"""The limits of a question. The seconds are those of its processor time by its threads, because
+other programs may keep the processors busy."""
 
 
 class Cost(NamedTuple):
@@ -56,7 +59,7 @@ def _run(*arguments: str) -> Cost:
 def _print_sizes(folder: Path) -> None:
     for table in ("groups", "zones", "machine"):
         size = sum(path.stat().st_size for path in (folder / table).rglob("*.parquet"))
-        per_day = size / FLEET.hosts / FLEET.days
+        per_day = size / HOSTS / DAYS
         print(f"{table}: {size / 1e6:.0f} MB, {per_day / 1e3:.0f} kB a host and day")
 
 
@@ -65,9 +68,13 @@ def run(_nr: int) -> bool:
     kept = True
     with tempfile.TemporaryDirectory(prefix="physview-bench-") as name:
         folder = Path(name) / "fleet"
-        generate(folder, FLEET)
+        # In a process of its own: a child's peak memory is at least that of its parent.
+        about = {"hosts": HOSTS, "days": DAYS, "programs": PROGRAMS, "interval": INTERVAL}
+        options = [f"--{name}={value}" for name, value in about.items()]
+        command = [sys.executable, str(GENERATE), str(folder), *options]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         _print_sizes(folder)
-        rows = FLEET.hosts * FLEET.days * 86400 / FLEET.interval * FLEET.programs
+        rows = HOSTS * DAYS * 86400 / INTERVAL * PROGRAMS
         print(
             f"\n{rows / 1e6:.1f} million rows of groups; wall time / processor time / peak memory\n"
         )
@@ -81,6 +88,8 @@ def run(_nr: int) -> bool:
                 for cost in costs
             )
             print(f"| `{' '.join(words)}` |", *cells, flush=True)
-            kept &= all(c.wall < SECONDS and c.peak_kib < MIB * 1024 for c in costs)
+            kept &= all(
+                c.cpu / DEFAULT_THREADS < SECONDS and c.peak_kib < MIB * 1024 for c in costs
+            )
     print("\nok" if kept else f"\nslow  a question took more than {SECONDS:.0f} s or {MIB} MiB")
     return kept

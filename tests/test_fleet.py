@@ -93,7 +93,7 @@ def test_coverage_by_program_is_that_of_sql(engine):
         assert row["coverage"] == pytest.approx(coverage)
         assert row["contiguous"] == pytest.approx(contiguous)
         assert row["lowest"] <= min(row["first"], row["last"])
-    days = fleets.ask(engine, "thp", every="day", by_host=True)
+    days = fleets.ask(engine, "thp", step="day", by_host=True)
     assert len(days) == 9 * len(rows) * 2
     assert {row["at"] for row in days} == {DAY, DAY + 24 * HOUR}
 
@@ -337,7 +337,7 @@ def _interrupt(folder):
 
 def test_memory_is_bounded(made):
     with (
-        DuckDbEngine(Dataset(str(made[0]), Selection()), memory="3MB") as small,
+        DuckDbEngine(Dataset(str(made[0]), Selection()), memory=3) as small,
         pytest.raises(PhysviewError, match="give more with --memory"),
     ):
         fleets.ask(small, "leaks")
@@ -345,7 +345,7 @@ def test_memory_is_bounded(made):
         (row,) = engine.sql(
             "SELECT current_setting('threads'), current_setting('memory_limit')"
         ).rows
-        assert row == (2, "572.2 MiB")
+        assert row == (2, "600.0 MiB")
 
 
 def test_the_forms_of_output_have_the_same_rows(made, physview):
@@ -395,9 +395,8 @@ def test_sql_as_a_table(made, physview):
         (["--sql", "SELECT nope FROM groups"], 2, '"nope" not found'),
         (["--sql", "SELECT FROM"], 2, "cannot run the SQL: Parser Error"),
         (["--sql", "SELECT '\udcff'"], 2, "--sql is not valid UTF-8"),
-        (["hosts", "--memory", "1\udcffGB"], 2, "--memory is not valid UTF-8"),
         (["hosts", "--hosts", "\udcff*"], 2, "no host is like '\\xff*'"),
-        (["hosts", "--memory", "lots"], 2, "cannot start DuckDB"),
+        (["hosts", "--memory", "lots"], 2, "is not a number from 1 to"),
         (["hosts", "--master", "local"], 2, "--master needs --engine spark"),
         (["report"], 2, "report and -o FILE need each other"),
         (["hosts", "-o", "x.html"], 2, "report and -o FILE need each other"),
@@ -418,8 +417,8 @@ def test_what_is_no_dataset_is_one_line(physview, tmp_path):
 
 
 def test_groups_of_another_kind_are_offered(made, physview):
-    result = physview("fleet", str(made[0]), "thp", "--of", "cgroup")
-    assert "no groups of --of cgroup; it has --of program" in one_line(result, 0)
+    result = physview("fleet", str(made[0]), "thp", "--by", "cgroup")
+    assert "no groups of --by cgroup; it has --by program" in one_line(result, 0)
 
 
 def test_an_object_store_is_read_through_pyarrow(made):

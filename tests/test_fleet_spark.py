@@ -21,9 +21,9 @@ pytestmark = [pytest.mark.needs("spark"), pytest.mark.timeout(900)]
 CLUSTER = "local-cluster[2,1,1024]"
 OPTIONS = [
     *({"name": name} for name in questions.QUESTIONS if name != "worst"),
-    {"name": "thp", "every": "day", "by_host": True},
+    {"name": "thp", "step": "day", "by_host": True},
     {"name": "fragmentation", "by_host": True},
-    {"name": "no-2m", "every": "minute"},
+    {"name": "no-2m", "step": "minute"},
     {"name": "worst", "column": "resident", "limit": 10},
     {"name": "worst", "column": "minor_faults"},
     {"name": "worst", "column": "zones.usable_2m", "lowest": True},

@@ -42,13 +42,13 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--since", metavar="TIME", help=f"only samples from then on: {when}")
     parser.add_argument("--until", metavar="TIME", help="only samples before then")
     parser.add_argument(
-        "--of",
+        "--by",
         choices=("program", "cgroup", "pid"),
         default="program",
         help="which groups: as record --by names them (default: program)",
     )
     parser.add_argument(
-        "--every",
+        "--step",
         choices=("minute", "hour", "day"),
         help="the step of time (default: hour); with thp, a row for each step",
     )
@@ -71,7 +71,10 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         "--master", metavar="URL", help="with --engine spark: where Spark is (default: local[*])"
     )
     parser.add_argument(
-        "--memory", metavar="SIZE", help="the most memory for DuckDB (default: 600MB)"
+        "--memory",
+        type=_common.count(),
+        metavar="MIB",
+        help="the most memory for DuckDB, in MiB (default: 600)",
     )
     parser.add_argument(
         "--threads", type=_common.count(1024), metavar="N", help="threads of DuckDB (default: 2)"
@@ -145,7 +148,7 @@ def _check(args: argparse.Namespace) -> Options:
     _check_forms(args)
     is_named = args.question not in (None, REPORT)
     takes = questions.find(args.question).takes if is_named else ()
-    for name in ("every", "by_host", "lowest", "column"):
+    for name in ("step", "by_host", "lowest", "column"):
         if getattr(args, name) and name not in takes:
             word = "COLUMN" if name == "column" else f"--{name.replace('_', '-')}"
             what = f"{word} does not apply to {args.question or '--sql'}"
@@ -154,7 +157,7 @@ def _check(args: argparse.Namespace) -> Options:
         remedy = "use LIMIT" if args.sql is not None else "leave it out"
         raise UsageError(f"--top does not apply to {args.question or '--sql'}", "", remedy)
     top = args.top or (NR_WORST if args.question == "worst" else None)
-    return Options(args.of, args.every, args.by_host, args.column, args.lowest, top)
+    return Options(args.by, args.step, args.by_host, args.column, args.lowest, top)
 
 
 def _check_question(args: argparse.Namespace, known: list[str]) -> None:
@@ -170,7 +173,7 @@ def _check_question(args: argparse.Namespace, known: list[str]) -> None:
 
 def _check_forms(args: argparse.Namespace) -> None:
     """Check the forms of output, and the options of engines."""
-    for name in ("sql", "memory", "master"):
+    for name in ("sql", "master"):
         try:
             (getattr(args, name) or "").encode()
         except UnicodeEncodeError:
@@ -238,7 +241,7 @@ def _say_other_groups(engine: Engine, options: Options) -> None:
     kinds = open_tables().groups.select("by").distinct().order_by("by")
     found = [row[0] for row in engine.run([AnswerColumn("by", "text", "")], kinds).rows]
     if found and options.of not in found:
-        _common.say(f"the dataset has no groups of --of {options.of}; it has --of {found[0]}")
+        _common.say(f"the dataset has no groups of --by {options.of}; it has --by {found[0]}")
 
 
 def _write_report(

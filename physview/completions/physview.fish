@@ -51,7 +51,7 @@ function _shtab_physview_using
 end
 
 set -g _shtab_physview_commands memview translate maps pages watch touched record snapshot diff fleet walk compare tables frames owners file guest exporter picture lab trace module vm doctor completion
-set -g _shtab_physview_opts_with_value --append --arch --budget --buffer --by --cert --cgroup --client-ca --columns --cpus --engine --every --exclude --files-from --flags --flush --for --format --frames-every --from --host --hosts --idle --include --interval --keep --kernel --key --la57 --limit --listen --master --max-cpu --max-groups --memory --min-interval --module --name --nodes --number --of --only --output --password-file --picture --pid --print --qmp --range --repeat --samples --save --seconds --since --sleep --sort --source --spool --sql --swap --theme --threads --through --ticks --timeout --times --top --until -n -o -p
+set -g _shtab_physview_opts_with_value --append --arch --budget --buffer --by --cert --cgroup --client-ca --columns --cpus --engine --every --exclude --files-from --flags --flush --for --format --frames-every --from --host --hosts --idle --include --interval --keep --kernel --key --la57 --limit --listen --master --max-cpu --max-groups --memory --min-interval --module --name --nodes --number --only --output --password-file --picture --pid --print --qmp --range --repeat --samples --save --seconds --since --sleep --sort --source --spool --sql --step --swap --theme --threads --through --ticks --timeout --times --top --until -n -o -p
 
 complete -c physview -e
 complete -c physview -f
@@ -172,8 +172,8 @@ complete -c physview -n '_shtab_physview_using fleet' -l sql -x -d 'ask this ins
 complete -c physview -n '_shtab_physview_using fleet' -l hosts -x -d 'only hosts of such a name'
 complete -c physview -n '_shtab_physview_using fleet' -l since -x -d 'only samples from then on: a day, such as 2026-01-31, a moment, such as 2026-01-31T12:00, or 7d or 12h ago'
 complete -c physview -n '_shtab_physview_using fleet' -l until -x -d 'only samples before then'
-complete -c physview -n '_shtab_physview_using fleet' -l of -xka "program cgroup pid" -d 'which groups: as record --by names them (default: program)'
-complete -c physview -n '_shtab_physview_using fleet' -l every -xka "minute hour day" -d 'the step of time (default: hour); with thp, a row for each step'
+complete -c physview -n '_shtab_physview_using fleet' -l by -xka "program cgroup pid" -d 'which groups: as record --by names them (default: program)'
+complete -c physview -n '_shtab_physview_using fleet' -l step -xka "minute hour day" -d 'the step of time (default: hour); with thp, a row for each step'
 complete -c physview -n '_shtab_physview_using fleet' -l by-host -d 'tell hosts apart'
 complete -c physview -n '_shtab_physview_using fleet' -l lowest -d 'with worst: the smallest values'
 complete -c physview -n '_shtab_physview_using fleet' -l top -x -d 'only the first N rows (worst: 10)'
@@ -183,7 +183,7 @@ complete -c physview -n '_shtab_physview_using fleet' -s o -l output -xka "(__fi
 complete -c physview -n '_shtab_physview_using fleet' -l force -d 'replace the file if it exists'
 complete -c physview -n '_shtab_physview_using fleet' -l engine -xka "duckdb spark" -d 'who computes: DuckDB in this process, or Spark (default: duckdb)'
 complete -c physview -n '_shtab_physview_using fleet' -l master -x -d 'with --engine spark: where Spark is (default: local[*])'
-complete -c physview -n '_shtab_physview_using fleet' -l memory -x -d 'the most memory for DuckDB (default: 600MB)'
+complete -c physview -n '_shtab_physview_using fleet' -l memory -x -d 'the most memory for DuckDB, in MiB (default: 600)'
 complete -c physview -n '_shtab_physview_using fleet' -l threads -x -d 'threads of DuckDB (default: 2)'
 complete -c physview -n '_shtab_physview_using fleet' -l json -d 'print one JSON document'
 complete -c physview -n '_shtab_physview_using fleet' -l no-pager -d 'do not show long output in a pager'

@@ -21,7 +21,7 @@ from physview.fleet.views import DUCKDB_TYPES
 from physview.recording import schema
 from physview.runtime.extras import need
 
-DEFAULT_MEMORY = "600MB"
+DEFAULT_MEMORY = 600
 DEFAULT_THREADS = 2
 _ROWS_AT_ONCE = 1000
 _VERSION_KEY = "physview.schema"
@@ -34,7 +34,7 @@ class DuckDbEngine:
 
     Args:
         dataset: What is read.
-        memory: The most memory for DuckDB, as "600MB". What needs more goes to a temporary folder.
+        memory: The most memory for DuckDB in MiB. What needs more goes to a temporary folder.
         threads: How many threads it uses.
 
     Raises:
@@ -44,7 +44,7 @@ class DuckDbEngine:
     name = "duckdb"
 
     def __init__(
-        self, dataset: Dataset, *, memory: str = DEFAULT_MEMORY, threads: int = DEFAULT_THREADS
+        self, dataset: Dataset, *, memory: int = DEFAULT_MEMORY, threads: int = DEFAULT_THREADS
     ) -> None:
         self._dataset = dataset
         self._duckdb = need("duckdb", "cannot ask the fleet")
@@ -67,9 +67,9 @@ class DuckDbEngine:
     def __exit__(self, *_about: object) -> None:
         self._stack.close()
 
-    def _connect(self, folder: str, memory: str, threads: int) -> Any:
+    def _connect(self, folder: str, memory: int, threads: int) -> Any:
         options = {
-            "memory_limit": memory,
+            "memory_limit": f"{memory}MiB",
             "threads": threads,
             "temp_directory": folder,
             "extension_directory": folder,

@@ -13,7 +13,7 @@ from physview.runtime.extras import need
 MACHINE = ("host", "machine")
 BOOT = (*MACHINE, "boot")
 UNITS = {"minute": "m", "hour": "h", "day": "D"}
-"""What --every takes, and Ibis's name of it."""
+"""What --step takes, and Ibis's name of it."""
 HOST = AnswerColumn("host", "text", "the host")
 MACHINE_ID = AnswerColumn("machine", "machine", "tells machines of one name apart")
 PROGRAM = AnswerColumn("name", "text", "the program, or the cgroup")
@@ -25,7 +25,7 @@ class Options(NamedTuple):
 
     Args:
         of: Which groups: program, cgroup or pid.
-        every: minute, hour or day; None: the question's own.
+        step: minute, hour or day; None: the question's own.
         by_host: Whether each host is a row of its own.
         column: The column of `worst`.
         lowest: Whether the smallest values are the worst.
@@ -33,7 +33,7 @@ class Options(NamedTuple):
     """
 
     of: str = "program"
-    every: str | None = None
+    step: str | None = None
     by_host: bool = False
     column: str | None = None
     lowest: bool = False
@@ -99,7 +99,7 @@ def group_columns(options: Options, *before: AnswerColumn) -> list[AnswerColumn]
 
 def bucket(table: Any, options: Options, otherwise: str = "hour") -> Any:
     """The hour, day or minute of each row, as the column `at`."""
-    return table.time.truncate(UNITS[options.every or otherwise]).name("at")
+    return table.time.truncate(UNITS[options.step or otherwise]).name("at")
 
 
 def share(part: Any, whole: Any) -> Any:

@@ -32,7 +32,7 @@ Built = tuple[list[AnswerColumn], Any]
 
 
 def thp(tables: Tables, options: Options) -> Built:
-    """THP coverage by program; over time, if there is an `every`."""
+    """THP coverage by program; over time, if there is a `step`."""
     import ibis
 
     groups = tables.groups_of(options)
@@ -55,7 +55,7 @@ def thp(tables: Tables, options: Options) -> Built:
         AnswerColumn("coverage", "share", "the part of it in huge pages"),
         AnswerColumn("contiguous", "share", "the part of resident memory in aligned 2 MiB"),
     ]
-    if options.every is not None:
+    if options.step is not None:
         answer = hours.group_by([*keys, "at"]).agg(**sums)
         return [*named, HOUR, *columns], answer.order_by([*keys, "at"])
     hours = hours.mutate(hour_coverage=share(hours.huge_sum, hours.anon_sum))

@@ -54,7 +54,7 @@ QUESTIONS: dict[str, Question] = {
             "How much of each program's memory is in huge pages",
             "Coverage is the part of anonymous memory that is mapped as huge pages.",
             group_questions.thp,
-            ("every", "by_host"),
+            ("step", "by_host"),
         ),
         Question(
             "thp-loss",
@@ -67,7 +67,7 @@ QUESTIONS: dict[str, Question] = {
             "Where and when a page of 2 MiB could not be had",
             "Samples without a free block of 2 MiB, and allocations that failed meanwhile.",
             machine_questions.no_2m,
-            ("every",),
+            ("step",),
         ),
         Question(
             "page-tables",
@@ -86,7 +86,7 @@ QUESTIONS: dict[str, Question] = {
             "Where and when pages were swapped",
             "Pages that went to and came from swap, by host and hour.",
             machine_questions.swap_hours,
-            ("every",),
+            ("step",),
         ),
         Question(
             "fragmentation",
@@ -100,14 +100,14 @@ QUESTIONS: dict[str, Question] = {
             "Which programs grow without end",
             "Resident and swapped memory that grew in every hour of the time shown.",
             group_questions.leaks,
-            ("every",),
+            ("step",),
         ),
         Question(
             "worst",
             "The largest values of a column",
             "For each group, zone or machine, its largest value, and the hour of it.",
             machine_questions.worst,
-            ("column", "lowest", "every"),
+            ("column", "lowest", "step"),
         ),
     )
 }

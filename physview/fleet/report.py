@@ -106,7 +106,7 @@ def read_report(
         plot = None
         if rows and question.name in SERIES:
             series = SERIES[question.name]
-            plot = _plot(engine, series, tables, plain._replace(every=step), shown)
+            plot = _plot(engine, series, tables, plain._replace(step=step), shown)
         sections.append(Section(question, shown, len(rows) > NR_ROWS, plot))
     selection = dataset.selection
     return Report(
