@@ -367,6 +367,7 @@ class TestCommand:
         assert lines[3].split()[0] == "total"
         assert lines[-1] == "VmPTE is unexplained for 0 of 2 processes"
 
+    @pytest.mark.needs("machine")
     @pytest.mark.parametrize("columns", [80, 100, 160])
     def test_no_line_is_wider_than_the_terminal(self, sleeper, columns):
         for words in (["tables", str(sleeper.pid)], ["tables", "--all"]):
@@ -392,7 +393,7 @@ class TestCommand:
 
 
 class TestErrors:
-    @pytest.mark.needs("bpf", "nobody")
+    @pytest.mark.needs("bpf", "nobody", "machine")
     def test_nobody(self, physview):
         for words in (["self"], ["--all"]):
             line = one_line(physview("tables", *words, prefix=AS_NOBODY), 1)

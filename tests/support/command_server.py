@@ -95,9 +95,14 @@ class CommandServer:
         return subprocess.CompletedProcess(command, code, stdout, stderr)
 
 
+# pytest sets the first for each test. The others are set by commands, also by those that tests run
+# in their own process.
+NOT_COMPARED = ("PYTEST_CURRENT_TEST", "OPENBLAS_NUM_THREADS", "ARROW_DEFAULT_MEMORY_POOL")
+
+
 def _environment() -> dict[str, str]:
-    """The environment of commands. pytest sets one of the variables for each test."""
-    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    """The environment of commands, as far as a start of Python may depend on it."""
+    return {name: value for name, value in os.environ.items() if name not in NOT_COMPARED}
 
 
 def _as_text(output: bytes) -> str:
