@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from physview.labs import observe, requirements
-from physview.labs.memory import libc
+from physview.labs.memory import MappedPages, libc
 from physview.labs.model import NUMBER, PADDR, TEXT, VADDR, Evidence, EvidenceColumn, Lab, Question
 from physview.model import PAGE_SIZE, Level, Probe, Walk
 from physview.process import Process
@@ -19,7 +20,9 @@ from physview.sources.table_geometry import ENTRY_BYTES, Geometry, make_geometry
 
 NAME = "levels"
 TITLE = "four levels of page tables, or five"
-HIGH = 1 << 48
+# The smallest hint for which every kernel with so many bits gives a high address. arm64 wants more
+# than its default limit of 48 bits: arch_get_mmap_end() in arch/arm64/include/asm/processor.h.
+HIGH = 1 << 48 if os.uname().machine == "x86_64" else 1 << 49
 CHOICES = (2, 3, 4, 5)
 PLAN = (
     "Requests memory at an address above 47 bits, and finds the end of the user address space. Then"
@@ -101,7 +104,7 @@ def _explain_end(evidence: Evidence, high: int, end: int) -> None:
         f" gave {high:#x}. {space_words(geometry)}"
         + (
             " Programs that do not request a high address still get addresses below"
-            f" {usual_bits(geometry)} bits."
+            f" {_usual_bits()} bits."
             if high >= HIGH
             else ""
         ),
@@ -111,10 +114,10 @@ def _explain_end(evidence: Evidence, high: int, end: int) -> None:
     evidence.answer(CHOICES.index(len(geometry.levels)))
 
 
-def usual_bits(geometry: Geometry) -> int:
-    """How many bits the addresses have that programs get without a request for high ones."""
-    has_kernels_half = geometry.address_bits > (geometry.user_end - 1).bit_length()
-    return 47 if has_kernels_half else 48
+def _usual_bits() -> int:
+    """How many bits an address has that the kernel chooses without a hint: the highest ones."""
+    with MappedPages(1) as memory:
+        return memory.start.bit_length()
 
 
 def space_words(geometry: Geometry) -> str:
