@@ -86,7 +86,8 @@ def largest(touched: Touched, top: int | None) -> list[MappingUse]:
     """The mappings of which most was touched, or all of them in the order of their addresses."""
     if top is None:
         return touched.mappings
-    return sorted(touched.mappings, key=lambda use: -use.sums.touched)[:top]
+    by_size = sorted(touched.mappings, key=lambda use: -use.sums.resident)
+    return sorted(by_size, key=lambda use: -use.sums.touched)[:top]
 
 
 def print_mappings(touched: Touched, top: int | None = None) -> None:
@@ -109,7 +110,7 @@ def print_summary(touched: Touched) -> None:
     least = "at least " if total.unknown else ""
     what = "touched" if touched.knows_reads else "written"
     line = (
-        f"\n{what}: {least}{short_size(total.touched)} of {short_size(total.resident)} resident"
+        f"\n{what}: {least}{_size(total.touched)} of {_size(total.resident)} resident"
         f" ({share(total.touched, total.resident)})"
     )
     if total.unknown:
@@ -124,6 +125,10 @@ def print_summary(touched: Touched) -> None:
         print(f"gone since the beginning, and not counted: {short_size(total.gone)}")
     if total.lost:
         print(f"cleared by others: the bits of {short_size(total.lost)}")
+
+
+def _size(size_bytes: int) -> str:
+    return short_size(size_bytes) if size_bytes else "0"
 
 
 def _written(touched: Touched, sums: Sums) -> str:
