@@ -30,8 +30,15 @@ def document(physview, *words):
 
 
 def referenced_bytes(pid):
-    lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Referenced:")) * 1024
+    """Referenced of smaps in memory of no file: other processes use the pages of files, too."""
+    sizes, is_file = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            is_file = rest[3] != "0"
+        elif first == "Referenced:" and not is_file:
+            sizes += int(rest[0]) * 1024
+    return sizes
 
 
 @pytest.mark.needs("bpf")
