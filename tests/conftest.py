@@ -80,7 +80,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "idle-bitmap": (
         lambda: os.path.exists("/sys/kernel/mm/page_idle/bitmap"),
-        "no idle bitmap: the kernels of the VMs have one (CONFIG_IDLE_PAGE_TRACKING=y)",
+        "no idle bitmap: a kernel with CONFIG_IDLE_PAGE_TRACKING=y has one",
     ),
     "scan": (
         lambda: checks.check_scan().state != checks.NO,

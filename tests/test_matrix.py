@@ -31,10 +31,9 @@ OTHER_TESTS = (
     "course::test_a_module_that_is_loaded_is_not_loaded_again",
     *("frame_flags", "kmod_access", "kmod_calls", "kmod_compat", "kmod_descriptors", "labs"),
     *("pagemap", "pagemap_privilege", "probes", "soft_dirty", "trace_probes"),
-    # What the machine's kernel may lack: soft-dirty bits, the idle bitmap, the module.
+    # What the machine's kernel may lack: soft-dirty bits, the module.
     "touched_ways::test_soft_dirty_bits_tell_the_writes",
     "touched_ways::test_track_writes_tells_every_write_and_flushes",
-    "touched_ways::test_the_idle_bitmap_tells_frames_that_anybody_used",
     "touched_ways::test_the_core_reads_the_bits_that_walks_to_each_page_read",
 )
 ALL_TESTS = (*LEVEL_TESTS, *OTHER_TESTS)
@@ -60,7 +59,7 @@ def chosen_tests(series: str, *, la57: bool) -> tuple[str, ...]:
 
 GUEST_HAS = (
     "root,pfn,kpage,kthread,kmod,kmods,swap,zram,hugetlb,gigantic,thp,ksm,compaction,hwpoison,"
-    "tracefs,kprobes,kcore,memcg,ia32,soft-dirty,idle-bitmap"
+    "tracefs,kprobes,kcore,memcg,ia32,soft-dirty"
 )
 
 # Whole processes and the machine, compared with smaps, numa_maps, page-types and thpmaps.

@@ -40,6 +40,9 @@ class PageWay(Closable):
         self.proc = proc
         self.clears = clears
 
+    def close(self) -> None:
+        """Close what is open: nothing, unless a subclass says more."""
+
     def begin(self) -> None:
         """Begin an interval.
 
