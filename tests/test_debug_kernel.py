@@ -54,3 +54,11 @@ def test_a_third_witness_agrees(tmp_path):
     outcome, output = run_there(tmp_path, guest_tests("kmod_page_tables"), has="root,ptdump,kmod")
     assert outcome.exit_code == 0, output
     assert "1 passed" in output
+
+
+def test_the_idle_bitmap_is_read(tmp_path):
+    """Debian's kernels have none; this one was built with it."""
+    name = "touched_ways::test_the_idle_bitmap_tells_frames_that_anybody_used"
+    outcome, output = run_there(tmp_path, guest_tests(name), has="root,pfn,idle-bitmap")
+    assert outcome.exit_code == 0, output
+    assert "1 passed" in output

@@ -13,7 +13,7 @@ from physview.model import Vma, printable
 from physview.units import cut, share, short_size, terminal_width
 
 _TITLES = ("start", "resident", "touched", "share", "written", "unknown", "untouched", "perm")
-_WIDTHS = (12, 8, 7, 6, 7, 7, 9, 4)
+_WIDTHS = (14, 8, 7, 6, 7, 7, 9, 4)
 
 MAPPING_FIELDS = (
     ("pid", "uint64"),
@@ -97,7 +97,7 @@ def print_mappings(touched: Touched, top: int | None = None) -> None:
     print()
     _print_row(_Cells(*_TITLES), "name", room)
     for vma, sums in largest(touched, top):
-        cells = _cells(touched, f"{vma.start:x}", sums, vma.perms)
+        cells = _cells(touched, f"{vma.start:#014x}", sums, vma.perms)
         _print_row(cells, cut(printable(vma.path), room), room)
     nr = len(touched.mappings)
     mappings = f"{nr} mapping{'' if nr == 1 else 's'}"
