@@ -60,7 +60,7 @@ def make_machine(
     """The columns of the machine. Counters begin at zero with each boot."""
     nr = shape.nr
     per_second = {"pgfault": 900.0, "pgmajfault": 0.2, "thp_fault_alloc": 3.0}
-    per_second |= {"compact_stall": 0.01, "compact_success": 0.01}
+    per_second |= {"compact_stall": 0.01, "compact_success": 0.01, "compact_isolated": 2.0}
     counted = {
         name: random.poisson(per_second.get(name, 0.0) * shape.interval, nr) for name in VMSTAT
     }

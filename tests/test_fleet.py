@@ -131,6 +131,39 @@ def test_who_swaps_is_found_from_the_first_to_the_last_sample(engine, planted):
     }
 
 
+def test_compaction_is_counted_by_host_and_hour(engine):
+    rows = fleets.ask(engine, "compaction")
+    (told,) = engine.sql(
+        "SELECT sum(rise) FROM (SELECT compact_isolated - lag(compact_isolated) OVER"
+        " (PARTITION BY host, boot ORDER BY since_boot) AS rise FROM machine)"
+    ).rows
+    assert sum(row["compact_isolated"] for row in rows) == told[0] > 0
+    assert rows[0]["compact_isolated"] == max(row["compact_isolated"] for row in rows)
+
+
+def test_of_a_short_time_a_step_has_five_minutes(made, planted):
+    _, start, _ = planted("thp-loss")
+    selection = Selection(since=start - 2 * HOUR, until=start + HOUR)
+    dataset = Dataset(str(made[0]), selection)
+    with DuckDbEngine(dataset) as engine:
+        step = questions.usual_step(engine, dataset, open_tables())
+        (row,) = fleets.ask(engine, "thp-loss", usual_step=step)
+        hours = fleets.ask(engine, "thp-loss", step="hour")
+        steps = fleets.ask(engine, "thp", step=step)
+    assert step == "5min"
+    assert (row["at"], hours[0]["at"]) == (start, start)
+    assert {each["at"].minute for each in steps} == set(range(0, 60, 5))
+    assert {each["at"].second for each in steps} == {0}
+
+
+def test_the_step_is_told(made, planted, physview):
+    _, start, _ = planted("thp-loss")
+    words = ("fleet", made[0], "thp-loss", "--since", (start - HOUR).isoformat())
+    short = physview(*words, "--until", (start + HOUR).isoformat()).stdout
+    assert "A step is 5 minutes." in short
+    assert "A step is an hour." in physview(*words).stdout
+
+
 def test_a_kernel_that_fragments_memory_is_found(engine, made):
     before, after = fleets.ask(engine, "fragmentation")
     assert (before["kernel"], after["kernel"]) == ("6.12.9", "6.18.2")

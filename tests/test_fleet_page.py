@@ -57,7 +57,7 @@ def test_the_report_is_drawn_without_scripts_and_network(written, tab):
     tab.complaints.clear()
     tab.open(written[0])
     assert tab.complaints == []
-    assert tab.evaluate("document.querySelectorAll('section').length") == 9
+    assert tab.evaluate("document.querySelectorAll('section').length") == 10
     # Each plot is as wide as the page, and each line is inside of its plot.
     boxes = tab.evaluate(
         "[...document.querySelectorAll('svg')].map(svg => {"

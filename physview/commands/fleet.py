@@ -2,8 +2,9 @@
 """Ask the recordings of many machines.
 
 DATASET is what record has written: a folder, or s3://BUCKET/PREFIX. QUESTION is hosts, thp,
-thp-loss, no-2m, page-tables, swap, swap-hours, fragmentation, leaks, or worst COLUMN. report writes
-all answers to an HTML page. --sql asks anything else of the tables groups, zones and machine.
+thp-loss, no-2m, page-tables, swap, swap-hours, compaction, fragmentation, leaks, or worst COLUMN.
+report writes all answers to an HTML page. --sql asks anything else of the tables groups, zones and
+machine.
 
 Only files of the hosts and days that are asked about are read. All times are UTC.
 """
@@ -49,8 +50,9 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--step",
-        choices=("minute", "hour", "day"),
-        help="the step of time (default: hour); with thp, a row for each step",
+        choices=("minute", "5min", "hour", "day"),
+        help="the step of time (default: hour, or 5min if the samples are of less than 6 hours);"
+        " with thp, a row for each step",
     )
     parser.add_argument("--by-host", action="store_true", help="tell hosts apart")
     parser.add_argument("--lowest", action="store_true", help="with worst: the smallest values")
@@ -105,9 +107,12 @@ def _answer(args: argparse.Namespace, options: Options) -> int:
         if args.sql is not None:
             answer, title, finding = engine.sql(args.sql), "", ""
         else:
-            question = questions.find(args.question)
-            title, finding = question.title, question.finding
-            answer = engine.run(*questions.build(question, open_tables(), options))
+            question, tables = questions.find(args.question), open_tables()
+            if "step" in question.takes and options.step is None:
+                step = questions.usual_step(engine, dataset, tables)
+                options = options._replace(usual_step=step)
+            title, finding = question.title, questions.finding_of(question, options)
+            answer = engine.run(*questions.build(question, tables, options))
         answer = answer.begun()
         _say_damaged(dataset)
         about = reporter.About(
@@ -157,7 +162,14 @@ def _check(args: argparse.Namespace) -> Options:
         remedy = "use LIMIT" if args.sql is not None else "leave it out"
         raise UsageError(f"--top does not apply to {args.question or '--sql'}", "", remedy)
     top = args.top or (NR_WORST if args.question == "worst" else None)
-    return Options(args.by, args.step, args.by_host, args.column, args.lowest, top)
+    return Options(
+        of=args.by,
+        step=args.step,
+        by_host=args.by_host,
+        column=args.column,
+        lowest=args.lowest,
+        limit=top,
+    )
 
 
 def _check_question(args: argparse.Namespace, known: list[str]) -> None:

@@ -173,7 +173,7 @@ complete -c physview -n '_shtab_physview_using fleet' -l hosts -x -d 'only hosts
 complete -c physview -n '_shtab_physview_using fleet' -l since -x -d 'only samples from then on: a day, such as 2026-01-31, a moment, such as 2026-01-31T12:00, or 7d or 12h ago'
 complete -c physview -n '_shtab_physview_using fleet' -l until -x -d 'only samples before then'
 complete -c physview -n '_shtab_physview_using fleet' -l by -xka "program cgroup pid" -d 'which groups: as record --by names them (default: program)'
-complete -c physview -n '_shtab_physview_using fleet' -l step -xka "minute hour day" -d 'the step of time (default: hour); with thp, a row for each step'
+complete -c physview -n '_shtab_physview_using fleet' -l step -xka "minute 5min hour day" -d 'the step of time (default: hour, or 5min if the samples are of less than 6 hours); with thp, a row for each step'
 complete -c physview -n '_shtab_physview_using fleet' -l by-host -d 'tell hosts apart'
 complete -c physview -n '_shtab_physview_using fleet' -l lowest -d 'with worst: the smallest values'
 complete -c physview -n '_shtab_physview_using fleet' -l top -x -d 'only the first N rows (worst: 10)'

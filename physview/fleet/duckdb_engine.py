@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from physview.errors import PhysviewError, UsageError
@@ -50,6 +51,8 @@ class DuckDbEngine:
         self._duckdb = need("duckdb", "cannot ask the fleet")
         self._stack = contextlib.ExitStack()
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="physview-fleet-"))
+        # A thread of its own, because DuckDB does not see a signal while its threads work.
+        self._worker = self._stack.enter_context(ThreadPoolExecutor(1))
         self.twins: set[str] = set()
         self._has_view: set[str] = set()
         try:
@@ -222,35 +225,40 @@ class DuckDbEngine:
         if len(statements) != 1 or statements[0].type.name != "SELECT":
             raise UsageError("cannot run the SQL", "it is not one SELECT", "give one SELECT")
         with self._translated("cannot run the SQL"):
-            relation = self._connection.execute(text)
+            relation = self._work(self._connection.execute, text)
         names = unique_names([name for name, *_ in relation.description])
         columns = [AnswerColumn(name, "text", "") for name in names]
         return Answer(columns, self._iter_fetched("cannot run the SQL"))
 
     def _iter_rows(self, sql: str, what: str) -> Iterator[tuple[Any, ...]]:
         with self._translated(what):
-            self._connection.execute(sql)
+            self._work(self._connection.execute, sql)
         yield from self._iter_fetched(what)
 
     def _iter_fetched(self, what: str) -> Iterator[tuple[Any, ...]]:
         while True:
             with self._translated(what):
-                rows = self._connection.fetchmany(_ROWS_AT_ONCE)
+                rows = self._work(self._connection.fetchmany, _ROWS_AT_ONCE)
             if not rows:
                 return
             for row in rows:
                 yield tuple(map(plain, row))
 
+    def _work(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function that may take long. Ctrl-C ends it."""
+        called = self._worker.submit(function, *arguments)
+        try:
+            return called.result()
+        except BaseException:
+            while not called.done():  # an interrupt that comes before the query begins is lost
+                self._connection.interrupt()
+                wait([called], timeout=0.05)
+            raise
+
     @contextlib.contextmanager
     def _translated(self, what: str) -> Iterator[None]:
         try:
             yield
-        except self._duckdb.InterruptException:
-            raise KeyboardInterrupt from None
-        except RuntimeError as error:  # how DuckDB's Python package tells of a SIGINT
-            if isinstance(error, PhysviewError) or "interrupted" not in str(error):
-                raise
-            raise KeyboardInterrupt from None
         except self._duckdb.OutOfMemoryException as error:
             remedy = "give more with --memory, or ask about fewer hosts or days"
             raise PhysviewError(what, _first_line(error), remedy) from None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from physview.fleet.answer import OTHERS, AnswerColumn
@@ -12,12 +13,17 @@ from physview.runtime.extras import need
 
 MACHINE = ("host", "machine")
 BOOT = (*MACHINE, "boot")
+FIVE_MINUTES = "5min"
 UNITS = {"minute": "m", "hour": "h", "day": "D"}
-"""What --step takes, and Ibis's name of it."""
+"""Steps that Ibis can truncate a time to, and its names of them."""
+STEPS = {"minute": "a minute", FIVE_MINUTES: "5 minutes", "hour": "an hour", "day": "a day"}
+"""What --step takes, in words."""
+SHORT = timedelta(hours=6)
+"""Of recordings that are not longer, a step has 5 minutes."""
 HOST = AnswerColumn("host", "text", "the host")
 MACHINE_ID = AnswerColumn("machine", "machine", "tells machines of one name apart")
 PROGRAM = AnswerColumn("name", "text", "the program, or the cgroup")
-HOUR = AnswerColumn("at", "time", "when this hour, day or minute began")
+AT = AnswerColumn("at", "time", "when this step of time began")
 
 
 class Options(NamedTuple):
@@ -25,7 +31,9 @@ class Options(NamedTuple):
 
     Args:
         of: Which groups: program, cgroup or pid.
-        step: minute, hour or day; None: the question's own.
+        step: One of STEPS; None: `usual_step`, and for a question with a row for each step: no
+            such rows.
+        usual_step: One of STEPS.
         by_host: Whether each host is a row of its own.
         column: The column of `worst`.
         lowest: Whether the smallest values are the worst.
@@ -34,6 +42,7 @@ class Options(NamedTuple):
 
     of: str = "program"
     step: str | None = None
+    usual_step: str = "hour"
     by_host: bool = False
     column: str | None = None
     lowest: bool = False
@@ -97,9 +106,21 @@ def group_columns(options: Options, *before: AnswerColumn) -> list[AnswerColumn]
     return [*before, PROGRAM, *pid]
 
 
-def bucket(table: Any, options: Options, otherwise: str = "hour") -> Any:
-    """The hour, day or minute of each row, as the column `at`."""
-    return table.time.truncate(UNITS[options.step or otherwise]).name("at")
+def step_for(first: datetime | None, last: datetime | None) -> str:
+    """The step for recordings of a time: 5 minutes or an hour."""
+    is_short = first is not None and last is not None and last - first <= SHORT
+    return FIVE_MINUTES if is_short else "hour"
+
+
+def bucket(table: Any, options: Options) -> Any:
+    """The step of time of each row, as the column `at`."""
+    import ibis
+
+    step = options.step or options.usual_step
+    if step in UNITS:
+        return table.time.truncate(UNITS[step]).name("at")
+    minutes = ibis.interval(minutes=1) * (table.time.minute() % 5)
+    return (table.time.truncate("m") - minutes).name("at")
 
 
 def share(part: Any, whole: Any) -> Any:
@@ -107,8 +128,8 @@ def share(part: Any, whole: Any) -> Any:
     return part.cast("float64") / whole.nullif(0).cast("float64")
 
 
-def rises(table: Any, names: list[str], otherwise: str, options: Options) -> Any:
-    """How much counters of the machine rose, by machine and hour.
+def rises(table: Any, names: list[str], options: Options) -> Any:
+    """How much counters of the machine rose, by machine and step of time.
 
     A counter that fell began anew: then all of it is new.
     """
@@ -120,6 +141,6 @@ def rises(table: Any, names: list[str], otherwise: str, options: Options) -> Any
         step = table[name] - table[name].lag().over(window)
         steps[f"{name}_rise"] = ibis.ifelse(step < 0, table[name], step)
     stepped = table.mutate(**steps)
-    return stepped.group_by([*MACHINE, bucket(stepped, options, otherwise)]).agg(
+    return stepped.group_by([*MACHINE, bucket(stepped, options)]).agg(
         **{name: stepped[f"{name}_rise"].sum().fill_null(0) for name in names}
     )

@@ -7,9 +7,9 @@ from typing import Any
 
 from physview.fleet.answer import AnswerColumn
 from physview.fleet.expressions import (
+    AT,
     BOOT,
     HOST,
-    HOUR,
     MACHINE,
     MACHINE_ID,
     Options,
@@ -38,7 +38,7 @@ def thp(tables: Tables, options: Options) -> Built:
     groups = tables.groups_of(options)
     keys = group_keys(options, *(MACHINE if options.by_host else ()))
     named = group_columns(options, *((HOST, MACHINE_ID) if options.by_host else ()))
-    hours = groups.group_by([*keys, bucket(groups, options)]).agg(
+    buckets = groups.group_by([*keys, bucket(groups, options)]).agg(
         anon_sum=groups.anon.sum(),
         huge_sum=groups.anon_huge.sum(),
         resident_sum=groups.resident.sum(),
@@ -46,9 +46,9 @@ def thp(tables: Tables, options: Options) -> Built:
         samples=groups.count(),
     )
     sums = {
-        "anon": (hours.anon_sum.sum() / hours.samples.sum()).round().cast("int64"),
-        "coverage": share(hours.huge_sum.sum(), hours.anon_sum.sum()),
-        "contiguous": share(hours.in_2m_sum.sum(), hours.resident_sum.sum()),
+        "anon": (buckets.anon_sum.sum() / buckets.samples.sum()).round().cast("int64"),
+        "coverage": share(buckets.huge_sum.sum(), buckets.anon_sum.sum()),
+        "contiguous": share(buckets.in_2m_sum.sum(), buckets.resident_sum.sum()),
     }
     columns = [
         AnswerColumn("anon", "bytes", "anonymous memory, the mean of all samples"),
@@ -56,10 +56,10 @@ def thp(tables: Tables, options: Options) -> Built:
         AnswerColumn("contiguous", "share", "the part of resident memory in aligned 2 MiB"),
     ]
     if options.step is not None:
-        answer = hours.group_by([*keys, "at"]).agg(**sums)
-        return [*named, HOUR, *columns], answer.order_by([*keys, "at"])
-    hours = hours.mutate(hour_coverage=share(hours.huge_sum, hours.anon_sum))
-    ranked = hours.mutate(
+        answer = buckets.group_by([*keys, "at"]).agg(**sums)
+        return [*named, AT, *columns], answer.order_by([*keys, "at"])
+    buckets = buckets.mutate(hour_coverage=share(buckets.huge_sum, buckets.anon_sum))
+    ranked = buckets.mutate(
         from_start=ibis.row_number().over(group_by=keys, order_by="at"),
         from_end=ibis.row_number().over(group_by=keys, order_by=ibis.desc("at")),
         from_lowest=ibis.row_number().over(group_by=keys, order_by=["hour_coverage", "at"]),
@@ -73,27 +73,27 @@ def thp(tables: Tables, options: Options) -> Built:
         lowest_at=ranked["at"].max(where=lowest),
     )
     more = [
-        AnswerColumn("first", "share", "coverage in the first hour"),
-        AnswerColumn("last", "share", "coverage in the last hour"),
-        AnswerColumn("lowest", "share", "coverage in the hour with the least"),
-        AnswerColumn("lowest_at", "time", "when that hour began"),
+        AnswerColumn("first", "share", "coverage in the first step of time"),
+        AnswerColumn("last", "share", "coverage in the last step"),
+        AnswerColumn("lowest", "share", "coverage in the step with the least"),
+        AnswerColumn("lowest_at", "time", "when that step began"),
     ]
     return [*named, *columns, *more], answer.order_by([ibis.desc("anon"), *keys])
 
 
 def thp_loss(tables: Tables, options: Options) -> Built:
-    """Programs whose coverage fell from one hour to the next."""
+    """Programs whose coverage fell from one step of time to the next."""
     import ibis
 
     groups = tables.groups_of(options)
     keys = group_keys(options, *BOOT)
-    hours = groups.group_by([*keys, bucket(groups, options)]).agg(
+    buckets = groups.group_by([*keys, bucket(groups, options)]).agg(
         anon=groups.anon.mean().round().cast("int64"),
         coverage=share(groups.anon_huge.sum(), groups.anon.sum()),
         since_boot=groups.since_boot.min(),
     )
     window = ibis.window(group_by=keys, order_by="since_boot")
-    falls = hours.mutate(before=hours.coverage.lag().over(window))
+    falls = buckets.mutate(before=buckets.coverage.lag().over(window))
     falls = falls.mutate(fall=falls.before - falls.coverage)
     falls = falls.filter((falls.fall >= MIN_LOSS) & (falls.anon >= MIN_ANON))
     worst = ibis.row_number().over(group_by=keys, order_by=[ibis.desc("fall"), "at"])
@@ -101,29 +101,29 @@ def thp_loss(tables: Tables, options: Options) -> Built:
     falls = falls.filter(falls.place == 0).rename(after="coverage")
     columns = [
         *group_columns(options, HOST, MACHINE_ID),
-        HOUR,
-        AnswerColumn("anon", "bytes", "anonymous memory in this hour"),
-        AnswerColumn("before", "share", "the part in huge pages in the hour before"),
-        AnswerColumn("after", "share", "the part in this hour"),
+        AT,
+        AnswerColumn("anon", "bytes", "anonymous memory in this step"),
+        AnswerColumn("before", "share", "the part in huge pages in the step before"),
+        AnswerColumn("after", "share", "the part in this step"),
     ]
     return columns, falls.order_by([ibis.desc("fall"), *keys])
 
 
 def page_tables(tables: Tables, options: Options) -> Built:
-    """Programs whose page tables are larger in the last hour of a boot than in the first."""
+    """Programs whose page tables are larger in the last step of a boot than in the first."""
     import ibis
 
     groups = tables.groups_of(options)
     keys = group_keys(options, *BOOT)
-    hours = groups.group_by([*keys, bucket(groups, options)]).agg(
+    buckets = groups.group_by([*keys, bucket(groups, options)]).agg(
         size=groups.page_tables.min(),
         resident=groups.resident.mean(),
         since_boot=groups.since_boot.min(),
     )
     window = ibis.window(group_by=keys, order_by="since_boot")
     backwards = ibis.window(group_by=keys, order_by=ibis.desc("since_boot"))
-    steps = hours.mutate(
-        step=hours["size"] - hours["size"].lag().over(window),
+    steps = buckets.mutate(
+        step=buckets["size"] - buckets["size"].lag().over(window),
         from_start=ibis.row_number().over(window),
         from_end=ibis.row_number().over(backwards),
     )
@@ -145,13 +145,13 @@ def page_tables(tables: Tables, options: Options) -> Built:
     grown = grown.filter(grown.growth >= MIN_TABLE_GROWTH)
     columns = [
         *group_columns(options, HOST, MACHINE_ID),
-        AnswerColumn("first", "bytes", "page tables in the first hour"),
-        AnswerColumn("last", "bytes", "page tables in the last hour"),
+        AnswerColumn("first", "bytes", "page tables in the first step of time"),
+        AnswerColumn("last", "bytes", "page tables in the last step"),
         AnswerColumn("growth", "bytes", "the difference"),
         AnswerColumn("per_day", "bytes", "the growth of a day"),
-        AnswerColumn("of_resident", "share", "page tables by resident memory, in the last hour"),
-        AnswerColumn("most", "bytes", "the growth of the hour in which they grew most"),
-        AnswerColumn("most_at", "time", "when that hour began"),
+        AnswerColumn("of_resident", "share", "page tables by resident memory, in the last step"),
+        AnswerColumn("most", "bytes", "the growth of the step in which they grew most"),
+        AnswerColumn("most_at", "time", "when that step began"),
     ]
     return columns, grown.order_by([ibis.desc("growth"), *keys])
 
@@ -184,23 +184,23 @@ def swap(tables: Tables, options: Options) -> Built:
 def leaks(tables: Tables, options: Options) -> Built:
     """Programs whose memory grew steadily.
 
-    The size in an hour is the least of its samples: memory that a program gives back within the
-    hour does not count. A run is made of contiguous hours, each larger than the one before by at
-    least a quarter of the run's mean step. So a run begins where the leak does.
+    The size in a step of time is the least of its samples: memory that a program gives back within
+    the step does not count. A run is made of contiguous steps of time, each with more memory than
+    the one before, by at least a quarter of the mean growth. So a run begins where the leak does.
     """
     import ibis
 
     groups = tables.groups_of(options)
     keys = group_keys(options, *BOOT)
     memory = groups.resident + groups.swapped.fill_null(0)
-    hours = groups.group_by([*keys, bucket(groups, options)]).agg(
+    buckets = groups.group_by([*keys, bucket(groups, options)]).agg(
         size=memory.min(), since_boot=groups.since_boot.min()
     )
     window = ibis.window(group_by=keys, order_by="since_boot")
-    steps = hours.mutate(
-        before=hours["size"].lag().over(window),
-        before_at=hours["at"].lag().over(window),
-        before_boot=hours.since_boot.lag().over(window),
+    steps = buckets.mutate(
+        before=buckets["size"].lag().over(window),
+        before_at=buckets["at"].lag().over(window),
+        before_boot=buckets.since_boot.lag().over(window),
     )
     steps = steps.mutate(step=steps["size"] - steps.before)
     steps = steps.mutate(
@@ -233,8 +233,8 @@ def leaks(tables: Tables, options: Options) -> Built:
     )
     columns = [
         *group_columns(options, HOST, MACHINE_ID),
-        AnswerColumn("since", "time", "the hour in which it began to grow"),
-        AnswerColumn("until", "time", "the last hour in which it grew"),
+        AnswerColumn("since", "time", "the step of time in which it began to grow"),
+        AnswerColumn("until", "time", "the last step in which it grew"),
         AnswerColumn("first", "bytes", "resident and swapped memory at first"),
         AnswerColumn("last", "bytes", "the same at last"),
         AnswerColumn("growth", "bytes", "the difference"),

@@ -8,9 +8,9 @@ from typing import Any
 from physview.errors import UsageError
 from physview.fleet.answer import AnswerColumn
 from physview.fleet.expressions import (
+    AT,
     BOOT,
     HOST,
-    HOUR,
     MACHINE,
     MACHINE_ID,
     Options,
@@ -75,7 +75,7 @@ def hosts(tables: Tables, options: Options) -> Built:
 
 
 def no_2m(tables: Tables, options: Options) -> Built:
-    """Hours in which a page of 2 MiB could not be had."""
+    """Steps of time in which a page of 2 MiB could not be had."""
     zones = tables.zones.filter(tables.zones.managed >= MIN_ZONE)
     samples = zones.group_by([*BOOT, "time", "since_boot"]).agg(usable=zones.usable_2m.sum())
     found = samples.group_by([*MACHINE, bucket(samples, options)]).agg(
@@ -84,7 +84,7 @@ def no_2m(tables: Tables, options: Options) -> Built:
         least=samples.usable.min(),
     )
     names = ["thp_fault_fallback", "compact_fail"]
-    counted = rises(tables.machine, names, "hour", options)
+    counted = rises(tables.machine, names, options)
     both = found.outer_join(counted, [*MACHINE, "at"], rname="{name}_other")
     answer = both.select(
         **{name: both[name].coalesce(both[f"{name}_other"]) for name in (*MACHINE, "at")},
@@ -98,8 +98,8 @@ def no_2m(tables: Tables, options: Options) -> Built:
     columns = [
         HOST,
         MACHINE_ID,
-        HOUR,
-        AnswerColumn("samples", "count", "samples of this hour"),
+        AT,
+        AnswerColumn("samples", "count", "samples of this step"),
         AnswerColumn("without", "count", "those without a free block of 2 MiB"),
         AnswerColumn("least", "bytes", "the least free memory in blocks of 2 MiB or more"),
         AnswerColumn("fallbacks", "count", "page faults that got small pages (thp_fault_fallback)"),
@@ -110,20 +110,39 @@ def no_2m(tables: Tables, options: Options) -> Built:
 
 
 def swap_hours(tables: Tables, options: Options) -> Built:
-    """Hours in which pages went to swap or came from there."""
+    """Steps of time in which pages went to swap or came from there."""
     import ibis
 
-    answer = rises(tables.machine, ["pswpout", "pswpin", "pgmajfault"], "hour", options)
+    answer = rises(tables.machine, ["pswpout", "pswpin", "pgmajfault"], options)
     answer = answer.filter((answer.pswpout > 0) | (answer.pswpin > 0))
     columns = [
         HOST,
         MACHINE_ID,
-        HOUR,
+        AT,
         AnswerColumn("pswpout", "count", "pages that were swapped out"),
         AnswerColumn("pswpin", "count", "pages that were swapped in"),
         AnswerColumn("pgmajfault", "count", "page faults with a read from disk"),
     ]
     return columns, answer.order_by([ibis.desc("pswpout"), ibis.desc("pswpin"), *MACHINE, "at"])
+
+
+def compaction(tables: Tables, options: Options) -> Built:
+    """Steps of time in which the kernel moved pages to make larger free blocks."""
+    import ibis
+
+    names = ["compact_isolated", "pgmigrate_success", "compact_stall", "compact_fail"]
+    answer = rises(tables.machine, names, options)
+    answer = answer.filter((answer.compact_isolated > 0) | (answer.compact_stall > 0))
+    columns = [
+        HOST,
+        MACHINE_ID,
+        AT,
+        AnswerColumn("compact_isolated", "count", "pages that compaction took to move them"),
+        AnswerColumn("pgmigrate_success", "count", "pages that were moved, for any reason"),
+        AnswerColumn("compact_stall", "count", "allocations that had to compact memory first"),
+        AnswerColumn("compact_fail", "count", "those that then did not get their memory"),
+    ]
+    return columns, answer.order_by([ibis.desc("compact_isolated"), *MACHINE, "at"])
 
 
 def fragmentation(tables: Tables, options: Options) -> Built:
@@ -165,7 +184,7 @@ def fragmentation(tables: Tables, options: Options) -> Built:
 
 
 def worst(tables: Tables, options: Options) -> Built:
-    """The largest (or smallest) values of a column. A counter counts by its rise in an hour."""
+    """The largest (or smallest) values of a column. A counter counts by its rise in a step."""
     import ibis
 
     known = _known_column(options.column)
@@ -183,15 +202,15 @@ def worst(tables: Tables, options: Options) -> Built:
         keys, named = list(MACHINE), [HOST, MACHINE_ID]
     value = table[name]
     if name in COUNTERS:
-        hours = table.group_by([*keys, "boot", bucket(table, options)]).agg(
+        buckets = table.group_by([*keys, "boot", bucket(table, options)]).agg(
             value=value.max() - value.min()
         )
     else:
         best = value.min() if options.lowest else value.max()
-        hours = table.group_by([*keys, bucket(table, options)]).agg(value=best)
-    hours = hours.filter(hours.value.notnull())
-    order = [hours.value if options.lowest else hours.value.desc(), hours["at"]]
-    places = hours.mutate(place=ibis.row_number().over(group_by=keys, order_by=order))
+        buckets = table.group_by([*keys, bucket(table, options)]).agg(value=best)
+    buckets = buckets.filter(buckets.value.notnull())
+    order = [buckets.value if options.lowest else buckets.value.desc(), buckets["at"]]
+    places = buckets.mutate(place=ibis.row_number().over(group_by=keys, order_by=order))
     answer = places.filter(places.place == 0)
     if answer.value.type().is_integer():
         answer = answer.mutate(value=answer.value.cast("int64"))
@@ -200,7 +219,7 @@ def worst(tables: Tables, options: Options) -> Built:
     what = f"{known.table}.{name}: {known.column.meaning}" + (f" ({unit})" if unit else "")
     if name in COUNTERS:
         what += "; the rise within the time"
-    columns = [*named, AnswerColumn("value", kind, what), HOUR]
+    columns = [*named, AnswerColumn("value", kind, what), AT]
     first = answer.value if options.lowest else answer.value.desc()
     return columns, answer.order_by([first, *(answer[key] for key in keys)])
 

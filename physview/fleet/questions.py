@@ -9,17 +9,21 @@ so that all engines give them in the same order.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview.errors import UsageError
 from physview.fleet import group_questions, machine_questions
 from physview.fleet.answer import AnswerColumn
-from physview.fleet.expressions import Options, Tables
+from physview.fleet.expressions import STEPS, Options, Tables, step_for
 from physview.text.nearest import offer
 
 if TYPE_CHECKING:
     import ibis
+
+    from physview.fleet.dataset import Dataset
+    from physview.fleet.engine import Engine
 
 
 class Question(NamedTuple):
@@ -59,8 +63,9 @@ QUESTIONS: dict[str, Question] = {
         Question(
             "thp-loss",
             "Which programs lost their huge pages",
-            "The hour in which the coverage of a program fell most.",
+            "The step of time in which the coverage of a program fell most.",
             group_questions.thp_loss,
+            ("step",),
         ),
         Question(
             "no-2m",
@@ -72,8 +77,9 @@ QUESTIONS: dict[str, Question] = {
         Question(
             "page-tables",
             "Whose page tables grow",
-            "Growth since the first hour of a boot, and the hour in which they grew most.",
+            "Growth since the first step of a boot, and the step in which they grew most.",
             group_questions.page_tables,
+            ("step",),
         ),
         Question(
             "swap",
@@ -84,8 +90,15 @@ QUESTIONS: dict[str, Question] = {
         Question(
             "swap-hours",
             "Where and when pages were swapped",
-            "Pages that went to and came from swap, by host and hour.",
+            "Pages that went to and came from swap, by host and step of time.",
             machine_questions.swap_hours,
+            ("step",),
+        ),
+        Question(
+            "compaction",
+            "Where and when memory was compacted",
+            "Pages that the kernel moved to make larger free blocks, by host and step of time.",
+            machine_questions.compaction,
             ("step",),
         ),
         Question(
@@ -98,14 +111,14 @@ QUESTIONS: dict[str, Question] = {
         Question(
             "leaks",
             "Which programs grow without end",
-            "Resident and swapped memory that grew in every hour of the time shown.",
+            "Resident and swapped memory that grew in every step of the time shown.",
             group_questions.leaks,
             ("step",),
         ),
         Question(
             "worst",
             "The largest values of a column",
-            "For each group, zone or machine, its largest value, and the hour of it.",
+            "For each group, zone or machine, its largest value, and the step of time of it.",
             machine_questions.worst,
             ("column", "lowest", "step"),
         ),
@@ -122,6 +135,23 @@ def find(name: str) -> Question:
     if name not in QUESTIONS:
         raise UsageError(f"there is no question '{name}'", "", offer(name, QUESTIONS))
     return QUESTIONS[name]
+
+
+def usual_step(engine: Engine, dataset: Dataset, tables: Tables) -> str:
+    """The step of time for what was selected of a dataset: 5 minutes or an hour."""
+    if len({os.path.basename(os.path.dirname(path)) for path in dataset.files("machine")}) > 2:
+        return "hour"
+    columns = [AnswerColumn("first", "time", ""), AnswerColumn("last", "time", "")]
+    time = tables.machine.time
+    span = tables.machine.aggregate(first=time.min(), last=time.max())
+    return step_for(*next(iter(engine.run(columns, span).rows)))
+
+
+def finding_of(question: Question, options: Options) -> str:
+    """What a row tells, and how long a step of time is, if there are steps."""
+    if "step" not in question.takes:
+        return question.finding
+    return f"{question.finding} A step is {STEPS[options.step or options.usual_step]}."
 
 
 def build(question: Question, tables: Tables, options: Options) -> tuple[list[AnswerColumn], Any]:

@@ -11,7 +11,7 @@ from physview.fleet import questions
 from physview.fleet.answer import Answer
 from physview.fleet.dataset import Dataset
 from physview.fleet.engine import Engine
-from physview.fleet.expressions import Options, Tables, open_tables
+from physview.fleet.expressions import Options, Tables, open_tables, step_for
 from physview.fleet.series import SERIES, Series
 
 NR_ROWS = 20
@@ -42,12 +42,14 @@ class Section(NamedTuple):
 
     Args:
         question: What was asked.
+        finding: What a row of the answer tells.
         answer: The answer, of NR_ROWS rows at most.
         is_cut: Whether there are more rows.
         plot: What happened over time, or None.
     """
 
     question: questions.Question
+    finding: str
     answer: Answer
     is_cut: bool
     plot: Plot | None
@@ -94,6 +96,7 @@ def read_report(
     hosts = _ask(engine, questions.find("hosts"), tables, plain)
     first = min((row[2] for row in hosts.rows), default=None)
     last = max((row[3] for row in hosts.rows), default=None)
+    plain = plain._replace(usual_step=step_for(first, last))
     step = _step(first, last)
     sections = []
     for at, question in enumerate(asked):
@@ -107,7 +110,8 @@ def read_report(
         if rows and question.name in SERIES:
             series = SERIES[question.name]
             plot = _plot(engine, series, tables, plain._replace(step=step), shown)
-        sections.append(Section(question, shown, len(rows) > NR_ROWS, plot))
+        finding = questions.finding_of(question, limited)
+        sections.append(Section(question, finding, shown, len(rows) > NR_ROWS, plot))
     selection = dataset.selection
     return Report(
         dataset.shown,
@@ -121,9 +125,9 @@ def read_report(
 
 
 def _step(first: datetime | None, last: datetime | None) -> str:
-    if first is None or last is None:
-        return "hour"
-    return "hour" if (last - first).total_seconds() <= MAX_HOURS * 3600 else "day"
+    if first is None or last is None or (last - first).total_seconds() <= MAX_HOURS * 3600:
+        return step_for(first, last)
+    return "day"
 
 
 def _ask(engine: Engine, question: questions.Question, tables: Tables, options: Options) -> Answer:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from physview.fleet import machine_questions
 from physview.fleet.answer import AnswerColumn
 from physview.fleet.expressions import (
-    HOUR,
+    AT,
     MACHINE,
     Options,
     Tables,
@@ -44,7 +44,7 @@ class Series(NamedTuple):
 
 def _columns(unit: str) -> list[AnswerColumn]:
     name = AnswerColumn("series", "text", "the line, or the row")
-    return [name, HOUR, AnswerColumn("value", unit, "the value")]
+    return [name, AT, AnswerColumn("value", unit, "the value")]
 
 
 def _finish(table: Any, unit: str) -> Built:
@@ -77,16 +77,16 @@ def _coverage(*before: str) -> Callable[[Tables, Options, Found], Built]:
     def build(tables: Tables, options: Options, found: Found) -> Built:
         keys = group_keys(options, *before)
         groups = _one_of(tables.groups_of(options), keys, found)
-        hours = groups.group_by([*keys, bucket(groups, options)]).agg(
+        buckets = groups.group_by([*keys, bucket(groups, options)]).agg(
             value=share(groups.anon_huge.sum(), groups.anon.sum())
         )
-        return _finish(hours.mutate(series=_group_label(hours, options, bool(before))), "share")
+        return _finish(buckets.mutate(series=_group_label(buckets, options, bool(before))), "share")
 
     return build
 
 
 def _sizes(column: str) -> Callable[[Tables, Options, Found], Built]:
-    """The least of a column of the groups that were found, in each hour."""
+    """The least of a column of the groups that were found, in each step of time."""
 
     def build(tables: Tables, options: Options, found: Found) -> Built:
         keys = group_keys(options, *MACHINE)
@@ -94,8 +94,8 @@ def _sizes(column: str) -> Callable[[Tables, Options, Found], Built]:
         value = groups[column]
         if column == "resident":
             value = value + groups.swapped.fill_null(0)
-        hours = groups.group_by([*keys, bucket(groups, options)]).agg(value=value.min())
-        return _finish(hours.mutate(series=_group_label(hours, options, True)), "bytes")
+        buckets = groups.group_by([*keys, bucket(groups, options)]).agg(value=value.min())
+        return _finish(buckets.mutate(series=_group_label(buckets, options, True)), "bytes")
 
     return build
 
@@ -103,25 +103,26 @@ def _sizes(column: str) -> Callable[[Tables, Options, Found], Built]:
 def _swapped(tables: Tables, options: Options, found: Found) -> Built:
     keys = group_keys(options, *MACHINE)
     groups = _one_of(tables.groups_of(options), keys, found)
-    hours = groups.group_by([*keys, bucket(groups, options)]).agg(value=groups.swapped.max())
-    return _finish(hours.mutate(series=_group_label(hours, options, True)), "bytes")
+    buckets = groups.group_by([*keys, bucket(groups, options)]).agg(value=groups.swapped.max())
+    return _finish(buckets.mutate(series=_group_label(buckets, options, True)), "bytes")
 
 
 def _fragmented(tables: Tables, options: Options, _found: Found) -> Built:
     zones = tables.zones.filter(tables.zones.managed >= machine_questions.MIN_ZONE)
-    hours = zones.group_by([zones.kernel.name("series"), bucket(zones, options)]).agg(
+    buckets = zones.group_by([zones.kernel.name("series"), bucket(zones, options)]).agg(
         value=1 - share(zones.usable_2m.sum(), zones.free.sum())
     )
-    return _finish(hours, "share")
+    return _finish(buckets, "share")
 
 
-def _hours_of(question: str, column: str) -> Callable[[Tables, Options, Found], Built]:
-    """A column of a question that has a row for each host and hour."""
+def _steps_of(question: str, column: str) -> Callable[[Tables, Options, Found], Built]:
+    """A column of a question that has a row for each host and step of time."""
 
     def build(tables: Tables, options: Options, _found: Found) -> Built:
-        hours = getattr(machine_questions, question)(tables, options)[1]
-        named = hours.mutate(
-            series=hours.host + " " + hours.machine.left(SHOWN_OF_MACHINE), value=hours[column]
+        buckets = getattr(machine_questions, question)(tables, options)[1]
+        named = buckets.mutate(
+            series=buckets.host + " " + buckets.machine.left(SHOWN_OF_MACHINE),
+            value=buckets[column],
         )
         return _finish(named, "count")
 
@@ -133,13 +134,17 @@ SERIES = {
         "Coverage of the largest programs, all hosts together", "lines", "share", _coverage()
     ),
     "no-2m": Series(
-        "Page faults that got small pages, by host and hour", "heat", "count",
-        _hours_of("no_2m", "fallbacks"),
+        "Page faults that got small pages, by host and time", "heat", "count",
+        _steps_of("no_2m", "fallbacks"),
     ),
     "page-tables": Series("Page tables", "lines", "bytes", _sizes("page_tables")),
     "swap": Series("Swapped memory", "lines", "bytes", _swapped),
     "swap-hours": Series(
-        "Pages swapped out, by host and hour", "heat", "count", _hours_of("swap_hours", "pswpout")
+        "Pages swapped out, by host and time", "heat", "count", _steps_of("swap_hours", "pswpout")
+    ),
+    "compaction": Series(
+        "Pages that compaction took to move them, by host and time", "heat", "count",
+        _steps_of("compaction", "compact_isolated"),
     ),
     "fragmentation": Series(
         "Free memory in blocks of less than 2 MiB, by kernel", "lines", "share", _fragmented

@@ -38,6 +38,10 @@ def draw_plot(plot: Plot, first: datetime | None, last: datetime | None) -> str:
     return (_lines if plot.kind == "lines" else _heat)(plot, [*moments, *known])
 
 
+MAX_LABELS = 8
+TIMES = [timedelta(minutes=each) for each in (1, 5, 10, 30, 60, 180, 360)]
+
+
 class _TimeAxis:
     """Places of moments, and the days below the plot."""
 
@@ -51,15 +55,16 @@ class _TimeAxis:
         return LEFT + (WIDTH - LEFT - RIGHT) * share
 
     def draw(self) -> str:
-        """Lines and labels: at each midnight, at some of them, or every six hours."""
-        days = self._span / 86400
-        step = timedelta(hours=6) if days < 2 else timedelta(days=max(1, round(days / 8)))
+        """Lines and labels: at some midnights, or at the hours or minutes of a short time."""
+        days = round(self._span / 86400 / 8)
+        step = next((each for each in TIMES if each * MAX_LABELS >= timedelta(0, self._span)), None)
+        step = step or timedelta(days=max(1, days))
         at = self.first.replace(hour=0, minute=0, second=0, microsecond=0)
         drawn = []
         while at <= self.last:
             if at >= self.first:
                 x = number(self.place(at))
-                words = f"{at:%m-%d}" if at.hour == 0 else f"{at:%H:%M}"
+                words = f"{at:%m-%d}" if not at.hour and not at.minute else f"{at:%H:%M}"
                 drawn.append(
                     f'<path class="grid" d="M{x} {TOP}V{number(self._height)}"/>'
                     f'<text x="{x}" y="{number(self._height + 16)}">{words}</text>\n'
@@ -102,7 +107,7 @@ def _lines(plot: Plot, ends: list[datetime]) -> str:
 
 def _usual_step(moments: list[datetime]) -> timedelta:
     steps = sorted(second - first for first, second in pairwise(moments))
-    return steps[len(steps) // 2] if steps else timedelta(hours=1)
+    return steps[len(steps) // 2] if steps else timedelta(minutes=5)
 
 
 def _path(values: dict[datetime, float], axis: _TimeAxis, top: float, gap: timedelta) -> str:

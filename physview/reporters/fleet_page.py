@@ -82,7 +82,7 @@ def _style() -> str:
 def _section(section: Section, report: Report) -> str:
     question = section.question
     head = f'<section id="{question.name}">\n<h2>{text(question.title)}</h2>\n'
-    head += f"<p>{text(question.finding)}</p>\n"
+    head += f"<p>{text(section.finding)}</p>\n"
     if not section.answer.rows:
         return f"{head}<p>Nothing found.</p>\n</section>\n"
     plot = ""
