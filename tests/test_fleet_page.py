@@ -67,7 +67,7 @@ def test_the_report_is_drawn_without_scripts_and_network(written, tab):
         "  return own.left >= box.left - 1 && own.right <= box.right + 20"
         "   && own.top >= box.top - 1 && own.bottom <= box.bottom + 1; })]; })"
     )
-    assert len(boxes) == 8
+    assert len(boxes) == 9
     for width, *inside in boxes:
         assert width > 800
         assert inside

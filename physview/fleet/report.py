@@ -146,7 +146,9 @@ def _plot(
     for name, moment, value in engine.run(columns, expression).rows:
         if value is not None:
             points.setdefault(_label(name), {})[moment] = value
-    return Plot(series.title, series.kind, series.unit, points) if points else None
+    if not any(any(values.values()) for values in points.values()):
+        return None
+    return Plot(series.title, series.kind, series.unit, points)
 
 
 def _label(name: Any) -> str:
