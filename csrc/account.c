@@ -61,10 +61,13 @@ static int by_pfn(const void *one, const void *other)
 static void sort_frames(struct pv_frames *frames, uint64_t nr)
 {
 	struct pv_frames *other = malloc(nr * sizeof(*other)), *from = frames;
+	uint64_t *places = malloc((NR_DIGITS + 1) * sizeof(*places));
 	struct pv_frames *to = other;
 	uint64_t all = 0;
 
-	if (!other) {
+	if (!other || !places) {
+		free(other);
+		free(places);
 		qsort(frames, nr, sizeof(*frames), by_pfn);
 		return;
 	}
@@ -72,9 +75,9 @@ static void sort_frames(struct pv_frames *frames, uint64_t nr)
 		all |= frames[i].pfn;
 	for (unsigned int shift = 0; shift < 64 && all >> shift;
 	     shift += DIGIT_BITS) {
-		uint64_t places[NR_DIGITS + 1] = { 0 };
 		struct pv_frames *last = from;
 
+		memset(places, 0, (NR_DIGITS + 1) * sizeof(*places));
 		for (uint64_t i = 0; i < nr; i++)
 			places[(from[i].pfn >> shift & (NR_DIGITS - 1)) + 1]++;
 		for (int i = 0; i < NR_DIGITS; i++)
@@ -90,6 +93,7 @@ static void sort_frames(struct pv_frames *frames, uint64_t nr)
 	if (from != frames)
 		memcpy(frames, from, nr * sizeof(*frames));
 	free(other);
+	free(places);
 }
 
 /*

@@ -396,6 +396,8 @@ WRITERS = {
     "tracing/": "tracefs",
     "labs/": "sysfs and /proc",
     "sources/soft_dirty.py": "/proc/PID/clear_refs",
+    "sources/idle_bitmap.py": "the kernel's idle bitmap",
+    "recording/": "journals, by the descriptor of the dataset's own folder",
     "files/atomic_file.py": "here",
 }
 

@@ -29,6 +29,9 @@ MAY_START = {
     "vm/runner.py": "the folder of this interpreter, for the guest's PATH",
     "vm/qemu.py": "QEMU's own -m",
     "kernels/apt.py": "apt's own -c",
+    "kernels/foreign_root.py": "pip of this interpreter, with -I",
+    "kernels/foreign_package.py": "the command in a guest of another architecture",
+    "commands/vm.py": "the path of the interpreter in such a guest",
     "tracing/traced_command.py": "the person's own command, by its whole path",
 }
 

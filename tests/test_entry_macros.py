@@ -43,7 +43,7 @@ def build(series, architecture, folder, options="#define VARIANT_LPA2 0\n", chan
     for name in ("x86_entry.h", "arm64_entry.h"):
         (folder / name).write_text(change((folder / name).read_text()))
     checks = " ".join(f"check({word:#x}ULL);" for word in WORDS)
-    (folder / "entries.h").write_text(f"{options}#define CHECK_ALL {checks}\n")
+    (folder / "entries.h").write_text(f"{options}#define CHECK_ALL(check) {checks}\n")
     (folder / "stdint.h").write_text(STDINT)
     (folder / "stdbool.h").write_text("")
     (folder / "Kbuild").write_text(KBUILD)

@@ -17,6 +17,7 @@ from memory import KINDS
 from physview.commands.exporter import FILES, GROUPINGS
 from physview.exporter import metrics
 from physview.exporter.shipped import FOLDER, SHIPPED
+from physview.recording.groups import read_groups
 from physview.sources.procfs import ProcDir
 from physview.text import proctext
 
@@ -35,12 +36,13 @@ def promtool(*words, **options):
 
 @pytest.mark.parametrize("by", GROUPINGS)
 def test_promtool_finds_nothing_wrong_with_the_metrics(physview, by):
-    text = physview("exporter", "--once", "--by", by, "--top", "5").stdout
+    text = physview("exporter", "--once", "--by", by, "--top", "2").stdout
     assert promtool("check", "metrics", input=text) == ""
     found = samples(text)
     groups = {labels for name, labels in found if name == "physview_group_processes"}
-    assert len(groups) == 6
-    assert any(("group", "other") in labels for labels in groups)
+    nr = len(read_groups(by)["name"])  # a container may have one cgroup only
+    assert len(groups) == min(nr, 3)
+    assert any(("group", "other") in labels for labels in groups) == (nr > 2)
 
 
 def test_promtool_reads_what_is_shipped(physview, tmp_path):

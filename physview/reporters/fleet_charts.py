@@ -39,6 +39,7 @@ def draw_plot(plot: Plot, first: datetime | None, last: datetime | None) -> str:
 
 
 MAX_LABELS = 8
+LABEL = 40.0  # the width of a label
 TIMES = [timedelta(minutes=each) for each in (1, 5, 10, 30, 60, 180, 360)]
 
 
@@ -65,6 +66,8 @@ class _TimeAxis:
             if at >= self.first:
                 x = number(self.place(at))
                 words = f"{at:%m-%d}" if not at.hour and not at.minute else f"{at:%H:%M}"
+                if self.place(at) > WIDTH - LABEL / 2:
+                    words = ""
                 drawn.append(
                     f'<path class="grid" d="M{x} {TOP}V{number(self._height)}"/>'
                     f'<text x="{x}" y="{number(self._height + 16)}">{words}</text>\n'

@@ -83,9 +83,11 @@ class Tab:
         return result["result"].get("value")
 
     def open(self, path: str) -> None:
-        """Open a file, and wait until its data-state is set."""
+        """Open a file, and wait until it is read to its end and its data-state is set."""
         self.call("Page.navigate", url=f"file://{path}")
-        self.wait_for("document.documentElement?.dataset.state")
+        self.wait_for(
+            "document.readyState === 'complete' && document.documentElement.dataset.state"
+        )
 
     def wait_for(self, script: str) -> Any:
         """Wait until an expression is true, and return it."""
