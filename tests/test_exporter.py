@@ -19,6 +19,7 @@ from exporters import authorization, client_context, exporter, get, make_certifi
 from failures import one_line
 from hypothesis import given
 from hypothesis import strategies as st
+from limits import DEFAULT_SIGNALS
 from paths import ROOT
 from users import AS_NOBODY
 
@@ -317,7 +318,7 @@ def test_it_goes_on_after_a_limit_was_reached():
 )
 def test_a_signal_ends_it_at_once(number, address):
     """Also while a client is connected that says nothing."""
-    with exporter("--listen", address) as served:
+    with exporter("--listen", address, prefix=DEFAULT_SIGNALS) as served:
         said = "everybody who reaches 0.0.0.0:0 can read the names and sizes of all processes"
         assert any(said in line for line in served.said) is (address == "0.0.0.0:0")
         where = parse_address(served.url.split("/")[2])

@@ -268,7 +268,7 @@ def test_a_later_schema_is_refused_in_one_line(copy, physview):
 def test_a_foreign_file_is_refused_in_one_line(copy, physview):
     place = fleets.parts(copy, "machine")[0].parent / "part-0.parquet"
     pq.write_table(pa.table({"time": [1]}), place)
-    assert "physview record did not write it" in one_line(physview("fleet", str(copy), "hosts"), 1)
+    assert "record did not write it" in one_line(physview("fleet", str(copy), "hosts"), 1)
 
 
 def test_missing_columns_are_null_and_unknown_ones_stay(copy):

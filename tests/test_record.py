@@ -16,6 +16,7 @@ import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet
 import pytest
+from limits import DEFAULT_SIGNALS
 from paths import ROOT
 from users import AS_NOBODY
 
@@ -459,6 +460,7 @@ def test_fsspec_opens_what_pyarrow_does_not_know(tmp_path):
 def recording(dataset):
     """A recorder that has taken two samples, in a process of its own."""
     run = [
+        *DEFAULT_SIGNALS,
         *RECORD,
         str(dataset),
         "--every",

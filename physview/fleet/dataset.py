@@ -84,7 +84,7 @@ class Dataset:
                 f"cannot read {self.shown}",
                 f"it has none of the folders {', '.join(TABLES)}",
             )
-            raise UsageError(what, why, "give a folder that physview record has written")
+            raise UsageError(what, why, "give a folder that record has written")
 
     @property
     def remote(self) -> Any:
@@ -188,7 +188,7 @@ class _LocalFolders:
             raise UsageError(f"cannot read {where}", why, "rename it") from None
         if not os.path.isdir(self.root):
             why = "it is no folder" if os.path.exists(self.root) else "it does not exist"
-            remedy = "give a folder that physview record has written"
+            remedy = "give a folder that record has written"
             raise UsageError(f"cannot read {where}", why, remedy)
 
     def names(self, folder: str) -> list[str]:

@@ -196,7 +196,7 @@ class DuckDbEngine:
         for name, path in named.items():
             version = about.get(name, {}).get(_VERSION_KEY, "")
             if not (version.isascii() and version.isdigit()):
-                why = f"it has no {_VERSION_KEY}: physview record did not write it"
+                why = f"it has no {_VERSION_KEY}: record did not write it"
                 raise PhysviewError(f"cannot read {path}", why, "move it away", path=path)
             if int(version) > schema.VERSION:
                 why = f"its schema is version {version}, and this physview knows {schema.VERSION}"

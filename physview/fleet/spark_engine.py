@@ -86,7 +86,7 @@ class SparkEngine:
         if _LOCAL_ONLY.match(master):  # nobody else can connect to the driver
             options |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
             options["spark.local.dir"] = folder
-        builder = self._sql.SparkSession.builder.appName("physview fleet").master(master)
+        builder = self._sql.SparkSession.builder.appName("fleet (physview)").master(master)
         for name, value in options.items():
             builder = builder.config(name, value)
         with _quiet(), self._translated(f"cannot start Spark on {master}"):
