@@ -39,6 +39,7 @@ MAY_SPLIT = {
     "vm/qemu.py": "the names of CPU flags that QEMU knows",
 }
 MAY_READ_TEXT = {
+    "exporter/shipped.py": "files that come with physview",
     "runtime/packages.py": "os-release, which root wrote",
     "commands/completion.py": "a file of the package",
     "pictures/html.py": "a file of the package",
