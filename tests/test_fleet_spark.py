@@ -24,6 +24,7 @@ OPTIONS = [
     {"name": "thp", "step": "day", "by_host": True},
     {"name": "fragmentation", "by_host": True},
     {"name": "no-2m", "step": "minute"},
+    {"name": "swap-hours", "step": "5min"},
     {"name": "worst", "column": "resident", "limit": 10},
     {"name": "worst", "column": "minor_faults"},
     {"name": "worst", "column": "zones.usable_2m", "lowest": True},
