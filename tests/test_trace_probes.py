@@ -166,6 +166,15 @@ def test_a_function_that_is_none():
         api.Tracer("vfs_raed")
 
 
+@pytest.mark.needs("kprobes")
+def test_a_function_that_is_refused_by_its_name_is_not_said_to_lack_kprobes(physview):
+    """It handles the breakpoints themselves (NOKPROBE_SYMBOL, noinstr)."""
+    line = one_line(physview("trace", "exc_int3", "--", "true"), 1)
+    assert line.startswith("physview: cannot trace exc_int3: ")
+    assert "none in this function" in line
+    assert "no kprobes" not in line
+
+
 @pytest.mark.needs("kcore", "kpage")
 def test_kernel_objects_lie_in_the_direct_map_and_in_slabs(physview):
     code = "import os, time\nkept = [os.pipe() for _ in range(40)]\ntime.sleep(1)"
