@@ -19,7 +19,7 @@ from physview.fleet.duckdb_engine import DEFAULT_THREADS
 from physview.fleet.questions import QUESTIONS
 
 HOSTS, DAYS, PROGRAMS, INTERVAL = 100, 7, 50, 60
-GENERATE = Path(__file__).with_name("fleet_generate.py")
+GENERATE = Path(__file__).with_name("fleet-generate")
 GLOBS = {1: "node-001", 10: "node-00?", 100: "*"}
 SECONDS, MIB = 5.0, 1024
 """The limits of a question. The seconds are those of its processor time by its threads, because
@@ -44,7 +44,7 @@ def _run(*arguments: str) -> Cost:
     command = [sys.executable, "-I", "-m", "physview", "fleet", *arguments, "--format", "csv"]
     begin = time.perf_counter()
     pid = os.posix_spawn(
-        sys.executable,
+        command[0],
         command,
         os.environ,
         file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
@@ -71,7 +71,7 @@ def run(_nr: int) -> bool:
         # In a process of its own: a child's peak memory is at least that of its parent.
         about = {"hosts": HOSTS, "days": DAYS, "programs": PROGRAMS, "interval": INTERVAL}
         options = [f"--{name}={value}" for name, value in about.items()]
-        command = [sys.executable, str(GENERATE), str(folder), *options]
+        command = [str(GENERATE), str(folder), *options]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         _print_sizes(folder)
         rows = HOSTS * DAYS * 86400 / INTERVAL * PROGRAMS

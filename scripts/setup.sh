@@ -355,9 +355,9 @@ setup() (
 	{ [ -x "$venv/bin/python" ] && "$venv/bin/python" -I -c '' &&
 		[ "$(cat "$venv"/.physview-run 2>/dev/null)" = "$root" ]; } || make_venv
 	case $1 in
-	test) extra='[exporter,parquet,picture,test]' ;;
-	packages) extra='[exporter,parquet,picture,packages]' ;;
-	*) extra='[exporter,parquet,picture]' ;;
+	test) extra='[exporter,fleet,parquet,picture,test]' ;;
+	packages) extra='[exporter,fleet,parquet,picture,packages]' ;;
+	*) extra='[exporter,fleet,parquet,picture]' ;;
 	esac
 	say "installing physview$extra and what it needs into .venv"
 	# shellcheck disable=SC2086 # a list

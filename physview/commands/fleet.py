@@ -57,7 +57,10 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by-host", action="store_true", help="tell hosts apart")
     parser.add_argument("--lowest", action="store_true", help="with worst: the smallest values")
     parser.add_argument(
-        "--top", type=_common.count(), metavar="N", help="only the first N rows (worst: 10)"
+        "--top",
+        type=_common.count(),
+        metavar="N",
+        help="only the first N rows (worst, compaction: 10)",
     )
     parser.add_argument("--bytes", action="store_true", help="print sizes in bytes")
     parser.add_argument("--format", choices=("csv", "jsonl"), help="write a record per line")
@@ -161,7 +164,7 @@ def _check(args: argparse.Namespace) -> Options:
     if args.top is not None and not is_named:
         remedy = "use LIMIT" if args.sql is not None else "leave it out"
         raise UsageError(f"--top does not apply to {args.question or '--sql'}", "", remedy)
-    top = args.top or (NR_WORST if args.question == "worst" else None)
+    top = args.top or (NR_WORST if args.question in ("worst", "compaction") else None)
     return Options(
         of=args.by,
         step=args.step,
@@ -253,7 +256,8 @@ def _say_other_groups(engine: Engine, options: Options) -> None:
     kinds = open_tables().groups.select("by").distinct().order_by("by")
     found = [row[0] for row in engine.run([AnswerColumn("by", "text", "")], kinds).rows]
     if found and options.of not in found:
-        _common.say(f"the dataset has no groups of --by {options.of}; it has --by {found[0]}")
+        there = " and ".join(f"--by {kind}" for kind in found)
+        _common.say(f"the dataset has no groups of --by {options.of}; it has {there}")
 
 
 def _write_report(

@@ -176,7 +176,7 @@ complete -c physview -n '_shtab_physview_using fleet' -l by -xka "program cgroup
 complete -c physview -n '_shtab_physview_using fleet' -l step -xka "minute 5min hour day" -d 'the step of time (default: hour, or 5min if the samples are of less than 6 hours); with thp, a row for each step'
 complete -c physview -n '_shtab_physview_using fleet' -l by-host -d 'tell hosts apart'
 complete -c physview -n '_shtab_physview_using fleet' -l lowest -d 'with worst: the smallest values'
-complete -c physview -n '_shtab_physview_using fleet' -l top -x -d 'only the first N rows (worst: 10)'
+complete -c physview -n '_shtab_physview_using fleet' -l top -x -d 'only the first N rows (worst, compaction: 10)'
 complete -c physview -n '_shtab_physview_using fleet' -l bytes -d 'print sizes in bytes'
 complete -c physview -n '_shtab_physview_using fleet' -l format -xka "csv jsonl" -d 'write a record per line'
 complete -c physview -n '_shtab_physview_using fleet' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the HTML page of report'

@@ -66,7 +66,9 @@ def parse_address(text: str) -> Address:
         raise UsageError(f"'{text}' is no address to listen on", "", "give IPv6 as [ADDR]:PORT")
     is_number = port.isascii() and port.isdecimal() and len(port) <= 5
     if not (host and colon and is_number and int(port) <= 65535):
-        raise UsageError(f"'{text}' is no address to listen on", "", "give ADDR:PORT")
+        raise UsageError(
+            f"'{text}' is no address to listen on", "", "give ADDR:PORT, and a port up to 65535"
+        )
     return Address(host, int(port))
 
 

@@ -46,8 +46,7 @@ def make_page(report: Report) -> str:
     """Write a report as an HTML document."""
     span = f"{_moment(report.since)} to {_moment(report.until)}, UTC"
     hosts = "" if report.hosts == "*" else f", hosts like {report.hosts}"
-    nr = report.nr_machines
-    machines = "1 machine" if nr == 1 else f"{nr} machines"
+    machines = _machines(report)
     links = "".join(
         f'<a href="#{section.question.name}">{text(section.question.title)}</a>\n'
         for section in report.sections
@@ -126,4 +125,8 @@ def print_written(path: str, size_bytes: int, report: Report, *, as_json: bool) 
         about = {"output": path, "size_bytes": size_bytes, "machines": report.nr_machines}
         documents.write({**about, "rows": found})
         return
-    print(f"{printable(path)}: {report.nr_machines} machines, {size_bytes} bytes")
+    print(f"{printable(path)}: {_machines(report)}, {size_bytes} bytes")
+
+
+def _machines(report: Report) -> str:
+    return "1 machine" if report.nr_machines == 1 else f"{report.nr_machines} machines"

@@ -25,18 +25,18 @@ def find_pid(text: str) -> int | str:
         The pid, or "self" for this process. A pid is not checked: the process may not exist.
 
     Raises:
-        UsageError: Several processes have that name, or the pid is negative.
+        UsageError: Several processes have that name, or the pid is not positive.
         ProcessGone: No process has that name.
     """
     if text == "self":
         return text
     if not text:
         raise UsageError("'' is no process", "the name is empty", "ps -e lists the processes")
+    if re.fullmatch("[+-][0-9]+|0+", text):
+        raise UsageError(f"'{text}' is no pid", "pids are positive", "ps -e lists the processes")
     if re.fullmatch("[0-9]+", text):
         # The limit is above every pid. int() also removes leading zeros: "0012" is /proc/12.
         return bounded_int(text, (1 << 31) - 1)
-    if re.fullmatch("[+-][0-9]+", text):
-        raise UsageError(f"'{text}' is no pid", "pids are positive", "ps -e lists the processes")
     missing = proc_mount.why_no_file("/proc/self")
     if missing:
         raise ProcessGone(f"no process is named '{text}'", *missing)

@@ -65,7 +65,7 @@ def check_supported() -> None:
             "cannot track writes",
             "this kernel has no soft-dirty bits",
             "boot a kernel with CONFIG_MEM_SOFT_DIRTY=y (x86-64), or try it in a VM:"
-            f" {invocation.in_vm('watch --track-writes …', '--kernel 6.1')}",
+            f" {invocation.in_vm('watch --track-writes PID', '--kernel 6.1')}",
         )
 
 
