@@ -14,7 +14,7 @@ from physview.analysis.page_uses import History, PageRun, Sums, iter_runs, total
 from physview.analysis.page_way import PageWay
 from physview.analysis.referenced_way import Referenced
 from physview.analysis.touched_ways import Accessed, SoftDirty, WriteProtected
-from physview.errors import AccessDenied, ProcessGone, Unsupported, UsageError
+from physview.errors import AccessDenied, NoUserMemory, ProcessGone, Unsupported, UsageError
 from physview.files.descriptor import Descriptor
 from physview.model import Vma
 from physview.sources.procfs import MemoryMap, ProcDir
@@ -257,7 +257,7 @@ def observe(
         for number in range(times):
             try:
                 interval = _observe_once(space, way, seconds, found, counts=counts)
-            except ProcessGone:
+            except (ProcessGone, NoUserMemory):  # its exit status may still be there (a zombie)
                 if not found.intervals:
                     raise
                 found.ended_early = ENDED
