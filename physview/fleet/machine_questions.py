@@ -111,38 +111,51 @@ def no_2m(tables: Tables, options: Options) -> Built:
 
 def swap_hours(tables: Tables, options: Options) -> Built:
     """Steps of time in which pages went to swap or came from there."""
-    import ibis
-
-    answer = rises(tables.machine, ["pswpout", "pswpin", "pgmajfault"], options)
-    answer = answer.filter((answer.pswpout > 0) | (answer.pswpin > 0))
-    columns = [
-        HOST,
-        MACHINE_ID,
-        AT,
-        AnswerColumn("pswpout", "count", "pages that were swapped out"),
-        AnswerColumn("pswpin", "count", "pages that were swapped in"),
-        AnswerColumn("pgmajfault", "count", "page faults with a read from disk"),
-    ]
-    return columns, answer.order_by([ibis.desc("pswpout"), ibis.desc("pswpin"), *MACHINE, "at"])
+    meanings = {
+        "pswpout": "pages that were swapped out",
+        "pswpin": "pages that were swapped in",
+        "pgmajfault": "page faults with a read from disk",
+    }
+    swapped = ("pswpout", "pswpin")
+    return _steps_with(tables, options, meanings, swapped, swapped)
 
 
 def compaction(tables: Tables, options: Options) -> Built:
     """Steps of time in which the kernel moved pages to make larger free blocks."""
+    meanings = {
+        "compact_isolated": "pages that compaction took to move them",
+        "pgmigrate_success": "pages that were moved, for any reason",
+        "compact_stall": "allocations that had to compact memory first",
+        "compact_fail": "those that then did not get their memory",
+    }
+    risen = ("compact_isolated", "compact_stall")
+    return _steps_with(tables, options, meanings, risen, ("compact_isolated",))
+
+
+def _steps_with(
+    tables: Tables,
+    options: Options,
+    meanings: dict[str, str],
+    risen: tuple[str, str],
+    order: tuple[str, ...],
+) -> Built:
+    """Steps of time in which counters of the machine rose.
+
+    Args:
+        tables, options: As for all questions.
+        meanings: The counters to show, and what they count.
+        risen: One of these has to have risen.
+        order: The counters whose largest rise comes first.
+    """
     import ibis
 
-    names = ["compact_isolated", "pgmigrate_success", "compact_stall", "compact_fail"]
-    answer = rises(tables.machine, names, options)
-    answer = answer.filter((answer.compact_isolated > 0) | (answer.compact_stall > 0))
-    columns = [
-        HOST,
-        MACHINE_ID,
-        AT,
-        AnswerColumn("compact_isolated", "count", "pages that compaction took to move them"),
-        AnswerColumn("pgmigrate_success", "count", "pages that were moved, for any reason"),
-        AnswerColumn("compact_stall", "count", "allocations that had to compact memory first"),
-        AnswerColumn("compact_fail", "count", "those that then did not get their memory"),
-    ]
-    return columns, answer.order_by([ibis.desc("compact_isolated"), *MACHINE, "at"])
+    answer = rises(tables.machine, [*meanings], options)
+    one, other = risen
+    answer = answer.filter((answer[one] > 0) | (answer[other] > 0))
+    counted = [AnswerColumn(name, "count", meaning) for name, meaning in meanings.items()]
+    return [HOST, MACHINE_ID, AT, *counted], answer.order_by(
+        [*map(ibis.desc, order), *MACHINE, "at"]
+    )
 
 
 def fragmentation(tables: Tables, options: Options) -> Built:
