@@ -10,7 +10,7 @@ from collections import OrderedDict
 from typing import Any
 
 from physview.analysis.usage_reader import UsageReader
-from physview.errors import AccessDenied, NoUserMemory, PhysviewError, UsageError
+from physview.errors import AccessDenied, PhysviewError, UsageError
 from physview.files.descriptor import Closable
 from physview.recording.group_sums import GroupSums, columns_of
 from physview.recording.process_list import ProcessList, Seen, cgroup_of, name_text, read_small
@@ -194,7 +194,7 @@ class GroupReader(Closable):
         except AccessDenied:
             known.denied_at, known.memory, known.read_as = now, None, seen.changes
             return False
-        except (ProcessLookupError, NoUserMemory):  # ProcessGone, or the kernel's own ESRCH
+        except ProcessLookupError:  # ProcessGone, NoUserMemory, or the kernel's own ESRCH
             memory = None
         except (PhysviewError, OSError) as error:
             self.last_error = error
