@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from physview import _ffi
 from physview.sources.page_flags import FLAG_BITS
-from physview.sources.ram import Zone, parse_buddyinfo
+from physview.sources.ram import Zone, read_buddyinfo
 
 if TYPE_CHECKING:
     from physview.sources.kpage import KpageFile
@@ -65,7 +65,7 @@ def find_free_blocks(file: KpageFile, parts: Iterable[Part]) -> list[FreeBlock]:
         The blocks, in order. Those of a zone are missing, or are shorter, if their places are not
         certain: some were split meanwhile, or other places look the same.
     """
-    before = _read_buddyinfo()
+    before = read_buddyinfo()
     order = max(map(len, before.values()), default=0) - 1
     if 1 << order < PROBES or _has_broken_frames():
         return []
@@ -76,7 +76,7 @@ def find_free_blocks(file: KpageFile, parts: Iterable[Part]) -> list[FreeBlock]:
     for zone, found in places.items():
         if len(found) > before[zone.node, zone.name][-1]:
             places[zone] = _without_false(file, found, 1 << order)
-    after = _read_buddyinfo()
+    after = read_buddyinfo()
     reporting_order = _reporting_order()
     blocks = []
     for zone, found in places.items():
@@ -154,11 +154,6 @@ def _probe(file: KpageFile, low: int, high: int, order: int) -> list[tuple[int, 
     _ffi.check(ret, "/proc/kpageflags")
     flags = list(heads)
     return [(first + i * nr, flags[i]) for i in range(nr_places) if flags[i]]
-
-
-def _read_buddyinfo() -> dict[tuple[int, str], list[int]]:
-    with open("/proc/buddyinfo", "rb") as file:
-        return parse_buddyinfo(file.read())
 
 
 def _has_broken_frames() -> bool:

@@ -22,7 +22,13 @@ from physview.sources.frame_flags import choose_flag_source, count_frames, read_
 from physview.sources.kpage import KpageFile
 from physview.sources.memory_blocks import MemoryBlock, read_blocks, without_offline
 from physview.sources.page_flags import FLAG_BITS
-from physview.sources.ram import Zone, parse_buddyinfo, parse_zoneinfo, ram_ranges, read_resources
+from physview.sources.ram import (
+    Zone,
+    parse_zoneinfo,
+    ram_ranges,
+    read_buddyinfo,
+    read_resources,
+)
 
 # Frames that one thread counts at a time: about 20 ms of work in the kernel.
 SLICE = 1 << 18
@@ -182,8 +188,7 @@ def read_machine(
         all_ram = ram_ranges(read_resources())
         with open("/proc/zoneinfo", "rb") as zoneinfo:
             zones = parse_zoneinfo(zoneinfo.read())
-        with open("/proc/buddyinfo", "rb") as buddyinfo:
-            blocks = parse_buddyinfo(buddyinfo.read())
+        blocks = read_buddyinfo()
         memory_blocks = read_blocks(with_zones=_overlap(zones))
         ram = without_offline(all_ram, memory_blocks)
         parts = split_by_zones(ram, zones, memory_blocks)

@@ -14,9 +14,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from physview import _ffi
-from physview.errors import AccessDenied, PhysviewError, UsageError
+from physview.sources.frame_source import choose_bpf_or
 from physview.sources.kpage import MAX_VALUES, KpageFile
-from physview.sources.ram import parse_buddyinfo
+from physview.sources.ram import read_buddyinfo
 
 FLAG_SOURCES = ("auto", "kpageflags", "bpf")
 
@@ -52,31 +52,19 @@ def choose_flag_source(source: str, nr_frames: int) -> str:
         AccessDenied: `source` is "bpf", and this user may not load BPF programs.
         Unsupported: `source` is "bpf", and it does not work on this machine.
     """
-    if source not in FLAG_SOURCES:
-        remedy = f"choose one of {', '.join(FLAG_SOURCES)}"
-        raise UsageError(f"unknown source '{source}'", "", remedy)
-    if source == "kpageflags" or (source == "auto" and nr_frames < MIN_FRAMES):
-        return "kpageflags"
-    from physview.sources import bpf
 
-    try:
+    def load() -> None:
+        from physview.sources import bpf
+
         bpf.load_for_frames()
-    except PhysviewError as error:
-        if source == "auto":
-            return "kpageflags"
-        remedy = "use --source kpageflags"
-        if isinstance(error, AccessDenied):
-            remedy = f"{error.remedy}, or {remedy}"
-        what = "cannot read the flags of frames by BPF"
-        raise type(error)(what, error.why, remedy) from None
-    return "bpf"
+
+    what = "cannot read the flags of frames by BPF"
+    return choose_bpf_or("kpageflags", source, pays=nr_frames >= MIN_FRAMES, load=load, what=what)
 
 
 def read_max_order() -> int:
     """The order of the largest free blocks; 0 if this is not known."""
-    with open("/proc/buddyinfo", "rb") as file:
-        blocks = parse_buddyinfo(file.read())
-    return max(0, max(map(len, blocks.values()), default=0) - 1)
+    return max(0, max(map(len, read_buddyinfo().values()), default=0) - 1)
 
 
 def count_frames(

@@ -8,6 +8,8 @@ need none of these bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from physview.errors import AccessDenied, PhysviewError, UsageError
 
 FRAME_SOURCES = ("auto", "pagemap", "bpf")
@@ -31,20 +33,47 @@ def choose_frame_source(source: str, nr_pages: int) -> str:
         AccessDenied: `source` is "bpf", and this user may not load BPF programs.
         Unsupported: `source` is "bpf", and it does not work on this machine.
     """
-    if source not in FRAME_SOURCES:
-        remedy = f"choose one of {', '.join(FRAME_SOURCES)}"
-        raise UsageError(f"unknown source '{source}'", "", remedy)
-    if source == "pagemap" or (source == "auto" and nr_pages < MIN_PAGES):
-        return "pagemap"
-    from physview.sources import bpf
 
-    try:
+    def load() -> None:
+        from physview.sources import bpf
+
         bpf.load()
+
+    what = "cannot walk page tables by BPF"
+    return choose_bpf_or("pagemap", source, pays=nr_pages >= MIN_PAGES, load=load, what=what)
+
+
+def choose_bpf_or(
+    other: str, source: str, *, pays: bool, load: Callable[[], None], what: str
+) -> str:
+    """Choose a BPF program or another source, which tells the same.
+
+    Args:
+        other: The name of the other source.
+        source: `other`, "bpf", or "auto": BPF if it pays and is available.
+        pays: Whether BPF is faster.
+        load: Loads the program, or fails.
+        what: What fails if it fails, for the message.
+
+    Returns:
+        `other` or "bpf".
+
+    Raises:
+        As `choose_frame_source()`.
+    """
+    known = ("auto", other, "bpf")
+    if source not in known:
+        remedy = f"choose one of {', '.join(known)}"
+        raise UsageError(f"unknown source '{source}'", "", remedy)
+    if source == other or (source == "auto" and not pays):
+        return other
+    try:
+        load()
     except PhysviewError as error:
         if source == "auto":
-            return "pagemap"
-        remedy = "use --source pagemap"
+            return other
+        remedy = f"use --source {other}"
         if isinstance(error, AccessDenied):
             remedy = f"{error.remedy}, or {remedy}"
-        raise type(error)("cannot walk page tables by BPF", error.why, remedy) from None
+        raise type(error)(what, error.why, remedy) from None
     return "bpf"

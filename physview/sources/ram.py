@@ -125,6 +125,12 @@ def parse_buddyinfo(data: bytes) -> dict[tuple[int, str], list[int]]:
     return blocks
 
 
+def read_buddyinfo() -> dict[tuple[int, str], list[int]]:
+    """Read /proc/buddyinfo; see `parse_buddyinfo()`."""
+    with open("/proc/buddyinfo", "rb") as file:
+        return parse_buddyinfo(file.read())
+
+
 def read_resources() -> list[Resource]:
     """Read /proc/iomem, which says what is at which physical address.
 
