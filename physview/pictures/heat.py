@@ -7,21 +7,18 @@ gaps between them. So its size does not depend on the size of the address space.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from physview.analysis.page_uses import History, pages_per_bit, unpack
 from physview.analysis.touched import MappingUse, Touched
 from physview.errors import UsageError
-from physview.files.atomic_file import whole_file
 from physview.model import PAGE_SHIFT, PAGE_SIZE, printable
 from physview.pictures.html import fill_page
 from physview.pictures.kinds import Kind
-from physview.pictures.output import check_path
-from physview.pictures.png import to_png
+from physview.pictures.output import write_drawing
 from physview.pictures.shapes import NOTHING, Cells, Drawing, Rect, Shape, Text, fit
-from physview.pictures.svg import body, number, style, text, to_svg
+from physview.pictures.svg import body, number, style, text
 from physview.units import pages_size, share, short_size
 
 if TYPE_CHECKING:
@@ -79,18 +76,13 @@ def write_heat(
         As `output.check_path()`.
         UsageError: Single pages are not known.
     """
-    check_path(path, overwrite=overwrite)
-    drawing = lay_out_heat(touched)
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix == ".png":
-        data = to_png(drawing, theme=theme or "light")
-    elif suffix == ".svg":
-        data = to_svg(drawing, theme=theme or "auto").encode()
-    else:
-        data = _to_html(drawing, theme or "auto").encode()
-    with whole_file(path, overwrite=overwrite) as file:
-        file.write(data)
-    return len(data)
+    return write_drawing(
+        path,
+        lambda: lay_out_heat(touched),
+        lambda theme: _to_html(lay_out_heat(touched), theme),
+        theme=theme,
+        overwrite=overwrite,
+    )
 
 
 def lay_out_heat(touched: Touched) -> Drawing:

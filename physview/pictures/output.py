@@ -13,29 +13,13 @@ from physview.pictures.html import to_html
 from physview.pictures.layout import lay_out
 from physview.pictures.model import Picture
 from physview.pictures.png import need_pillow, to_png
+from physview.pictures.shapes import Drawing
 from physview.pictures.svg import to_svg
 
 THEMES = ("light", "dark")
 
 
-def _svg(picture: Picture, captions: Captions | None, theme: str | None) -> bytes:
-    return to_svg(lay_out(picture, captions)[0], theme=theme or "auto").encode()
-
-
-def _png(picture: Picture, captions: Captions | None, theme: str | None) -> bytes:
-    return to_png(lay_out(picture, captions)[0], theme=theme or "light")
-
-
-def _html(picture: Picture, captions: Captions | None, theme: str | None) -> bytes:
-    return to_html(picture, captions, theme=theme or "auto").encode()
-
-
-_WRITERS: dict[str, Callable[[Picture, Captions | None, str | None], bytes]] = {
-    ".svg": _svg,
-    ".png": _png,
-    ".html": _html,
-}
-SUFFIXES = tuple(_WRITERS)
+SUFFIXES = (".svg", ".png", ".html")
 """The suffixes that the name of a picture can have."""
 
 
@@ -53,7 +37,7 @@ def check_path(path: str, *, overwrite: bool = False, force: bool = False) -> No
             for this format is not installed.
     """
     suffix = os.path.splitext(path)[1].lower()
-    if suffix not in _WRITERS:
+    if suffix not in SUFFIXES:
         why = f"'{suffix}' is no kind of picture" if suffix else "the name has no suffix"
         raise UsageError(f"cannot draw '{path}'", why, f"end it in {', '.join(SUFFIXES)}")
     if suffix == ".png":
@@ -88,11 +72,51 @@ def write_picture(
         As `check_path()`.
         PhysviewError: It cannot be written.
     """
-    overwrite = overwrite or force
-    check_path(path, overwrite=overwrite)
-    data = _WRITERS[os.path.splitext(path)[1].lower()](picture, captions, theme)
     # A page has all frame numbers; an SVG or a PNG shows none of them.
     private = path.lower().endswith(".html")
+    return write_drawing(
+        path,
+        lambda: lay_out(picture, captions)[0],
+        lambda theme: to_html(picture, captions, theme=theme),
+        theme=theme,
+        overwrite=overwrite or force,
+        private=private,
+    )
+
+
+def write_drawing(
+    path: str,
+    drawing: Callable[[], Drawing],
+    page: Callable[[str], str],
+    *,
+    theme: str | None,
+    overwrite: bool,
+    private: bool = False,
+) -> int:
+    """Write a drawing to a file, whole or not at all.
+
+    Args:
+        path: The file; its suffix is one of SUFFIXES.
+        drawing: Makes what an SVG or a PNG shows.
+        page: Makes the HTML page, with a theme.
+        theme: As for `write_picture()`.
+        overwrite: Whether to replace a file of this name.
+        private: Whether only its owner may read the file.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        As `write_picture()`.
+    """
+    check_path(path, overwrite=overwrite)
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix == ".html":
+        data = page(theme or "auto").encode()
+    elif suffix == ".svg":
+        data = to_svg(drawing(), theme=theme or "auto").encode()
+    else:
+        data = to_png(drawing(), theme=theme or "light")
     with whole_file(path, overwrite=overwrite, private=private) as file:
         file.write(data)
     return len(data)

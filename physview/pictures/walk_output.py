@@ -3,13 +3,8 @@
 
 from __future__ import annotations
 
-import os
-
 from physview.analysis.walked_addresses import WalkedAddresses
-from physview.files.atomic_file import whole_file
-from physview.pictures.output import check_path
-from physview.pictures.png import to_png
-from physview.pictures.svg import to_svg
+from physview.pictures.output import write_drawing
 from physview.pictures.walk_layout import lay_out_walk
 from physview.pictures.walk_page import walks_to_html
 
@@ -36,16 +31,11 @@ def write_walks(
         As `output.check_path()`.
         PhysviewError: The file cannot be written.
     """
-    check_path(path, overwrite=overwrite)
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix == ".html":
-        data = walks_to_html(walks, theme=theme or "auto").encode()
-    else:
-        drawing = lay_out_walk(walks, walks.first).drawing()
-        if suffix == ".png":
-            data = to_png(drawing, theme=theme or "light")
-        else:
-            data = to_svg(drawing, theme=theme or "auto").encode()
-    with whole_file(path, overwrite=overwrite, private=True) as file:
-        file.write(data)
-    return len(data)
+    return write_drawing(
+        path,
+        lambda: lay_out_walk(walks, walks.first).drawing(),
+        lambda theme: walks_to_html(walks, theme=theme),
+        theme=theme,
+        overwrite=overwrite,
+        private=True,
+    )
