@@ -85,6 +85,15 @@ class Touched:
         """The length of all intervals together."""
         return sum(interval.seconds for interval in self.intervals)
 
+    def told(self, sums: Sums) -> dict[str, int | None]:
+        """Sums by name; None for those that this way cannot tell."""
+        found: dict[str, int | None] = vars(sums).copy()
+        if not self.knows_writes:
+            found["written"] = None
+        if not self.knows_pages:
+            found.update(dict.fromkeys(("new", "huge", "gone", "lost")))
+        return found
+
     def iter_runs(self) -> Iterator[PageRun]:
         """Yield the pages, joined where they are alike.
 

@@ -88,13 +88,5 @@ def touched(
 
 def _rows(found: Touched) -> Iterable[tuple[object, ...]]:
     for vma, sums in found.mappings:
-        yield (
-            *vma_row(vma),
-            sums.resident,
-            sums.touched,
-            sums.written if found.knows_writes else None,
-            sums.untouched,
-            sums.unknown,
-            sums.new if found.knows_pages else None,
-            sums.huge if found.knows_pages else None,
-        )
+        told = found.told(sums)
+        yield (*vma_row(vma), *(told[field.name.removesuffix("_bytes")] for field in _SUMS))

@@ -191,17 +191,7 @@ def _interval(touched: Touched, interval: Interval) -> dict[str, Any]:
 
 
 def _sums(touched: Touched, sums: Sums) -> dict[str, Any]:
-    return {
-        "resident_bytes": sums.resident,
-        "touched_bytes": sums.touched,
-        "written_bytes": sums.written if touched.knows_writes else None,
-        "untouched_bytes": sums.untouched,
-        "unknown_bytes": sums.unknown,
-        "new_bytes": sums.new if touched.knows_pages else None,
-        "huge_bytes": sums.huge if touched.knows_pages else None,
-        "gone_bytes": sums.gone if touched.knows_pages else None,
-        "lost_bytes": sums.lost if touched.knows_pages else None,
-    }
+    return {f"{name}_bytes": size for name, size in touched.told(sums).items()}
 
 
 def mapping_records(touched: Touched, top: int | None = None) -> list[tuple[Any, ...]]:
@@ -210,22 +200,9 @@ def mapping_records(touched: Touched, top: int | None = None) -> list[tuple[Any,
 
 
 def _mapping_record(touched: Touched, use: MappingUse) -> tuple[Any, ...]:
-    vma, sums = use
-    return (
-        touched.pid,
-        touched.name,
-        hex(vma.start),
-        hex(vma.end),
-        vma.perms,
-        vma.path,
-        sums.resident,
-        sums.touched,
-        sums.written if touched.knows_writes else None,
-        sums.untouched,
-        sums.unknown,
-        sums.new if touched.knows_pages else None,
-        sums.huge if touched.knows_pages else None,
-    )
+    vma, told = use.vma, touched.told(use.sums)
+    about = (touched.pid, touched.name, hex(vma.start), hex(vma.end), vma.perms, vma.path)
+    return (*about, *(told[name] for name, _ in MAPPING_FIELDS[len(about) :]))
 
 
 def page_records(touched: Touched) -> Iterator[tuple[Any, ...]]:
