@@ -70,6 +70,11 @@ def _rebuild(
     return kind(*parts, pid=pid, path=path)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what a library says of its error, without the blanks around it."""
+    return str(error).lstrip("\n ").partition("\n")[0].rstrip(" ")
+
+
 class UsageError(PhysviewError, ValueError):
     """An argument is not valid. The caller has to change it."""
 

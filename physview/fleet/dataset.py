@@ -17,8 +17,9 @@ from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from physview.errors import PhysviewError, UsageError, of_path
+from physview.errors import PhysviewError, UsageError, first_line, of_path
 from physview.fleet.engine import FilesChanged
+from physview.recording.remote import is_url, without_secrets
 from physview.recording.schema import TABLES
 from physview.runtime.extras import need
 from physview.text.nearest import offer
@@ -69,9 +70,9 @@ class Dataset:
 
     def __init__(self, where: str, selection: Selection) -> None:
         self.selection = selection
-        self.shown = without_secrets(where) if "://" in where else where
+        self.shown = without_secrets(where) if is_url(where) else where
         self._folders: _LocalFolders | _RemoteFolders
-        if "://" in where:
+        if is_url(where):
             self._folders = _RemoteFolders(where)
         else:
             self._folders = _LocalFolders(where)
@@ -164,16 +165,6 @@ def _day(name: str) -> date | None:
         return None
 
 
-def without_secrets(url: str) -> str:
-    """A URL for messages: a user, a password and the query may be secret.
-
-    >>> without_secrets("s3://key:secret@bucket/a?region=x")
-    's3://bucket/a'
-    """
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
 class _LocalFolders:
     """Lists folders of this machine."""
 
@@ -232,7 +223,7 @@ class _RemoteFolders:
         try:
             self.filesystem, root = arrow_fs.FileSystem.from_uri(where)
         except (OSError, ValueError) as error:
-            raise UsageError(what, str(error).partition("\n")[0], "give s3:// or gs://") from None
+            raise UsageError(what, first_line(error), "give s3:// or gs://") from None
         self._selector = arrow_fs.FileSelector
         name = urlsplit(where).scheme
         self.scheme = {"s3": "s3a", "gcs": "gs"}.get(name, name)
@@ -243,7 +234,7 @@ class _RemoteFolders:
         try:
             found = self.filesystem.get_file_info(self._selector(path, allow_not_found=True))
         except OSError as error:
-            why = str(error).partition("\n")[0]
+            why = first_line(error)
             raise PhysviewError(f"cannot read {path}", why, path=path) from None
         return [each.base_name for each in found]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
-from physview.errors import PhysviewError, UsageError
+from physview.errors import PhysviewError, UsageError, first_line
 from physview.fleet.answer import Answer, AnswerColumn, plain, unique_names
 from physview.fleet.dataset import Dataset
 from physview.fleet.expressions import tables_of
@@ -85,7 +85,7 @@ class DuckDbEngine:
         try:
             return self._duckdb.connect(":memory:", config=options)
         except self._duckdb.Error as error:
-            raise UsageError("cannot start DuckDB", _first_line(error)) from None
+            raise UsageError("cannot start DuckDB", first_line(error)) from None
 
     def _open_remote(self) -> str:
         """Return the dataset's folder as DuckDB knows it.
@@ -261,26 +261,22 @@ class DuckDbEngine:
             yield
         except self._duckdb.OutOfMemoryException as error:
             remedy = "give more with --memory, or ask about fewer hosts or days"
-            raise PhysviewError(what, _first_line(error), remedy) from None
+            raise PhysviewError(what, first_line(error), remedy) from None
         except self._duckdb.PermissionException as error:
             remedy = "SQL reads the tables groups, zones and machine only"
-            raise UsageError(what, _first_line(error), remedy) from None
+            raise UsageError(what, first_line(error), remedy) from None
         except (
             self._duckdb.ParserException,
             self._duckdb.BinderException,
             self._duckdb.CatalogException,
             self._duckdb.SyntaxException,
         ) as error:
-            raise UsageError(what, _first_line(error)) from None
+            raise UsageError(what, first_line(error)) from None
         except self._duckdb.IOException as error:
             self._dataset.check_files()
-            raise PhysviewError(what, _first_line(error)) from None
+            raise PhysviewError(what, first_line(error)) from None
         except self._duckdb.Error as error:
-            raise PhysviewError(what, _first_line(error)) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(" ")
+            raise PhysviewError(what, first_line(error)) from None
 
 
 def _quoted(text: str) -> str:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from physview.errors import PhysviewError, UsageError
+from physview.errors import PhysviewError, UsageError, first_line
 from physview.fleet.answer import Answer, AnswerColumn, plain, unique_names
 from physview.fleet.dataset import Dataset
 from physview.fleet.duckdb_engine import DuckDbEngine
@@ -139,7 +139,7 @@ class SparkEngine:
         except PhysviewError:
             raise
         except Exception as error:
-            why = _first_line(error)
+            why = first_line(error)
             is_wrong = type(error).__name__ in ("AnalysisException", "ParseException")
             kind = UsageError if is_wrong and what == "cannot run the SQL" else PhysviewError
             raise kind(what, why) from None
@@ -161,7 +161,7 @@ def check_select(text: str) -> None:
     try:
         parsed = sqlglot.parse(text, dialect="spark")
     except sqlglot.errors.SqlglotError as error:
-        raise UsageError(what, _first_line(error), remedy) from None
+        raise UsageError(what, first_line(error), remedy) from None
     if len(parsed) != 1 or not isinstance(parsed[0], expressions.Query):
         raise UsageError(what, "it is not one SELECT", remedy)
     own = {each.alias for each in parsed[0].find_all(expressions.CTE)} | set(schema.TABLES)
@@ -178,10 +178,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "asDict"):
         return plain(value.asDict(recursive=True))
     return plain(value.astimezone()) if hasattr(value, "astimezone") else plain(value)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).lstrip("\n ").partition("\n")[0].rstrip(" ")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from physview.errors import PhysviewError, Unsupported, UsageError
+from physview.errors import PhysviewError, Unsupported, UsageError, first_line
 from physview.recording.parts import Part
 from physview.runtime.extras import need
 
@@ -63,7 +63,7 @@ def open_remote(url: str) -> Remote:
         try:
             found, path = fs.FileSystem.from_uri(url)
         except Exception as error:
-            raise UsageError(what, _first_line(error)) from None
+            raise UsageError(what, first_line(error)) from None
         if not path.strip("/"):
             raise UsageError(what, "it names no bucket")
         return _Arrow(found, path.rstrip("/"))
@@ -75,12 +75,8 @@ def open_remote(url: str) -> Remote:
     try:
         found, path = core.url_to_fs(url)
     except Exception as error:
-        raise UsageError(what, _first_line(error)) from None
+        raise UsageError(what, first_line(error)) from None
     return _Fsspec(found, path.rstrip("/"))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 class _Arrow:
@@ -107,7 +103,7 @@ class _Arrow:
             try:
                 infos = self._fs.get_file_info(selector)
             except OSError as error:
-                raise PhysviewError(f"cannot list {folder}", _first_line(error)) from None
+                raise PhysviewError(f"cannot list {folder}", first_line(error)) from None
             found += [
                 Part(info.path.removeprefix(f"{self._root}/"), info.size)
                 for info in infos
@@ -119,7 +115,7 @@ class _Arrow:
         try:
             self._fs.delete_file(f"{self._root}/{path}")
         except OSError as error:
-            raise PhysviewError(f"cannot remove {path}", _first_line(error)) from None
+            raise PhysviewError(f"cannot remove {path}", first_line(error)) from None
 
 
 class _Fsspec:
@@ -139,7 +135,7 @@ class _Fsspec:
             except FileNotFoundError:
                 continue
             except Exception as error:
-                raise PhysviewError(f"cannot list {folder}", _first_line(error)) from None
+                raise PhysviewError(f"cannot list {folder}", first_line(error)) from None
             for name, info in infos.items():
                 start = name.find(folder)
                 found.append(Part(name[start:], int(info.get("size") or 0)))
@@ -149,4 +145,4 @@ class _Fsspec:
         try:
             self._fs.rm_file(f"{self._root}/{path}")
         except Exception as error:
-            raise PhysviewError(f"cannot remove {path}", _first_line(error)) from None
+            raise PhysviewError(f"cannot remove {path}", first_line(error)) from None
