@@ -17,7 +17,7 @@ from failures import notes, one_line
 from hypothesis import given
 from hypothesis import strategies as st
 from memory import PAGE, Region, raw_entry
-from plain_reads import agreed, plain_values
+from plain_reads import agreed, plain_values, while_frames_stay
 
 from physview.frames.selection import cut_ranges
 from physview.model import PM_PFRAME_MASK
@@ -104,38 +104,45 @@ def test_map_counts_and_cgroups_are_those_of_page_types(physview):
 @pytest.mark.needs("kpage", "pfn")
 def test_a_frame_of_ours_is_listed_in_every_form(physview):
     region = Region(1).touch()
-    pfn = pfn_of(region)
-    words = [f"pfn:{pfn:#x}", "--list", "--columns", "flags,mapcount,cgroup,node"]
-    (line,) = physview("frames", *words).stdout.splitlines()[1:]
-    assert line.split()[:3] == [f"pfn:{pfn:#x}", "1", "1"]
-    assert {"anon", "mmap", "swapbacked"} <= set(line.split()[-1].split(","))
-    document = json.loads(physview("frames", *words, "--json").stdout)
-    assert document["errors"] == []
-    (frame,) = document["frames"]
-    assert (frame["pfn"], frame["paddr"], frame["nr_frames"]) == (pfn, hex(pfn * PAGE), 1)
-    assert {"anon", "mmap", "swapbacked"} <= set(frame["flags"])
-    assert frame["mapcount"] == 1
-    inode = plain_values("kpagecgroup", pfn, 1)[0]
-    assert frame["cgroup"] == (cgroup_paths().get(inode, f"@{inode}") if inode else None)
-    (row,) = csv.DictReader(io.StringIO(physview("frames", *words, "--format", "csv").stdout))
-    assert (row["paddr"], row["pfn"], row["nr_frames"]) == (hex(pfn * PAGE), str(pfn), "1")
-    counts = json.loads(physview("frames", hex(pfn * PAGE + 5), "--json").stdout)
-    assert (counts["nr_frames"], counts["uses"][0]["use"]) == (1, "anon")
-    assert physview("frames", words[0]).stdout.startswith(
-        "1 frame, 4.0 KiB" if PAGE == 4096 else "1"
-    )
+
+    def check(pfn):
+        words = [f"pfn:{pfn:#x}", "--list", "--columns", "flags,mapcount,cgroup,node"]
+        (line,) = physview("frames", *words).stdout.splitlines()[1:]
+        assert line.split()[:3] == [f"pfn:{pfn:#x}", "1", "1"]
+        assert {"anon", "mmap", "swapbacked"} <= set(line.split()[-1].split(","))
+        document = json.loads(physview("frames", *words, "--json").stdout)
+        assert document["errors"] == []
+        (frame,) = document["frames"]
+        assert (frame["pfn"], frame["paddr"], frame["nr_frames"]) == (pfn, hex(pfn * PAGE), 1)
+        assert {"anon", "mmap", "swapbacked"} <= set(frame["flags"])
+        assert frame["mapcount"] == 1
+        inode = plain_values("kpagecgroup", pfn, 1)[0]
+        assert frame["cgroup"] == (cgroup_paths().get(inode, f"@{inode}") if inode else None)
+        (row,) = csv.DictReader(io.StringIO(physview("frames", *words, "--format", "csv").stdout))
+        assert (row["paddr"], row["pfn"], row["nr_frames"]) == (hex(pfn * PAGE), str(pfn), "1")
+        counts = json.loads(physview("frames", hex(pfn * PAGE + 5), "--json").stdout)
+        assert (counts["nr_frames"], counts["uses"][0]["use"]) == (1, "anon")
+        assert physview("frames", words[0]).stdout.startswith(
+            "1 frame, 4.0 KiB" if PAGE == 4096 else "1"
+        )
+
+    while_frames_stay(lambda: pfn_of(region), check)
 
 
 @pytest.mark.needs("kpage", "pfn")
 def test_flags_choose_frames(physview):
     region = Region(300).touch()
-    words = [f"pfn:{pfn_of(region, page):#x}" for page in range(300)]
-    counts = json.loads(physview("frames", *words, "--flags", "anon", "--json").stdout)
-    assert counts["nr_frames"] == 300
-    none = physview("frames", *words, "--flags", "!anon|slab")
-    assert none.returncode == 2
-    none = json.loads(physview("frames", *words, "--flags", "!anon,!slab", "--json").stdout)
-    assert (none["nr_frames"], none["uses"], none["flags"]) == (0, [], [])
+
+    def check(pfns):
+        words = [f"pfn:{pfn:#x}" for pfn in pfns]
+        counts = json.loads(physview("frames", *words, "--flags", "anon", "--json").stdout)
+        assert counts["nr_frames"] == 300
+        none = physview("frames", *words, "--flags", "!anon|slab")
+        assert none.returncode == 2
+        none = json.loads(physview("frames", *words, "--flags", "!anon,!slab", "--json").stdout)
+        assert (none["nr_frames"], none["uses"], none["flags"]) == (0, [], [])
+
+    while_frames_stay(lambda: [pfn_of(region, page) for page in range(300)], check)
 
 
 @pytest.mark.needs("kpage", "pfn", "memory-cgroups", "page-types")

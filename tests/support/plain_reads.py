@@ -29,6 +29,26 @@ def plain_entries(pid):
     return entries, starts
 
 
+def while_frames_stay(frames, check):
+    """Check what is told of frames; check again if a page has moved meanwhile.
+
+    The kernel moves pages when other tests compact memory. Then the frame that was asked about is
+    somebody else's. A failure counts only if no page has moved.
+
+    Args:
+        frames: A function that reads the frames.
+        check: A function of these frames, with assertions.
+    """
+    for _ in range(50):
+        before = frames()
+        try:
+            return check(before)
+        except AssertionError:
+            if frames() == before:
+                raise
+    raise AssertionError("the frames never stayed")
+
+
 def agreed(plain, ours):
     """Repeat both reads until their results agree; return the result.
 
