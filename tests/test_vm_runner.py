@@ -14,6 +14,7 @@ from children import is_alive, wait_for
 from paths import ROOT
 
 from physview import vm
+from physview.runtime import packages
 from physview.vm import qemu, runner, session
 
 FAKE_QEMU = """#!{python}
@@ -52,7 +53,7 @@ def fake_qemu(tmp_path, monkeypatch):
     monkeypatch.setenv("PHYSVIEW_CACHE", str(tmp_path / "cache"))
     (tmp_path / "modules.order").touch()
     kernel = SimpleNamespace(image=tmp_path / "vmlinuz", modules=tmp_path)
-    program = tmp_path / qemu.QEMU
+    program = tmp_path / packages.qemu_program(os.uname().machine)
 
     def make(body):
         program.write_text(
@@ -214,5 +215,5 @@ def test_qemu_ends_with_physview(fake_qemu, number):
 def test_without_qemu_the_error_has_the_command_that_installs_it(fake_qemu, monkeypatch):
     run = fake_qemu("")
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(vm.VmUnusable, match=r"QEMU is not installed; .*install"):
+    with pytest.raises(vm.VmUnusable, match=r"there is no qemu-system-\w+; .*install"):
         run()

@@ -21,7 +21,8 @@ from limits import DEFAULT_SIGNALS
 from paths import ROOT
 from screens import PtyRun
 
-from physview.vm import owner, qemu, running
+from physview.runtime import packages
+from physview.vm import owner, running
 
 GUEST = """#!{python}
 import os, re, signal, socket, sys
@@ -63,9 +64,11 @@ class Vms:
             "PHYSVIEW_CACHE": str(folder / "cache"),
             "PHYSVIEW_VM_ACCEL": "tcg",
         }
-        program = folder / qemu.QEMU
-        program.write_text(GUEST.format(python=sys.executable, root=str(ROOT), folder=str(folder)))
-        program.chmod(0o755)
+        self.program = folder / packages.qemu_program(os.uname().machine)
+        self.program.write_text(
+            GUEST.format(python=sys.executable, root=str(ROOT), folder=str(folder))
+        )
+        self.program.chmod(0o755)
         (folder / "bzImage").touch()
         self.start_words = ["vm", "start", "--kernel", f"{folder}/bzImage", "--module", "none"]
 
@@ -348,7 +351,7 @@ def test_start_leaves_no_descriptor_open(vms):
 
 
 def test_a_vm_that_does_not_boot_is_said(vms):
-    (vms.folder / qemu.QEMU).write_text("#!/bin/sh\necho no such CPU >&2; exit 1\n")
+    vms.program.write_text("#!/bin/sh\necho no such CPU >&2; exit 1\n")
     failed = vms(*vms.start_words[1:])
     assert failed.returncode == 125
     assert "died while it booted: no such CPU" in failed.stderr
@@ -356,7 +359,7 @@ def test_a_vm_that_does_not_boot_is_said(vms):
 
 
 def test_a_start_that_is_interrupted_leaves_nothing(vms):
-    (vms.folder / qemu.QEMU).write_text(
+    vms.program.write_text(
         f'#!/bin/sh\n[ "$*" = "-cpu help" ] || {{ echo $$ >{vms.folder}/pid; exec sleep 60; }}\n'
     )
     with vms.terminal(*vms.start_words[1:]) as starting:

@@ -53,7 +53,7 @@ def run_qemu(
     )
     try:
         deadline = time.monotonic() + 60
-        while not Path(path).is_socket():
+        while not _listens(path):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -61,6 +61,12 @@ def run_qemu(
     finally:
         process.kill()
         process.wait()
+
+
+def _listens(path: str) -> bool:
+    """Whether QEMU accepts connections: the socket's file is there before it does."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        return not connection.connect_ex(path)
 
 
 def stop_guest(qemu: Qemu) -> None:
