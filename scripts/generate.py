@@ -120,7 +120,7 @@ def completion(shell: str) -> str:
             metavar = str(action.metavar)
             complete = COMPLETE_IN.get((name, metavar), COMPLETE.get(metavar))
             if complete:
-                action.complete = complete  # type: ignore[attr-defined]
+                vars(action)["complete"] = complete
     script = shtab.complete(parser, shell).rstrip()
     if shell == "bash":
         last = "complete -o bashdefault -F _shtab_physview physview"

@@ -45,7 +45,7 @@ def _unpack(archive: str, name: str) -> str:
     """Return the folder with the parts of a name; unpack them if it is missing."""
     from pathlib import Path
 
-    from contents import SUMS  # made by scripts/zipapp
+    from contents import SUMS  # ty: ignore[import-not-found]: made by scripts/zipapp
 
     from physview.files import trusted
 

@@ -102,6 +102,10 @@ def test_counters_never_go_back_and_each_fault_counts_once():
         assert {label: values["minor_faults"] for label, values in found.items()} == counters
 
 
+def nr_waiting(reading):
+    return len(vars(reading._changed)["_waiters"])
+
+
 def test_what_asks_during_a_reading_gets_its_answer():
     began, may_end = threading.Event(), threading.Event()
     readings = []
@@ -117,7 +121,7 @@ def test_what_asks_during_a_reading_gets_its_answer():
         first = pool.submit(reading.get)
         assert began.wait(20)
         others = [pool.submit(reading.get) for _ in range(2)]
-        wait_for(lambda: len(reading._changed._waiters) == 2)
+        wait_for(lambda: nr_waiting(reading) == 2)
         may_end.set()
         assert [first.result(), *(each.result() for each in others)] == [1, 1, 1]
     assert reading.get() == 2
@@ -141,7 +145,7 @@ def test_who_waits_learns_that_a_reading_failed_or_does_not_end():
             reading.get()
         reading._max_wait = 20
         waiting = pool.submit(reading.get)
-        wait_for(lambda: reading._changed._waiters)
+        wait_for(lambda: nr_waiting(reading))
         may_end.set()
         for each in (first, waiting):
             with pytest.raises(PhysviewError, match="it is broken"):

@@ -132,6 +132,7 @@ def test_the_page_counts_as_the_picture_does(page, stopped):
         "physview.view.setLevel(physview.model.shift), physview.view.drawNow(),"
         " physview.view.links.reduce((sum, link) => sum + link.nr, 0)"
     )
+    assert isinstance(picture.space.pages, ProcessPages)
     assert linked == picture.space.pages.nr_resident
 
 

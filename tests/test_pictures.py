@@ -27,6 +27,7 @@ from physview.pictures.kinds import (
     own_kind,
     rest_kind,
 )
+from physview.pictures.process_pages import ProcessPages
 from physview.sources.ram import Resource, ram_ranges, read_resources
 
 ALL_KINDS = [PROCESS_KINDS, MACHINE_KINDS, DIFF_KINDS]
@@ -155,6 +156,7 @@ def rss_kib(pid):
 def test_every_page_of_a_process_is_drawn_once(stopped):
     picture = pictures.picture_process(stopped.pid)
     space = picture.space
+    assert isinstance(space.pages, ProcessPages)
     assert space.pages.nr_resident * PAGE == rss_kib(stopped.pid) * 1024
     nr_own = sum(band.nr_resident for band in space.bands)
     assert nr_own == space.pages.nr_resident

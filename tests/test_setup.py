@@ -158,8 +158,12 @@ def test_no_script_starts_python_where_it_takes_modules_from_the_folder():
 def test_no_script_in_python_starts_another_that_takes_modules_from_the_folder():
     for path in SCRIPTS.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            words = node.elts if isinstance(node, ast.List | ast.Tuple) else []
-            words = node.args if isinstance(node, ast.Call) else words
+            if isinstance(node, ast.List | ast.Tuple):
+                words = node.elts
+            elif isinstance(node, ast.Call):
+                words = node.args
+            else:
+                continue
             texts = [ast.unparse(word) for word in words]
             for this, after in itertools.pairwise(texts):
                 if this in ("sys.executable", "'python3'"):

@@ -3,6 +3,7 @@
 
 import contextlib
 import itertools
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +282,8 @@ def test_a_process_that_ends_meanwhile_is_gone(child):
 
 class RunsAnother(Referenced):
     """Referenced of a process that runs another program before the end of the interval."""
+
+    child: subprocess.Popen
 
     def end(self):
         self.child.stdin.write("exec\n")

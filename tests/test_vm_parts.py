@@ -3,6 +3,7 @@
 
 import argparse
 import ast
+import gzip
 import io
 import lzma
 import os
@@ -11,7 +12,6 @@ import signal
 import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,7 +86,7 @@ def modules(tmp_path):
 
     add("kernel/a.ko", b"b_1,c")
     add("kernel/x/b-1.ko", b"c", lzma.compress, ".xz")
-    add("kernel/x/c.ko", b"", lambda content: zlib.compress(content, wbits=31), ".gz")
+    add("kernel/x/c.ko", b"", gzip.compress, ".gz")
     add("kernel/d.ko", b"")
     (tmp_path / "modules.order").write_text(
         "kernel/a.ko\nkernel/x/b-1.ko\nkernel/x/c.ko\nkernel/d.ko\n"

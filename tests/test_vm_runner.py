@@ -66,8 +66,8 @@ def fake_qemu(tmp_path, monkeypatch):
 
         return run
 
-    make.pids = lambda: [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-    make.folder = tmp_path
+    vars(make)["pids"] = lambda: [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    vars(make)["folder"] = tmp_path
     return make
 
 

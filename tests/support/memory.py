@@ -91,6 +91,9 @@ class Region:
     MADV_PAGEOUT = 21
     MADV_GUARD_INSTALL = 102
 
+    outer: Region | None = None
+    """The region around this one, which lives as long."""
+
     def __init__(
         self, nr_pages: int, *, flags: int = PRIVATE, fd: int = -1, prot: int = RW, offset: int = 0
     ) -> None:
