@@ -170,6 +170,24 @@ def test_an_option_means_the_same_in_every_command():
     assert {option: found for option, found in meanings.items() if len(found) > 1} == {}
 
 
+def test_all_times_take_the_same_units():
+    """A metavar is the unit of a number without a letter."""
+    expected = {"S": [2.0, 120.0, 3600.0], "MIN": [2, 2880, 10080], "DAYS": [2, 2, 7]}
+    words = {"S": ["2", "2m", "1h"], "MIN": ["2", "2d", "1w"], "DAYS": ["2", "2d", "1w"]}
+    found = {}
+    for name, option, action in options():
+        if action.metavar in words:
+            found[name, option] = action.metavar
+            numbers = [action.type(word) for word in words[action.metavar]]
+            assert numbers == expected[action.metavar], (name, option)
+            for wrong in ("", "5x", "1 m", "-1", "nan", "1.2.3", "9" * 99, "9999w"):
+                with pytest.raises(argparse.ArgumentTypeError, match=r"^'.*' is not a "):
+                    action.type(wrong)
+        assert action.type is not float, (name, option)
+    assert len(found) >= 15
+    assert set(found.values()) == set(words)
+
+
 def test_the_same_thing_has_the_same_option():
     own = {}
     for name, option, _ in options():

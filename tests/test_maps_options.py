@@ -166,7 +166,7 @@ def test_nobody_sees_pss_of_its_own_processes(physview):
         (["--rollup", "--sort", "vmflags"], "--rollup has no column vmflags"),
         (["-o", "tables"], "the column tables needs --rollup"),
         (["--top", "0"], "'0' is not a number from 1"),
-        (["--every", "0"], "'0' is not a number of seconds"),
+        (["--every", "0"], "'0' is not a time from 0.01s to 1d"),
         (["--ticks", "2"], "--ticks needs --every"),
         (["--frames"], "--frames needs --rollup"),
         (["--json", "--every", "1"], "--json and --every exclude each other"),

@@ -161,7 +161,9 @@ def test_a_process_that_ends_ends_the_interval(python):
 
 @pytest.mark.needs("kthread")
 def test_a_kernel_thread_has_no_pages(physview):
-    assert "is a kernel thread" in one_line(physview("touched", "2", "--for", "0"), 1)
+    for options in ([], ["--clear"], ["--by", "referenced"]):
+        line = one_line(physview("touched", "2", "--for", "0", *options), 1)
+        assert line == one_line(physview("maps", "2"), 1)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_a_kernel_thread_has_no_pages(physview):
         (["--format", "csv", "--output", "x"], "--output needs --format parquet"),
         (["--theme", "dark"], "--theme and --force need a picture"),
         (["--picture", "x.gif"], "is no kind of picture"),
-        (["--for", "-1"], "is not a number of seconds"),
+        (["--for", "-1"], "is not a time such as 10s, 5m"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_read(physview, words, message):

@@ -409,7 +409,7 @@ def test_the_library_yields_events_as_they_happen():
         (["kmalloc", "--through", "vfs_reed"], "no function 'vfs_reed': this kernel has no"),
         (["kmalloc", "--through", "no_such:vfs_read"], "no function 'no_such:vfs_read'"),
         (["kmalloc", "--through", "x", "--no-stacks"], "--through and --no-stacks exclude"),
-        (["kmalloc", "--seconds", "0"], "is not a number of seconds"),
+        (["kmalloc", "--seconds", "0"], "is not a time from 0.001s"),
     ],
 )
 def test_wrong_uses(physview, args, said):

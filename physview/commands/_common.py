@@ -17,6 +17,7 @@ from physview.reporters.failures import of_this_run
 from physview.runtime import invocation, pager, privileges
 from physview.text.colour import wants_colour
 from physview.text.digits import bounded_int
+from physview.text.durations import EXAMPLES, duration_text, parse_duration
 from physview.text.nearest import offer
 from physview.text.output import quote_controls, write_styled
 
@@ -168,18 +169,42 @@ def count(most: int = 1_000_000, least: int = 1) -> Callable[[str], int]:
     return parse
 
 
-def seconds(least: float = 0, most: float = 1_000_000) -> Callable[[str], float]:
-    """Return a function with which argparse reads a number of seconds, `least` to `most`."""
+def duration(least: float = 0, most: float = 1_000_000) -> Callable[[str], float]:
+    """Return a function with which argparse reads a time in seconds: "90", "5m", "2h", "1d".
+
+    Args:
+        least: The least number of seconds.
+        most: The most.
+    """
 
     def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = -1.0
+        value = parse_duration(text)
+        if value is None:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a time such as {EXAMPLES}")
         if not least <= value <= most:
-            why = f"'{text}' is not a number of seconds from {least:.10g} to {most:.10g}"
-            raise argparse.ArgumentTypeError(why)
+            limits = f"from {duration_text(least)} to {duration_text(most)}"
+            raise argparse.ArgumentTypeError(f"'{text}' is not a time {limits}")
         return value
+
+    return parse
+
+
+def whole_units(name: str, unit: int, most: int = 1_000_000) -> Callable[[str], int]:
+    """Return a function with which argparse reads a time as a whole number of units, 1 to `most`.
+
+    Args:
+        name: The unit, such as "days". A number without a letter counts it.
+        unit: Its seconds.
+        most: The most.
+    """
+
+    def parse(text: str) -> int:
+        value = parse_duration(text, unit)
+        number, rest = divmod(-1.0 if value is None else value, unit)
+        if rest or not 1 <= number <= most:
+            why = f"'{text}' is not a number of {name} from 1 to {most}, or a time such as"
+            raise argparse.ArgumentTypeError(f"{why} {duration_text(7 * unit)}")
+        return int(number)
 
     return parse
 

@@ -64,24 +64,24 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--min-interval",
-        type=_common.seconds(0, 3600),
+        type=_common.duration(0, 3600),
         metavar="S",
         default=1.0,
-        help="read at most every S seconds; who asks sooner gets the last answer (1)",
+        help="read at most every S seconds (or 5m); who asks sooner gets the last answer (1)",
     )
     parser.add_argument(
         "--max-cpu",
-        type=_common.seconds(0.01, 3600),
+        type=_common.duration(0.01, 3600),
         metavar="S",
         default=5.0,
         help="processor time for reading processes in a scrape; the rest keep older values (5)",
     )
     parser.add_argument(
         "--frames-every",
-        type=_common.seconds(1, 86400),
+        type=_common.duration(1, 86400),
         metavar="S",
-        help="also read all frames of the machine, at most every S seconds: what they are used for,"
-        " and which 2 MiB and 1 GiB could be had; needs root",
+        help="also read all frames of the machine, at most every S seconds (or 10m, 1h): what they"
+        " are used for, and which 2 MiB and 1 GiB could be had; needs root",
     )
     parser.add_argument(
         "--once", action="store_true", help="print the metrics on stdout once, and serve nothing"

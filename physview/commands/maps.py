@@ -75,9 +75,9 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     _common.add_force_option(parser)
     parser.add_argument(
         "--every",
-        type=_common.seconds(0.01, 86400),
+        type=_common.duration(0.01, 86400),
         metavar="S",
-        help="print again every S seconds, until it is interrupted",
+        help="print again every S seconds (or 5m, 2h), until it is interrupted",
     )
     parser.add_argument(
         "--ticks", type=_common.count(), metavar="N", help="with --every: end after N times"

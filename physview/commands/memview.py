@@ -48,9 +48,10 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sleep",
-        type=_common.seconds(),
+        type=_common.duration(),
         metavar="S",
-        help="print the pid on stderr and sleep S seconds first, so that a tracer can be attached",
+        help="print the pid on stderr and sleep S seconds (or 5m) first, so that a tracer can be"
+        " attached",
     )
 
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 NAME = "record"
 HELP = "the machine over time, in Parquet files: processes, free memory, compaction, huge pages"
 
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_duration = _common.duration(0.1, 36_500 * 86400)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -81,7 +81,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keep",
-        type=_common.count(36_500),
+        type=_common.whole_units("days", 86400, 36_500),
         metavar="DAYS",
         help="remove this machine's files that are older than DAYS",
     )
@@ -100,19 +100,6 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print a JSON document per sample, each on one line"
     )
-
-
-def _duration(text: str) -> float:
-    """Read a time such as "90", "10s", "5m", "2h" or "1d", in seconds.
-
-    >>> _duration("90"), _duration("1.5m"), _duration("2h")
-    (90.0, 90.0, 7200.0)
-    """
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd]?)", text, re.ASCII)
-    value = float(match[1]) * _UNITS[match[2]] if match else 0.0
-    if not 0.1 <= value <= 3_153_600_000:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a time such as 10s, 5m, 2h or 1d")
-    return value
 
 
 def _duration_or_never(text: str) -> float:

@@ -35,10 +35,10 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for",
         dest="seconds",
-        type=_common.seconds(0, 86400),
+        type=_common.duration(0, 86400),
         default=1.0,
         metavar="S",
-        help="the length of the interval in seconds (default: 1)",
+        help="the length of the interval: seconds, or as 5m, 2h (default: 1)",
     )
     parser.add_argument(
         "--times",
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     from physview.sources.procfs import ProcDir
 
     with ProcDir(find_pid(args.process)) as proc:
-        proc.living_stat("clear_refs")
+        proc.living_stat("pagemap")
         options = {"clear": args.clear, "track_writes": args.track_writes, "source": args.source}
         with open_way(proc, args.by, **options) as way:
             _check_pages(args, way)

@@ -61,9 +61,9 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seconds",
-        type=_common.seconds(0.001),
+        type=_common.duration(0.001),
         metavar="S",
-        help="end after S seconds, even if nothing happened",
+        help="end after S seconds (or 5m, 2h), even if nothing happened",
     )
     parser.add_argument(
         "--follow",

@@ -70,18 +70,18 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     _add_machine_options(parser)
     parser.add_argument(
         "--timeout",
-        type=_common.seconds(0.001),
+        type=_common.duration(0.001),
         metavar="S",
-        help="end the command after S seconds",
+        help="end the command after S seconds (or 5m, 2h)",
     )
     parser.add_argument("--console", action="store_true", help="show the kernel's log on stderr")
     parser.add_argument(
         "--idle",
-        type=_common.count(),
+        type=_common.whole_units("minutes", 60),
         metavar="MIN",
         default=60,
-        help="with start: end the VM when no command has run in it for so many minutes"
-        " (default: 60)",
+        help="with start: end the VM when no command has run in it for so many minutes,"
+        " or as 2h (default: 60)",
     )
     parser.add_argument(
         "--stay",

@@ -48,10 +48,10 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interval",
         "--every",
-        type=_common.seconds(STEPS[0], 86400),
+        type=_common.duration(STEPS[0], 86400),
         metavar="S",
         default=1.0,
-        help="seconds between readings (1)",
+        help="seconds between readings, or as 5m (1)",
     )
     parser.add_argument(
         "--ticks",

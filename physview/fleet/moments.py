@@ -7,9 +7,7 @@ import re
 from datetime import datetime, timedelta, timezone
 
 from physview.errors import UsageError
-
-_AGO = re.compile(r"([0-9]{1,6})([mhdw])")
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+from physview.text.durations import UNITS, parse_duration
 
 
 def parse_moment(text: str, option: str, now: datetime | None = None) -> datetime:
@@ -27,11 +25,13 @@ def parse_moment(text: str, option: str, now: datetime | None = None) -> datetim
     2026-01-31 12:00:00+00:00
     >>> print(parse_moment("2d", "--since", datetime(2026, 1, 3, tzinfo=timezone.utc)))
     2026-01-01 00:00:00+00:00
+    >>> print(parse_moment("90s", "--since", datetime(2026, 1, 3, tzinfo=timezone.utc)))
+    2026-01-02 23:58:30+00:00
     """
     try:
-        if ago := _AGO.fullmatch(text):
-            before = timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-            return (now or datetime.now(timezone.utc)) - before
+        ago = parse_duration(text) if text[-1:] in UNITS else None
+        if ago is not None:
+            return (now or datetime.now(timezone.utc)) - timedelta(seconds=ago)
         # Python 3.10 does not know the Z.
         moment = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))
         if moment.tzinfo is None:
