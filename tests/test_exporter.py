@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`exporter`: labels, groups, counters, one reading at a time, who may connect, and how it ends."""
 
+import errno
 import os
 import re
 import resource
@@ -23,9 +24,10 @@ from limits import DEFAULT_SIGNALS
 from paths import ROOT
 from users import AS_NOBODY
 
-from physview.errors import PhysviewError, UsageError
+from physview.errors import PhysviewError, ProcessGone, UsageError
 from physview.exporter import metrics
 from physview.exporter import server as server_module
+from physview.exporter.collector import MachineCollector
 from physview.exporter.frame_readings import FrameReadings
 from physview.exporter.groups import GroupRows
 from physview.exporter.labels import MAX_LENGTH, OTHER, label_of
@@ -34,6 +36,7 @@ from physview.exporter.server import Address, Server, make_app, parse_address
 from physview.exporter.shipped import read_shipped
 from physview.exporter.single_reading import SingleReading
 from physview.exporter.tls import Certificates
+from physview.recording import groups
 from physview.recording.schema import GROUPS, MOMENT
 from physview.text.quoting import unescaped
 
@@ -422,6 +425,21 @@ def physviews_unit():
     return words.split(" ")
 
 
+def test_a_process_that_cannot_be_read_is_named_once(monkeypatch, sleeper):
+    def fail(reader, pid, start_time):
+        raise OSError(errno.EIO, "broken") if pid == sleeper.pid else ProcessGone("gone")
+
+    monkeypatch.setattr(groups, "read_memory", fail)
+    said = []
+    with MachineCollector(
+        "pid", 50, min_interval=0, max_cpu=None, frames_every=None, say=said.append
+    ) as collector:
+        collector.collect()
+        collector.collect()
+    (line,) = said
+    assert line == (f"process {sleeper.pid} could not be read: broken; it keeps its values")
+
+
 @pytest.mark.needs("nobody")
 def test_nobody_gets_a_line_and_their_own_processes(physview, python):
     line = one_line(physview("exporter", "--listen", "127.0.0.1:81", prefix=AS_NOBODY), 1)
@@ -429,7 +447,11 @@ def test_nobody_gets_a_line_and_their_own_processes(physview, python):
     child = python(prefix=AS_NOBODY)
     result = physview("exporter", "--once", "--by", "pid", prefix=AS_NOBODY)
     assert result.returncode == 0, result
-    assert "processes are left out: you may not examine them" in result.stderr
+    said = (
+        r"(\d+) processes are left out \(pids 1, ([0-9, ]+) and (\d+) more\): you may not examine"
+    )
+    nr_denied, some, nr_more = re.search(said, result.stderr).groups()
+    assert len(some.split(", ")) + 1 + int(nr_more) == int(nr_denied)
     assert "frame numbers are hidden, so contiguity is not known" in result.stderr
     found = samples(result.stdout)
     pids = {

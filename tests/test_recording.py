@@ -364,7 +364,7 @@ def test_a_process_that_ends_while_it_is_read_is_no_trouble(named, monkeypatch):
     with GroupReader("pid") as reader:
         row = row_of(reader.read(), pid=child.pid)
         assert (row["nr_unread"], row["resident"]) == (1, None)
-        assert reader.last_error is None
+        assert reader.trouble == ""
         assert reader.nr_gone == 1
         assert child.pid not in reader.read()["pid"]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from physview.parquet.snapshot_file import WrittenSnapshot
 
 _RED, _PLAIN = "\x1b[31m", "\x1b[0m"
+_NR_PIDS = 5
 NEEDS_ROOT = (Cause.HIDDEN, Cause.SWAP_HIDDEN)
 
 
@@ -421,14 +422,31 @@ def say_if_tagged(nr_tagged: int) -> None:
         )
 
 
-def say_how_many_are_left_out(nr_denied: int) -> None:
-    """Say on stderr how many processes this user may not examine, if there are any."""
+def say_how_many_are_left_out(nr_denied: int, pids: Sequence[int] = ()) -> None:
+    """Say on stderr how many processes this user may not examine, if there are any.
+
+    Args:
+        nr_denied: The number.
+        pids: Their pids, if they are known. The first ones are named.
+    """
     if not nr_denied:
         return
     one = nr_denied == 1
     processes, them = ("1 process is", "it") if one else (f"{nr_denied} processes are", "them")
+    named = f" ({first_pids(pids)})" if pids else ""
     remedy = privileges.root_remedy("SYS_PTRACE") if os.geteuid() == 0 else root_remedy()
-    say(f"{processes} left out: you may not examine {them}; {remedy}")
+    say(f"{processes} left out{named}: you may not examine {them}; {remedy}")
+
+
+def first_pids(pids: Sequence[int]) -> str:
+    """Name some pids, and say how many more there are.
+
+    >>> first_pids([7]), first_pids([1, 2, 3, 4, 5, 6, 7, 8])
+    ('pid 7', 'pids 1, 2, 3, 4, 5 and 3 more')
+    """
+    words = ", ".join(map(str, pids[:_NR_PIDS]))
+    more = len(pids) - _NR_PIDS
+    return f"pid{'s' * (len(pids) > 1)} {words}" + (f" and {more} more" if more > 0 else "")
 
 
 def root_remedy() -> str:

@@ -117,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
                 min_interval=args.min_interval,
                 max_cpu=None if args.once else args.max_cpu,
                 frames_every=args.frames_every,
+                say=_common.say,
                 encoding=_encoding() if args.once else "utf-8",
             )
         )
@@ -160,7 +161,7 @@ def _make_server(args: argparse.Namespace, metrics: Any) -> Server:
 
 
 def _say_what_is_missing(collector: MachineCollector) -> None:
-    _common.say_how_many_are_left_out(collector.nr_denied)
+    _common.say_how_many_are_left_out(len(collector.denied), collector.denied)
     if not collector.knows_frames:
         _common.say(
             f"frame numbers are hidden, so contiguity is not known; {_common.root_remedy()}"

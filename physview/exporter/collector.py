@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from physview.errors import PhysviewError
@@ -84,10 +84,11 @@ class MachineCollector(Closable):
         max_cpu: Processor seconds for reading processes, in each scrape; None for no limit. Those
             for which no time is left keep their values.
         frames_every: Seconds between two readings of all frames; None does not read them.
+        say: Called with a message if a process could not be read, unless it was the last one, too.
         encoding: The encoding of the output.
 
     Attributes:
-        nr_denied: Processes that the last reading left out.
+        denied: Processes that the last reading left out.
         knows_frames: Whether frame numbers are known.
     """
 
@@ -99,6 +100,7 @@ class MachineCollector(Closable):
         min_interval: float,
         max_cpu: float | None,
         frames_every: float | None,
+        say: Callable[[str], None],
         encoding: str = "utf-8",
     ) -> None:
         self._core = extras.need("prometheus_client.metrics_core", "cannot export metrics")
@@ -108,7 +110,8 @@ class MachineCollector(Closable):
         self._by_pid = by == "pid"
         self._group_rows = GroupRows(top, encoding)
         self._reading = SingleReading(self._read, min_interval=min_interval)
-        self.nr_denied = 0
+        self._say, self._said = say, ""
+        self.denied: list[int] = []
         self.knows_frames = False
 
     def close(self) -> None:
@@ -162,7 +165,11 @@ class MachineCollector(Closable):
             for metric in metrics.GROUPS:
                 families.add(metric, labels, row.values)
         own = {name: sum(columns[name]) for name in _COUNTS}
-        self.nr_denied = own["nr_denied"]
+        self.denied = self._reader.denied()
+        trouble, self._reader.trouble = self._reader.trouble, ""
+        if trouble and trouble != self._said:
+            self._say(f"{trouble}; it keeps its values")
+            self._said = trouble
         self.knows_frames = any(value is not None for value in columns["nr_extents"])
         own["nr_gone"], own["groups"] = self._reader.nr_gone, self._reader.nr_groups
         own["nr_unread"] = max(0, own["nr_unread"] - own["nr_gone"])  # the reader counts both

@@ -237,11 +237,15 @@ def worst(tables: Tables, options: Options) -> Built:
     return columns, answer.order_by([first, *(answer[key] for key in keys)])
 
 
+_USUAL = ("resident", "zones.free")
+
+
 def _known_column(name: str | None) -> KnownColumn:
     known = number_columns()
     if name is None:
         raise UsageError("worst needs a column", "", "name one, such as resident or zones.free")
     if name not in known:
-        short = [each for each in known if "." not in each]
-        raise UsageError(f"there is no column '{name}' with numbers", "", offer(name, short))
+        short = [*_USUAL, *(each for each in known if "." not in each)]
+        what = f"there is no column '{name}' with numbers"
+        raise UsageError(what, "", offer(name, short, "--sql 'DESCRIBE groups' (zones, machine)"))
     return known[name]

@@ -74,7 +74,8 @@ class GroupReader(Closable):
         nr_groups: The number of groups in the last reading, before smaller ones were joined.
         nr_gone: Processes of the last reading that ended while they were read.
         why_no_flags: Why large folios are not known; None if they are.
-        last_error: The last unexpected failure to read a process, which then kept its values.
+        trouble: Which process could not be read unexpectedly, and why; empty if none. It kept its
+            values. Whoever says this empties it.
 
     Raises:
         UsageError: There is no such grouping.
@@ -94,7 +95,7 @@ class GroupReader(Closable):
         self.why_no_flags = self._reader.why_no_flags
         self.nr_groups = 0
         self.nr_gone = 0
-        self.last_error: Exception | None = None
+        self.trouble = ""
 
     def close(self) -> None:
         """Close all files. Closing twice is harmless."""
@@ -132,7 +133,12 @@ class GroupReader(Closable):
             if name in groups:
                 groups[name].add_faults(*faults)
         self.nr_groups = len(groups)
-        return columns_of(self._by, groups, self._max_groups, self._list.nr_hidden)
+        return columns_of(self._by, groups, self._max_groups, len(self._list.hidden))
+
+    def denied(self) -> list[int]:
+        """The processes that the last reading left out, because this user may not examine them."""
+        known = (pid for pid, known in self._known.items() if known.denied_at is not None)
+        return sorted([*known, *self._list.hidden])
 
     def _update_list(self) -> None:
         """List the processes; forget those that ended."""
@@ -197,7 +203,8 @@ class GroupReader(Closable):
         except ProcessLookupError:  # ProcessGone, NoUserMemory, or the kernel's own ESRCH
             memory = None
         except (PhysviewError, OSError) as error:
-            self.last_error = error
+            why = error if isinstance(error, PhysviewError) else error.strerror or error
+            self.trouble = f"process {seen.pid} could not be read: {why}"
             return False
         if memory is None:  # the next list will not have it
             self.nr_gone += 1

@@ -67,20 +67,20 @@ class ProcessList:
     """Lists the processes again and again.
 
     Attributes:
-        nr_hidden: Processes whose stat this user may not read (hidepid=1).
+        hidden: Processes whose stat this user may not read (hidepid=1).
     """
 
     def __init__(self) -> None:
-        self.nr_hidden = 0
+        self.hidden: list[int] = []
 
     def read(self) -> Iterator[Seen]:
         """Yield the processes with user memory."""
-        self.nr_hidden = 0
+        self.hidden = []
         for pid in list_pids():
             try:
                 data = read_small(f"/proc/{pid}/stat")
             except PermissionError:
-                self.nr_hidden += 1
+                self.hidden.append(pid)
                 continue
             except OSError:
                 continue  # it ended meanwhile

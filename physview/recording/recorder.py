@@ -191,9 +191,9 @@ class Recorder(Closable):
             self.flush(moment["time"])
         self._tell("store", self._spool.trouble())
         self._tell("outbox", self._spool.dropped())
-        error, self._reader.last_error = self._reader.last_error, None
-        if error:
-            self._tell("process", f"a process could not be read: {error}")
+        trouble, self._reader.trouble = self._reader.trouble, ""
+        if trouble:
+            self._tell("process", trouble)
 
     def flush(self, now: int) -> None:
         """Write the dataset's files, and remove old ones.
