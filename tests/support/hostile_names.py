@@ -172,7 +172,8 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
     Args:
         target: The process.
         qmp: The socket of `hostile_qemu()`.
-        with_machine: Also run the slow ones, which read all frames of the machine.
+        with_machine: Also run the slow ones, which read all frames or all processes, and forms
+            whose names are printed by the same functions as those of the others.
     """
     pid, vaddr, nasty = str(target.pid), hex(target.vaddrs[-1]), os.fsdecode(NASTY)
     before, after = (f"{target.folder}/{name}.parquet" for name in ("before", "after"))
@@ -180,6 +181,7 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
     fleet = fleet_of(target)
     every = f"{target.vaddrs[0]:#x}-{target.vaddrs[0] + 8192:#x}"
     pages = ["pages", pid, "--columns", "flags,mapcount,cgroup,node"]
+    record = [f"{target.folder}/data", "--samples", "1", "--frames-every", "never", "--by"]
     found = {
         "memview": [[], ["--json"], ["--virtual"], ["--repeat", "2", "--virtual"]],
         "translate": [[pid, *map(hex, target.vaddrs), every, "0x0"], [pid, vaddr, "--json"]],
@@ -202,11 +204,7 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
             [pid, "--ticks", "1", "--json"],
             [pid, "self", "--ticks", "1"], [pid, "self", "--ticks", "1", "--json"],
         ],
-        "record": [
-            [f"{target.folder}/data", "--samples", "1", "--frames-every", "never", "--by", *form]
-            for by in ("program", "cgroup", "pid")
-            for form in ([by], [by, "--json"])
-        ],
+        "record": [[*record, "cgroup", *form] for form in ([], ["--json"])],
         "touched": [
             [pid, "--for", "0"], [pid, "--for", "0", "--json"], [pid, "--for", "0", "--top", "1"],
             *([pid, "--for", "0", "--format", f, "--clear"] for f in ("csv", "jsonl")),
@@ -240,16 +238,15 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
             ["--qmp", qmp, "0x0", "--json"], ["--qmp", qmp, "--pid", pid], ["--qmp", nasty],
         ],
         "exporter": [
-            ["--once"], ["--once", "--by", "pid", "--top", "9999"], ["--once", "--by", "cgroup"],
+            ["--once", "--by", "cgroup"],
             *(["--print", name] for name in ("alerts", "unit")),
             ["--listen", nasty], ["--password-file", nasty], ["--cert", nasty, "--key", nasty],
         ],
-        "picture": [[pid, "-o", f"{target.folder}/a.svg", "--json"]],
+        "picture": [],
         "fleet": [
-            [fleet, "thp"], [fleet, "hosts", "--format", "csv"], [fleet, "thp", "--json"],
+            [fleet, "thp"], [fleet, "hosts", "--format", "csv"],
             [fleet, "worst", "resident", "--format", "jsonl"], [fleet, "hosts", "--hosts", nasty],
             [fleet, "--sql", "SELECT DISTINCT host, name FROM groups"], [fleet, "--sql", nasty],
-            [fleet, "report", "-o", f"{target.folder}/fleet.html"],
             [fleet, "hosts", "--since", nasty], [target.folder, "hosts"],
         ],
         "lab": [[], ["--json"], ["zero"], ["zero", "--json"], ["zero", "--quiz"]],
@@ -261,19 +258,28 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
         ],
         "module": [["status"], ["status", "--json"]],
         "vm": [
-            ["--kernel", nasty, "--", "true"], ["--memory", nasty], ["list"], ["list", "--json"],
+            ["--memory", nasty], ["list"], ["list", "--json"],
             ["exec", nasty, "--", "true"], ["shell", nasty], ["stop", nasty],
         ],
         "doctor": [[], ["--json"]],
         "completion": [["bash"], ["zsh"], ["fish"]],
     }  # fmt: skip
     if with_machine:
+        found["record"] += [
+            [*record, *form] for by in ("program", "pid") for form in ([by], [by, "--json"])
+        ]
+        found["exporter"] += [["--once"], ["--once", "--by", "pid", "--top", "9999"]]
+        found["fleet"] += [
+            [fleet, "thp", "--json"], [fleet, "report", "-o", f"{target.folder}/fleet.html"],
+        ]  # fmt: skip
+        found["vm"] += [["--kernel", nasty, "--", "true"]]  # asks apt
         found["frames"] += [
             [], ["--json"], ["--flags"], ["--picture", f"{target.folder}/frames.svg"],
             ["--cgroup", target.cgroup or nasty, "--list"],
             ["pfn:0x1000-pfn:0x1010", "--list", "--format", "csv"],
         ]  # fmt: skip
         found["picture"] += [[pid, "-o", f"{target.folder}/{n}"] for n in ("b.svg", "b.html")]
+        found["picture"] += [[pid, "-o", f"{target.folder}/a.svg", "--json"]]
         found["diff"] += [[*both, "--picture", f"{target.folder}/diff.html"]]
     # For each command: a hostile name as argument and as option; and --help.
     for command, forms in found.items():
