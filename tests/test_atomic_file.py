@@ -245,7 +245,7 @@ def test_root_writes_while_an_attacker_flips_links(theirs, roots):
     nr_written, refused = 0, set()
     try:
         attacker.stdout.readline()
-        until = time.monotonic() + 4
+        until = time.monotonic() + 2
         while time.monotonic() < until or nr_written < 20:
             for path in (theirs / "out", theirs / "folder" / "new"):
                 for overwrite in (False, True):

@@ -173,7 +173,7 @@ class TestProcesses:
         assert not wrong
 
 
-RACE_SECONDS = int(os.environ.get("PHYSVIEW_RACE_SECONDS", "10"))
+RACE_SECONDS = int(os.environ.get("PHYSVIEW_RACE_SECONDS", "4"))
 
 
 @pytest.mark.needs("bpf", "cc")

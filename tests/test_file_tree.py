@@ -196,7 +196,7 @@ def test_files_that_come_go_and_change_their_kind_meanwhile(physview, tmp_path):
     thread = threading.Thread(target=change)
     thread.start()
     try:
-        end = time.monotonic() + 4
+        end = time.monotonic() + 2
         while time.monotonic() < end:
             result = physview("file", "--json", str(tmp_path), prefix=["timeout", "60"])
             assert result.returncode == 0, result.stderr

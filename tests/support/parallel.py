@@ -2,7 +2,7 @@
 """Which tests run in parallel: scripts/test runs pytest twice.
 
 Most tests use processes of their own, and are independent of other tests. The first run executes
-them in three workers of pytest-xdist, which keep two processors busy: many tests wait. Tests that
+them in several workers of pytest-xdist, more than there are processors: many tests wait. Tests that
 other processes disturb are marked `alone`, with the reason. The second run executes them without
 workers: even an idle worker would map physview's library, which a lab evicts.
 """
@@ -16,15 +16,27 @@ from typing import Any
 import pytest
 
 # The tests of each of these files run in one worker, in their order. They share something that
-# takes long to make (a wheel, a VM, a built module, the output of many commands), or they would see
-# each other's traces. The names are prefixes of file names.
+# takes long to make (a wheel, a VM, a built module, the output of many commands, a fixture of the
+# module), or they would see each other's traces. The names are prefixes of file names.
 ONE_WORKER = (
     "test_hostile_names.py",
-    "test_kernels.py",
     "test_packaging.py",
     "test_trace",
+    "test_kernels.py",
+    "test_exporter_prometheus.py",
+    "test_fleet_page.py",
+    "test_picture_page.py",
+    "test_picture_page_look.py",
+    "test_guest.py",
+    "test_child_python.py",
+    "test_snapshot_check.py",
+    "test_resource_limits.py",
+    "test_zipapp.py",
     "test_vm.py",
 )
+# Of the tests without VMs, these come first. Else the last worker would still be busy with one of
+# them for long when the others have no more tests.
+LONG = ("test_setup.py::test_nothing_of_a_folder_full_of_traps_runs", *ONE_WORKER)
 
 # So many workers may have VMs. With more, VMs and tests that fill memory would disturb each other.
 NR_WITH_VMS = 2
@@ -48,7 +60,7 @@ def has_no_test(config: pytest.Config, path: Path) -> bool:
 
 
 def choose(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of this run. Put those with VMs first."""
+    """Keep the tests of this run. Put those with VMs first, then what takes long."""
     for item in items:
         if _needs_vm(item) and _place(item.nodeid) == len(WITH_VMS):
             raise pytest.UsageError(f"{item.nodeid} needs a VM: parallel.WITH_VMS names its file")
@@ -58,8 +70,14 @@ def choose(config: pytest.Config, items: list[pytest.Item]) -> None:
     alone = [item for item in items if item.get_closest_marker("alone")]
     together = [item for item in items if not item.get_closest_marker("alone")]
     kept, left = {"alone": (alone, together), "together": (together, alone)}[part]
-    items[:] = sorted(kept, key=lambda item: _place(item.nodeid))
+    items[:] = sorted(kept, key=lambda item: (_place(item.nodeid), _turn(item.nodeid)))
     config.hook.pytest_deselected(items=left)
+
+
+def _turn(nodeid: str) -> int:
+    """The place of a test in LONG; the number of its entries for all others."""
+    places = (at for at, name in enumerate(LONG) if nodeid.startswith(f"tests/{name}"))
+    return next(places, len(LONG))
 
 
 def _place(nodeid: str) -> int:
@@ -90,26 +108,39 @@ def scheduler(config: pytest.Config, log: Any) -> Any:
                 return f"the VM with {same[1] or same[2]}"
             return nodeid
 
-        def _must_wait(self, node: Any) -> bool:
-            if node.gateway.id in [f"gw{number}" for number in range(NR_WITH_VMS)]:
-                return False
-            # They are at the front of the queue.
+        def _is_next_with_vm(self) -> bool:
             first = next(iter(self.workqueue.values()), {})
             return any(_place(nodeid) < len(WITH_VMS) for nodeid in first)
+
+        def _must_wait(self, node: Any) -> bool:
+            may_have_vms = node.gateway.id in [f"gw{number}" for number in range(NR_WITH_VMS)]
+            return self._is_next_with_vm() and not may_have_vms
 
         def _assign_work_unit(self, node: Any) -> None:
             if not self._must_wait(node):
                 super()._assign_work_unit(node)
 
         def _reschedule(self, node: Any) -> None:
-            if not self._must_wait(node):
-                super()._reschedule(node)
+            if node.shutting_down or self._must_wait(node):
+                return
+            # A worker runs a test only when it has the next one. A third saves it a wait, but a VM
+            # should go to the worker that is free first.
+            work = self.assigned_work[node]
+            while self.workqueue and not self._must_wait(node):
+                if self._pending_of(work) >= (2 if self._is_next_with_vm() else 3):
+                    return
+                self._assign_work_unit(node)
+            if not self.workqueue:
+                node.shutdown()
 
         def mark_test_complete(self, node: Any, *args: Any, **options: Any) -> None:
             super().mark_test_complete(node, *args, **options)
+            # What is done need not be counted again after each test.
+            for scope, unit in list(self.assigned_work[node].items()):
+                if all(unit.values()):
+                    del self.assigned_work[node][scope]
             for other in self.nodes:
-                if not self._pending_of(self.assigned_work[other]):
-                    self._reschedule(other)
+                self._reschedule(other)
 
     config.option.loadscopereorder = False
     return InOrder(config, log)
