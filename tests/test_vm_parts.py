@@ -378,15 +378,20 @@ def test_a_missing_cross_compiler_is_told_before_anything_is_fetched(run_command
         run_command("--arch", "arm64", "a")
 
 
-def test_a_command_in_a_foreign_root_gets_nothing_of_this_machines_paths(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("LD_PRELOAD", "/tmp/here.so")
+def test_a_command_in_a_foreign_root_gets_nothing_of_this_machines_paths():
     foreign = vm.ForeignRoot("aarch64", Path("/r"), "/usr/bin/python3", Path("/cache/p"))
-    assert (
-        runner.foreign_environment(foreign)["PATH"] == "/cache/p/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    )
-    assert runner.foreign_environment(foreign)["TERM"] == "xterm"
-    assert "LD_PRELOAD" not in runner.foreign_environment(foreign)
+    own = {"TERM": "xterm", "LD_PRELOAD": "/tmp/here.so", "PATH": "/here", "HOME": "/here"}
+    asked = runner.foreign_request({"command": ["x"], "cwd": "/here", "env": own}, foreign)
+    assert asked == {
+        "command": ["x"],
+        "cwd": "/root",
+        "env": {
+            "TERM": "xterm",
+            "PATH": "/cache/p/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": "/root",
+            "LANG": "C.UTF-8",
+        },
+    }
 
 
 def test_a_shared_folder_is_mounted_at_its_own_path(modules):

@@ -64,13 +64,18 @@ class Vms:
             "PHYSVIEW_CACHE": str(folder / "cache"),
             "PHYSVIEW_VM_ACCEL": "tcg",
         }
-        self.program = folder / packages.qemu_program(os.uname().machine)
-        self.program.write_text(
-            GUEST.format(python=sys.executable, root=str(ROOT), folder=str(folder))
-        )
-        self.program.chmod(0o755)
+        self.program = self.make_qemu(os.uname().machine)
         (folder / "bzImage").touch()
         self.start_words = ["vm", "start", "--kernel", f"{folder}/bzImage", "--module", "none"]
+
+    def make_qemu(self, machine):
+        """Put a program in place of the QEMU that makes VMs of an architecture."""
+        program = self.folder / packages.qemu_program(machine)
+        program.write_text(
+            GUEST.format(python=sys.executable, root=str(ROOT), folder=str(self.folder))
+        )
+        program.chmod(0o755)
+        return program
 
     def __call__(self, *words, **options):
         usual = {"env": os.environ | self.env, "capture_output": True, "text": True, "timeout": 20}
@@ -323,16 +328,45 @@ def test_a_vm_may_stay(vms):
     assert vms.described()[0]["owner"] is None
 
 
-def test_an_idle_vm_ends(vms):
+def start_by_the_library(vms, *, idle_seconds, foreign=()):
     code = (
-        "import sys; from pathlib import Path; from types import SimpleNamespace as N\n"
+        "import json, sys; from pathlib import Path; from types import SimpleNamespace as N\n"
         "from physview import vm\n"
         "from physview.vm import keeper\n"
-        "plan = vm.plan(N(image=Path('x'), modules=Path('none')))\n"
-        "keeper.start('x', plan, {'name': 'x'}, owner=None, idle_seconds=0.5, say=print)"
+        "machine, folder, package = json.loads(sys.argv[1]) or [None] * 3\n"
+        "root = vm.ForeignRoot(machine, Path(folder), sys.executable, Path(package))"
+        " if machine else None\n"
+        "plan = vm.plan(N(image=Path('x'), modules=Path('none')), foreign=root)\n"
+        "shown = {'name': 'x', 'release': '6', 'machine': plan.machine.architecture}\n"
+        f"keeper.start('x', plan, shown, owner=None, idle_seconds={idle_seconds}, say=print)"
     )
     environment = os.environ | vms.env | {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    command = [sys.executable, "-c", code, json.dumps(foreign)]
+    subprocess.run(command, env=environment, check=True)
+
+
+@pytest.mark.needs("root")  # to enter /root, which is this machine's here
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_a_vm_of_another_architecture_has_none_of_this_machines_paths(vms, machine):
+    """Its commands start in its own root folder, and find the physview of its own."""
+    vms.make_qemu(machine)
+    home = vms.folder / "package"
+    (home / "bin").mkdir(parents=True)
+    line = 'echo "$PWD $HOME $LANG $NO_COLOR $SECRET" "$@"'
+    (home / "bin/physview").write_text(f"#!/bin/sh\n{line}\n")
+    (home / "bin/physview").chmod(0o755)
+    start_by_the_library(vms, idle_seconds=60, foreign=(machine, "/", str(home)))
+    vms.env |= {"NO_COLOR": "1", "SECRET": "here"}
+    ran = vms("exec", "x", "--", "translate", "self", cwd=vms.folder)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == "/root /root C.UTF-8 1  translate self\n"
+    assert vms.described()[0]["machine"] == machine
+    heads, row = (line.split() for line in vms("list").stdout.splitlines())
+    assert row[heads.index("MACHINE")] == machine
+
+
+def test_an_idle_vm_ends(vms):
+    start_by_the_library(vms, idle_seconds=0.5)
     assert is_alive(vms.qemu())
     wait_for(lambda: not is_alive(vms.qemu()) and not [*vms.files.iterdir()])
 

@@ -28,6 +28,7 @@ def start(name: str | None, args: argparse.Namespace) -> int:
     description = {
         "name": name,
         "release": kernel.release,
+        "machine": planned.machine.architecture,
         "memory_mib": args.memory,
         "cpus": args.cpus,
         "owner": leader,

@@ -52,9 +52,9 @@ emulator, or put another physview first in PATH.
 # With less, Debian's kernels do not get as far as to say why they end.
 LEAST_MEMORY_MIB = 96
 
-_MACHINE = ("kernel", "la57", "memory", "cpus", "nodes", "module", "append", "swap")
+_MACHINE = ("kernel", "arch", "la57", "memory", "cpus", "nodes", "module", "append", "swap")
 _ALLOWED = {
-    "": (*_MACHINE, "arch", "timeout", "console"),
+    "": (*_MACHINE, "timeout", "console"),
     "start": (*_MACHINE, "idle", "stay"),
     "exec": ("timeout",),
     "shell": (),

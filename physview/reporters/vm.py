@@ -10,7 +10,7 @@ from typing import Any
 from physview.reporters import documents
 from physview.text.quoting import printable
 
-_COLUMNS = ("NAME", "LINUX", "BY", "CPUS", "MEMORY", "RUNS FOR", "COMMANDS")
+_COLUMNS = ("NAME", "LINUX", "MACHINE", "BY", "CPUS", "MEMORY", "RUNS FOR", "COMMANDS")
 
 
 def write_json(vms: Sequence[dict[str, Any]]) -> None:
@@ -37,6 +37,7 @@ def _row(vm: dict[str, Any]) -> tuple[str, ...]:
     return (
         vm["name"],
         printable(vm["release"]),
+        printable(str(vm.get("machine", "?"))),
         printable(str(vm.get("accelerator", "?")).upper()),
         printable(str(vm.get("cpus", "?"))),
         f"{printable(str(vm.get('memory_mib', '?')))} MiB",

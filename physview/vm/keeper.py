@@ -26,7 +26,7 @@ from physview.text.quoting import printable
 from physview.vm import failures, messages, running
 from physview.vm.connection import Connection
 from physview.vm.failures import VmLost, VmUnusable
-from physview.vm.runner import Plan, boot
+from physview.vm.runner import ForeignRoot, Plan, boot, foreign_request
 from physview.vm.session import Session
 
 MOST_UNSENT = 8 * messages.WINDOW
@@ -48,6 +48,7 @@ class Keeper:
         owner: A pidfd of the process with which the VM ends; None if there is none.
         idle_seconds: The VM ends if no command has run for so long.
         description: What `list` shows of the VM.
+        foreign: The VM's root folder, if it is of another architecture.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class Keeper:
         owner: int | None,
         idle_seconds: float,
         description: dict[str, Any],
+        foreign: ForeignRoot | None = None,
     ) -> None:
         self._session = session
+        self._foreign = foreign
         self._listener = listener
         self._owner = owner
         self._idle_seconds = idle_seconds
@@ -139,16 +142,23 @@ class Keeper:
             error = VmUnusable("the command was not run", why, "stop the VM, and start it again")
             client.send(messages.LOST, 0, json.dumps(failures.as_document(error)).encode())
         elif what == "run":
-            self._last_stream += 1
-            stream = self._clients[client] = self._last_stream
-            self._streams[stream] = client
-            self._titles[stream] = " ".join(map(printable, asked["request"]["command"]))
-            self._session.send(messages.RUN, stream, marshal.dumps(asked["request"]))
+            self._run(client, asked["request"])
         elif what == "stop":
             self._why_stopped = "it was stopped"
         elif what == "describe":
             now = {"commands": [*self._titles.values()]}
             client.send(messages.ANSWER, 0, json.dumps(self._description | now).encode())
+
+    def _run(self, client: Connection, request: dict[str, Any]) -> None:
+        title = " ".join(map(printable, request["command"]))
+        if self._foreign:
+            request = foreign_request(request, self._foreign)
+        content = marshal.dumps(request, messages.MARSHAL_VERSION)
+        self._last_stream += 1
+        stream = self._clients[client] = self._last_stream
+        self._streams[stream] = client
+        self._titles[stream] = title
+        self._session.send(messages.RUN, stream, content)
 
     def _pass_to_client(self, kind: int, stream: int, content: bytes) -> None:
         client = self._streams.get(stream)
@@ -303,7 +313,8 @@ def _keep(
         session.was_used = True  # a VM that is lost now is not booted again
         tell(runs=description | now)
         os.close(told)
-        Keeper(session, listener, owner, idle_seconds, description | now).serve()
+        told_of = description | now
+        Keeper(session, listener, owner, idle_seconds, told_of, planned.foreign).serve()
 
     tell(pid=os.getpid())
     try:

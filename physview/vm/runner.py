@@ -85,11 +85,19 @@ class ForeignRoot(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A VM that can be booted: QEMU's configuration, the initramfs, and the setup of the guest."""
+    """A VM that can be booted.
+
+    Args:
+        machine: QEMU's configuration.
+        archive: The initramfs.
+        setup: The setup of the guest.
+        foreign: The root folder of another architecture, or None.
+    """
 
     machine: qemu.QemuMachine
     archive: bytes
     setup: dict[str, Any]
+    foreign: ForeignRoot | None = None
 
 
 def plan(
@@ -148,7 +156,7 @@ def plan(
         "finit_module": syscalls.NUMBERS[machine.architecture]["finit_module"],
         "swap_mib": swap_mib,
     }
-    return Plan(machine, archive, setup)
+    return Plan(machine, archive, setup, foreign)
 
 
 def boot(
@@ -251,7 +259,9 @@ def run(
     """
     request = command_request(command, otherwise, cwd, env)
     if foreign := machine.get("foreign"):
-        request |= {"env": foreign_environment(foreign), "cwd": str(cwd or "/root")}
+        request = foreign_request(request, foreign)
+        if cwd:
+            request["cwd"] = str(cwd)
 
     def use(session: Session) -> VmResult:
         link = _OnlyCommand(session)
@@ -358,14 +368,20 @@ def command_request(
     }
 
 
-def foreign_environment(foreign: ForeignRoot) -> dict[str, str]:
-    """Return the environment of a command in a root folder of another architecture."""
+def foreign_request(request: Mapping[str, Any], foreign: ForeignRoot) -> dict[str, Any]:
+    """Return a request for a VM of another architecture, which has not the caller's files.
+
+    Args:
+        request: Of `command_request()`. Of its environment, only what describes the terminal stays.
+        foreign: The root folder of the VM.
+    """
     kept = ("TERM", "COLORTERM", "NO_COLOR", "COLUMNS", "LINES")
-    return {name: os.environ[name] for name in kept if name in os.environ} | {
+    environment = {name: value for name, value in request["env"].items() if name in kept} | {
         "PATH": f"{foreign.package}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
         "LANG": "C.UTF-8",
     }
+    return {**request, "env": environment, "cwd": "/root"}
 
 
 def why_unbootable(kernel: Bootable) -> str:
