@@ -71,10 +71,19 @@ def pages_size(nr_pages: int) -> str:
     >>> pages_size(1 << 51)
     '8.0 EiB'
     """
-    if not nr_pages:
-        return "0"
-    number = float(nr_pages << PAGE_SHIFT)
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB"):
+    return column_size(nr_pages << PAGE_SHIFT)
+
+
+def column_size(size_bytes: int) -> str:
+    """Format a size, short enough for a column.
+
+    >>> column_size(0), column_size(16), column_size(25 << 10), column_size(4 << 20)
+    ('0', '16 bytes', '25.0 KiB', '4.0 MiB')
+    """
+    if size_bytes < 1000:
+        return f"{size_bytes} bytes" if size_bytes else "0"
+    number = size_bytes / 1024
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
         if number < 1000:
             return f"{number:.0f} {unit}" if number >= 100 else f"{number:.1f} {unit}"
         number /= 1024

@@ -365,6 +365,18 @@ def test_a_vm_of_another_architecture_has_none_of_this_machines_paths(vms, machi
     assert row[heads.index("MACHINE")] == machine
 
 
+def test_what_a_vm_uses_stays_in_the_cache(vms):
+    package = vms.folder / "cache/packages/0123"
+    (package / "bin").mkdir(parents=True)
+    start_by_the_library(vms, idle_seconds=60, foreign=(os.uname().machine, "/", str(package)))
+    kept = vms("clean", "--older-than", "0")
+    assert kept.stdout.startswith("nothing was removed; "), kept
+    os.kill(vms.described()[0]["pid"], signal.SIGKILL)  # the keeper: QEMU ends with it
+    wait_for(lambda: not is_alive(vms.qemu()))
+    assert "packages/0123: not in use\n" in vms("clean", "--older-than", "0").stdout
+    assert not package.exists()
+
+
 def test_an_idle_vm_ends(vms):
     start_by_the_library(vms, idle_seconds=0.5)
     assert is_alive(vms.qemu())

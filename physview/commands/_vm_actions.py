@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""VMs that are started by name: start, exec, shell, list and stop of `vm`."""
+"""VMs that are started by name, and their cache: start, exec, shell, list, stop and clean."""
 
 from __future__ import annotations
 
@@ -113,4 +113,31 @@ def stop(name: str | None, args: argparse.Namespace) -> int:
     return 0
 
 
-ACTIONS = {"start": start, "exec": execute, "shell": shell, "list": show, "stop": stop}
+def clean(name: str | None, args: argparse.Namespace) -> int:
+    """Remove from the cache what has not been used for long."""
+    from physview.kernels import cache_dir, unused
+    from physview.reporters import vm as reporter
+
+    if name is not None:
+        raise UsageError("vm clean takes no name", "", invocation.physview("vm clean"))
+    found = unused.find_unused(args.older_than)
+    if not args.dry_run:
+        found = [each for each in found if unused.remove(each)]
+        unused.remove_stale_locks()
+    removed = [each._asdict() for each in found]
+    cleaned = reporter.Cleaned(str(cache_dir()), removed, unused.size_of_cache(), args.dry_run)
+    if args.json:
+        reporter.write_cleaned_json(cleaned)
+    else:
+        reporter.write_cleaned(cleaned)
+    return 0
+
+
+ACTIONS = {
+    "start": start,
+    "exec": execute,
+    "shell": shell,
+    "list": show,
+    "stop": stop,
+    "clean": clean,
+}

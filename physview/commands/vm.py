@@ -4,7 +4,8 @@
 Without a command, vm opens a shell in a throwaway VM. With a command, it runs that. Either way, the
 VM ends with it. start boots a VM that stays, exec and shell use it from any terminal, stop ends it,
 and list shows all. A VM that was started ends by itself when the terminal session in which it was
-started ends, or when no command has run in it for an hour.
+started ends, or when no command has run in it for an hour. clean removes kernels, modules and root
+folders that were downloaded or built for VMs, and that none has used for long.
 
 The VM uses this machine's root file system: it sees all files that you may read. The VM's changes
 to files are lost when it ends. The command runs as root in the VM. If it is no program but a
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 NAME = "vm"
 HELP = "a shell or a command in a VM, with any kernel, and with the kernel module loaded"
-ACTIONS = ("start", "exec", "shell", "list", "stop")
+ACTIONS = ("start", "exec", "shell", "list", "stop", "clean")
 USAGE = (
     f"physview {NAME} [OPTIONS] [-- CMD…], or"
     f" physview {NAME} {'|'.join(ACTIONS)} [NAME] [OPTIONS] [-- CMD…]"
@@ -60,6 +61,7 @@ _ALLOWED = {
     "shell": (),
     "list": ("json",),
     "stop": ("all",),
+    "clean": ("older_than", "dry_run", "json"),
 }
 """The options of each action."""
 
@@ -89,7 +91,19 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         help="with start: do not end the VM with this terminal session",
     )
     parser.add_argument("--all", action="store_true", help="with stop: stop all VMs")
-    parser.add_argument("--json", action="store_true", help="with list: print one JSON document")
+    parser.add_argument(
+        "--older-than",
+        type=_common.count(least=0),
+        metavar="DAYS",
+        default=30,
+        help="with clean: what was used in so many last days stays (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="with clean: remove nothing, only list it"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="with list and clean: print one JSON document"
+    )
     parser.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="what to run")
     parser.set_defaults(own_parser=parser)
 
@@ -206,7 +220,7 @@ def _refuse_other_options(action: str, args: argparse.Namespace) -> None:
         is_given = getattr(args, option) != args.own_parser.get_default(option)
         if is_given and option not in _ALLOWED[action]:
             where = [f"vm {each}".rstrip() for each, names in _ALLOWED.items() if option in names]
-            what = f"vm {action}".rstrip() + f" takes no --{option}"
+            what = f"vm {action}".rstrip() + f" takes no --{option.replace('_', '-')}"
             raise UsageError(what, "", f"it belongs to {' and '.join(where)}")
 
 

@@ -51,7 +51,7 @@ function _shtab_physview_using
 end
 
 set -g _shtab_physview_commands memview translate maps pages watch touched record snapshot diff fleet walk compare tables frames owners file guest exporter picture lab trace module vm doctor completion
-set -g _shtab_physview_opts_with_value --append --arch --budget --buffer --by --cert --cgroup --client-ca --columns --cpus --engine --every --exclude --files-from --flags --flush --for --format --frames-every --from --host --hosts --idle --include --interval --keep --kernel --key --la57 --limit --listen --master --max-cpu --max-groups --memory --min-interval --module --name --nodes --number --only --output --password-file --picture --pid --print --qmp --range --repeat --samples --save --seconds --since --sleep --sort --source --spool --sql --step --swap --theme --threads --through --ticks --timeout --times --top --until -n -o -p
+set -g _shtab_physview_opts_with_value --append --arch --budget --buffer --by --cert --cgroup --client-ca --columns --cpus --engine --every --exclude --files-from --flags --flush --for --format --frames-every --from --host --hosts --idle --include --interval --keep --kernel --key --la57 --limit --listen --master --max-cpu --max-groups --memory --min-interval --module --name --nodes --number --older-than --only --output --password-file --picture --pid --print --qmp --range --repeat --samples --save --seconds --since --sleep --sort --source --spool --sql --step --swap --theme --threads --through --ticks --timeout --times --top --until -n -o -p
 
 complete -c physview -e
 complete -c physview -f
@@ -324,7 +324,9 @@ complete -c physview -n '_shtab_physview_using vm' -l console -d 'show the kerne
 complete -c physview -n '_shtab_physview_using vm' -l idle -x -d 'with start: end the VM when no command has run in it for so many minutes, or as 2h (default: 60)'
 complete -c physview -n '_shtab_physview_using vm' -l stay -d 'with start: do not end the VM with this terminal session'
 complete -c physview -n '_shtab_physview_using vm' -l all -d 'with stop: stop all VMs'
-complete -c physview -n '_shtab_physview_using vm' -l json -d 'with list: print one JSON document'
+complete -c physview -n '_shtab_physview_using vm' -l older-than -x -d 'with clean: what was used in so many last days stays (default: 30)'
+complete -c physview -n '_shtab_physview_using vm' -l dry-run -d 'with clean: remove nothing, only list it'
+complete -c physview -n '_shtab_physview_using vm' -l json -d 'with list and clean: print one JSON document'
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a doctor -d 'Show what this machine and this user can do, what is missing, and the command that gets it.'
 complete -c physview -n '_shtab_physview_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using doctor' -l json -d 'print one JSON document'

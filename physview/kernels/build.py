@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from physview.errors import PhysviewError, Unsupported
-from physview.kernels.cache import Kernel, cache_dir, locked
+from physview.kernels.cache import Kernel, cache_dir, locked, mark_used
 from physview.runtime import invocation
 from physview.runtime.packages import why_no_headers
 
@@ -84,6 +84,7 @@ def build_module(kernel: Kernel, source: Path) -> Path:
     with locked(digest, *place) as folder:
         target = folder / digest
         if module := next(target.glob("*.ko"), None):
+            mark_used(target)
             return cache_dir(*place, digest, module.name)
         # Build outside of the cache: Kbuild accepts no path with a space in it.
         with tempfile.TemporaryDirectory(prefix="physview-") as work:

@@ -8,7 +8,7 @@ import fcntl
 import os
 import pwd
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,6 +133,7 @@ def cached_kernel(wanted: str, architecture: str) -> Kernel | None:
 def unpacked_kernel(folder: Path) -> Kernel:
     """Return the kernel whose packages are unpacked in a folder named after the release."""
     release = folder.name
+    mark_used(folder)
     modules = folder / "lib/modules" / release
     image = next(filter(Path.exists, image_paths(folder, release)))
     return Kernel(release, image, modules, folder / f"usr/src/linux-headers-{release}")
@@ -180,17 +181,91 @@ def locked(name: str, *below: str) -> Iterator[Path]:
         PhysviewError: The folder can't be written.
     """
     folder = make_cache_dir(*below)
-    try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        lock = os.open(folder / f".{name}.lock", flags, 0o600)
-    except OSError as error:
-        raise _unusable(folder, error) from None
+    lock = _lock(lock_path(folder, name), fcntl.LOCK_EX)
     # The kernel releases the lock when the file is closed, also if this process is killed.
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
     finally:
         os.close(lock)
+
+
+@contextlib.contextmanager
+def locked_if_free(name: str, *below: str) -> Iterator[bool]:
+    """As `locked()`, but do not wait; yield whether the lock was free."""
+    try:
+        lock = _lock(lock_path(make_cache_dir(*below), name), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.close(lock)
+
+
+def lock_path(folder: Path, name: str) -> Path:
+    """The file of a lock."""
+    return folder / f".{name}.lock"
+
+
+def _lock(path: Path, how: int) -> int:
+    while True:
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            lock = os.open(path, flags, 0o600)
+        except OSError as error:
+            raise _unusable(path.parent, error) from None
+        try:
+            fcntl.flock(lock, how)
+            # Who held the lock may have removed the file.
+            if os.fstat(lock).st_ino == os.stat(path).st_ino:
+                return lock
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def mark_used(place: Path) -> None:
+    """Note that something in the cache is used now; see `unused`."""
+    with contextlib.suppress(OSError):  # a cache that root made for all users
+        os.utime(place)
+
+
+@contextlib.contextmanager
+def held(paths: Iterable[Path]) -> Iterator[list[int]]:
+    """Keep what is used in the cache from being removed.
+
+    Args:
+        paths: Paths in the cache, at any depth. Others are left out.
+
+    Yields:
+        Descriptors. The files and folders are locked as long as a process has these open.
+    """
+    try:
+        cache = _location()
+    except PhysviewError:  # there is none
+        yield []
+        return
+    places = set()
+    for path in paths:
+        with contextlib.suppress(ValueError):  # it is not in the cache
+            parts = path.absolute().relative_to(cache).parts
+            places.add(Path(*parts[: 3 if parts[:1] == ("modules",) else 2]))
+    locks: list[int] = []
+    try:
+        for place in sorted(places):
+            mark_used(cache / place)
+            # Without read permission there is no lock.
+            with contextlib.suppress(OSError):
+                locks.append(os.open(cache / place, os.O_RDONLY | os.O_CLOEXEC))
+                fcntl.flock(locks[-1], fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield locks
+    finally:
+        for lock in locks:
+            os.close(lock)
 
 
 def _unusable(folder: Path, error: OSError) -> PhysviewError:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from physview.errors import PhysviewError, Unsupported
-from physview.kernels.cache import cache_dir, locked
+from physview.kernels.cache import cache_dir, locked, mark_used
 from physview.kernels.foreign_root import PYTHON, Target
 from physview.runtime import invocation
 
@@ -68,6 +68,7 @@ def package_folder(target: Target, root: Path, tell: Callable[[str], object] | N
                 script.chmod(0o755)
                 whole.chmod(0o755)
                 os.rename(whole, folder / digest)
+        mark_used(folder / digest)
     return cache_dir("packages", digest)
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from physview.errors import PhysviewError, Unsupported
 from physview.kernels import mirrors
 from physview.kernels.apt import PrivateApt, missing_program
-from physview.kernels.cache import cache_dir, locked
+from physview.kernels.cache import cache_dir, locked, mark_used
 from physview.kernels.mirrors import DEBIAN
 
 SUITE = "trixie"
@@ -97,6 +97,7 @@ def root_folder(target: Target, tell: Callable[[str], object] | None = None) -> 
                 raise PhysviewError(what, why, path=str(folder)) from None
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
+        mark_used(folder / name)
     return cache_dir("roots", name)
 
 

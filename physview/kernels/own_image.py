@@ -15,7 +15,7 @@ from pathlib import Path
 from physview.errors import Unsupported
 from physview.kernels import mirrors
 from physview.kernels.apt import PrivateApt, missing_program
-from physview.kernels.cache import Kernel, cache_dir, image_paths, locked, running_kernel
+from physview.kernels.cache import Kernel, cache_dir, image_paths, locked, mark_used, running_kernel
 from physview.runtime import invocation
 
 
@@ -52,6 +52,7 @@ def fetch_own_image(
                 tell(f"only root may read {closed}: fetching linux-image-{release} into {folder}")
             _fetch(folder / name, release, invocation.as_root(f"chmod a+r {closed}"))
         image = cache_dir("images", name)
+        mark_used(image)
     headers = modules / "build"
     return Kernel(release, image, modules, headers if headers.is_dir() else None)
 

@@ -92,12 +92,14 @@ class Plan(NamedTuple):
         archive: The initramfs.
         setup: The setup of the guest.
         foreign: The root folder of another architecture, or None.
+        uses: What must stay in the cache as long as the VM runs: files and folders.
     """
 
     machine: qemu.QemuMachine
     archive: bytes
     setup: dict[str, Any]
     foreign: ForeignRoot | None = None
+    uses: tuple[Path, ...] = ()
 
 
 def plan(
@@ -156,7 +158,8 @@ def plan(
         "finit_module": syscalls.NUMBERS[machine.architecture]["finit_module"],
         "swap_mib": swap_mib,
     }
-    return Plan(machine, archive, setup, foreign)
+    uses = (machine.image, folder, machine.root, *seen, *modules)
+    return Plan(machine, archive, setup, foreign, uses)
 
 
 def boot(
@@ -185,7 +188,9 @@ def boot(
     """
     accelerators = list(planned.machine.accelerators())
     for nr_lost, accelerator in enumerate(accelerators):
-        with Session(planned.machine, accelerator, planned.archive, console) as session:
+        with Session(
+            planned.machine, accelerator, planned.archive, console, planned.uses
+        ) as session:
             session.nr_lost = nr_lost
             try:
                 session.boot(

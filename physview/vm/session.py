@@ -17,11 +17,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from physview.errors import PhysviewError
+from physview.kernels.cache import held
 from physview.vm import failures, messages
 from physview.vm.connection import Connection
 from physview.vm.qemu import KVM, QemuMachine
@@ -48,13 +50,19 @@ class Session:
         accelerator: KVM or TCG.
         archive: The initramfs.
         console: The file that receives the kernel's log; None to drop the log.
+        uses: What stays in the cache as long as QEMU runs.
 
     Raises:
         VmUnusable: QEMU is not installed.
     """
 
     def __init__(
-        self, machine: QemuMachine, accelerator: str, archive: bytes, console: BinaryIO | None
+        self,
+        machine: QemuMachine,
+        accelerator: str,
+        archive: bytes,
+        console: BinaryIO | None,
+        uses: Iterable[Path] = (),
     ) -> None:
         self.accelerator = accelerator
         self.boot_seconds = 0.0
@@ -75,15 +83,17 @@ class Session:
             with open(initramfs, "wb", closefd=False) as file:
                 file.write(archive)
             self._started = self._last_log_time = time.monotonic()
-            self._qemu = subprocess.Popen(
-                machine.command(accelerator, *qemu_fds),
-                stdin=subprocess.DEVNULL,
-                stdout=self._qemu_stderr,
-                stderr=self._qemu_stderr,
-                pass_fds=(*qemu_fds, *((machine.qmp_fd,) if machine.qmp_fd is not None else ())),
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, no locks
-                start_new_session=True,  # Ctrl-C reaches only physview, which then ends QEMU
-            )
+            qmp_fds = () if machine.qmp_fd is None else (machine.qmp_fd,)
+            with held(uses) as locks:
+                self._qemu = subprocess.Popen(
+                    machine.command(accelerator, *qemu_fds),
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._qemu_stderr,
+                    stderr=self._qemu_stderr,
+                    pass_fds=(*qemu_fds, *qmp_fds, *locks),
+                    preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, no locks
+                    start_new_session=True,  # Ctrl-C reaches only physview, which then ends QEMU
+                )
         except BaseException:
             self._close()
             raise
