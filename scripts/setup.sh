@@ -194,8 +194,7 @@ pip_install() {
 		[ ! -d "$root/bundle/wheels" ] ||
 			fail "cannot install what physview needs: there is no network, and the bundle, for" \
 				"$(cat "$root/bundle/contents"), has not all that this $("$venv/bin/python" -I --version) needs"
-		fail "cannot install what physview needs: there is no network; on a machine that has one," \
-			"./scripts/bundle makes an archive for this machine"
+		fail_offline
 	fi
 	printed=$(run_pip "$@" 2>&1) && return
 	case $printed in
@@ -206,6 +205,21 @@ pip_install() {
 	esac
 	echo "$printed" >&2
 	fail "pip could not install $*: see above"
+}
+
+fail_offline() {
+	fail "cannot install what physview needs: there is no network; on a machine that has one," \
+		"./scripts/bundle makes an archive for this machine"
+}
+
+# Whether pip may find packages on this machine: in a bundle, or where its configuration says.
+has_local_packages() {
+	[ ! -d "$root/bundle/wheels" ] && [ -z "${PIP_FIND_LINKS-}${PIP_EXTRA_INDEX_URL-}" ] || return 0
+	[ "${PIP_CONFIG_FILE-}" != /dev/null ] || return 1 # pip reads no other file then
+	# shellcheck disable=SC2016 # for the shell in there
+	as_owner sh -c 'cat /etc/pip.conf /etc/xdg/pip/pip.conf "$HOME/.pip/pip.conf" "$0" \
+		"${XDG_CONFIG_HOME:-$HOME/.config}/pip/pip.conf"' "${PIP_CONFIG_FILE:-/dev/null}" 2>/dev/null |
+		grep -Eq '^[[:space:]]*((extra-)?index-url|find-links)'
 }
 
 # --prefer-binary: with a new Python, an older wheel beats compiling the newest release.
@@ -353,7 +367,10 @@ setup() (
 			"./scripts/run once"
 	remove_closed_folders
 	{ [ -x "$venv/bin/python" ] && "$venv/bin/python" -I -c '' &&
-		[ "$(cat "$venv"/.physview-run 2>/dev/null)" = "$root" ]; } || make_venv
+		[ "$(cat "$venv"/.physview-run 2>/dev/null)" = "$root" ]; } || {
+		is_offline && ! has_local_packages && fail_offline
+		make_venv
+	}
 	case $1 in
 	test) extra='[exporter,fleet,parquet,picture,test]' ;;
 	packages) extra='[exporter,fleet,parquet,picture,packages]' ;;

@@ -292,6 +292,16 @@ def test_without_a_network_there_is_one_line_at_once(checkout, bundle):
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.needs("mountns")
+def test_without_a_network_no_environment_is_made_in_vain(checkout):
+    """Making one takes seconds, and pip then finds nothing to put into it."""
+    result = call(checkout, "setup run", prefix=["unshare", "--net"], HOME="/nonexistent", **OFFLINE)
+    assert result.returncode == 1
+    assert result.stderr.startswith("physview: cannot install what physview needs: there is no net")
+    assert result.stderr.count("\n") == 1
+    assert not (checkout / ".venv").exists()
+
+
 def test_an_index_that_cannot_be_reached_is_one_line(checkout):
     index = {"PIP_INDEX_URL": "http://127.0.0.1:1/simple", "PIP_RETRIES": "1"}
     result = call(checkout, PIP, **OFFLINE | index)
