@@ -295,7 +295,9 @@ def test_without_a_network_there_is_one_line_at_once(checkout, bundle):
 @pytest.mark.needs("mountns")
 def test_without_a_network_no_environment_is_made_in_vain(checkout):
     """Making one takes seconds, and pip then finds nothing to put into it."""
-    result = call(checkout, "setup run", prefix=["unshare", "--net"], HOME="/nonexistent", **OFFLINE)
+    result = call(
+        checkout, "setup run", prefix=["unshare", "--net"], HOME="/nonexistent", **OFFLINE
+    )
     assert result.returncode == 1
     assert result.stderr.startswith("physview: cannot install what physview needs: there is no net")
     assert result.stderr.count("\n") == 1

@@ -190,20 +190,23 @@ def duration(least: float = 0, most: float = 1_000_000) -> Callable[[str], float
     return parse
 
 
-def whole_units(name: str, unit: int, most: int = 1_000_000) -> Callable[[str], int]:
-    """Return a function with which argparse reads a time as a whole number of units, 1 to `most`.
+def whole_units(
+    name: str, unit: int, least: int = 1, most: int = 1_000_000
+) -> Callable[[str], int]:
+    """Return a function with which argparse reads a time as a whole number of units.
 
     Args:
         name: The unit, such as "days". A number without a letter counts it.
         unit: Its seconds.
+        least: The least number.
         most: The most.
     """
 
     def parse(text: str) -> int:
         value = parse_duration(text, unit)
         number, rest = divmod(-1.0 if value is None else value, unit)
-        if rest or not 1 <= number <= most:
-            why = f"'{text}' is not a number of {name} from 1 to {most}, or a time such as"
+        if rest or not least <= number <= most:
+            why = f"'{text}' is not a number of {name} from {least} to {most}, or a time such as"
             raise argparse.ArgumentTypeError(f"{why} {duration_text(7 * unit)}")
         return int(number)
 

@@ -81,7 +81,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keep",
-        type=_common.whole_units("days", 86400, 36_500),
+        type=_common.whole_units("days", 86400, most=36_500),
         metavar="DAYS",
         help="remove this machine's files that are older than DAYS",
     )

@@ -93,7 +93,7 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="with stop: stop all VMs")
     parser.add_argument(
         "--older-than",
-        type=_common.count(least=0),
+        type=_common.whole_units("days", 86400, least=0, most=36_500),
         metavar="DAYS",
         default=30,
         help="with clean: what was used in so many last days stays (default: %(default)s)",
