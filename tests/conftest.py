@@ -3,7 +3,8 @@
 
 CAPABILITIES is the only table of reasons why a test is skipped. PHYSVIEW_REQUIRE=root,pfn,… names
 capabilities that this machine must have: a test that misses one of them fails and is not skipped.
-Fixtures are in support/shared_fixtures.py, helpers in the other modules of tests/support.
+Fixtures are in support/shared_fixtures.py and fleet_fixtures.py, helpers in the other modules of
+tests/support.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from physview.kernels import cache_dir
 from physview.sources.numa import node_map
 from physview.system import checks
 
-pytest_plugins = ["shared_fixtures"]
+pytest_plugins = ["shared_fixtures", "fleet_fixtures"]
 # pytest shows the values in failed assertions of these modules, too.
 pytest.register_assert_rewrite("actors", "failures", "plain_reads", "shown_commands", "kmod_calls")
 

@@ -19,6 +19,7 @@ import pytest
 # takes long to make (a wheel, a VM, a built module, the output of many commands, a fixture of the
 # module), or they would see each other's traces. The names are prefixes of file names.
 ONE_WORKER = (
+    "test_fleet",
     "test_hostile_names.py",
     "test_packaging.py",
     "test_trace",
