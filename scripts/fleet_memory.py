@@ -94,6 +94,7 @@ def make_machine(
         "nr_processes": np.full(nr, len(shape.programs)),
         "nr_denied": np.zeros(nr, int),
         "nr_unread": np.zeros(nr, int),
+        "nr_stale": np.zeros(nr, int),
         "nr_groups": np.full(nr, len(shape.programs)),
         "cost": np.full(nr, 0.05),
         "interval": np.full(nr, float(shape.interval)),

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The questions find what was planted, where and when it was, in a dataset as record writes it."""
 
+import json
 from datetime import datetime, timedelta, timezone
 
 import duckdb
 import fleets
+import pyarrow.parquet as pq
 import pytest
 
 from physview.fleet import questions
@@ -24,6 +26,37 @@ def test_a_leak_is_found_with_its_first_and_last_hour(fleet_engine, planted):
     assert row["until"] == end - HOUR
     assert row["growth"] == row["last"] - row["first"] > row["first"]
     assert row["per_hour"] == pytest.approx(row["growth"] / 28, rel=0.1)
+
+
+def replace(path, column, values):
+    """Replace a column of a file."""
+    rows = pq.read_table(path, partitioning=None)
+    at = rows.schema.get_field_index(column)
+    pq.write_table(rows.set_column(at, rows.schema.field(at), values), path)
+
+
+def test_a_leak_that_the_budget_hides_is_found_by_the_kernels_own_counters(
+    fleet_copy, planted, physview
+):
+    """record reads each process once in four hours, and takes its size from the kernel always."""
+    event, start, _ = planted("leak")
+    for path in fleets.parts(fleet_copy):
+        rows = pq.read_table(path, partitioning=None)
+        width = fleets.SMALL.programs
+        first = [at // width // 48 * 48 * width + at % width for at in range(len(rows))]
+        replace(path, "resident", rows["resident"].take(first))
+    for path in fleets.parts(fleet_copy, "machine"):
+        replace(path, "nr_stale", pq.read_table(path, partitioning=None)["nr_processes"])
+    exact = physview("fleet", str(fleet_copy), "leaks", "--format", "jsonl")
+    assert exact.stdout == ""
+    assert "100% of the processes had changed and were not read" in exact.stderr
+    assert "--approx takes the kernel's own counters" in exact.stderr
+    approx = physview("fleet", str(fleet_copy), "leaks", "--approx", "--format", "jsonl")
+    row = json.loads(approx.stdout)
+    assert (row["host"], row["name"], approx.stderr) == (event["host"], event["program"], "")
+    assert start - HOUR <= datetime.fromisoformat(row["since"].replace("Z", "+00:00")) <= start
+    (unread, _) = fleets.ask_duckdb(fleet_copy, "hosts")
+    assert unread["unread"] == 1
 
 
 def test_a_lost_coverage_is_found_in_its_hour(fleet_engine, planted):

@@ -37,6 +37,11 @@ def row_of(columns, **wanted):
     return row
 
 
+NR_CPUS = os.cpu_count() or 1
+MAX_COUNTER_ERROR = 3 * NR_CPUS * max(64, 2 * NR_CPUS) * PAGE
+"""What the kernel's counters of files, anonymous and shared memory may lack or have too much."""
+
+
 @pytest.fixture
 def few(monkeypatch):
     """Only the processes of the test are listed, so that a reading does not take long."""
@@ -149,6 +154,23 @@ def test_without_budget_processes_are_unread_and_in_no_sum(named):
         assert (row["nr_processes"], row["nr_unread"], row["resident"]) == (1, 1, None)
         read = reader.read(1e-9)
         assert sum(read["nr_read"]) == 1  # one, however large it is
+
+
+def test_without_budget_the_kernel_s_own_counters_tell_the_size_of_each_process(obedient, few):
+    few.append(obedient.pid)
+    grow = f"regions.append(mmap.mmap(-1, {1 << 24})); regions[-1][:] = bytes({1 << 24})"
+    with GroupReader("pid") as reader:
+        exact = row_of(reader.read(), pid=obedient.pid)
+        assert abs(exact["resident_approx"] - exact["resident"]) <= MAX_COUNTER_ERROR
+        obedient.tell(grow)
+        stale = row_of(reader.read(0.0), pid=obedient.pid)
+        assert stale["resident"] == exact["resident"]
+        grown = stale["resident_approx"] - exact["resident_approx"]
+        assert abs(grown - (1 << 24)) <= 2 * MAX_COUNTER_ERROR
+    with GroupReader("pid") as reader:
+        unread = row_of(reader.read(0.0), pid=obedient.pid)
+        assert unread["resident"] is None
+        assert abs(unread["resident_approx"] - stale["resident_approx"]) <= MAX_COUNTER_ERROR
 
 
 def test_faults_of_ended_processes_stay_in_the_sum(named):

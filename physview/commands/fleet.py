@@ -29,6 +29,8 @@ NAME = "fleet"
 HELP = "questions to the recordings of many machines"
 REPORT = "report"
 NR_WORST = 10
+MANY_UNREAD = 0.05
+"""From this share of processes with old values on, leaks says so."""
 _NR_TRIES = 3
 
 
@@ -55,6 +57,11 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         " with thp, a row for each step",
     )
     parser.add_argument("--by-host", action="store_true", help="tell hosts apart")
+    parser.add_argument(
+        "--approx",
+        action="store_true",
+        help="with leaks: sizes by the kernel's own counters, which are approximate and always new",
+    )
     parser.add_argument("--lowest", action="store_true", help="with worst: the smallest values")
     parser.add_argument(
         "--top",
@@ -133,6 +140,8 @@ def _answer(args: argparse.Namespace, options: Options) -> int:
         )
         if _print(args, about, answer) == 0 and args.sql is None:
             _say_other_groups(engine, options)
+        if args.question == "leaks" and not args.approx:
+            _say_if_stale(engine)
     return 0
 
 
@@ -156,7 +165,7 @@ def _check(args: argparse.Namespace) -> Options:
     _check_forms(args)
     is_named = args.question not in (None, REPORT)
     takes = questions.find(args.question).takes if is_named else ()
-    for name in ("step", "by_host", "lowest", "column"):
+    for name in ("step", "by_host", "approx", "lowest", "column"):
         if getattr(args, name) and name not in takes:
             word = "COLUMN" if name == "column" else f"--{name.replace('_', '-')}"
             what = f"{word} does not apply to {args.question or '--sql'}"
@@ -169,6 +178,7 @@ def _check(args: argparse.Namespace) -> Options:
         of=args.by,
         step=args.step,
         by_host=args.by_host,
+        approx=args.approx,
         column=args.column,
         lowest=args.lowest,
         limit=top,
@@ -258,6 +268,22 @@ def _say_other_groups(engine: Engine, options: Options) -> None:
     if found and options.of not in found:
         there = " and ".join(f"--by {kind}" for kind in found)
         _common.say(f"the dataset has no groups of --by {options.of}; it has {there}")
+
+
+def _say_if_stale(engine: Engine) -> None:
+    """Say if record could not keep up, so that sizes stand still for a while, and then jump."""
+    from physview.fleet.answer import AnswerColumn
+    from physview.fleet.expressions import open_tables
+    from physview.fleet.machine_questions import unread_share
+
+    machine = open_tables().machine
+    columns = [AnswerColumn("unread", "share", "")]
+    ((found,),) = engine.run(columns, machine.aggregate(unread=unread_share(machine))).rows
+    if found and found >= MANY_UNREAD:
+        _common.say(
+            f"{found:.0%} of the processes had changed and were not read, for the budget of record:"
+            " leaks shows growth late; --approx takes the kernel's own counters"
+        )
 
 
 def _write_report(

@@ -175,6 +175,7 @@ complete -c physview -n '_shtab_physview_using fleet' -l until -x -d 'only sampl
 complete -c physview -n '_shtab_physview_using fleet' -l by -xka "program cgroup pid" -d 'which groups: as record --by names them (default: program)'
 complete -c physview -n '_shtab_physview_using fleet' -l step -xka "minute 5min hour day" -d 'the step of time (default: hour, or 5min if the samples are of less than 6 hours); with thp, a row for each step'
 complete -c physview -n '_shtab_physview_using fleet' -l by-host -d 'tell hosts apart'
+complete -c physview -n '_shtab_physview_using fleet' -l approx -d 'with leaks: sizes by the kernel'"'"'s own counters, which are approximate and always new'
 complete -c physview -n '_shtab_physview_using fleet' -l lowest -d 'with worst: the smallest values'
 complete -c physview -n '_shtab_physview_using fleet' -l top -x -d 'only the first N rows (worst, compaction: 10)'
 complete -c physview -n '_shtab_physview_using fleet' -l bytes -d 'print sizes in bytes'

@@ -35,6 +35,7 @@ class Options(NamedTuple):
             such rows.
         usual_step: One of STEPS.
         by_host: Whether each host is a row of its own.
+        approx: Whether `leaks` takes the kernel's own counters.
         column: The column of `worst`.
         lowest: Whether the smallest values are the worst.
         limit: The most rows; None for all.
@@ -44,6 +45,7 @@ class Options(NamedTuple):
     step: str | None = None
     usual_step: str = "hour"
     by_host: bool = False
+    approx: bool = False
     column: str | None = None
     lowest: bool = False
     limit: int | None = None

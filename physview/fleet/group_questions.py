@@ -187,12 +187,17 @@ def leaks(tables: Tables, options: Options) -> Built:
     The size in a step of time is the least of its samples: memory that a program gives back within
     the step does not count. A run is made of contiguous steps of time, each with more memory than
     the one before, by at least a quarter of the mean growth. So a run begins where the leak does.
+    With `approx`, all sizes are the kernel's approximate ones, which are never stale: exact and
+    approximate sizes are not mixed.
     """
     import ibis
 
     groups = tables.groups_of(options)
     keys = group_keys(options, *BOOT)
     memory = groups.resident + groups.swapped.fill_null(0)
+    what = "resident and swapped memory"
+    if options.approx:
+        memory, what = groups.resident_approx, "resident memory by the kernel's counters"
     buckets = groups.group_by([*keys, bucket(groups, options)]).agg(
         size=memory.min(), since_boot=groups.since_boot.min()
     )
@@ -235,7 +240,7 @@ def leaks(tables: Tables, options: Options) -> Built:
         *group_columns(options, HOST, MACHINE_ID),
         AnswerColumn("since", "time", "the step of time in which it began to grow"),
         AnswerColumn("until", "time", "the last step in which it grew"),
-        AnswerColumn("first", "bytes", "resident and swapped memory at first"),
+        AnswerColumn("first", "bytes", f"{what} at first"),
         AnswerColumn("last", "bytes", "the same at last"),
         AnswerColumn("growth", "bytes", "the difference"),
         AnswerColumn("per_hour", "bytes", "the growth of an hour"),

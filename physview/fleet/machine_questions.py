@@ -57,6 +57,7 @@ def hosts(tables: Tables, options: Options) -> Built:
         kernel=stepped.kernel.max(where=stepped.from_end == 0),
         jumps=stepped.jump.sum(),
         cost=share(stepped.cost.sum(), stepped.interval.sum()),
+        unread=unread_share(stepped),
     )
     columns = [
         HOST,
@@ -70,8 +71,15 @@ def hosts(tables: Tables, options: Options) -> Built:
         AnswerColumn("kernel", "text", "the kernel of the last sample"),
         AnswerColumn("jumps", "count", "how often the clock jumped"),
         AnswerColumn("cost", "share", "the recorder's part of a processor"),
+        AnswerColumn("unread", "share", "processes with old values or none, for the budget"),
     ]
     return columns, answer.order_by(list(MACHINE))
+
+
+def unread_share(machine: Any) -> Any:
+    """Of all processes in all samples, those with old values or none, for the budget."""
+    unread = machine.nr_unread.fill_null(0) + machine.nr_stale.fill_null(0)
+    return share(unread.sum(), machine.nr_processes.sum())
 
 
 def no_2m(tables: Tables, options: Options) -> Built:

@@ -113,7 +113,7 @@ QUESTIONS: dict[str, Question] = {
             "Which programs grow without end",
             "Resident and swapped memory that grew in every step of the time shown.",
             group_questions.leaks,
-            ("step",),
+            ("step", "approx"),
         ),
         Question(
             "worst",

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from physview.model import PAGE_SIZE
 from physview.recording.process_list import Seen
 from physview.recording.process_memory import SUMS, ProcessMemory
 from physview.recording.schema import GROUPS, MOMENT, Columns
@@ -19,9 +20,13 @@ class GroupSums:
 
     Args:
         name: Name of the group; None stands for all other groups.
+
+    Attributes:
+        approx: Resident bytes by the kernel's counters, of all processes that may be examined.
+        age, pid, and those of COUNTS: as the columns.
     """
 
-    __slots__ = (*COUNTS, "_faults", "_folios", "_largest", "_sums", "age", "name", "pid")
+    __slots__ = (*COUNTS, "_faults", "_folios", "_largest", "_sums", "age", "approx", "name", "pid")
 
     def __init__(self, name: str | None) -> None:
         self.name = name
@@ -29,15 +34,11 @@ class GroupSums:
         self.nr_processes = self.nr_read = self.nr_kept = self.nr_stale = 0
         self.nr_unread = self.nr_denied = 0
         self.age = 0.0
+        self.approx = 0
         self._faults = (0, 0)
         self._sums: list[int | None] | None = None
         self._largest: int | None = None
         self._folios: dict[int, int] | None = None
-
-    @property
-    def resident(self) -> int:
-        """Resident bytes, for the order of groups; -1 if no process was read."""
-        return -1 if self._sums is None else self._sums[0] or 0
 
     @property
     def is_denied(self) -> bool:
@@ -67,6 +68,7 @@ class GroupSums:
             return
         self.nr_processes += 1
         self.pid = seen.pid
+        self.approx += seen.nr_resident * PAGE_SIZE
         self.add_faults(seen.minor_faults, seen.major_faults)
         if memory is None:
             self.nr_unread += 1
@@ -110,6 +112,7 @@ class GroupSums:
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.age = max(self.age, other.age)
+        self.approx += other.approx
         self.add_faults(*other._faults)
         if other._sums is not None:
             self._add_memory(other._sums, other._largest, other._folios)
@@ -119,6 +122,7 @@ class GroupSums:
         row: dict[str, Any] = dict(zip(SUMS, self._sums or [None] * len(SUMS), strict=True))
         row.update({name: getattr(self, name) for name in COUNTS})
         row["name"], row["age"] = self.name, self.age
+        row["resident_approx"] = self.approx
         row["minor_faults"], row["major_faults"] = self._faults
         row["largest_extent"] = self._largest
         if self._folios is not None:
@@ -142,7 +146,7 @@ def columns_of(
         nr_hidden: Processes of unknown groups that may not be examined.
     """
     shown = [group for group in groups.values() if not group.is_denied]
-    shown.sort(key=lambda group: group.resident, reverse=True)
+    shown.sort(key=lambda group: group.approx, reverse=True)  # the others may be unknown
     others = GroupSums(None)
     others.nr_denied = nr_hidden
     for group in [*shown[max_groups:], *(group for group in groups.values() if group.is_denied)]:

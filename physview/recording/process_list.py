@@ -28,7 +28,11 @@ class Seen(NamedTuple):
         minor_faults: Page faults that did not read from a disk.
         major_faults: Page faults that read from a disk.
         size: Bytes of address space, as text.
-        nr_resident: Resident pages, by the kernel's approximate count.
+        nr_resident: Resident pages, by the kernel's approximate count: files, shared memory and
+            anonymous memory. Each of these counters is kept per processor, and what a processor
+            has not added yet is missing: up to max(32, 2 * processors) pages of each.
+
+    Source: do_task_stat() in fs/proc/array.c, compute_batch_value() in lib/percpu_counter.c
     """
 
     pid: int

@@ -32,6 +32,8 @@ class Sample(NamedTuple):
         nr_groups: Rows of groups.
         nr_processes: Processes with user memory.
         nr_read: Processes whose memory was read.
+        nr_stale: Processes that changed and keep their values, for the budget.
+        nr_unread: Processes not read so far, for the budget.
         nr_denied: Processes that this user may not examine.
         has_frames: Whether all frames were read.
         cost: Processor time since the sample before, in seconds.
@@ -43,6 +45,8 @@ class Sample(NamedTuple):
     nr_groups: int
     nr_processes: int
     nr_read: int
+    nr_stale: int
+    nr_unread: int
     nr_denied: int
     has_frames: bool
     cost: float
@@ -138,7 +142,9 @@ class Recorder(Closable):
             nr_groups=len(groups["name"]),
             nr_processes=sum(groups["nr_processes"]),
             nr_read=sum(groups["nr_read"]),
-            nr_denied=sum(groups["nr_denied"]),
+            nr_stale=row["nr_stale"][0],
+            nr_unread=row["nr_unread"][0],
+            nr_denied=row["nr_denied"][0],
             has_frames=has_frames,
             cost=row["cost"][0],
             interval=row["interval"][0],
@@ -176,7 +182,7 @@ class Recorder(Closable):
             "skipped": self._skipped,
             "lost": self._spool.take_lost(),
         }
-        for name in ("nr_processes", "nr_denied", "nr_unread"):
+        for name in ("nr_processes", "nr_denied", "nr_unread", "nr_stale"):
             row[name] = sum(groups[name])
         return {name: [value] for name, value in row.items()}
 

@@ -66,6 +66,11 @@ GROUPS = (
     Column("pid", "int32", "", "the process; null unless a group is a process"),
     Column("nr_processes", "int32", "count", "processes of the group with user memory"),
     _bytes("resident", "resident memory; shared memory counts in each process that maps it"),
+    _bytes(
+        "resident_approx",
+        "resident memory of all processes by the kernel's own counters, also of those that were"
+        " not read; approximate",
+    ),
     _bytes("swapped", "swapped memory"),
     _bytes("shared", "the part of resident that may be mapped elsewhere, too"),
     _bytes("huge", "memory that is mapped as huge pages"),
@@ -88,8 +93,11 @@ GROUPS = (
     _counter("major_faults", "page faults with a read from disk, since the processes began"),
     Column("nr_read", "int32", "count", "processes whose memory was read for this sample"),
     Column("nr_kept", "int32", "count", "processes with values of an earlier sample"),
-    Column("nr_stale", "int32", "count", "the part of nr_kept that has changed since"),
-    Column("nr_unread", "int32", "count", "processes not read so far, for the budget; not in sums"),
+    Column("nr_stale", "int32", "count", "the part of nr_kept that changed since: for the budget"),
+    Column(
+        "nr_unread", "int32", "count",
+        "processes not read so far, for the budget; only in resident_approx",
+    ),
     Column("nr_denied", "int32", "count", "processes that this user may not examine; not in sums"),
     Column("age", "double", "seconds", "age of the oldest value that was kept; 0 if all are new"),
 )  # fmt: skip
@@ -182,6 +190,7 @@ MACHINE = (
     Column("nr_processes", "int32", "count", "processes with user memory that were seen"),
     Column("nr_denied", "int32", "count", "processes that this user may not examine"),
     Column("nr_unread", "int32", "count", "processes not read so far, for the budget"),
+    Column("nr_stale", "int32", "count", "processes with old values, for the budget"),
     Column("nr_groups", "int32", "count", "groups, before all beyond the limit were joined"),
     Column("cost", "double", "seconds", "processor time of the recorder since the sample before"),
     Column("interval", "double", "seconds", "since the sample before; null for a first sample"),
