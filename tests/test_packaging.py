@@ -16,7 +16,7 @@ from pathlib import Path
 import detect
 import published_readme
 import pytest
-from paths import ROOT
+from paths import NOT_COPIED, ROOT
 
 import physview
 from physview.commands import COMMANDS
@@ -66,7 +66,7 @@ def install(python, folder, wheel, *options):
 def sdist(tmp_path_factory):
     # A copy without what building and testing leave in a checkout: what is in the sdist is in git.
     source = tmp_path_factory.mktemp("source") / "physview"
-    ignore = shutil.ignore_patterns(".venv", ".git", "build", "*.so", "__pycache__", "*.egg-info")
+    ignore = shutil.ignore_patterns(*NOT_COPIED)
     shutil.copytree(ROOT, source, ignore=ignore)
     out = tmp_path_factory.mktemp("sdist")
     run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", out, source)
