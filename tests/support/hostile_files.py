@@ -41,7 +41,7 @@ KINDS = (
     *(change_rows, change_rows, order_rows, long_rows, change_columns, other_ways),
     *(spoil_bytes, spoil_bytes, change_footer, change_footer, bomb, huge_footer),
 )
-# Slow kinds, a second for each file: every 50th file is one.
+# Slow kinds, a second for each file: every 34th file is one.
 SLOW_KINDS = (many_members, many_rows)
 
 
@@ -51,8 +51,8 @@ def make(folder, nr, seed):
     for number in range(nr):
         dice = random.Random(f"{seed} {number}")
         kind = KINDS[number % len(KINDS)]
-        if number % 50 == 49:
-            kind = SLOW_KINDS[number // 50 % len(SLOW_KINDS)]
+        if number % 34 == 33:
+            kind = SLOW_KINDS[number // 34 % len(SLOW_KINDS)]
         kind(folder / f"{number:04}-{kind.__name__}.parquet", dice)
 
 

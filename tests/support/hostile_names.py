@@ -265,9 +265,7 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
         "completion": [["bash"], ["zsh"], ["fish"]],
     }  # fmt: skip
     if with_machine:
-        found["record"] += [
-            [*record, *form] for by in ("program", "pid") for form in ([by], [by, "--json"])
-        ]
+        found["record"] += [[*record, "program"], [*record, "pid", "--json"]]
         found["exporter"] += [["--once"], ["--once", "--by", "pid", "--top", "9999"]]
         found["fleet"] += [
             [fleet, "thp", "--json"], [fleet, "report", "-o", f"{target.folder}/fleet.html"],
@@ -278,8 +276,9 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
             ["--cgroup", target.cgroup or nasty, "--list"],
             ["pfn:0x1000-pfn:0x1010", "--list", "--format", "csv"],
         ]  # fmt: skip
-        found["picture"] += [[pid, "-o", f"{target.folder}/{n}"] for n in ("b.svg", "b.html")]
-        found["picture"] += [[pid, "-o", f"{target.folder}/a.svg", "--json"]]
+        found["picture"] += [
+            [pid, "-o", f"{target.folder}/b.svg", "--json"], [pid, "-o", f"{target.folder}/b.html"],
+        ]  # fmt: skip
         found["diff"] += [[*both, "--picture", f"{target.folder}/diff.html"]]
     # For each command: a hostile name as argument and as option; and --help.
     for command, forms in found.items():
