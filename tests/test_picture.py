@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from children import processes, start_stopped
 from drawings import words_of
 from failures import notes, one_line
 from memory import PAGE
@@ -19,14 +20,21 @@ from users import AS_NOBODY
 from physview import PhysviewError, pictures
 
 
-def test_overwrite_also_by_its_earlier_name(tmp_path):
-    picture, path = pictures.picture_process("self"), str(tmp_path / "p.svg")
-    pictures.write_picture(picture, path)
+@pytest.fixture(scope="module")
+def drawn():
+    """The picture of a stopped process. All frames of the machine are read for it."""
+    with processes() as start:
+        yield pictures.picture_process(start_stopped(start).pid)
+
+
+def test_overwrite_also_by_its_earlier_name(drawn, tmp_path):
+    path = str(tmp_path / "p.svg")
+    pictures.write_picture(drawn, path)
     for options in ({"overwrite": True}, {"force": True}):
         pictures.check_path(path, **options)
-        assert pictures.write_picture(picture, path, **options) == os.path.getsize(path)
+        assert pictures.write_picture(drawn, path, **options) == os.path.getsize(path)
     with pytest.raises(PhysviewError, match="it is there already"):
-        pictures.write_picture(picture, path)
+        pictures.write_picture(drawn, path)
 
 
 @pytest.fixture
@@ -63,21 +71,20 @@ def test_svg_tells_what_it_is(stopped, physview, tmp_path):
 
 
 @pytest.mark.needs("pfn", "kpage")
-def test_a_theme_is_one(stopped, physview, tmp_path):
+def test_a_theme_is_one(drawn, tmp_path):
     for theme, paper in (("light", "#ffffff"), ("dark", "#14181d")):
         path = tmp_path / f"{theme}.svg"
-        assert physview("picture", str(stopped.pid), "-o", str(path), "--theme", theme).stdout
+        pictures.write_picture(drawn, str(path), theme=theme)
         assert "prefers-color-scheme" not in path.read_text()
         assert f".paper{{fill:{paper}}}" in path.read_text()
 
 
 @pytest.mark.needs("pfn", "kpage")
 @pytest.mark.parametrize(("theme", "paper"), [("light", (255,) * 3), ("dark", (20, 24, 29))])
-def test_png_opens_and_has_all_colours(stopped, physview, tmp_path, theme, paper):
+def test_png_opens_and_has_all_colours(drawn, tmp_path, theme, paper):
     image_module = pytest.importorskip("PIL.Image")
     path = tmp_path / "picture.PNG"
-    result = physview("picture", str(stopped.pid), "-o", str(path), "--theme", theme)
-    assert (result.returncode, notes(result)) == (0, "")
+    pictures.write_picture(drawn, str(path), theme=theme)
     with image_module.open(path) as image:
         image.load()
         assert image.format == "PNG"
@@ -93,9 +100,8 @@ def test_png_opens_and_has_all_colours(stopped, physview, tmp_path, theme, paper
 
 
 @pytest.mark.needs("kpage")
-@pytest.mark.parametrize("suffix", [".svg", ".png", ".html"])
-def test_the_machine(physview, tmp_path, suffix):
-    path = tmp_path / f"machine{suffix}"
+def test_the_machine(physview, tmp_path):
+    path = tmp_path / "machine.png"
     result = physview("frames", "--picture", str(path), "--json")
     assert (result.returncode, notes(result)) == (0, "")
     document = json.loads(result.stdout)
@@ -103,12 +109,17 @@ def test_the_machine(physview, tmp_path, suffix):
     assert document["pid"] is None
     frames = json.loads(physview("frames", "--json").stdout)
     assert sum(kind["nr_frames"] for kind in document["kinds"]) == frames["nr_frames"]
+    picture = pictures.picture_machine()
+    for suffix in (".svg", ".html"):
+        assert pictures.write_picture(picture, str(tmp_path / f"machine{suffix}")) > 10_000
 
 
 @pytest.mark.needs("pfn", "kpage")
 def test_the_document(stopped, physview, tmp_path):
     path = tmp_path / "p.svg"
-    result = physview("picture", str(stopped.pid), "-o", str(path), "--json")
+    words = ["--theme", "dark", "--json"]
+    result = physview("picture", str(stopped.pid), "-o", str(path), *words)
+    assert ".paper{fill:#14181d}" in path.read_text()
     document = json.loads(result.stdout)
     assert document["pid"] == stopped.pid
     assert document["missing"] is None

@@ -23,6 +23,7 @@ ONE_WORKER = (
     "test_hostile_names.py",
     "test_packaging.py",
     "test_trace",
+    "test_picture.py",
     "test_kernels.py",
     "test_exporter_prometheus.py",
     "test_fleet_page.py",
