@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Counts the page tables of a process, and how full they are. Every table is
- * copied once, by the BPF program. So the cost depends on the number of tables
- * only, not on the size of the address space.
+ * Counts the page tables of a process, and how full they are. The BPF program
+ * copies every table whole, in as many parts of 4 KiB as it has. So the cost
+ * depends on the number of tables only, not on the size of the address space.
+ * The walk then goes through the tables above the lowest part by part.
  */
 #include "bpf_walk.h"
 
 #include <errno.h>
+#include <stddef.h>
 
 /* After so many steps, each of up to 256 tables, a call returns to its caller,
  * who may be interrupted. */
 #define MAX_STEPS 64
 
-_Static_assert((int)PV_HUGE_PAGES >= (int)BPF_WALK_ENTRIES,
+/* The largest page has 64 KiB, and a table is as large. */
+_Static_assert(PV_HUGE_PAGES >= 1 << (16 - 3),
 	       "there is room for a table's entries");
 
-/* A level's latest table. The lowest level has none: its tables come in bulk.
- */
+/* The latest part of a level's table. The lowest level has none: its tables
+ * come in bulk. */
 static struct pv_table *table_of(struct pv_bpf *bpf, uint32_t level)
 {
 	return &bpf->above[level];
@@ -25,9 +28,8 @@ static struct pv_table *table_of(struct pv_bpf *bpf, uint32_t level)
 /* Which of filled[] counts a table: 0, 1, 2-7, 8-63, 64-, half full, full. */
 static unsigned int bucket_of(uint64_t nr_filled)
 {
-	static const uint64_t least[PV_NR_FILLED] = {
-		0, 1, 2, 8, 64, BPF_WALK_ENTRIES / 2, BPF_WALK_ENTRIES
-	};
+	const uint64_t all = UINT64_C(1) << PV_TABLE_SHIFT;
+	const uint64_t least[PV_NR_FILLED] = { 0, 1, 2, 8, 64, all / 2, all };
 	unsigned int bucket = PV_NR_FILLED - 1;
 
 	while (nr_filled < least[bucket])
@@ -72,23 +74,74 @@ static void count_entry(const struct pv_bpf *bpf, uint64_t entry,
 	}
 }
 
-/* Count a table and its entries. Returns how many entries are not empty. */
-static uint64_t count_table(const struct pv_bpf *bpf, const __u64 *entries,
+/* How many entries for user space a table of a level has. */
+static uint32_t entries_of(const struct pv_bpf *bpf, uint32_t level)
+{
+	/* arm64 has a root of its own for user space, which may be small. The
+	 * rest of x86's root is the kernel's. */
+	if (!level)
+		return ((pv_bpf_user_end(bpf) - 1) >> shift_of(bpf, 0)) + 1;
+	return 1U << PV_TABLE_SHIFT;
+}
+
+static uint32_t parts_for(uint32_t nr_entries)
+{
+	return (nr_entries + BPF_WALK_ENTRIES - 1) >> PV_PART_SHIFT;
+}
+
+/* Ask for the first parts of the table of a level on the way to an address. */
+static void request_parts(struct pv_bpf *bpf, uint32_t first, uint64_t vaddr,
+			  uint32_t level, uint32_t nr_parts)
+{
+	struct bpf_walk_area *area = bpf->area;
+
+	for (uint32_t i = 0; i < nr_parts; i++) {
+		pv_bpf_request(bpf, first + i, vaddr, level, true);
+		area->requests[first + i].offset = i * sizeof(area->tables[0]);
+	}
+}
+
+/* The first answer that has no good copy of a part; NULL if there is none. */
+static const struct bpf_walk_answer *
+missed_part(const struct pv_bpf *bpf, uint32_t first, uint32_t nr_parts)
+{
+	for (uint32_t i = first; i < first + nr_parts; i++)
+		if (!has_table(&bpf->area->answers[i]))
+			return &bpf->area->answers[i];
+	return NULL;
+}
+
+/* An entry of a table of a level whose parts were copied, from first on. */
+static uint64_t entry_of(const struct pv_bpf *bpf, uint32_t first,
+			 uint32_t level, uint32_t i)
+{
+	const struct bpf_walk_area *area = bpf->area;
+
+	/* A root table that is smaller than a part begins somewhere in it. */
+	if (!level)
+		i += area->pgd % sizeof(area->tables[0]) / sizeof(__u64);
+	return area->tables[first + (i >> PV_PART_SHIFT)]
+			   [i & (BPF_WALK_ENTRIES - 1)];
+}
+
+/*
+ * Count a table, whose parts were copied, and its entries. Returns how many
+ * entries are not empty.
+ */
+static uint64_t count_table(const struct pv_bpf *bpf, uint32_t first,
 			    uint32_t level, struct pv_tables *tables)
 {
 	struct pv_level_tables *counts = &tables->levels[level];
-	uint32_t nr = BPF_WALK_ENTRIES;
+	const uint32_t nr = entries_of(bpf, level);
 	uint64_t nr_filled = 0;
 
-	/* The rest of the root table is the kernel's. */
-	if (!level)
-		nr = index_of(pv_bpf_user_end(bpf) - 1, shift_of(bpf, 0)) + 1;
 	for (uint32_t i = 0; i < nr; i++) {
-		if (entry_is_none(entries[i]))
+		uint64_t entry = entry_of(bpf, first, level, i);
+
+		if (entry_is_none(entry))
 			continue;
 		nr_filled++;
-		count_entry(bpf, entries[i], level == bpf->nr_levels - 1,
-			    counts);
+		count_entry(bpf, entry, level == bpf->nr_levels - 1, counts);
 	}
 	counts->nr_tables++;
 	counts->filled[bucket_of(nr_filled)]++;
@@ -122,24 +175,27 @@ static uint64_t table_paddr(const struct bpf_walk_area *area, uint32_t level)
 						    << area->high_shift;
 }
 
-/* Count a table that was copied, the one of a level above the lowest. */
+/* Count a table above the lowest level, whose parts are in the first answers.
+ */
 static void count_copied(const struct pv_bpf *bpf, uint32_t level,
-			 const struct pv_table *table, struct pv_tables *tables)
+			 struct pv_tables *tables)
 {
 	const struct bpf_walk_area *area = bpf->area;
 	uint64_t nr_to_table = tables->levels[level].nr_to_table;
-	uint64_t nr_filled = count_table(bpf, table->entries, level, tables);
+	uint64_t nr_filled = count_table(bpf, 0, level, tables);
 
 	if (!level)
 		tables->root = area->pgd - area->direct_map;
 	if (level != bpf->nr_levels - 2)
 		return;
-	for (uint32_t i = 0; i < BPF_WALK_ENTRIES; i++)
-		note_huge(bpf, table->entries[i], shift_of(bpf, level), tables);
-	if (tables->levels[level].nr_to_table == nr_to_table)
+	for (uint32_t i = 0; i < entries_of(bpf, level); i++)
+		note_huge(bpf, entry_of(bpf, 0, level, i), shift_of(bpf, level),
+			  tables);
+	/* The root is never shared: it belongs to one address space. */
+	if (level && tables->levels[level].nr_to_table == nr_to_table)
 		tables->leaf_tables[tables->nr_leaf_tables++] =
 			(struct pv_leaf_table){
-				.vaddr = table->start,
+				.vaddr = tables->at,
 				.paddr = table_paddr(area, level),
 				.nr_filled = nr_filled,
 			};
@@ -156,20 +212,24 @@ static void count_missed(const struct bpf_walk_answer *answer,
 }
 
 /*
- * Ask for the lowest tables below a middle one from an address on, as many as
- * one run takes. *end is set to where these end.
+ * Ask for the lowest tables below a part of a middle one from an address on, as
+ * many as one run takes. *end is set to where these end.
  */
 static int copy_lowest(struct pv_bpf *bpf, int fd,
 		       const struct pv_table *middle, uint64_t at,
 		       uint64_t *end)
 {
-	unsigned int shift = shift_of(bpf, bpf->nr_levels - 2);
-	uint64_t stop = end_of(at, shift + PV_TABLE_SHIFT, *end);
+	const uint32_t lowest = bpf->nr_levels - 1;
+	const uint32_t nr_parts = parts_for(entries_of(bpf, lowest));
+	unsigned int shift = shift_of(bpf, lowest - 1);
+	uint64_t stop = end_of(at, shift + PV_PART_SHIFT, *end);
 	uint32_t nr = 0;
 
-	while (at < stop && nr < BPF_WALK_REQUESTS) {
-		if (entry_is_table(middle->entries[index_of(at, shift)]))
-			pv_bpf_request(bpf, nr++, at, bpf->nr_levels - 1, true);
+	while (at < stop && nr + nr_parts <= BPF_WALK_REQUESTS) {
+		if (entry_is_table(middle->entries[index_of(at, shift)])) {
+			request_parts(bpf, nr, at, lowest, nr_parts);
+			nr += nr_parts;
+		}
 		at = end_of(at, shift, stop);
 	}
 	*end = at;
@@ -182,6 +242,7 @@ static int count_lowest(struct pv_bpf *bpf, int fd, struct pv_tables *tables,
 {
 	const uint32_t level = bpf->nr_levels - 1;
 	const struct pv_table *middle = table_of(bpf, level - 1);
+	const uint32_t nr_parts = parts_for(entries_of(bpf, level));
 	unsigned int shift = shift_of(bpf, level - 1);
 	uint64_t at = tables->at;
 	uint32_t nr = 0;
@@ -190,48 +251,62 @@ static int count_lowest(struct pv_bpf *bpf, int fd, struct pv_tables *tables,
 	if (error)
 		return error;
 	for (; at < end; at = end_of(at, shift, end)) {
+		const struct bpf_walk_answer *missed;
+
 		if (!entry_is_table(middle->entries[index_of(at, shift)]))
 			continue;
-		if (has_table(&bpf->area->answers[nr]))
-			count_table(bpf, bpf->area->tables[nr], level, tables);
+		missed = missed_part(bpf, nr, nr_parts);
+		if (missed)
+			count_missed(missed, &tables->levels[level]);
 		else
-			count_missed(&bpf->area->answers[nr],
-				     &tables->levels[level]);
-		nr++;
+			count_table(bpf, nr, level, tables);
+		nr += nr_parts;
 	}
 	tables->at = end;
 	return 0;
 }
 
 /*
- * Copy the table of a level that reaches tables->at, and count it if this is
- * the first time that its addresses are reached. Returns 1 if there is one.
+ * Copy the part of the table of a level that reaches tables->at. If it is the
+ * table's first part, count the whole table. Returns 1 if there is one.
  */
 static int find_table(struct pv_bpf *bpf, int fd, uint32_t level,
 		      struct pv_tables *tables)
 {
-	struct pv_table *table = table_of(bpf, level);
+	const uint32_t nr_parts = parts_for(entries_of(bpf, level));
+	struct pv_table *part = table_of(bpf, level);
 	unsigned int span = shift_of(bpf, level) + PV_TABLE_SHIFT;
 	bool is_first = !(tables->at & ((UINT64_C(1) << span) - 1));
-	bool was_known =
-		table->is_valid && table->start == tables->at >> span << span;
-	int there = pv_bpf_copy_table(bpf, fd, tables->at, level, table);
+	const struct bpf_walk_answer *missed;
+	int there, error;
 
-	if (there > 0 && is_first && !was_known)
-		count_copied(bpf, level, table, tables);
-	else if (!there && is_first)
-		count_missed(&bpf->area->answers[0], &tables->levels[level]);
+	if (is_first)
+		part->is_valid = false;
+	there = pv_bpf_copy_table(bpf, fd, tables->at, level, part);
+	if (there < 0 || !is_first)
+		return there;
+	if (there && nr_parts > 1) {
+		request_parts(bpf, 0, tables->at, level, nr_parts);
+		error = pv_bpf_answer(bpf, fd, nr_parts);
+		if (error)
+			return error;
+	}
+	missed = missed_part(bpf, 0, there ? nr_parts : 1);
+	if (missed)
+		count_missed(missed, &tables->levels[level]);
+	else
+		count_copied(bpf, level, tables);
 	return there;
 }
 
 /*
- * The first address from at on for which a table has an entry that leads to a
- * table, or where the table ends.
+ * The first address from at on for which a part of a table has an entry that
+ * leads to a table, or where the part ends.
  */
 static uint64_t next_table(const struct pv_table *table, unsigned int shift,
 			   uint64_t at, uint64_t end)
 {
-	uint64_t stop = end_of(at, shift + PV_TABLE_SHIFT, end);
+	uint64_t stop = end_of(at, shift + PV_PART_SHIFT, end);
 
 	while (at < stop &&
 	       !entry_is_table(table->entries[index_of(at, shift)]))
@@ -246,7 +321,7 @@ static int step(struct pv_bpf *bpf, int fd, struct pv_tables *tables,
 {
 	for (uint32_t level = 0; level < bpf->nr_levels - 1; level++) {
 		unsigned int shift = shift_of(bpf, level);
-		uint64_t stop = end_of(tables->at, shift + PV_TABLE_SHIFT, end);
+		uint64_t stop = end_of(tables->at, shift + PV_PART_SHIFT, end);
 		int there = find_table(bpf, fd, level, tables);
 
 		if (there < 0)
@@ -257,7 +332,8 @@ static int step(struct pv_bpf *bpf, int fd, struct pv_tables *tables,
 			tables->at = next_table(table_of(bpf, level), shift,
 						tables->at, end);
 		else
-			tables->at = stop;
+			tables->at =
+				end_of(tables->at, shift + PV_TABLE_SHIFT, end);
 		if (tables->at >= stop)
 			return 0;
 	}
@@ -272,10 +348,6 @@ int pv_bpf_tables(struct pv_bpf *bpf, int fd, struct pv_tables *tables)
 {
 	const uint64_t end = pv_bpf_user_end(bpf);
 
-	/* Larger tables are copied in parts, which are not put together here.
-	 */
-	if (PV_TABLE_SHIFT != PV_PART_SHIFT)
-		return -ENOTSUP;
 	/* Tables that an earlier call copied are stale. */
 	for (uint32_t level = 0; level < bpf->nr_levels - 1; level++)
 		table_of(bpf, level)->is_valid = false;
@@ -284,7 +356,7 @@ int pv_bpf_tables(struct pv_bpf *bpf, int fd, struct pv_tables *tables)
 		int error;
 
 		if (tables->nr_leaf_tables == PV_LEAF_TABLES ||
-		    tables->nr_huge > PV_HUGE_PAGES - BPF_WALK_ENTRIES)
+		    tables->nr_huge > PV_HUGE_PAGES - (1U << PV_TABLE_SHIFT))
 			break;
 		error = step(bpf, fd, tables, end);
 		if (error)
@@ -301,32 +373,20 @@ int pv_bpf_tables(struct pv_bpf *bpf, int fd, struct pv_tables *tables)
 int pv_bpf_table(struct pv_bpf *bpf, int fd, uint64_t vaddr, uint32_t level,
 		 uint32_t nr, uint64_t *entries, uint8_t *uses)
 {
-	const uint32_t nr_parts = (nr + BPF_WALK_ENTRIES - 1) >> PV_PART_SHIFT;
+	const uint32_t nr_parts = parts_for(nr);
 	const bool is_lowest = level == bpf->nr_levels - 1;
-	struct bpf_walk_area *area = bpf->area;
-	uint32_t begin;
 	int error;
 
 	if (level >= bpf->nr_levels || !nr || nr > 1U << PV_TABLE_SHIFT)
 		return -EINVAL;
-	for (uint32_t i = 0; i < nr_parts; i++) {
-		pv_bpf_request(bpf, i, vaddr, level, true);
-		area->requests[i].offset = i * sizeof(area->tables[i]);
-	}
+	request_parts(bpf, 0, vaddr, level, nr_parts);
 	error = pv_bpf_answer(bpf, fd, nr_parts);
 	if (error)
 		return error;
-	for (uint32_t i = 0; i < nr_parts; i++)
-		if (!has_table(&area->answers[i]))
-			return 0;
-	/* A root table that is smaller than a part begins somewhere in it. */
-	begin = level ? 0
-		      : area->pgd % sizeof(area->tables[0]) / sizeof(*entries);
+	if (missed_part(bpf, 0, nr_parts))
+		return 0;
 	for (uint32_t i = 0; i < nr; i++) {
-		uint32_t at = begin + i;
-
-		entries[i] = area->tables[at >> PV_PART_SHIFT]
-					 [at & (BPF_WALK_ENTRIES - 1)];
+		entries[i] = entry_of(bpf, 0, level, i);
 		uses[i] = use_of(bpf, entries[i], is_lowest);
 	}
 	return 1;

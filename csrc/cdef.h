@@ -100,7 +100,7 @@ void pv_bpf_find(struct pv_bpf *bpf, const int32_t *pids, uint64_t nr_pids,
 
 /* bpf_tables.c */
 enum { PV_NR_LEVELS = 5, PV_NR_FILLED = 7 };
-enum { PV_LEAF_TABLES = 64, PV_HUGE_PAGES = 4096 };
+enum { PV_LEAF_TABLES = 64, PV_HUGE_PAGES = 8192 };
 
 /* The page tables of one level, and their entries. */
 struct pv_level_tables {
@@ -133,7 +133,7 @@ struct pv_tables {
 	uint64_t nr_huge;
 	struct pv_leaf_table leaf_tables[64];
 	/* frames that entries of the second lowest level name */
-	struct pv_frames huge[4096];
+	struct pv_frames huge[8192];
 };
 
 int pv_bpf_tables(struct pv_bpf *bpf, int fd, struct pv_tables *tables);

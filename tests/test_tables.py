@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The count of page tables, against what processes do and what the kernel counts itself."""
 
+import itertools
 import json
 import os
 import re
@@ -26,8 +27,11 @@ from physview.model import PM_PRESENT
 pytestmark = pytest.mark.needs("root", "pfn")
 
 PGTABLE = 1 << 26
-NR = 8
-# Blocks of 2 MiB for which nothing else has a page table: each is in the middle of a mapping.
+FULL = PAGE // 8  # the entries of a table
+NR = 8 if PAGE < 1 << 16 else 1  # a full block of the largest pages takes 512 MiB
+SPAN = HUGE * FULL  # what a pmd table is for: 1 GiB, 64 GiB or 4 TiB
+NR_SPANS = 200 if PAGE < 1 << 16 else 20
+# Blocks of HUGE for which nothing else has a page table: each is in the middle of a mapping.
 BLOCKS = f"""
 import ctypes, mmap, os
 from memory import *
@@ -108,7 +112,7 @@ def grown(before, after, name="pte"):
 
 @pytest.mark.needs("bpf")
 class TestCounts:
-    @pytest.mark.parametrize("nr", [1, 2, 7, 8, 63, 64, 255, 256, 511, 512])
+    @pytest.mark.parametrize("nr", [1, 2, 7, 8, 63, 64, FULL // 2 - 1, FULL // 2, FULL - 1, FULL])
     def test_as_many_tables_and_entries_as_were_touched(self, child, nr):
         before, after = child.measure(f"for block in found: touch(block, {nr})")
         smallest = max(low for low, _ in FILLED if low <= nr)
@@ -117,26 +121,32 @@ class TestCounts:
         assert pages == NR * nr
         entries = level(after, "pmd").nr_to_table - level(before, "pmd").nr_to_table
         assert entries == NR
-        # The blocks may be in a gigabyte of their own, for which there was no pmd table.
+        # The blocks may be where there was no pmd table.
         nr_pmd, _ = grown(before, after, "pmd")
         assert after.vm_pte_bytes - before.vm_pte_bytes == (NR + nr_pmd) * PAGE
 
-    def test_one_page_in_each_gigabyte(self, child):
+    def test_one_page_for_each_pmd_table(self, child):
         """The core needs several calls for so many pmd tables: none may be counted twice."""
-        child.do("far = Region(200 << 18, flags=PRIVATE | NORESERVE)")
+        each = SPAN // PAGE
+        child.do(f"far = Region({NR_SPANS * each}, flags=PRIVATE | NORESERVE)")
         before = child.read()
-        child.do("for i in range(200): far.touch(i << 18)")
+        child.do(f"for i in range({NR_SPANS}): far.touch(i * {each})")
         after = child.read()
-        assert grown(before, after) == (200, {1: 200})
-        # The first gigabyte may have had a pmd table, which then has one entry more.
+        assert grown(before, after) == (NR_SPANS, {1: NR_SPANS})
+        # The first span may have had a pmd table, which then has one entry more.
         nr = level(after, "pmd").nr_tables - level(before, "pmd").nr_tables
-        assert nr in (199, 200)
-        assert level(after, "pud").nr_to_table - level(before, "pud").nr_to_table == nr
-        for name in ("pgd", "pud"):
-            entries = level(after, name).nr_to_table
-            below = after.tables.levels[after.tables.levels.index(level(after, name)) + 1]
-            assert below.nr_tables == entries
+        assert nr in (NR_SPANS - 1, NR_SPANS)
+        above = [found.levels[-3].nr_to_table for found in (before.tables, after.tables)]
+        assert above[1] - above[0] == nr
+        for upper, below in itertools.pairwise(after.tables.levels):
+            assert below.nr_tables == upper.nr_to_table
         assert level(after, "pgd").nr_tables == 1
+
+    @pytest.mark.needs("kmod")
+    def test_the_module_finds_the_same_tables(self, stopped):
+        """It walks to each entry of each table, from the root down."""
+        (process,) = read_tables([stopped.pid]).processes
+        assert [counted(each) for each in process.tables.levels] == walked_tables(stopped.pid)
 
     def test_pages_that_were_given_back_leave_an_empty_table(self, child, physview):
         """The kernel keeps a table of which pages are discarded one by one."""
@@ -149,12 +159,12 @@ class TestCounts:
         nr_empty = after.tables.nr_empty
         assert nr_empty >= NR
         text = physview("tables", str(child.pid)).stdout
-        assert f"\n{nr_empty} of them are empty, {nr_empty * 4}" in text
+        assert f"\n{nr_empty} of them are empty, {nr_empty * PAGE // 1024}" in text
 
     def test_whole_blocks_that_were_given_back(self, child):
         """From Linux 6.14 on (CONFIG_PT_RECLAIM) the kernel frees their tables, before it keeps
         them: its own count says which."""
-        child.do("for block in found: touch(block, 512)")
+        child.do(f"for block in found: touch(block, {FULL})")
         before = child.read()
         child.do("advise(found[0], NR * HUGE // PAGE, 4)")
         after = child.read()
@@ -198,15 +208,54 @@ class TestCounts:
     @pytest.mark.needs("kpage", "thp")
     def test_the_kernel_calls_their_frames_page_tables(self, child):
         """Of pmd tables that lead to no pte table the addresses are known."""
-        child.do("far = Region(4 << 18, flags=PRIVATE | NORESERVE)")
-        child.do("advise(far.start, 4 << 18, Region.MADV_HUGEPAGE)")
-        child.do("for i in range(1, 4): touch((far.start >> 30) + i << 30)")
+        nr = 4 * SPAN // PAGE
+        child.do(f"far = Region({nr}, flags=PRIVATE | NORESERVE)")
+        child.do(f"advise(far.start, {nr}, Region.MADV_HUGEPAGE)")
+        child.do(f"for i in range(1, 4): touch((far.start // {SPAN} + i) * {SPAN})")
         process = child.read()
         huge = [table for table in process.leaf_tables if table.nr_filled == 1]
         assert len(huge) >= 3
         for table in huge:
             assert kpageflags(table.paddr // PAGE) & PGTABLE
-            assert table.vaddr % (1 << 30) == 0
+            assert table.vaddr % SPAN == 0
+
+
+def counted(found):
+    entries = (found.nr_to_table, found.nr_pages, found.nr_swapped, found.nr_special)
+    return (found.name, found.nr_tables, *entries, found.filled)
+
+
+def walked_tables(pid):
+    """What `counted()` returns of each level, by walks of the module to each entry."""
+    import numpy as np
+
+    from physview.model import PageKind
+    from physview.sources.kmod import Kmod
+    from physview.sources.procfs import ProcDir
+
+    found = []
+    with ProcDir(pid) as proc, Kmod(proc) as walker:
+        starts = [0]  # the first address of each table of a level
+        for level in walker.geometry().levels:
+            numbers, filled, below = np.zeros(4, int), [0] * len(FILLED), []
+            for start in starts:
+                addresses = start + (np.arange(level.nr_user, dtype=np.uint64) << level.shift)
+                pages = walker.pages(addresses)
+                kind = pages["kind"]
+                leads_on = pages["page_shift"] < level.shift
+                is_page = (kind == PageKind.PRESENT) | (kind == PageKind.PROT_NONE)
+                used = leads_on | (kind != PageKind.NONE)
+                uses = (leads_on, is_page, kind == PageKind.SWAP)
+                numbers[0] += np.count_nonzero(leads_on)
+                for i, use in enumerate(uses[1:], start=1):
+                    numbers[i] += np.count_nonzero(use & ~leads_on)
+                numbers[3] += np.count_nonzero(used & ~(uses[0] | uses[1] | uses[2]))
+                nr_used = np.count_nonzero(used)
+                filled[next(i for i, (_, most) in enumerate(FILLED) if nr_used <= most)] += 1
+                below += addresses[leads_on].tolist()
+            found.append((level.name, len(starts), *numbers.tolist(), tuple(filled)))
+            starts = below
+    return found
 
 
 def device_pages(pid):
@@ -249,7 +298,7 @@ class TestVmPte:
         child.do("libc.mprotect(found[0] + PAGE, PAGE, mmap.PROT_READ)")
         split = child.read()
         assert split.tables.nr_deposited == after.tables.nr_deposited - 1
-        assert grown(after, split) == (1, {512: 1})
+        assert grown(after, split) == (1, {FULL: 1})
         assert split.vm_pte_bytes == after.vm_pte_bytes
 
     @pytest.mark.needs("thp")
@@ -269,8 +318,8 @@ class TestVmPte:
         child.do("fd = os.memfd_create('shared'); os.truncate(fd, NR * HUGE)")
         child.do("libc.mmap(found[0], NR * HUGE, RW, mmap.MAP_SHARED | 0x10, fd, 0)")
         before = child.read()
-        child.do("for block in found: touch(block, 512)")
-        child.do("for block in found: advise(block, 512, 25)")  # MADV_COLLAPSE
+        child.do(f"for block in found: touch(block, {FULL})")
+        child.do(f"for block in found: advise(block, {FULL}, 25)")  # MADV_COLLAPSE
         after = child.read()
         assert level(after, "pmd").nr_pages - level(before, "pmd").nr_pages == NR
         assert after.tables.nr_deposited == before.tables.nr_deposited
@@ -279,7 +328,7 @@ class TestVmPte:
     def test_none_is_deposited_for_hugetlb(self, child):
         before = child.read()
         child.do("huge = Region(4 * HUGE // PAGE, flags=PRIVATE | HUGETLB)")
-        child.do("for i in range(4): huge.touch(i * 512)")
+        child.do("for i in range(4): huge.touch(i * HUGE // PAGE)")
         after = child.read()
         assert level(after, "pmd").nr_pages - level(before, "pmd").nr_pages == 4
         assert after.tables.nr_deposited == before.tables.nr_deposited
@@ -346,18 +395,23 @@ class TestCommand:
         lines = result.stdout.splitlines()
         assert lines[0].startswith(f"process {sleeper.pid} (python")
         assert lines[-1] == "0 KiB unexplained"
-        assert lines[-2].split()[:2] == [str(vm_pte(sleeper.pid) // 1024), "KiB"]
+        size, unit = lines[-2].split()[:2]
+        assert int(size) * {"KiB": 1024, "bytes": 1}[unit] == vm_pte(sleeper.pid)
         names = [line.split(" ")[0] for line in lines]
-        assert [names.count(name) for name in ("pgd", "pud", "pmd", "pte")] == [2] * 4
+        levels = read_tables([sleeper.pid]).processes[0].tables.levels
+        assert [names.count(each.name) for each in levels] == [2] * len(levels)
 
     def test_what_tables_cost(self, physview, child):
         pid = str(child.pid)
         (process,) = json.loads(physview("tables", pid, "--json").stdout)["processes"]
         line = physview("tables", pid).stdout.splitlines()[1]
-        told = re.search(r"([0-9.]+) KiB of tables per MiB, ([0-9.]+) bytes per 4 KiB$", line)
+        told = re.search(
+            r"([0-9.]+) KiB of tables per MiB, ([0-9.]+) bytes per ([0-9]+) KiB$", line
+        )
+        assert int(told[3]) == PAGE // 1024
         per_page = process["size_bytes"] / (process["mapped_bytes"] / PAGE)
         assert float(told[2]) == pytest.approx(per_page, abs=0.06)
-        assert float(told[1]) == pytest.approx(per_page / 4, abs=0.06)
+        assert float(told[1]) == pytest.approx(per_page / (PAGE // 1024), abs=0.06)
 
     def test_several_processes(self, physview, sleeper):
         result = physview("tables", str(sleeper.pid), "self")
@@ -384,11 +438,12 @@ class TestCommand:
         real = tables._vm_pte
         monkeypatch.setattr(tables, "_vm_pte", lambda proc: real(proc) - 2 * PAGE)
         assert main(["tables", str(child.pid)]) == 1
-        assert "-8 KiB unexplained" in capsys.readouterr().out
+        size = f"{2 * PAGE // 1024}"
+        assert f"-{size} KiB unexplained" in capsys.readouterr().out
         assert main(["tables", str(child.pid), str(os.getppid())]) == 1
         out = capsys.readouterr().out
-        assert "-8K?" in out
-        assert f"process {child.pid}: -8 KiB in VmPTE: unexplained" in out
+        assert f"-{size}K?" in out
+        assert f"process {child.pid}: -{size} KiB in VmPTE: unexplained" in out
         assert "VmPTE is unexplained for 2 of 2 processes" in out
 
 

@@ -25,10 +25,10 @@ from physview.sources.bpf import Bpf
 from physview.sources.kpage import KpageFile
 from physview.sources.page_flags import FLAG_BITS
 from physview.sources.procfs import ProcDir
-from physview.sources.table_geometry import level_names
+from physview.sources.table_geometry import ENTRY_BYTES, Geometry
 from physview.text import proctext
 
-NR_ENTRIES = PAGE_SIZE // 8
+NR_ENTRIES = PAGE_SIZE // ENTRY_BYTES
 FILLED = (
     (0, 0),
     (1, 1),
@@ -68,7 +68,9 @@ class TableLevel(NamedTuple):
     Args:
         name: "pgd", "p4d", "pud", "pmd" or "pte".
         span_bytes: How much memory one entry is for.
-        nr_tables: The number of tables. Of the pgd only the half for user space is counted below.
+        nr_entries: The number of entries of a table. A table of NR_ENTRIES takes a page; on arm64
+            the pgd can be smaller.
+        nr_tables: The number of tables. Of the pgd only user space's entries are counted below.
         nr_unstable: Tables that changed during each of several readings, and are left out.
         nr_gone: Tables that the kernel removed before they were read, and are left out.
         nr_to_table: Entries that lead to a table of the next level.
@@ -80,6 +82,7 @@ class TableLevel(NamedTuple):
 
     name: str
     span_bytes: int
+    nr_entries: int
     nr_tables: int
     nr_unstable: int
     nr_gone: int
@@ -92,12 +95,17 @@ class TableLevel(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """The memory of these tables."""
-        return self.nr_tables * PAGE_SIZE
+        return self.nr_tables * self.nr_entries * ENTRY_BYTES
 
     @property
     def nr_empty(self) -> int:
         """The number of tables without an entry."""
         return self.filled[0]
+
+    @property
+    def empty_bytes(self) -> int:
+        """The memory of the tables without an entry."""
+        return self.nr_empty * self.nr_entries * ENTRY_BYTES
 
     def without(self, nr_filled: int, nr_tables: int) -> TableLevel:
         """Leave out tables that each have `nr_filled` entries, but keep their entries."""
@@ -126,7 +134,7 @@ class TableCounts(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """The memory of all tables, with the deposited ones."""
-        return self.nr_tables * PAGE_SIZE
+        return self.nr_deposited * PAGE_SIZE + sum(level.size_bytes for level in self.levels)
 
     @property
     def nr_empty(self) -> int:
@@ -136,7 +144,7 @@ class TableCounts(NamedTuple):
     @property
     def empty_bytes(self) -> int:
         """The memory of the tables without an entry."""
-        return self.nr_empty * PAGE_SIZE
+        return sum(level.empty_bytes for level in self.levels)
 
     @property
     def mapped_bytes(self) -> int:
@@ -265,7 +273,7 @@ class TableReader(Closable):
                     for each in counts.leaf_tables[0 : counts.nr_leaf_tables]
                 ]
             after = _vm_pte(proc)
-            levels = _levels(counts, walker.nr_levels())
+            levels = _levels(counts, walker.geometry())
         tables = TableCounts(levels, nr_deposited)
         rest = after - tables.size_bytes - sum(uncounted(tables).values())
         is_steady = before == after and tables.is_steady
@@ -299,19 +307,19 @@ def add_counts(counts: Iterable[TableCounts]) -> TableCounts:
     every = list(counts)
     levels = []
     for alike in zip(*(each.levels for each in every), strict=True):
-        name, span_bytes, *_ = alike[0]
-        numbers = (sum(column) for column in zip(*(level[2:9] for level in alike), strict=True))
+        name, span_bytes, nr_entries, *_ = alike[0]
+        numbers = (sum(column) for column in zip(*(level[3:10] for level in alike), strict=True))
         filled = map(sum, zip(*(level.filled for level in alike), strict=True))
-        levels.append(TableLevel._make([name, span_bytes, *numbers, tuple(filled)]))
+        levels.append(TableLevel._make([name, span_bytes, nr_entries, *numbers, tuple(filled)]))
     return TableCounts(levels, sum(each.nr_deposited for each in every))
 
 
-def _levels(counts: Any, nr_levels: int) -> list[TableLevel]:
-    shift = NR_ENTRIES.bit_length() - 1
+def _levels(counts: Any, geometry: Geometry) -> list[TableLevel]:
     return [
         TableLevel(
-            name,
-            PAGE_SIZE << shift * (nr_levels - 1 - depth),
+            form.name,
+            1 << form.shift,
+            form.nr_entries,
             level.nr_tables,
             level.nr_unstable,
             level.nr_gone,
@@ -321,9 +329,7 @@ def _levels(counts: Any, nr_levels: int) -> list[TableLevel]:
             level.nr_special,
             tuple(level.filled),
         )
-        for depth, (name, level) in enumerate(
-            zip(level_names(nr_levels), counts.levels, strict=False)
-        )
+        for form, level in zip(geometry.levels, counts.levels, strict=False)
     ]
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,9 +17,9 @@ from physview.analysis.tables import (
     TableCounts,
     TableLevel,
 )
-from physview.model import PAGE_SHIFT, PAGE_SIZE, printable
+from physview.model import PAGE_SIZE, printable
 from physview.reporters.frames import WIDE, table_width, write_table
-from physview.units import cut, pages_size, short_size, size_words, terminal_width
+from physview.units import column_size, cut, short_size, size_words, terminal_width
 
 MIN_NAME = 12
 NR_SHARED_SHOWN = 10
@@ -60,7 +61,8 @@ def _processes(report: TableReport) -> str:
 
 
 def _size(size_bytes: int) -> str:
-    return pages_size(size_bytes >> PAGE_SHIFT)
+    # A pgd can be smaller than a page: arm64 has some of 16 bytes.
+    return column_size(size_bytes)
 
 
 def _count(number: int) -> str:
@@ -127,10 +129,18 @@ def _write_counts(tables: TableCounts) -> None:
     ):
         if nr:
             _write(f"{nr} more {'table' if nr == 1 else 'tables'} {why}\n")
-    _write(f"\nnumber of tables by filled entries, of {NR_ENTRIES}; in the pgd only user space's\n")
+    _write(f"\nnumber of tables by filled entries, of {NR_ENTRIES}{_of_pgd(tables)}\n")
     titles = [str(low) if low == high else f"{low}-{high}" for low, high in FILLED]
     filled = [[level.name, *map(_count, level.filled)] for level in tables.levels]
     write_table(["level", *titles], filled, (0,))
+
+
+def _of_pgd(tables: TableCounts) -> str:
+    """What is different about the entries of the pgd, by which the title ends."""
+    if os.uname().machine == "x86_64":
+        return "; in the pgd only user space's"
+    nr = tables.levels[0].nr_entries
+    return f"; the pgd has {nr}" if nr != NR_ENTRIES else ""
 
 
 def _level_row(level: TableLevel) -> list[str]:
@@ -164,12 +174,14 @@ def _kib(size_bytes: int) -> str:
 
 
 def _write_equation(process: ProcessTables) -> None:
-    """Print how VmPTE follows from the tables."""
-    lines = [
-        (_kib(process.tables.size_bytes), "the tables above"),
-        *((_kib(nr), cause.text) for cause, nr in process.differences.items()),
-        (_kib(process.vm_pte_bytes), f"VmPTE in /proc/{process.pid}/status"),
+    """Print how VmPTE follows from the tables: in bytes if the pgd is smaller than 1 KiB."""
+    parts = [
+        (process.tables.size_bytes, "the tables above"),
+        *((nr, cause.text) for cause, nr in process.differences.items()),
+        (process.vm_pte_bytes, f"VmPTE in /proc/{process.pid}/status"),
     ]
+    is_whole = all(nr % 1024 == 0 for nr, _ in parts)
+    lines = [(_kib(nr) if is_whole else f"{nr} bytes", text) for nr, text in parts]
     width = max(len(size) for size, _ in lines)
     for size, text in lines:
         _write(f"{size.rjust(width)}  {text}\n")
@@ -326,6 +338,7 @@ def _tables(tables: TableCounts) -> dict[str, Any]:
             {
                 "name": level.name,
                 "span_bytes": level.span_bytes,
+                "nr_entries": level.nr_entries,
                 "nr_tables": level.nr_tables,
                 "size_bytes": level.size_bytes,
                 "nr_unstable": level.nr_unstable,

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from physview import _ffi
 from physview.errors import AccessDenied, PhysviewError, Unsupported
-from physview.model import PAGE_SIZE
 from physview.runtime import privileges
 from physview.sources.page_tables import PageTables
 from physview.sources.procfs import ProcDir
@@ -207,17 +206,11 @@ class Bpf(PageTables):
 
         Raises:
             ProcessGone: The process ended or ran another program meanwhile.
-            Unsupported: The tables of this machine are larger than 4 KiB.
         """
         ffi, lib = self._program.ffi, self._program.lib
         tables = ffi.new("struct pv_tables *")
         while tables.at < self.info.user_end:
-            result = lib.pv_bpf_tables(self._program.handle, self._fd, tables)
-            if result == -errno.ENOTSUP:
-                what, size = "cannot count page tables", f"{PAGE_SIZE // 1024} KiB"
-                why = f"a table has {size} here, and physview counts tables of 4 KiB only"
-                raise Unsupported(what, why, "use a kernel with pages of 4 KiB")
-            self._check(result)
+            self._check(lib.pv_bpf_tables(self._program.handle, self._fd, tables))
             yield tables
 
     def read_table(self, vaddr: int, depth: int) -> TableEntries | None:
