@@ -29,6 +29,40 @@ def debian(tmp_path, monkeypatch, signer):
     return repository
 
 
+FEDORA, DEBIAN = "ID=fedora-asahi-remix\nID_LIKE=fedora\n", "ID=debian\n"
+
+
+@pytest.mark.parametrize(
+    ("os_release", "what", "names", "line"),
+    [
+        (DEBIAN, "qemu", {"machine": "aarch64"}, "apt-get install qemu-system-arm"),
+        (FEDORA, "qemu", {"machine": "aarch64"}, "dnf install qemu-system-aarch64"),
+        (DEBIAN, "make", {"compiler": "gcc"}, "apt-get install make gcc"),
+        (FEDORA, "make", {"compiler": "gcc"}, "dnf install make gcc"),
+        (
+            DEBIAN,
+            "headers",
+            {"release": "6.12.118+deb13-arm64-16k"},
+            "apt-get install linux-headers-6.12.118+deb13-arm64-16k",
+        ),
+        (
+            FEDORA,
+            "headers",
+            {"release": "6.14.2-400.asahi.fc42.aarch64+16k"},
+            "dnf install kernel-16k-devel-6.14.2-400.asahi.fc42.aarch64",
+        ),
+        (
+            FEDORA,
+            "headers",
+            {"release": "6.14.2-300.fc42.aarch64"},
+            "dnf install kernel-devel-6.14.2-300.fc42.aarch64",
+        ),
+    ],
+)
+def test_packages_have_the_names_of_the_distribution(os_release, what, names, line):
+    assert packages.install_line(what, os_release, **names).endswith(line)
+
+
 @pytest.mark.needs("apt")
 def test_headers_that_apt_has_are_named(debian, signer):
     debian.add(f"linux-headers-{RELEASE}")

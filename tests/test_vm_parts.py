@@ -367,6 +367,38 @@ def test_another_architecture_has_its_own_kernel_root_and_package(
         run_command("--arch", "arm64", "--la57", "on", "a")
 
 
+@pytest.mark.parametrize(
+    ("machine", "arch", "kernel"),
+    [
+        ("aarch64", "arm64", "arm64"),
+        ("aarch64", "arm64-16k", "arm64-16k"),
+        ("x86_64", "x86_64", "amd64"),
+    ],
+)
+def test_this_machines_own_architecture_has_its_own_root(
+    run_command, monkeypatch, machine, arch, kernel
+):
+    """On arm64, --arch chooses the size of pages. Neither a compiler nor a root is needed."""
+    asked_for = []
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine, release="6.1"))
+    monkeypatch.setattr(foreign_package, "check_tools", None)
+    monkeypatch.setattr(
+        kernels,
+        "find_kernel",
+        lambda version, tell, **options: asked_for.append((version, options)),
+    )
+    asked = run_command("--arch", arch, "a")[1]
+    assert asked_for == [("6.12", {"architecture": kernel})]
+    assert "foreign" not in asked
+
+
+def test_a_vm_of_x86_on_arm64_is_refused_at_once(run_command, monkeypatch):
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="aarch64", release="6.1"))
+    monkeypatch.setattr(kernels, "find_kernel", None)
+    with pytest.raises(Unsupported, match=r"no VM of x86-64 here: .*; use an x86-64 machine"):
+        run_command("--arch", "x86_64", "a")
+
+
 def test_a_missing_cross_compiler_is_told_before_anything_is_fetched(run_command, monkeypatch):
     monkeypatch.setattr(kernels, "find_kernel", None)
     monkeypatch.setenv("PATH", "/nonexistent")

@@ -52,10 +52,10 @@ def fake_qemu(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("PHYSVIEW_CACHE", str(tmp_path / "cache"))
     (tmp_path / "modules.order").touch()
-    kernel = SimpleNamespace(image=tmp_path / "vmlinuz", modules=tmp_path)
     program = tmp_path / packages.qemu_program(os.uname().machine)
 
-    def make(body):
+    def make(body, image="vmlinuz"):
+        kernel = SimpleNamespace(image=tmp_path / image, modules=tmp_path)
         program.write_text(
             FAKE_QEMU.format(python=sys.executable, root=str(ROOT), folder=str(tmp_path), body=body)
         )
@@ -175,6 +175,18 @@ def test_after_kvm_has_failed_tcg_is_used(fake_qemu, monkeypatch):
         "no VM will try KVM again until this machine is rebooted",
     ]
     assert run(boot_timeout=1).nr_lost == 0
+
+
+def test_kvm_is_tried_again_after_a_kernel_with_larger_pages(fake_qemu, monkeypatch):
+    """Only such a kernel may fail with KVM: on a processor of arm64 that lacks these pages."""
+    monkeypatch.setenv("PHYSVIEW_VM_ACCEL", "auto")
+    monkeypatch.setattr(qemu, "can_open_kvm", lambda: True)
+    run = fake_qemu(
+        "if accelerator == 'kvm': sys.exit()\n"
+        "boot(); send(messages.EXIT, bytes(4)); time.sleep(60)",
+        image="vmlinuz-6.12.9-arm64-16k",
+    )
+    assert [run().nr_lost, run().nr_lost] == [1, 1]
 
 
 def test_a_wait_for_kvm_is_said(fake_qemu, monkeypatch):

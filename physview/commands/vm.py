@@ -42,6 +42,7 @@ USAGE = (
 FOREIGN = ("arm64", "arm64-16k")
 """Architectures that are emulated: flavours of Debian's kernels."""
 
+X86_64 = "x86_64"
 FOREIGN_KERNEL = "6.12"
 SHELL = ["bash", "--rcfile", "/dev/null"], ["sh"]
 """What `shell` runs, and what it runs where the first is missing.
@@ -119,7 +120,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--arch",
-        choices=FOREIGN,
+        choices=(*FOREIGN, X86_64),
         help="emulate another architecture, with Debian's kernel and programs for it, which are"
         " downloaded but not installed; arm64-16k has pages of 16 KiB (default: this machine's)",
     )
@@ -252,14 +253,24 @@ def check_machine(args: argparse.Namespace) -> None:
     """Check for QEMU, and for a cross-compiler, before anything is downloaded or built."""
     from physview.vm import qemu
 
-    if args.arch and args.la57 == "on":
+    if args.arch in FOREIGN and args.la57 == "on":
         why = "only x86-64 has this choice"
         raise UsageError("--arch and --la57 exclude each other", why, "leave out one")
-    qemu.check_installed("aarch64" if args.arch else "")
-    if args.arch:
+    machine = foreign_machine(args)
+    if machine == X86_64:
+        why = "physview makes root folders for VMs of arm64 only"
+        raise Unsupported("no VM of x86-64 here", why, "use an x86-64 machine, or leave out --arch")
+    qemu.check_installed(machine)
+    if machine:
         from physview.kernels import foreign_package, foreign_root
 
         foreign_package.check_tools(foreign_root.ARM64)
+
+
+def foreign_machine(args: argparse.Namespace) -> str:
+    """Return the VM's architecture as in `uname -m`; "" if it is this machine's."""
+    machine = X86_64 if args.arch == X86_64 else "aarch64"
+    return machine if args.arch and machine != os.uname().machine else ""
 
 
 def otherwise(command: list[str]) -> list[str]:
@@ -273,7 +284,8 @@ def find_kernel(args: argparse.Namespace) -> Kernel:
     """Find the kernel to boot that the options name."""
     if args.arch and "/" not in (args.kernel or ""):
         version = args.kernel or FOREIGN_KERNEL
-        return _fetch_kernel(version, builds=not args.module, architecture=args.arch)
+        name = "amd64" if args.arch == X86_64 else args.arch
+        return _fetch_kernel(version, builds=not args.module, architecture=name)
     return _find_kernel(args.kernel, builds=not args.module)
 
 
@@ -281,7 +293,7 @@ def machine_options(args: argparse.Namespace, kernel: Kernel) -> dict[str, Any]:
     """Return the options of the machine as arguments of `vm.plan()`. It may build the module."""
     modules = _modules(args.module, kernel)
     return {
-        **(_foreign_options(kernel, modules) if args.arch else {}),
+        **(_foreign_options(kernel, modules) if foreign_machine(args) else {}),
         "modules": modules,
         "la57": args.la57 == "on",
         "memory_mib": args.memory,

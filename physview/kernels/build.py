@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 from physview.errors import PhysviewError, Unsupported
 from physview.kernels.cache import Kernel, cache_dir, locked, mark_used
-from physview.runtime import invocation
-from physview.runtime.packages import why_no_headers
+from physview.runtime.packages import install_line, why_no_headers
 
 LOG = "build.log"
 
@@ -110,8 +109,7 @@ def _usable_headers(kernel: Kernel) -> Path:
     compiler = _tools(kernel.headers).compiler
     for program in ("make", compiler):
         if shutil.which(program) is None:
-            install = invocation.as_root(f"apt-get install make {_package(compiler)}")
-            remedy = f"install {program}, for example with: {install}"
+            remedy = install_line("make", compiler=_package(compiler))
             raise Unsupported(what, f"this machine has no {program}", remedy)
     check_folder(kernel.headers, what)
     return kernel.headers

@@ -9,13 +9,15 @@ import subprocess
 
 from physview.runtime import invocation, proc_mount
 
+# Packages with the same name on all distributions.
+_ALIKE = {"kmod": "kmod", "make": "make {compiler}"}
 # By ID or ID_LIKE of /etc/os-release: the install command, and the names of the packages. That of
 # QEMU is in QEMU_PACKAGES.
 _DISTRIBUTIONS = {
-    "debian": ("apt-get install", {"headers": "linux-headers-{release}", "kmod": "kmod"}),
-    "fedora": ("dnf install", {"headers": "kernel-devel-{release}", "kmod": "kmod"}),
-    "arch": ("pacman -S", {"headers": "linux-headers", "kmod": "kmod"}),
-    "suse": ("zypper install", {"headers": "kernel-default-devel", "kmod": "kmod"}),
+    "debian": ("apt-get install", {"headers": "linux-headers-{release}", **_ALIKE}),
+    "fedora": ("dnf install", {"headers": "kernel-{flavour}devel-{base}", **_ALIKE}),
+    "arch": ("pacman -S", {"headers": "linux-headers", **_ALIKE}),
+    "suse": ("zypper install", {"headers": "kernel-default-devel", **_ALIKE}),
 }
 
 QEMU_PACKAGES = {
@@ -46,15 +48,19 @@ def install_line(
     """The command that installs a package; a sentence if the distribution is unknown.
 
     Args:
-        what: "headers", "qemu" or "kmod".
+        what: "headers", "qemu", "kmod", or "make", with a compiler.
         os_release: The text of os-release; by default that of this machine.
         machine: For "qemu": the architecture of the VM; by default this machine's.
-        names: Values for the placeholders in the package's name: `release` for "headers".
+        names: Values for the placeholders in the package's name: `release` for "headers", and
+            `compiler` for "make".
 
     >>> line = install_line("headers", "ID=ubuntu\\nID_LIKE=debian\\n", release="6.8.0-31-generic")
     >>> line.removeprefix("as root: ").removeprefix("sudo ")
     'apt-get install linux-headers-6.8.0-31-generic'
     """
+    # Fedora's and RHEL's kernels with larger pages: 6.14.2-400.asahi.fc42.aarch64+16k.
+    base, _, flavour = names.get("release", "").partition("+")
+    names |= {"base": base, "flavour": f"{flavour}-" if flavour else ""}
     by_distribution = QEMU_PACKAGES.get(machine or os.uname().machine, {})
     for name in _distribution_ids(os_release):
         if name in _DISTRIBUTIONS:
