@@ -15,15 +15,17 @@ from physview import NO_ENTRY, Cause, Gap, Process, Translations, UsageError
 from physview.analysis.ranges import iter_items
 from physview.sources import pagemap as pagemap_module
 
+NO_SCAN = {"without scan": errno.ENOTTY, "in qemu-user": errno.ENOSYS}
 
-@pytest.fixture(params=["pagemap", "reference", "without scan"])
+
+@pytest.fixture(params=["pagemap", "reference", *NO_SCAN])
 def process(request, monkeypatch):
-    if request.param == "without scan":  # as before Linux 6.7: the same answers, the old way
+    if code := NO_SCAN.get(request.param):  # as before Linux 6.7: the same answers, the old way
 
         def no_scan(*args, **kwargs):
-            raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
+            raise OSError(code, os.strerror(code))
 
-        monkeypatch.setattr(pagemap_module, "scan", no_scan)
+        monkeypatch.setattr(pagemap_module.fcntl, "ioctl", no_scan)
     source = "reference" if request.param == "reference" else "pagemap"
     with Process("self", source=source) as process:
         yield process

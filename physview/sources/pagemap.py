@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import struct
 from array import array
 from typing import Any
@@ -65,7 +66,13 @@ def scan(
     # category_mask, category_anyof_mask, return_mask
     fields = (start, end, 0, vec_address, nr_regions, max_pages, 0, 0, anyof, returned)
     arg = bytearray(_SCAN_ARG.pack(_SCAN_ARG.size, 0, *fields))
-    nr = fcntl.ioctl(fd, PAGEMAP_SCAN, arg)
+    try:
+        nr = fcntl.ioctl(fd, PAGEMAP_SCAN, arg)
+    except OSError as error:
+        # qemu-user, in which containers of other architectures run, says this of any unknown one.
+        if error.errno == errno.ENOSYS:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY)) from None
+        raise
     regions: list[tuple[int, int, int]] = list(_REGION.iter_unpack(vec[: nr * 3]))
     walk_end: int = _SCAN_ARG.unpack(arg)[4]
     return max([walk_end, *(region[1] for region in regions[-1:])]), regions
