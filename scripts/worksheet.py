@@ -62,6 +62,8 @@ of `--save` has the answer that is right there.
 | size of a huge page | 2 MiB | 2, 32 or 512 MiB |
 | levels of page tables | 4, or 5 with LA57 | 2 to 5 |
 | system calls in stacks | `__x64_sys_…` | `__arm64_sys_…` |
+| buffers that begin in a page (5) | at most 1 | at most 1; 3 or 4; 15 or 16 |
+| bits of an index in a table (levels) | 9 | 9, 11 or 13; fewer in the root |
 | `physview vm` | yes | yes, tried in emulation only; or on x86-64 with `--arch arm64` |
 
 The labs have been run on x86-64, and in emulated arm64 VMs with pages of 4 and 16 KiB.
