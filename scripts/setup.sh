@@ -150,8 +150,10 @@ find_python() {
 }
 
 too_old() {
+	sudo=
+	[ -z "$(command -v sudo)" ] || sudo=" (with sudo: sudo PHYSVIEW_PYTHON=…)"
 	fail "$1 is too old: physview needs Python 3.10 or later; install one with its headers, and" \
-		"run PHYSVIEW_PYTHON=/path/to/python3.12 ./scripts/run (with sudo: sudo PHYSVIEW_PYTHON=…)"
+		"run PHYSVIEW_PYTHON=/path/to/python3.12 ./scripts/run$sudo"
 }
 
 # Debian's package python3 is the installed Python; if it is too old, apt has no newer one.

@@ -14,7 +14,7 @@ fail() {
 
 # need_root WHAT: stop unless this is root.
 need_root() {
-	[ "$(id -u)" -eq 0 ] || fail "$1 needs root: run it with sudo"
+	[ "$(id -u)" -eq 0 ] || fail "$1 needs root: run it as root"
 }
 
 # install_packages NAME…: apt's packages, where some are missing.
