@@ -4,8 +4,10 @@
 import ctypes
 import itertools
 import os
+import subprocess
 
 import pytest
+from paths import ROOT
 
 from physview import Process
 from physview.sources.probes import visit_probes
@@ -54,6 +56,21 @@ def test_the_core_and_the_stack_agree_on_argv_and_envp():
         return probes[:4]
 
     assert visit_probes(first_four) == visit_stand_ins(first_four)
+
+
+@pytest.mark.needs("cc", "machine")
+def test_argv_is_found_without_the_c_librarys_help(tmp_path):
+    """musl passes no argv to constructors, so the core looks for it on the stack."""
+    program = tmp_path / "a name) R 1"
+    sources = [ROOT / "csrc/probes.c", ROOT / "tests/support/main_args.c"]
+    options = ["-Wall", "-Wextra", "-Werror", "-DPV_ARGS_FROM_PROC", "-I", ROOT / "csrc"]
+    subprocess.run(["cc", *options, "-o", program, *sources], check=True)
+    for arguments, environment in (
+        (["one", "", "three"], {"A": "1"}),
+        ([], {"A": "", "B": "2"}),
+        (["x" * 100000], {str(i): "y" * 50 for i in range(1000)}),
+    ):
+        subprocess.run([program, *arguments], env=environment, check=True)
 
 
 def test_the_probes_lie_where_a_program_has_them():

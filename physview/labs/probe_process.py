@@ -73,14 +73,24 @@ def _turn_aslr_off() -> None:
     _libc.personality(_libc.personality(GET_PERSONALITY) | ADDR_NO_RANDOMIZE)
 
 
+def _c_library() -> ctypes.CDLL:
+    """Return the C library, so that its malloc is the function itself.
+
+    An executable may have a stub of the same name, which hides the function. So glibc is opened by
+    its own name. musl has no such name on all machines, and its loader already is the library.
+    """
+    try:
+        return ctypes.CDLL("libc.so.6")
+    except OSError:
+        return _libc
+
+
 def main() -> None:
     """Print the probes' addresses as JSON, and keep the probes in memory until stdin is closed."""
     from physview.sources.probes import visit_probes
 
     def wait(probes: list[Probe]) -> None:
-        # Open the C library by name: an executable may have a stub named malloc, which hides the
-        # function itself.
-        malloc = ctypes.cast(ctypes.CDLL("libc.so.6").malloc, ctypes.c_void_p).value or 0
+        malloc = ctypes.cast(_c_library().malloc, ctypes.c_void_p).value or 0
         ctypes.string_at(malloc, 1)  # touch the page, so that it is resident
         has_aslr = not _libc.personality(GET_PERSONALITY) & ADDR_NO_RANDOMIZE
         line = json.dumps([has_aslr, [*probes, (MALLOC, malloc)]]) + "\n"
