@@ -17,7 +17,7 @@ from memory import PAGE, Region, raw_entry
 from paths import ROOT
 from users import AS_NOBODY
 
-from physview.analysis.entry_bits import MEANINGS, bit_names
+from physview.analysis.entry_bits import LINUX, MEANINGS, bit_names, meaning
 from physview.model import PM_PFRAME_MASK, Cause, Level
 from physview.pictures.shapes import PAPER
 from physview.pictures.svg import to_svg
@@ -252,6 +252,15 @@ def test_every_bit_has_a_meaning():
                 names = bit_names(Level(name, 0, entry, PAGE, False, True), machine)
                 assert all(each.partition("=")[0] in MEANINGS for each in names)
                 assert names or machine == "aarch64"
+
+
+@pytest.mark.parametrize("name", ["4 levels", "arm64, 16K", "arm64, 64K"])
+def test_the_step_to_the_page_names_the_bits_of_the_walks_machine(name):
+    walks = WALKS[name]
+    names = bit_names(walks.first.levels[-1].read, walks.machine)
+    wanted = [words for words in map(meaning, names) if words != LINUX]
+    told = describe_walk(walks, walks.first).steps[len(walks.first.levels)]
+    assert told.endswith(f" Its bits: {', '.join(wanted)}.")
 
 
 def test_the_sentences_of_a_walk():

@@ -180,10 +180,10 @@ def _level_step(walks: WalkedAddresses, at: WalkedAddress, depth: int) -> str:
         f" The entry is at {level.table_paddr:#x} + {level.taken} * {ENTRY_BYTES} ="
         f" {level.read.address:#x}. Its value {level.read.entry:#x}"
     )
-    return f"{where}{chooses}{value} {_leads(at, depth)}"
+    return f"{where}{chooses}{value} {_leads(at, depth, walks.machine)}"
 
 
-def _leads(at: WalkedAddress, depth: int) -> str:
+def _leads(at: WalkedAddress, depth: int, machine: str) -> str:
     """Where an entry leads, as the end of a sentence."""
     if depth + 1 < len(at.levels):
         below = at.levels[depth + 1]
@@ -191,7 +191,7 @@ def _leads(at: WalkedAddress, depth: int) -> str:
     if at.walk.paddr is None:
         return f"leads to no page: {_end(at)[0]}."
     size = at.walk.page_size_bytes
-    names = bit_names(at.levels[depth].read)
+    names = bit_names(at.levels[depth].read, machine)
     words = f"maps a page of {size_words(size)} at {at.walk.paddr & -size:#x}"
     of_hardware = [each for each in map(meaning, names) if each != LINUX]
     meanings = ", ".join(of_hardware)
