@@ -254,6 +254,22 @@ def test_memory_and_cpus_are_divided_among_nodes():
     assert "size=512M -numa node,nodeid=1,memdev=node1,cpus=1 -kernel" in line
 
 
+@pytest.mark.parametrize(
+    ("machine", "nr_cpus", "option"),
+    [
+        ("aarch64", 8, "virt,accel=tcg"),
+        ("aarch64", 9, "virt,gic-version=max,accel=tcg"),
+        ("x86_64", 9, "q35,accel=tcg"),
+    ],
+)
+def test_more_than_8_cpus_of_arm64_need_another_interrupt_controller(
+    monkeypatch, machine, nr_cpus, option
+):
+    monkeypatch.setattr(qemu, "check_installed", lambda machine: None)
+    made = qemu.QemuMachine(Path("/k"), nr_cpus=nr_cpus, machine=machine)
+    assert option in made.command("tcg", 5, 6, 7)
+
+
 def test_an_unknown_accelerator_is_refused(monkeypatch):
     monkeypatch.setenv("PHYSVIEW_VM_ACCEL", "warp")
     with pytest.raises(UsageError, match="use kvm, tcg or auto"):

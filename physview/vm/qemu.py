@@ -58,6 +58,7 @@ BOARDS = {
 # that FSRM implies ERMS, and hangs if only ERMS is off (QEMU 10.0 has FSRM, 7.2 does not). fsrs,
 # fzrm and fsrc are flags of the same kind.
 _SLOW_STRINGS = ("erms", "fsrm", "fsrs", "fzrm", "fsrc")
+_GICV2_CPUS = 8
 # QEMU 7.2 emulates AVX2 wrongly: NumPy's argsort() failed to sort 73 of 100 arrays.
 _WRONG = ("avx2",)
 
@@ -128,7 +129,7 @@ class QemuMachine(NamedTuple):
         )
         return [
             *(self.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-            *("-machine", f"{board.machine},accel={accelerator}", "-cpu", cpu),
+            *("-machine", f"{self._board_options(board)},accel={accelerator}", "-cpu", cpu),
             *("-smp", f"{self.nr_cpus}{sockets}", "-m", str(self.memory_mib)),
             *self._node_options(),
             *self._qmp_options(),
@@ -146,6 +147,11 @@ class QemuMachine(NamedTuple):
                 )
             ),
         ]
+
+    def _board_options(self, board: Board) -> str:
+        # The interrupt controller GICv2, which QEMU chooses if it can, has room for 8 CPUs.
+        is_large = self.architecture == "aarch64" and self.nr_cpus > _GICV2_CPUS
+        return board.machine + (",gic-version=max" if is_large else "")
 
     @staticmethod
     def _folder_options(name: str, path: Path, tag: str) -> Iterator[str]:
