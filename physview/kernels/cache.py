@@ -252,7 +252,7 @@ def held(paths: Iterable[Path]) -> Iterator[list[int]]:
     places = set()
     for path in paths:
         with contextlib.suppress(ValueError):  # it is not in the cache
-            parts = path.absolute().relative_to(cache).parts
+            parts = Path(os.path.abspath(path)).relative_to(cache).parts
             places.add(Path(*parts[: 3 if parts[:1] == ("modules",) else 2]))
     locks: list[int] = []
     try:
