@@ -90,6 +90,7 @@ def test_what_a_process_uses_stays(folder):
     """A VM's QEMU has the descriptors."""
     paths = [folder / "packages/0123/physview", folder / f"modules/{RELEASE}/0123/x.ko"]
     found = later(31)
+    (folder.parent / "other").mkdir()
     with cache.held([*paths, folder.parent, folder / "../other"]) as locks:
         assert len(locks) == 2
         user = subprocess.Popen(["sleep", "60"], pass_fds=locks)
