@@ -2,7 +2,8 @@
 """Lists the processes with what is cheap to know of each: whether its memory may have changed.
 
 Reading /proc/PID/stat takes 10 microseconds; reading the memory of a process takes a hundred times
-as long. So the memory of a process is read again only if its stat has changed.
+as long. So the memory of a process is read again only if its stat has changed. Its stat also has
+the kernel's own count of resident pages. (statm has it, too, and would take 7 microseconds more.)
 """
 
 from __future__ import annotations
