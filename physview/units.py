@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from physview.model import PAGE_SHIFT
+from physview.model import PAGE_SHIFT, printable
 from physview.text.output import ellipsis
 
 PIPE_WIDTH = 1 << 16
@@ -29,6 +29,18 @@ def cut(text: str, width: int) -> str:
         return text
     rest = ellipsis()
     return text[: max(0, width - len(rest))] + rest
+
+
+def mapping_name(path: str, room: int) -> str:
+    """Name a mapping in so many characters: the file's name alone if its path is too long.
+
+    >>> mapping_name("", 20), mapping_name("/usr/lib/libc.so.6", 20), mapping_name("/b/c.so", 4)
+    ('[anonymous]', '/usr/lib/libc.so.6', 'c.so')
+    """
+    text = printable(path) or "[anonymous]"
+    if len(text) > room and "/" in text:
+        text = text.removesuffix(" (deleted)").rpartition("/")[2]
+    return cut(text, room)
 
 
 def short_size(size_bytes: int | None) -> str:

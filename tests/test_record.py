@@ -209,7 +209,7 @@ def test_a_limit_removes_the_oldest_of_all_tables():
     assert expired(found, "2026-01-03") == []
 
 
-def test_what_others_could_change_is_refused(dataset, tmp_path):
+def test_what_others_could_change_is_refused(dataset, tmp_path, monkeypatch):
     dataset.mkdir()
     (dataset / "groups").symlink_to(tmp_path)
     with (
@@ -230,6 +230,10 @@ def test_what_others_could_change_is_refused(dataset, tmp_path):
         open_test_spool(dataset / "missing/deeper")
     with pytest.raises(PhysviewError, match="folder of its own"):
         folders.open_folder("/")
+    os.chmod(tmp_path, 0o777)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AccessDenied, match=f"may rename folders in {tmp_path};"):
+        folders.open_folder("memory")
 
 
 @pytest.mark.needs("root", "nobody")

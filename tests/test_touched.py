@@ -159,6 +159,23 @@ def test_a_process_that_ends_ends_the_interval(python):
     assert stderr.startswith(f"physview: process {child.pid} is gone: it ended while it was read")
 
 
+def test_a_narrow_terminal_shows_the_names_of_files_and_not_the_beginning_of_their_paths(
+    physview, sleeper
+):
+    result = physview(
+        "touched", str(sleeper.pid), "--for", "0", env={**os.environ, "COLUMNS": "80"}
+    )
+    assert f"process {sleeper.pid} (" in result.stdout
+    assert "): 0 s, by" in result.stdout
+    names = {line[70:].strip() for line in result.stdout.splitlines() if line.startswith("0x")}
+    with open(f"/proc/{sleeper.pid}/maps") as maps:
+        known = {line[73:].strip().rpartition("/")[2] or "[anonymous]" for line in maps}
+    whole = {name for name in names if not name.endswith("…")}
+    assert whole <= known
+    assert "[anonymous]" in whole
+    assert all(any(name.startswith(cut[:-1]) for name in known) for cut in names - whole)
+
+
 @pytest.mark.needs("kthread")
 def test_a_kernel_thread_has_no_pages(physview):
     for options in ([], ["--clear"], ["--by", "referenced"]):

@@ -111,7 +111,7 @@ QUESTIONS: dict[str, Question] = {
         Question(
             "leaks",
             "Which programs grow without end",
-            "Resident and swapped memory that grew in every step of the time shown.",
+            "Memory that grew in each of six or more steps, one after the other.",
             group_questions.leaks,
             ("step", "approx"),
         ),

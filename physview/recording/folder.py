@@ -135,7 +135,8 @@ def open_folder(path: str) -> Folder:
         raise PhysviewError("cannot use /", "a dataset needs a folder of its own", "name one")
     with Target(path) as target:
         if target.access is Access.SHARED:
-            why = f"other users may rename folders in {target.folder}"
+            place = os.path.realpath(".") if target.folder == "." else target.folder
+            why = f"other users may rename folders in {place}"
             raise AccessDenied(f"cannot use {path}", why, "choose a folder of your own", path=path)
         with Folder(os.open(".", _FOLDER, dir_fd=target.fd), os.path.dirname(path)) as above:
             folder = above.enter(target.name)

@@ -22,7 +22,7 @@ from physview.reporters.maps_columns import (
     values_of_chunk,
 )
 from physview.reporters.maps_rows import Selection, Sorter
-from physview.units import cut, short_size, terminal_width
+from physview.units import mapping_name, short_size, terminal_width
 
 MIN_NAME = 12
 # Texts of so many different values are kept.
@@ -123,7 +123,7 @@ class MapsTable:
         if column.name in ("name", "command"):
             is_last = column is self._columns[-1]
             room = self._room if is_last else self._width(column)
-            return lambda name: self._justified(column, _short_name(name, room))
+            return lambda name: self._justified(column, mapping_name(str(name), room))
         return lambda value: self._justified(column, make(value))
 
     def _make_cells(self, *, knows_frames: bool) -> list[_Cells]:
@@ -233,13 +233,6 @@ class MapsTable:
         if lines:
             sys.stdout.write("".join(lines))
             sys.stdout.flush()
-
-
-def _short_name(name: Any, room: int) -> str:
-    text = printable(str(name)) or "[anonymous]"
-    if len(text) > room and "/" in text:
-        text = text.removesuffix(" (deleted)").rpartition("/")[2]
-    return cut(text, room)
 
 
 def _mappings(total: Usage) -> str:

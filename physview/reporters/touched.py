@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 from physview.analysis.page_uses import PageRun, Sums
 from physview.analysis.touched import Interval, MappingUse, Touched
 from physview.model import Vma, printable
-from physview.units import cut, share, short_size, terminal_width
+from physview.units import mapping_name, share, short_size, terminal_width
 
+SHORTEST = 0.001
+"""Shorter intervals, between two looks without a pause, are told as 0 s."""
 _TITLES = ("start", "resident", "touched", "share", "written", "unknown", "untouched", "perm")
 _WIDTHS = (14, 8, 7, 6, 7, 7, 9, 4)
 
@@ -59,9 +61,9 @@ class _Cells(NamedTuple):
 
 def print_heading(touched: Touched, nr_wanted: int) -> None:
     """Print what was done: how long, by what, what it changed, and what it cannot tell."""
-    intervals = f"{len(touched.intervals)} x {touched.intervals[0].seconds:.3g} s"
+    intervals = f"{len(touched.intervals)} x {_seconds(touched.intervals[0].seconds)}"
     if nr_wanted == 1:
-        intervals = f"{touched.seconds:.3g} s"
+        intervals = _seconds(touched.seconds)
     print(
         f"process {touched.pid} ({printable(touched.name)}): {intervals}, by {touched.by}"
         f" ({touched.source})"
@@ -98,7 +100,7 @@ def print_mappings(touched: Touched, top: int | None = None) -> None:
     _print_row(_Cells(*_TITLES), "name", room)
     for vma, sums in largest(touched, top):
         cells = _cells(touched, f"{vma.start:#014x}", sums, vma.perms)
-        _print_row(cells, cut(printable(vma.path), room), room)
+        _print_row(cells, mapping_name(vma.path, room), room)
     nr = len(touched.mappings)
     mappings = f"{nr} mapping{'' if nr == 1 else 's'}"
     _print_row(_cells(touched, "total", touched.total, ""), mappings, room)
@@ -125,6 +127,10 @@ def print_summary(touched: Touched) -> None:
         print(f"gone since the beginning, and not counted: {short_size(total.gone)}")
     if total.lost:
         print(f"cleared by others: the bits of {short_size(total.lost)}")
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= SHORTEST else "0 s"
 
 
 def _size(size_bytes: int) -> str:
