@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Kernels on which no BPF program can walk page tables, and what physview says there."""
 
+import shlex
+import sys
+
 import pytest
 from kernel_series import SERIES, by_kernel
+
+from physview import kernels
+from physview.system import module
 
 
 def refusal_in_vm(physview, kernel, append=""):
@@ -13,11 +19,37 @@ def refusal_in_vm(physview, kernel, append=""):
     return result.stderr
 
 
+LOAD = """
+import sys
+from pathlib import Path
+from physview import errors
+from physview.system import checks, module
+try:
+    module.load(Path(sys.argv[1]))
+except errors.PhysviewError as error:
+    print(error)
+print(checks.check_module().value)
+"""
+
+
 @pytest.mark.needs("root", "vm", "kernel-6.1")
 def test_lockdown(physview):
-    told = refusal_in_vm(physview, "6.1", "lockdown=confidentiality")
-    assert "the kernel is locked down (confidentiality)" in told
-    assert "boot without lockdown" in told
+    """Secure Boot locks the kernel down (integrity): no module of ours, but a walk by BPF."""
+    path = kernels.build_module(kernels.find_kernel("6.1"), module.source_dir())
+    level = "echo {} >/sys/kernel/security/lockdown; physview walk self 0 --source bpf"
+    load = shlex.join([sys.executable, "-I", "-c", LOAD, str(path)])
+    script = f"{level.format('integrity')}; {load}; {level.format('confidentiality')}"
+    vm = ("vm", "--kernel", "6.1", "--module", "none")
+    result = physview(*vm, "--", "sh", "-c", script)
+    assert result.returncode == 1
+    _, refused, found = result.stdout.rstrip("\n").rsplit("\n", 2)
+    assert "cannot load the module: the kernel is locked down (integrity)" in refused
+    assert "as with Secure Boot" in refused
+    assert "DKMS" in refused
+    assert "or use BPF, which needs no module" in refused
+    assert "loads only modules that are signed with a key that it trusts" in found
+    assert "the kernel is locked down (confidentiality)" in result.stderr
+    assert "boot without lockdown" in result.stderr
 
 
 @pytest.mark.needs("root", "vm")

@@ -58,22 +58,11 @@ def _build() -> Path:
 
     kernel = kernels.running_kernel(to_boot=False)
     if kernel is None or kernel.headers is None:
-        otherwise = f"use a throwaway VM: {invocation.in_vm('…')}{_or_without_module()}"
+        otherwise = f"use a throwaway VM: {invocation.in_vm('…')}{module.or_bpf()}"
         why, remedy = packages.why_no_headers(os.uname().release, otherwise)
         raise ModuleUnavailable("cannot build the module", why, remedy)
     _common.say(f"building for {kernel.release}")
     return kernels.build_module(kernel, module.source_dir())
-
-
-def _or_without_module() -> str:
-    """Return the advice to walk page tables by BPF, if this kernel may allow this to root."""
-    from physview.system import checks
-
-    found = checks.check_bpf()
-    if found.state != checks.YES and not (found.needs_root and checks.has_btf()):
-        return ""
-    walk = invocation.physview_as_root("walk PID ADDRESS --source bpf")
-    return f"; or use BPF, which needs no module: {walk}"
 
 
 def _print_status(as_json: bool) -> int:

@@ -17,6 +17,7 @@ _BITS = {"SYS_MODULE": 16, "SYS_PTRACE": 19, "SYS_ADMIN": CAP_SYS_ADMIN}
 
 RUN_AS_ROOT = "run as root"
 LOCKDOWN = "/sys/kernel/security/lockdown"
+SIGNED_ONLY = "it loads only modules that are signed with a key that it trusts"
 
 
 class Forbidden(NamedTuple):
@@ -46,6 +47,12 @@ def lockdown() -> str:
     """Return the level of the kernel's lockdown; "" if lockdown is off."""
     match = re.search(rb"\[(\w+)\]", read_or_empty(LOCKDOWN))
     return match[1].decode() if match and match[1] != b"none" else ""
+
+
+def why_signed_modules() -> str:
+    """Why the kernel loads only signed modules; "" if it is not locked down."""
+    level = lockdown()
+    return level and f"the kernel is locked down ({level}), as with Secure Boot: {SIGNED_ONLY}"
 
 
 def root_remedy(*names: str) -> str:

@@ -370,6 +370,8 @@ def check_module() -> CheckResult:
         value = "this kernel cannot load modules; pagemap does not need the module"
         return CheckResult("module", NO, value, "a kernel with CONFIG_MODULES=y", details=details)
     value = f"{MODULE} is not loaded; pagemap does not need it"
+    if signed_only := privileges.why_signed_modules():
+        value += f"; {signed_only}"
     if not _has_kmod():
         value += "; lsmod and insmod are missing: the module's `make insert` needs them"
         return CheckResult("module", NO, value, packages.install_line("kmod"), details=details)

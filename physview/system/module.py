@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from physview.errors import AccessDenied, ModuleUnavailable, Unsupported
-from physview.runtime import invocation, proc_mount, syscalls
+from physview.runtime import invocation, privileges, proc_mount, syscalls
 from physview.sources.kmod import DEVICE, NAME
 from physview.text import proctext
 
@@ -126,35 +126,67 @@ def _call(name: str, verb: str, *args: int | bytes) -> None:
     code = ctypes.get_errno()
     if code == errno.EPERM and os.geteuid() != 0:
         raise AccessDenied(f"cannot {verb} the module", "it requires CAP_SYS_MODULE", "run as root")
-    why, remedy = _reasons().get(code, (os.strerror(code), f"see {invocation.as_root('dmesg')}"))
+    why, remedy = _reason(code)
     raise Unsupported(f"cannot {verb} the module", why, remedy)
 
 
-def _reasons() -> dict[int, tuple[str, str]]:
-    """The reason and the remedy for each errno of the kernel."""
+def _reason(code: int) -> tuple[str, str]:
+    """The reason and the remedy for an errno of the kernel."""
+    if code == errno.EPERM:
+        return _why_not_permitted()
+    if code in (errno.EKEYREJECTED, errno.ENOKEY):
+        why = f"the kernel wants a signature, as with Secure Boot: {privileges.SIGNED_ONLY}"
+        return why, _with_signature()
+    if code == errno.ENOEXEC:
+        build = invocation.physview("module build")
+        return "it was built for another kernel", f"build it again: {build}"
+    if code == errno.EEXIST:
+        return "it is loaded already", f"see {invocation.physview('module status')}"
+    if code in (errno.EAGAIN, errno.EBUSY):
+        return "it is in use", f"end the programs that have {DEVICE} open: {_who_holds()}"
+    return os.strerror(code), f"see {invocation.as_root('dmesg')}"
+
+
+def _why_not_permitted() -> tuple[str, str]:
+    """Why root may not load a module. Source: kernel/module/signing.c, may_init_module()"""
+    if why := privileges.why_signed_modules():
+        return why, _with_signature()
     vm = f"use a throwaway VM: {invocation.in_vm('…')}"
-    in_use = ("it is in use", f"end the programs that have {DEVICE} open: {_who_holds()}")
-    return {
-        errno.EPERM: (
-            "the kernel is locked down, or this is a container",
-            f"see /sys/kernel/security/lockdown; {vm}",
-        ),
-        errno.EKEYREJECTED: (
-            "Secure Boot wants it signed with a key that the kernel trusts",
-            f"sign it with a key of your own (mokutil), or {vm}",
-        ),
-        errno.ENOKEY: (
-            "the kernel loads only signed modules",
-            f"sign it with a key that the kernel trusts, or {vm}",
-        ),
-        errno.ENOEXEC: (
-            "it was built for another kernel",
-            f"build it again: {invocation.physview('module build')}",
-        ),
-        errno.EEXIST: ("it is loaded already", f"see {invocation.physview('module status')}"),
-        errno.EAGAIN: in_use,
-        errno.EBUSY: in_use,
-    }
+    if _read(Path("/proc/sys/kernel/modules_disabled")) == "1":
+        why = "kernel.modules_disabled forbids it until this machine is restarted"
+        return why, f"restart without this setting, or {vm}"
+    why = "the kernel is locked down, or this is a container"
+    return why, f"see {privileges.LOCKDOWN}; {vm}"
+
+
+def _with_signature() -> str:
+    """The advice where only signed modules are loaded: DKMS, a VM, or no module at all."""
+    advice = "let DKMS build and sign it (package physview-dkms)"
+    if signed_by_dkms():
+        modprobe = invocation.as_root(f"modprobe {NAME}")
+        advice = f"if the key of DKMS is enrolled, load the one that DKMS signed: {modprobe}"
+    return f"{advice}; or use a throwaway VM: {invocation.in_vm('…')}{or_bpf()}"
+
+
+def or_bpf() -> str:
+    """The advice to walk page tables by BPF, after another advice; "" where root cannot do it."""
+    from physview.system import checks
+
+    found = checks.check_bpf()
+    if found.state != checks.YES and not (found.needs_root and checks.has_btf()):
+        return ""
+    walk = invocation.physview_as_root("walk PID ADDRESS --source bpf")
+    return f"; or use BPF, which needs no module: {walk}"
+
+
+def signed_by_dkms() -> bool:
+    """Whether DKMS has installed the module for the running kernel.
+
+    Source: the folders of Debian, openSUSE and Fedora in dkms(8), dest_module_location
+    """
+    folder = Path("/lib/modules") / os.uname().release
+    places = ("updates/dkms", "updates", "extra")
+    return any(next((folder / place).glob(f"{NAME}.ko*"), None) for place in places)
 
 
 def _who_holds() -> str:
