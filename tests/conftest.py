@@ -317,6 +317,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: detect.succeeds(sys.executable, "-m", "pip", "index", "versions", "-q", "cffi"),
         "no package index can be reached",
     ),
+    "loopback": (
+        detect.has_loopback,
+        "this machine cannot reach itself, as after unshare --net: ip link set lo up",
+    ),
     "insmod": (lambda: shutil.which("insmod") is not None, "no insmod: apt-get install kmod"),
     **{
         name: (
@@ -340,12 +344,18 @@ def missing(capability: str) -> str:
     return "" if has() else reason
 
 
+# The tests of these capabilities ask a program by a port of this machine.
+TALK_TO_SERVERS = {"browser", "prometheus"}
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     # Tests that run alone mind who else maps the library. In a guest they have the server.
     is_alone = item.get_closest_marker("alone") is not None
     command_server.allow(not is_alone or command_server.VARIABLE in os.environ)
     required = os.environ.get("PHYSVIEW_REQUIRE", "").split(",")
     needed = {name for marker in item.iter_markers("needs") for name in marker.args}
+    if needed & TALK_TO_SERVERS:
+        needed.add("loopback")
     # Kernels last: where QEMU is missing, no kernel needs to be downloaded.
     for capability in sorted(needed, key=lambda name: (name.startswith(FETCHED), name)):
         reason = missing(capability)

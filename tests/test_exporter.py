@@ -40,6 +40,8 @@ from physview.recording import groups
 from physview.recording.schema import GROUPS, MOMENT
 from physview.text.quoting import unescaped
 
+pytestmark = pytest.mark.needs("loopback")  # most of them ask a server
+
 NAMES = st.binary(max_size=300).map(os.fsdecode) | st.sampled_from(["other", "a\\+b", ""])
 
 

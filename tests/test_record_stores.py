@@ -53,6 +53,7 @@ def s3():
     server.stop()
 
 
+@pytest.mark.needs("loopback")
 def test_an_object_store_that_fails_for_a_while_gets_all_files_later(s3, tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "FIRST_RETRY", 0.2)
     keep = str(tmp_path / "keep")
@@ -86,6 +87,7 @@ def _wait_until(holds):
         time.sleep(0.2)
 
 
+@pytest.mark.needs("loopback")
 def test_old_files_of_an_object_store_are_removed(s3, tmp_path):
     with spool.open_spool(s3.url, ABOUT.machine, spool=str(tmp_path / "keep")) as samples:
         for day in range(3):

@@ -221,14 +221,16 @@ def test_a_system_s_python_that_is_too_old_is_said_and_apt_left_alone(checkout, 
 
 
 def test_what_apt_prints_is_shown_only_where_it_fails(programs):
-    failed = call(ROOT, "apt_install xz-utils || echo went on", PATH=str(programs))
+    # With a proxy, a machine has a network for set-up, whatever this one has.
+    network = {"PATH": str(programs), "http_proxy": "http://127.0.0.1:1"}
+    failed = call(ROOT, "apt_install xz-utils || echo went on", **network)
     assert failed.stdout == "went on\n"
     assert failed.stderr == (
         "physview: installing xz-utils\nE: nothing\nphysview: apt-get could not update its lists\n"
         "E: nothing\nphysview: apt-get could not install xz-utils: see above\n"
     )
     write_program(programs / "apt-get", "echo debconf: unable to initialize frontend >&2")
-    fine = call(ROOT, "apt_install xz-utils", PATH=str(programs))
+    fine = call(ROOT, "apt_install xz-utils", **network)
     assert (fine.returncode, fine.stderr) == (0, "physview: installing xz-utils\n")
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from importlib.util import find_spec
@@ -24,6 +25,18 @@ from physview.system import checks
 def succeeds(*command: str) -> bool:
     """Whether a command exits with 0."""
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def has_loopback() -> bool:
+    """Whether a program here can reach another by a port of 127.0.0.1."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        try:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+        except OSError:
+            return False
+    return True
 
 
 def has_guard_regions() -> bool:
