@@ -19,6 +19,7 @@ version = re.search(r'^version = "(.*)"$', Path("pyproject.toml").read_text(), r
 publish = runpy.run_path("scripts/published_readme.py")["publish"]
 
 setup(
+    cmdclass={"build_ext": runpy.run_path("scripts/needed_to_build.py")["BuildCore"]},
     cffi_modules=["csrc/build_ffi.py:ffibuilder"],
     options={} if free_threaded else {"bdist_wheel": {"py_limited_api": "cp310"}},
     long_description=publish(Path("README.md").read_text(encoding="utf-8"), repository, version),

@@ -145,6 +145,24 @@ def test_published_links_lead_to_the_repository_where_its_address_is_known():
     assert published_readme.publish(text, "", "1") == "a b  [d](https://d)"
 
 
+def test_a_build_without_a_compiler_says_so_in_one_line(tmp_path):
+    """pip builds the sdist where there is no wheel, and shows what setup.py prints."""
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", tmp_path]
+    for compiler, what in (
+        ("/nowhere/cc -pthread", "a C compiler (/nowhere/cc)"),
+        ("cc -nostdinc", "the headers of the C library and of Linux"),
+    ):
+        environment = os.environ | {"CC": compiler}
+        result = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 1
+        line = result.stderr.splitlines()[-1]
+        assert line.startswith("physview: the core of physview is written in C, and cannot be")
+        assert f"without {what}; to install what a build needs: apt-get install gcc " in line
+        assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize("which", ["oldest", "newest"])
 def test_the_wheel_runs_the_report_in_an_empty_environment(wheel, tmp_path, which):
     versions = pythons()
