@@ -6,13 +6,17 @@
  * looked at, so the cost does not grow with the empty parts of a file.
  * Source: cachestat(2), mincore(2), statx(2), lseek(2)
  */
-#define _GNU_SOURCE /* statx() */
+#define _GNU_SOURCE /* AT_EMPTY_PATH */
 #include <errno.h>
+#ifdef __GLIBC__
+#include <sys/stat.h>
+#else
+#include <linux/stat.h> /* musl's struct statx is as young as its statx() */
+#endif
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -36,7 +40,9 @@ static bool read_stat(int fd, struct pv_file *file)
 	struct statx info;
 	int kind;
 
-	if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &info)) {
+	/* musl has statx() since 1.2.5 only. */
+	if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS,
+		    &info)) {
 		pv_file_fail(file, PV_FILE_CANNOT_OPEN, errno);
 		return false;
 	}
