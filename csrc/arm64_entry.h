@@ -71,6 +71,7 @@ static inline bool arm64_find_format(struct arm64_format *format,
 				     uint64_t paddr, uint64_t prot_none)
 {
 	bool is_old = prot_none & ARM64_OLD_PROT_NONE;
+	struct arm64_format found;
 	bool has_lpa2;
 
 	if (!(present & ARM64_VALID) || prot_none & ARM64_VALID ||
@@ -80,7 +81,7 @@ static inline bool arm64_find_format(struct arm64_format *format,
 	has_lpa2 = page_shift != 16 &&
 		   (present & ARM64_HIGH_LPA2) << ARM64_HIGH_LPA2_SHIFT ==
 			   paddr >> 50 << 50;
-	*format = (struct arm64_format){
+	found = (struct arm64_format){
 		.address = arm64_table_address(page_shift),
 		.page = ARM64_VALID |
 			(is_old ? ARM64_OLD_PROT_NONE : ARM64_PRESENT_INVALID),
@@ -88,14 +89,16 @@ static inline bool arm64_find_format(struct arm64_format *format,
 		.swap_type_shift = is_old ? 3 : 6,
 		.swap_offset_shift = is_old ? 8 : 12,
 	};
-	format->huge = format->page | (is_old ? ARM64_OLD_HUGE_INVALID : 0);
+	found.huge = found.page | (is_old ? ARM64_OLD_HUGE_INVALID : 0);
 	if (page_shift == 16) {
-		format->high = ARM64_HIGH_64K;
-		format->high_shift = ARM64_HIGH_64K_SHIFT;
+		found.high = ARM64_HIGH_64K;
+		found.high_shift = ARM64_HIGH_64K_SHIFT;
 	} else if (has_lpa2) {
-		format->high = ARM64_HIGH_LPA2;
-		format->high_shift = ARM64_HIGH_LPA2_SHIFT;
+		found.high = ARM64_HIGH_LPA2;
+		found.high_shift = ARM64_HIGH_LPA2_SHIFT;
 	}
+	/* At once: another thread may read it, and finds the same values. */
+	*format = found;
 	return true;
 }
 

@@ -9,6 +9,7 @@
  * that is freed with another of them.
  */
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -29,9 +30,18 @@ struct hold {
 
 static struct pv_python python;
 
+/*
+ * Written once, before the first array is made: without the GIL two threads may
+ * be the first, and arrays are released while others are made.
+ */
 void pv_arrow_use(const struct pv_python *functions)
 {
-	python = *functions;
+	static pthread_mutex_t first = PTHREAD_MUTEX_INITIALIZER;
+
+	pthread_mutex_lock(&first);
+	if (!python.is_initialized)
+		python = *functions;
+	pthread_mutex_unlock(&first);
 }
 
 static struct hold *get(struct hold *hold)

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The compiled core of physview. The core knows nothing of Python, prints
- * nothing, keeps no state and never exits; only arrow.c keeps the addresses by
- * which it gives an object back. Functions return a count, 0 or -errno. Python
- * calls the core without the GIL, so every function must be thread-safe.
+ * nothing and never exits. Functions return a count, 0 or -errno. Python calls
+ * the core without the GIL, so every function must be thread-safe. All of its
+ * state is written once, with values that no later call changes: the arguments
+ * of main() in probes.c, the addresses by which arrow.c gives an object back,
+ * and, on arm64, the kernel's format of entries in bpf_load.c.
  */
 #ifndef PHYSVIEW_H
 #define PHYSVIEW_H

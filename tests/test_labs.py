@@ -83,7 +83,8 @@ def test_runs():
     by_label = dict(zip(labels, zip(virtual, physical, what, strict=True), strict=True))
     assert by_label["main"][0] == "2 different"
     assert by_label["main"][1] == "stayed"
-    assert by_label["main"][2].endswith("_native.abi3.so, cached")
+    assert "_native." in by_label["main"][2]
+    assert by_label["main"][2].endswith(".so, cached")
     assert by_label["malloc"][2].endswith("libc.so.6, cached")
     assert by_label["&gmsg"][2].startswith("a private copy of _native")
     assert by_label["&buf"][2] == "anonymous, [stack]"

@@ -89,9 +89,9 @@ def test_the_probes_lie_where_a_program_has_them():
     for label in ("lmsg", "gmsg"):
         # The linker of arm64 puts constants and code into one segment.
         assert lies_in[label][1] in ("r--p", "r-xp")
-    assert {os.path.basename(lies_in[label][0]) for label in ("main", "lmsg", "gmsg")} == {
-        "_native.abi3.so"
-    }
+    # Without a GIL there is no abi3, and the name tells the version of Python.
+    (name,) = {os.path.basename(lies_in[label][0]) for label in ("main", "lmsg", "gmsg")}
+    assert name.startswith("_native.")
 
 
 def test_the_buffers_lie_in_equal_steps():
