@@ -16,10 +16,11 @@ import sysconfig
 
 
 def _name() -> str:
-    """Return the name of this Python's parts, as "cp313-x86_64"."""
+    """Return the name of this Python's parts, as "cp313-x86_64"; with musl it ends in "-musl"."""
     threads = "t" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""
     version = sys.version_info
-    return f"cp{version.major}{version.minor}{threads}-{os.uname().machine}"
+    libc = "-musl" if "musl" in (sysconfig.get_config_var("HOST_GNU_TYPE") or "") else ""
+    return f"cp{version.major}{version.minor}{threads}-{os.uname().machine}{libc}"
 
 
 def _cache() -> str:

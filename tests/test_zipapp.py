@@ -168,3 +168,14 @@ def test_a_python_without_parts_is_told_which_there_are(folder, tmp_path):
     assert result.returncode == 1
     assert "it has cp310-vax; use such a Python" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_the_parts_of_another_c_library_are_not_taken(monkeypatch):
+    """Parts for glibc do not load in a Python for musl, so their names differ."""
+    names = set()
+    for system in ("x86_64-pc-linux-gnu", "x86_64-alpine-linux-musl", None):
+        values = {"HOST_GNU_TYPE": system, "Py_GIL_DISABLED": 0}
+        monkeypatch.setattr(zipapp_main.sysconfig, "get_config_var", values.get)
+        names.add(zipapp_main._name())
+    assert len(names) == 2
+    assert {name.endswith("-musl") for name in names} == {False, True}
