@@ -90,6 +90,7 @@ def test_what_a_workflow_runs_is_a_script_that_can_be_run_elsewhere(name):
 def test_every_script_is_used_by_a_workflow_or_a_script():
     texts = {path: path.read_text() for path in SCRIPTS} | WORKFLOWS
     texts["lib"] = (ROOT / "scripts/ci/fresh-lib.sh").read_text()
+    texts["test"] = (ROOT / "scripts/test").read_text()
     for script in SCRIPTS:
         others = "\n".join(text for path, text in texts.items() if path != script)
         assert named(script, others), f"{script.name} is used by nothing"
