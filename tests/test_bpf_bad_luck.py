@@ -52,8 +52,8 @@ def test_sixty_thousand_mappings(physview, python):
     """Every second page may be written: no two neighbours are one mapping."""
     nr = 60_000
     child = python(
-        f"import memory; region = memory.Region({nr}).touch()\n"
-        f"for i in range(0, {nr}, 2): memory.libc.mprotect(region.start + i * 4096, 4096, 1)\n"
+        f"from memory import PAGE, Region, libc; region = Region({nr}).touch()\n"
+        f"for i in range(0, {nr}, 2): libc.mprotect(region.start + i * PAGE, PAGE, 1)\n"
     )
     with open(f"/proc/{child.pid}/maps", "rb") as maps:
         assert maps.read().count(b"\n") > nr - 1000
@@ -63,8 +63,9 @@ def test_sixty_thousand_mappings(physview, python):
 def test_a_hundred_tebibytes_of_which_three_pages_are_used(physview, python):
     child = python(
         "import memory\n"
-        "region = memory.Region(100 << 28, flags=memory.PRIVATE | memory.NORESERVE)\n"
-        "region.touch(0, 50 << 28, (100 << 28) - 1)\n"
+        "nr = (100 << 40) // memory.PAGE\n"
+        "region = memory.Region(nr, flags=memory.PRIVATE | memory.NORESERVE)\n"
+        "region.touch(0, nr // 2, nr - 1)\n"
     )
     before = os.times()
     assert 3 < compare(physview, child.pid)["same_frame"] < 20_000
