@@ -1,30 +1,68 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs some of the tests on arm64 with pages of 4 and of 16 KiB, in emulated VMs.
+"""Runs tests on arm64 with pages of 4, 16 and 64 KiB, in emulated VMs.
 
-    ./scripts/test --arm64 [pytest's arguments]
+    ./scripts/test --arm64 [FLAVOUR…] [small|whole] [PYTEST'S ARGUMENTS]
 
-Without arguments: TESTS, which tell most about arm64. The VMs have the root folder and the kernels
-of `physview vm --arch`. pytest's wheels for arm64 are put into the cache once.
+Without a flavour, all of FLAVOURS. arm64-64k is left out, with a message, if its kernel has not
+been built. Without pytest's arguments: TESTS, which tell most about arm64. With "small": a few of
+them, for CI. With "whole": the tests that need no VM, as scripts/test --host chooses them; that
+takes hours for each flavour. The output of each flavour is in a file, which is named before the
+tests begin, and is printed when they end.
+
+The VMs have the root folder and the kernels of `physview vm --arch`. pytest's wheels for arm64 are
+put into the cache once.
 """
 
 from __future__ import annotations
 
+import collections
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
-from physview import kernels, vm
+from physview import errors, kernels, vm
 from physview.kernels import foreign_package, foreign_root
 from physview.kernels.cache import locked
 from physview.system import module
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAVOURS = ("arm64", "arm64-16k")
 SERIES = "6.12"
 WHEELS = ("pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.7", "hypothesis>=6.100", "pyte>=0.8")
+
+
+class Flavour(NamedTuple):
+    """A kernel to test on.
+
+    Args:
+        memory_mib: The memory of the VM. Tests ask for several huge pages.
+        hugetlb: What reserves hugetlb pages. With pages of 64 KiB the default size is 512 MiB.
+    """
+
+    memory_mib: int
+    hugetlb: str
+
+
+FLAVOURS = {
+    "arm64-16k": Flavour(2048, "hugepages=4"),
+    "arm64-64k": Flavour(8192, "hugepages=4"),
+    "arm64": Flavour(2048, "hugepages=16"),
+}
+# What to run: the words in place of pytest's arguments.
+SMALL, WHOLE = "small", "whole"
+# Each source, each kind of page table, the first command, and tagged pointers.
+SMALL_TESTS = (
+    "tests/test_labs.py::test_levels",
+    "tests/test_arm64.py::test_memview",
+    "tests/test_arm64.py::test_translate",
+    "tests/test_arm64.py::test_compare",
+    "tests/test_arm64.py::test_pages",
+    "tests/test_tagged_pointers.py",
+)
 # The labs come first: a heap without holes is part of what they show.
 TESTS = (
     "tests/test_labs.py::test_heap",
@@ -35,50 +73,113 @@ TESTS = (
     *("tests/test_tagged_pointers.py", "tests/test_process.py", "tests/test_pagemap.py"),
     *("tests/test_kmod_calls.py", "tests/test_walked_addresses.py"),
     "tests/test_checks.py::test_levels_agree_with_where_the_address_space_ends",
+    "tests/test_arm64.py",
 )
 # What the tests need here: without it they would be skipped unseen.
-REQUIRED = "root,pfn,scan,kpage,kmod,aarch64"
+REQUIRED = "root,pfn,scan,kpage,kmod,aarch64,bpf,walk,tracefs,kprobes,hugetlb,thp,kthread"
+OUTCOME = re.compile(
+    r"(?:\[gw\d\] +\[ *\d+%\] +)?(?:(?P<first>[A-Z]+) +)?tests/(?P<file>test_\w+)\.py::.*?"
+    r"(?: (?P<last>PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b.*)?$"
+)
 
 
 def main(arguments: list[str]) -> int:
     """Run the tests on each flavour, and return 1 if one fails."""
+    chosen = []
+    while arguments and arguments[0] in FLAVOURS:
+        chosen.append(arguments.pop(0))
     target = foreign_root.ARM64
     root = foreign_root.root_folder(target, say)
     package = foreign_package.package_folder(target, root, say)
     wheels = test_wheels(target)
+    foreign = vm.ForeignRoot(target.machine, root, "/usr/bin/python3", package)
     failed = []
     with tempfile.TemporaryDirectory(prefix="physview-arm64-") as folder:
         checkout = Path(folder, "checkout")
         copy_checkout(checkout, package)
-        foreign = vm.ForeignRoot(target.machine, root, "/usr/bin/python3", package)
-        for flavour in FLAVOURS:
-            say(f"tests on {flavour}")
-            kernel = kernels.find_kernel(SERIES, say, architecture=flavour)
-            built = kernels.build_module(kernel, module.source_dir())
-            result = vm.run(
-                kernel,
-                ["sh", "-c", IN_GUEST, str(checkout), str(wheels), *(arguments or TESTS)],
-                modules=[built],
-                foreign=foreign,
-                shares=[built.parent, checkout, wheels],
-                memory_mib=1536,
-                append="hugepages=4",
-                say=say,
-            )
-            if result.exit_code:
-                failed.append(flavour)
+        for name in chosen or FLAVOURS:
+            try:
+                kernel = kernels.find_kernel(SERIES, say, architecture=name)
+            except errors.Unsupported as error:
+                say(f"{name} is left out: {error}")
+                failed += [name] if chosen else []
+                continue
+            if run_flavour(name, kernel, foreign, [checkout, wheels], arguments):
+                failed.append(name)
     if failed:
         say(f"tests failed on {' and '.join(failed)}")
     return int(bool(failed))
 
 
+def run_flavour(
+    name: str,
+    kernel: kernels.Kernel,
+    foreign: vm.ForeignRoot,
+    shares: list[Path],
+    arguments: list[str],
+) -> int:
+    """Run the tests on one flavour, and return the exit code."""
+    flavour = FLAVOURS[name]
+    built = kernels.build_module(kernel, module.source_dir())
+    log = Path(tempfile.mkdtemp(prefix=f"physview-{name}-"), "log")
+    say(f"tests on {kernel.release}; their output is in {log}")
+    what = arguments[0] if arguments[:1] in ([SMALL], [WHOLE]) else ""
+    whole, words = what == WHOLE, arguments[1:] if what else arguments
+    if whole:
+        words = [*os.environ.get("PHYSVIEW_WITHOUT_VMS", "").split(), *words]
+    else:
+        words = words or [*(SMALL_TESTS if what else TESTS)]
+    script = WHOLE_IN_GUEST if whole else IN_GUEST
+    try:
+        with open(log, "wb") as file:
+            result = vm.run(
+                kernel,
+                ["sh", "-c", script, *map(str, shares), *words],
+                modules=[built],
+                foreign=foreign,
+                shares=[built.parent, *shares],
+                memory_mib=flavour.memory_mib,
+                append=flavour.hugetlb,
+                swap_mib=256 if whole else 0,
+                stdout=file,
+                stderr=file,
+                say=say,
+            )
+    finally:
+        print_log(log, whole=whole)
+    return result.exit_code
+
+
 # $0 is the checkout, $1 the folder of the wheels.
-IN_GUEST = f"""
+_PREPARE = f"""
 printf '%s\\n' "$0" "$1" >/usr/lib/python3/dist-packages/tests.pth
-mkdir -p /root/.cache && cd "$0" && shift &&
-PHYSVIEW_REQUIRE={REQUIRED} PYTHONPYCACHEPREFIX=/var/cache/physview HYPOTHESIS_MAX_EXAMPLES=20 \\
-    exec python3 -X pycache_prefix=/var/cache/physview -m pytest -p no:cacheprovider -q -n 0 "$@"
+mkdir -p /root/.cache && cd "$0" && shift || exit 98
+export PHYSVIEW_REQUIRE={REQUIRED} PYTHONPYCACHEPREFIX=/var/cache/physview
+export HYPOTHESIS_MAX_EXAMPLES=20
+test="python3 -u -X pycache_prefix=/var/cache/physview -m pytest -p no:cacheprovider"
 """
+IN_GUEST = f'{_PREPARE}exec $test -q -n 0 -rs "$@"'
+# -v: an interrupted run, too, tells which tests ran.
+WHOLE_IN_GUEST = f"""{_PREPARE}
+code=0
+$test -v -rs --tb=short -o part=together -n 0 "$@" || code=1
+$test -v -rs --tb=short -o part=alone -n 0 "$@" || code=1
+exit $code
+"""
+
+
+def print_log(log: Path, *, whole: bool) -> None:
+    """Print what the tests printed; of a whole run, each file's outcomes and the rest."""
+    lines = log.read_text(errors="replace").split("\n")
+    files: dict[str, collections.Counter[str]] = {}
+    for line in lines:
+        match = OUTCOME.match(line) if whole else None
+        if match is None:
+            print(line)
+        elif outcome := match["first"] or match["last"]:
+            files.setdefault(match["file"], collections.Counter())[outcome.lower()] += 1
+    for file, outcomes in sorted(files.items()):
+        print(f"{file:30}", ", ".join(f"{nr} {name}" for name, nr in sorted(outcomes.items())))
 
 
 def test_wheels(target: foreign_root.Target) -> Path:
@@ -95,8 +196,7 @@ def test_wheels(target: foreign_root.Target) -> Path:
 def copy_checkout(target: Path, package: Path) -> None:
     """Copy the files of the repository, with the core that is compiled for arm64."""
     listed = subprocess.run(
-        ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z", "physview", "tests", "csrc",
-         "scripts", "pyproject.toml"],
+        ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     for name in filter(None, listed.stdout.split("\0")):

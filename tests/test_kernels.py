@@ -180,6 +180,20 @@ def test_a_kernel_of_arm64_with_larger_pages_has_a_name_of_its_own(empty_cache):
     }
 
 
+def test_a_kernel_that_debian_does_not_have_is_built_here(empty_cache, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")  # nothing is fetched
+    for wanted, architecture in (("6.12", "arm64-64k"), ("6.12-64k", "arm64")):
+        with pytest.raises(Unsupported, match=r"no kernel 6\.12 for arm64-64k: .* 64 KiB") as error:
+            kernels.find_kernel(wanted, architecture=architecture)
+        assert str(error.value).endswith("./scripts/build-kernel arm64-64k")
+    assert (ROOT / "scripts/build-kernel").exists()
+    unpacked(empty_cache / "kernels", "6.12.117-arm64-64k")
+    unpacked(empty_cache / "kernels", "6.12.118+deb13-arm64")
+    for wanted, architecture in (("6.12", "arm64-64k"), ("6.12-64k", "arm64")):
+        found = kernels.find_kernel(wanted, architecture=architecture)
+        assert found.release == "6.12.117-arm64-64k"
+
+
 def test_an_image_beside_the_modules_is_found(tmp_path):
     modules = tmp_path / "7.2.13+deb14-amd64/lib/modules/7.2.13+deb14-amd64"
     modules.mkdir(parents=True)

@@ -39,8 +39,8 @@ USAGE = (
     f"physview {NAME} [OPTIONS] [-- CMD…], or"
     f" physview {NAME} {'|'.join(ACTIONS)} [NAME] [OPTIONS] [-- CMD…]"
 )
-FOREIGN = ("arm64", "arm64-16k")
-"""Architectures that are emulated: flavours of Debian's kernels."""
+FOREIGN = ("arm64", "arm64-16k", "arm64-64k")
+"""Architectures that are emulated: flavours of kernels."""
 
 X86_64 = "x86_64"
 FOREIGN_KERNEL = "6.12"
@@ -122,7 +122,8 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--arch",
         choices=(*FOREIGN, X86_64),
         help="emulate another architecture, with Debian's kernel and programs for it, which are"
-        " downloaded but not installed; arm64-16k has pages of 16 KiB (default: this machine's)",
+        " downloaded but not installed; arm64-16k has pages of 16 KiB, arm64-64k of 64 KiB: Debian"
+        " has no such kernel, ./scripts/build-kernel builds it (default: this machine's)",
     )
     parser.add_argument(
         "--la57",

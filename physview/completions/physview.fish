@@ -312,7 +312,7 @@ complete -c physview -n '_shtab_physview_using module; and test $_shtab_physview
 complete -c physview -n '_shtab_physview_using; and test $_shtab_physview_npos -eq 0' -a vm -d 'Work in a virtual machine with the kernel module loaded, as root.'
 complete -c physview -n '_shtab_physview_using vm' -s h -l help -d 'show this help message and exit'
 complete -c physview -n '_shtab_physview_using vm' -l kernel -x -d 'a version of Debian'"'"'s kernel, such as 6.1, or of Ubuntu'"'"'s, such as 6.8, which is downloaded but not installed; or the path of your own image with virtio, 9p and overlayfs built in (default: the running kernel; if it is not available, Debian'"'"'s 6.1 or the first version in Ubuntu'"'"'s mirror)'
-complete -c physview -n '_shtab_physview_using vm' -l arch -xka "arm64 arm64-16k x86_64" -d 'emulate another architecture, with Debian'"'"'s kernel and programs for it, which are downloaded but not installed; arm64-16k has pages of 16 KiB (default: this machine'"'"'s)'
+complete -c physview -n '_shtab_physview_using vm' -l arch -xka "arm64 arm64-16k arm64-64k x86_64" -d 'emulate another architecture, with Debian'"'"'s kernel and programs for it, which are downloaded but not installed; arm64-16k has pages of 16 KiB, arm64-64k of 64 KiB: Debian has no such kernel, ./scripts/build-kernel builds it (default: this machine'"'"'s)'
 complete -c physview -n '_shtab_physview_using vm' -l la57 -xka "on off" -d 'page tables with 5 levels, not 4 (default: off)'
 complete -c physview -n '_shtab_physview_using vm' -l memory -x -d 'the VM'"'"'s RAM (default: 1024)'
 complete -c physview -n '_shtab_physview_using vm' -l cpus -x -d 'number of CPUs (default: 2)'

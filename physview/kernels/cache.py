@@ -16,11 +16,12 @@ from physview.errors import AccessDenied, PhysviewError
 from physview.files import trusted
 
 # For each architecture in Debian's terms: the last part of Debian's and Ubuntu's release names.
-# arm64-16k is a flavour: arm64 with pages of 16 KiB.
+# arm64-16k and arm64-64k are flavours: arm64 with pages of 16 KiB and of 64 KiB.
 FLAVOURS = {
     "amd64": ("amd64", "generic"),
     "arm64": ("arm64", "generic"),
     "arm64-16k": ("arm64-16k",),
+    "arm64-64k": ("arm64-64k",),
 }
 
 

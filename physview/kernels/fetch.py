@@ -45,6 +45,8 @@ _FALLBACK = "6.1"
 
 # Architectures in Debian's terms, or flavours of them. Modules can be built for all of them.
 ARCHITECTURES = tuple(FLAVOURS)
+# What no distribution has. scripts/build-kernel puts it into the cache.
+_SELF_BUILT = ("arm64-64k",)
 
 _VERSION = re.compile(r"\d+\.\d+(?!\d)[\w.+-]*$")
 # linux-image-RELEASE, only of the flavours in ARCHITECTURES: the cloud flavour has no 9p, and rt is
@@ -73,8 +75,8 @@ def find_kernel(
     are needed. If two processes want the same kernel at the same time, it is fetched once.
 
     Args:
-        wanted: A version: "6.1", "6.1.0-56" or "6.1.0-56-amd64"; for arm64 also "6.12-16k", with
-            pages of 16 KiB.
+        wanted: A version: "6.1", "6.1.0-56" or "6.1.0-56-amd64"; for arm64 also "6.12-16k" and
+            "6.12-64k", with pages of 16 KiB and of 64 KiB.
         tell: Called with a message before a step that takes long.
         architecture: One of ARCHITECTURES; by default this machine's. The headers' tools are
             always for this machine.
@@ -87,9 +89,12 @@ def find_kernel(
     if not _VERSION.match(wanted):
         raise _unknown(wanted)
     architecture = architecture or own_architecture()
-    if architecture == "arm64" and wanted.endswith("-16k"):
-        architecture, wanted = "arm64-16k", wanted.removesuffix("-16k").removesuffix("-arm64")
+    pages = re.search("(-arm64)?(-16k|-64k)$", wanted)
+    if architecture == "arm64" and pages:
+        architecture, wanted = f"arm64{pages[2]}", wanted.removesuffix(pages[0])
     kernel = cached_kernel(wanted, architecture)
+    if kernel is None and architecture in _SELF_BUILT:
+        raise _not_built(wanted, architecture)
     if kernel is None:
         archive = _archive(wanted)
         # Lock the series: "6.1" and "6.1.0-56" can be the same kernel.
@@ -160,6 +165,12 @@ def _unknown(wanted: str) -> UsageError:
     return UsageError(
         f"no kernel {wanted}", "physview does not know this version of Debian's kernel", remedy
     )
+
+
+def _not_built(wanted: str, architecture: str) -> Unsupported:
+    what = f"no kernel {wanted} for {architecture}"
+    remedy = f"build Linux 6.12 in a checkout of physview: ./scripts/build-kernel {architecture}"
+    return Unsupported(what, "Debian has no kernel with pages of 64 KiB", remedy)
 
 
 def _fetch(
