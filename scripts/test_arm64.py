@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,11 @@ from physview.system import module
 
 ROOT = Path(__file__).resolve().parents[1]
 SERIES = "6.12"
-WHEELS = ("pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.7", "hypothesis>=6.100", "pyte>=0.8")
+WHEELS = (
+    *("pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.7", "hypothesis>=6.100", "pyte>=0.8"),
+    *("duckdb>=1.2", "fsspec>=2023.1", "ibis-framework>=10", "prometheus-client>=0.16"),
+    "pillow>=10.1",
+)
 
 
 class Flavour(NamedTuple):
@@ -184,7 +189,7 @@ def print_log(log: Path, *, whole: bool) -> None:
 
 def test_wheels(target: foreign_root.Target) -> Path:
     """Return the folder of pytest for arm64; fetch it if it is missing."""
-    name = f"tests-{target.debian}"
+    name = f"tests-{target.debian}-{zlib.crc32(repr(WHEELS).encode()):08x}"
     with locked(name, "roots") as folder:
         if not (folder / name).exists():
             with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as work:

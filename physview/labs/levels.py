@@ -95,7 +95,7 @@ def _explain_end(evidence: Evidence, high: int, end: int) -> None:
     )
     table.add("requested address", HIGH, HIGH.bit_length())
     table.add("address given", high, high.bit_length())
-    table.add("end of user addresses", end, end.bit_length())
+    table.add("end of user addresses", end, (end - 1).bit_length())
     geometry = make_geometry(nr_levels_of(end), end)
     evidence.check(
         "space",
@@ -204,7 +204,8 @@ def _explain_walks(evidence: Evidence, walks: list[Walk], geometry: Geometry) ->
     folded = sorted({level.name for walk in walks for level in walk.levels if level.folded})
     nr_levels = len(geometry.levels)
     expected = CHOICES[evidence.answers[-1] or 0]
-    folded_words = f" {', '.join(folded)} is folded into the level above." if folded else ""
+    verb = "is" if len(folded) == 1 else "are"
+    folded_words = f" {' and '.join(folded)} {verb} folded into the level above." if folded else ""
     evidence.check(
         "levels",
         nr_levels == expected,
