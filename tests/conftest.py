@@ -39,6 +39,7 @@ pytest_plugins = ["shared_fixtures", "fleet_fixtures"]
 # pytest shows the values in failed assertions of these modules, too.
 pytest.register_assert_rewrite("actors", "failures", "plain_reads", "shown_commands", "kmod_calls")
 
+command_server.leave_pandas_out()
 # Commands write through a buffer, as they do for a user.
 os.environ.pop("PYTHONUNBUFFERED", None)
 # readline, which pytest imports, sets these for child processes, unseen by os.environ. It would cut

@@ -280,6 +280,7 @@ def test_pagemap_tells_what_is_unstable(tmp_path):
     assert nr_runs > 3 * 16  # each answer is asked for again, as often as the core tries
 
 
+@pytest.mark.alone("it moves the pages of all processes")
 @pytest.mark.needs("bpf", "cc")
 def test_a_race_with_all_that_changes_page_tables(tmp_path):
     """Extents are in order, have only entries of pagemap's form, and miss no page at rest."""

@@ -35,6 +35,8 @@ VARIABLE = "PHYSVIEW_TEST_GUEST"
 CLIENT_VARIABLE = "PHYSVIEW_TEST_CLIENT"
 ADDRESS_VARIABLE = "PHYSVIEW_TEST_SERVER"  # for that client
 NOBODY = 65534
+# What these commands import takes as long as many a command.
+HEAVY = dict.fromkeys((b"snapshot", b"diff", b"record"), "pyarrow.parquet") | {b"compare": "numpy"}
 _PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
 
 
@@ -165,7 +167,14 @@ def prepare_for_forks() -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
     import_module("physview.commands")
+    leave_pandas_out()
     _settle()
+
+
+def leave_pandas_out() -> None:
+    """In a guest: pyarrow would import pandas, which takes seconds there. Nothing needs it."""
+    if VARIABLE in os.environ:
+        sys.modules["pandas"] = None  # type: ignore[assignment]
 
 
 def tell_imports(fd: int) -> None:
@@ -226,13 +235,17 @@ def _start(listener: socket.socket) -> tuple[int, socket.socket, int]:
     """Start a command; return its number, its connection, and a pipe for its imports."""
     connection, _ = listener.accept()
     message, fds, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    words = message.split(b"\0")
+    with suppress(ImportError):
+        # The fork would import it, and then this process, which learns it from the fork.
+        import_module(HEAVY.get(words[3], "sys"))
     learnt, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
         listener.close()
         connection.close()
         os.close(learnt)
-        _run_in_child(message.split(b"\0"), fds, tell)
+        _run_in_child(words, fds, tell)
     for fd in (*fds, tell):
         os.close(fd)
     with suppress(BrokenPipeError):
