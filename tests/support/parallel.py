@@ -48,6 +48,17 @@ WITH_VMS = (
     *("vm_nested", "vm_bpf_refusals", "entry_macros"),
 )
 
+# The third worker takes these while the first two have VMs. They look at no memory whose pages the
+# kernel may move to make room for a VM.
+BESIDE_VMS = (
+    *("apt", "architecture", "atomic_file", "child_python", "ci", "completion", "core", "course"),
+    *("fleet", "fleet_page", "hostile_names", "install_advice", "invocation", "kernels"),
+    *("kmod_makefile", "kmod_style", "main", "needs", "notebook", "outside_text", "output"),
+    *("own_image", "packaging", "resource_limits", "setup", "snapshot_check", "vm_runner"),
+    *("vm_sessions", "workflow", "zipapp"),
+)
+BESIDE_VMS_WORKER = f"gw{NR_WITH_VMS}"
+
 # These tests share a VM if they run one after the other: guests.run_in_guest().
 SAME_VM = re.compile(
     r"test_matrix\.py::test_(?:the_tests_pass_in_a_vm\[(.*)-False|a_race_and_a_fuzzer.*\[(.*))\]"
@@ -82,6 +93,11 @@ def _turn(nodeid: str) -> int:
     return next(places, len(LONG))
 
 
+def _may_run_beside_vms(nodeid: str) -> bool:
+    file = re.match(r"tests/test_(\w+)\.py::", nodeid)
+    return file is not None and file[1] in BESIDE_VMS
+
+
 def _place(nodeid: str) -> int:
     """The place of a test's file in WITH_VMS; the number of those files for all others."""
     file = re.match(r"tests/test_(\w+)\.py::", nodeid)
@@ -96,8 +112,8 @@ def _needs_vm(item: pytest.Item) -> bool:
 def scheduler(config: pytest.Config, log: Any) -> Any:
     """A scheduler that gives tests to the workers in order: one by one, or a file at once.
 
-    Only the first NR_WITH_VMS workers get tests with VMs. The others wait until each of these has
-    been given to a worker.
+    Only the first NR_WITH_VMS workers get tests with VMs. Until each of these has been given to a
+    worker, the next worker gets what may run beside VMs, and the others wait.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -119,16 +135,24 @@ def scheduler(config: pytest.Config, log: Any) -> Any:
             return self._is_next_with_vm() and not may_have_vms
 
         def _assign_work_unit(self, node: Any) -> None:
-            if not self._must_wait(node):
-                super()._assign_work_unit(node)
+            if self._must_wait(node):
+                units = self.workqueue.items()
+                beside = (scope for scope, unit in units if _may_run_beside_vms(next(iter(unit))))
+                scope = next(beside, None) if node.gateway.id == BESIDE_VMS_WORKER else None
+                if scope is None:
+                    return
+                self.workqueue.move_to_end(scope, last=False)
+            super()._assign_work_unit(node)
 
         def _reschedule(self, node: Any) -> None:
-            if node.shutting_down or self._must_wait(node):
+            if node.shutting_down:
                 return
             # A worker runs a test only when it has the next one. A third saves it a wait, but a VM
             # should go to the worker that is free first.
-            work = self.assigned_work[node]
-            while self.workqueue and not self._must_wait(node):
+            nr_left = -1
+            while self.workqueue and nr_left != len(self.workqueue):
+                nr_left = len(self.workqueue)
+                work = self.assigned_work[node]
                 if self._pending_of(work) >= (2 if self._is_next_with_vm() else 3):
                     return
                 self._assign_work_unit(node)
