@@ -9,6 +9,7 @@ import ast
 import functools
 import re
 
+import parallel
 import pytest
 from conftest import CAPABILITIES
 from paths import ROOT
@@ -131,6 +132,15 @@ def test_no_test_imports_another_test():
     imports = re.compile(r"\b(?:from|import) test_\w+")
     files = sorted(TESTS.rglob("*.py"))
     assert [path.name for path in files if imports.search(path.read_text())] == []
+
+
+def test_the_files_that_workers_are_chosen_for_exist():
+    names = [path.name for path in TESTS.glob("test_*.py")]
+    for file in (*parallel.WITH_VMS, *parallel.BESIDE_VMS):
+        assert f"test_{file}.py" in names
+    for start in parallel.LONG:
+        assert any(name.startswith(start.partition("::")[0]) for name in names), start
+    assert not {*parallel.WITH_VMS} & {*parallel.BESIDE_VMS}
 
 
 def test_every_file_beside_the_tests_is_a_test():

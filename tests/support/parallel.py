@@ -26,7 +26,6 @@ ONE_WORKER = (
     "test_picture.py",
     "test_kernels.py",
     "test_exporter_prometheus.py",
-    "test_fleet_page.py",
     "test_picture_page.py",
     "test_picture_page_look.py",
     "test_guest.py",
@@ -52,10 +51,10 @@ WITH_VMS = (
 # kernel may move to make room for a VM.
 BESIDE_VMS = (
     *("apt", "architecture", "atomic_file", "child_python", "ci", "completion", "core", "course"),
-    *("fleet", "fleet_page", "hostile_names", "install_advice", "invocation", "kernels"),
-    *("kmod_makefile", "kmod_style", "main", "needs", "notebook", "outside_text", "output"),
-    *("own_image", "packaging", "resource_limits", "setup", "snapshot_check", "vm_runner"),
-    *("vm_sessions", "workflow", "zipapp"),
+    *("fleet", "fleet_dataset", "fleet_options", "fleet_page", "hostile_names", "install_advice"),
+    *("invocation", "kernels", "kmod_makefile", "kmod_style", "main", "needs", "notebook"),
+    *("outside_text", "output", "own_image", "packaging", "resource_limits", "setup"),
+    *("snapshot_check", "vm_runner", "vm_sessions", "workflow", "zipapp"),
 )
 BESIDE_VMS_WORKER = f"gw{NR_WITH_VMS}"
 
