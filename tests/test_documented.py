@@ -5,6 +5,7 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import struct
 import subprocess
 
@@ -29,6 +30,8 @@ RUN = re.compile(r"(?:\./scripts/run|(?<![\w/.-])physview) ([a-z][^|;&)`]*)")
 VARIABLE = re.compile(r"\$\([^)]*\)|\$!|\$\w+")
 
 
+# Commands that are ended by their pid, or that another user runs, cannot be forks of the server.
+OWN_PROCESS = re.compile(r"&|\bsetpriv\b|\btimeout\b")
 ONLY_IN_A_VM = {"hugetlb", "kmod", "kmods", "kprobes", "swap"}
 
 
@@ -61,8 +64,8 @@ def experiments(*, in_vm):
 
 
 @pytest.mark.parametrize("block", blocks(in_vm=False))
-def test_documented_commands_run_and_end_as_shown(block, prepared):
-    run_as_shown(block)
+def test_documented_commands_run_and_end_as_shown(block, prepared, client):
+    run_as_shown(block, client=None if OWN_PROCESS.search("\n".join(block.commands)) else client)
 
 
 @pytest.mark.parametrize("block", blocks(in_vm=True))
@@ -78,6 +81,15 @@ def test_the_experiments_run_in_a_checkout_as_printed(block, prepared):
 @pytest.mark.parametrize("block", experiments(in_vm=True))
 def test_the_experiments_that_need_a_vm_run_in_a_checkout_there(block, prepared):
     run_as_shown(block, as_printed=True)
+
+
+@pytest.fixture(scope="session")
+def client(compiled, tmp_path_factory):
+    """A folder whose `physview` is the client of the command server."""
+    folder = tmp_path_factory.mktemp("client")
+    if shutil.which("cc"):
+        (folder / "physview").symlink_to(compiled("command_client"))
+    return folder
 
 
 @pytest.fixture

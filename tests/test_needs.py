@@ -93,8 +93,13 @@ def needs_in(nodes):
     return found
 
 
+@functools.cache
 def each_test_of(path):
     """Every test of a file: its name, the names that it uses, the capabilities that it needs."""
+    return list(_iter_tests(path))
+
+
+def _iter_tests(path):
     known = definitions(path)
     shared = {"pytestmark", "needs_tracefs"} & known.keys()
     marks = [known[name] for name in shared]

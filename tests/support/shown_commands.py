@@ -8,13 +8,15 @@ import command_server
 import documented
 
 
-def run_as_shown(block, *, as_printed=False):
+def run_as_shown(block, *, as_printed=False, client=None):
     """Run the commands of a block, check their exit codes, and return their results.
 
     With `as_printed`, they run ./scripts/run in the checkout, and not an installed physview. In a
-    guest, an installed physview is run in forks: see command_server.py.
+    guest, and where a folder with the client is given, an installed physview is run in forks: see
+    command_server.py.
     """
-    with contextlib.nullcontext() if as_printed else physview_in_forks():
+    client = os.environ.get(command_server.CLIENT_VARIABLE, client)
+    with contextlib.nullcontext() if as_printed else physview_in_forks(client):
         results = documented.run(block, as_printed=as_printed)
     for command, result, code in zip(block.commands, results, block.exits, strict=True):
         # A lab also exits with 1 on a machine that differs from most machines.
@@ -24,15 +26,14 @@ def run_as_shown(block, *, as_printed=False):
 
 
 @contextlib.contextmanager
-def physview_in_forks():
-    """Let `physview` be the client of the command server, in a guest."""
-    client = os.environ.get(command_server.CLIENT_VARIABLE)
-    if not client:
+def physview_in_forks(client):
+    """Let `physview` be the client of the command server, if there is a folder that has it."""
+    server = command_server.server() if client else None
+    if not server:
         yield
         return
     before = os.environ.copy()
-    address = command_server.server().address
-    os.environ[command_server.ADDRESS_VARIABLE] = address
+    os.environ[command_server.ADDRESS_VARIABLE] = server.address
     os.environ["PATH"] = f"{client}:{os.environ['PATH']}"
     try:
         yield
