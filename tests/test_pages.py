@@ -221,7 +221,7 @@ def test_nobody_gets_the_extents_and_hears_what_is_missing(physview):
     assert result.stderr.count("\n") == 1
     assert "frame numbers are hidden" in result.stderr
     pages = [line.split() for line in result.stdout.splitlines()[1:] if line.startswith("  ")]
-    assert sum(int(words[1]) for words in pages) > 500
+    assert sum(int(words[1]) for words in pages) > (2 << 20) // PAGE
     assert {words[2] for words in pages} == {"-"}
     for option in (["--summary"], ["--flags", "anon"]):
         line = one_line(physview("pages", "self", *option, prefix=AS_NOBODY), 1)
