@@ -21,7 +21,8 @@ SERIES = "6.12"
 IN_GUEST = """set -e
 cd /
 python3 -m venv --without-pip /tmp/user
-python3 "$0"/pip-*.whl/pip --python /tmp/user/bin/python install -q --no-compile --no-index \\
+set -- "$0"/pip-*.whl
+python3 "$1/pip" --python /tmp/user/bin/python install -q --no-compile --no-index \\
     --find-links "$0" physview
 /tmp/user/bin/python -c 'import physview; print(physview.__file__)'
 /tmp/user/bin/physview --version
