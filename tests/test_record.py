@@ -213,7 +213,7 @@ def test_what_others_could_change_is_refused(dataset, tmp_path, monkeypatch):
     dataset.mkdir()
     (dataset / "groups").symlink_to(tmp_path)
     with (
-        pytest.raises(PhysviewError, match="symbolic link or no folder"),
+        pytest.raises(PhysviewError, match="symbolic link or no folder; choose another"),
         open_test_spool(dataset) as samples,
     ):
         samples.append(ABOUT, *sample_at(NOON))
@@ -224,7 +224,7 @@ def test_what_others_could_change_is_refused(dataset, tmp_path, monkeypatch):
         open_test_spool(dataset)
     os.chmod(dataset, 0o755)
     (dataset / "file").write_text("")
-    with pytest.raises(PhysviewError, match="no folder"):
+    with pytest.raises(PhysviewError, match="no folder; choose another"):
         open_test_spool(dataset / "file")
     with pytest.raises(PhysviewError, match="there is no folder"):
         open_test_spool(dataset / "missing/deeper")

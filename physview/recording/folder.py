@@ -57,7 +57,7 @@ class Folder(Descriptor):
             why = error.strerror or str(error)
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 why = "it is a symbolic link or no folder"
-            raise PhysviewError(what, why, "remove it, or choose another folder") from None
+            raise PhysviewError(what, why, "choose another folder") from None
         folder = Folder(fd, path)
         try:
             folder._require_own(what)
