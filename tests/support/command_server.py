@@ -27,6 +27,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
+from importlib.abc import MetaPathFinder
 
 from users import AS_NOBODY
 
@@ -171,10 +172,18 @@ def prepare_for_forks() -> None:
     _settle()
 
 
+class _WithoutPandas(MetaPathFinder):
+    """Finds no pandas."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+
 def leave_pandas_out() -> None:
     """In a guest: pyarrow would import pandas, which takes seconds there. Nothing needs it."""
     if VARIABLE in os.environ:
-        sys.modules["pandas"] = None  # type: ignore[assignment]
+        sys.meta_path.insert(0, _WithoutPandas())
 
 
 def tell_imports(fd: int) -> None:
