@@ -14,6 +14,7 @@ import functools
 import os
 import shutil
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -294,6 +295,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     "walk": (
         lambda: os.path.exists("/dev/3000physicalview") or detect.can_walk_by_bpf(),
         "neither the kernel module nor BPF can walk page tables here",
+    ),
+    "free-threaded": (
+        lambda: bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+        "this Python has a GIL: a free-threaded one, such as CPython's 3.14t, has none",
     ),
     "bpf": (detect.can_walk_by_bpf, "no walk by BPF: physview doctor tells why, and what to do"),
     "make": (lambda: shutil.which("make") is not None, "no make: apt-get install make"),

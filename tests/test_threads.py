@@ -9,7 +9,6 @@ import mmap
 import os
 import subprocess
 import sys
-import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -81,7 +80,7 @@ def test_probes_extents_and_schemas_at_once():
     assert [len(part) for part in results[0]] == [1, 1]
 
 
-@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has a GIL")
+@pytest.mark.needs("free-threaded")
 def test_physview_leaves_the_gil_off():
     code = (
         "import sys, physview, physview.api.memory; from physview import _ffi; _ffi.load();"
