@@ -251,6 +251,7 @@ make_venv() {
 		install_python
 		python=$(find_python) || fail "no Python here can make .venv, though apt installed one"
 	}
+	! is_offline || has_local_packages || fail_offline
 	say "making .venv with $("$python" -I --version) from $python"
 	as_owner rm -rf "$venv"
 	as_owner "$python" -I -m venv "$venv" >&2 || fail "$python could not make $venv: see above"
@@ -369,10 +370,7 @@ setup() (
 			"./scripts/run once"
 	remove_closed_folders
 	{ [ -x "$venv/bin/python" ] && "$venv/bin/python" -I -c '' &&
-		[ "$(cat "$venv"/.physview-run 2>/dev/null)" = "$root" ]; } || {
-		is_offline && ! has_local_packages && fail_offline
-		make_venv
-	}
+		[ "$(cat "$venv"/.physview-run 2>/dev/null)" = "$root" ]; } || make_venv
 	case $1 in
 	test) extra='[exporter,fleet,parquet,picture,test]' ;;
 	packages) extra='[exporter,fleet,parquet,picture,packages]' ;;

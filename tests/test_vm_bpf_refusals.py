@@ -42,7 +42,8 @@ def test_lockdown(physview):
     vm = ("vm", "--kernel", "6.1", "--module", "none")
     result = physview(*vm, "--", "sh", "-c", script)
     assert result.returncode == 1
-    _, refused, found = result.stdout.rstrip("\n").rsplit("\n", 2)
+    walked, refused, found = result.stdout.rstrip("\n").rsplit("\n", 2)
+    assert "pgd  at 0x" in walked
     assert "cannot load the module: the kernel is locked down (integrity)" in refused
     assert "as with Secure Boot" in refused
     assert "DKMS" in refused
