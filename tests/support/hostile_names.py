@@ -280,9 +280,11 @@ def commands(target: Target, qmp: str, *, with_machine: bool) -> dict[str, list[
             [pid, "-o", f"{target.folder}/b.svg", "--json"], [pid, "-o", f"{target.folder}/b.html"],
         ]  # fmt: skip
         found["diff"] += [[*both, "--picture", f"{target.folder}/diff.html"]]
-    # For each command: a hostile name as argument and as option; and --help.
+    # For each command: a hostile name as argument and as option; and --help. One parser prints what
+    # the last two get.
     for command, forms in found.items():
-        forms += [[f"--{nasty}"], ["--help"]]
+        if with_machine:
+            forms += [[f"--{nasty}"], ["--help"]]
         if command not in ("vm", "record"):  # it would start a VM, or record without an end
             forms += [[nasty, nasty], ["--json", f"{nasty}.parquet"]]
         found[command] = [[command, *form] for form in forms]
