@@ -22,8 +22,6 @@ from physview.commands import COMMANDS, make_parser, parse, subparsers
 from physview.sources import kmod
 from physview.system import module
 
-pytestmark = pytest.mark.usefixtures("alone_with_the_library")
-
 COMMAND_PAGES = {name: ROOT / f"docs/commands/{name}.md" for name in COMMANDS}
 LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
 RUN = re.compile(r"(?:\./scripts/run|(?<![\w/.-])physview) ([a-z][^|;&)`]*)")
