@@ -165,7 +165,7 @@ def test_a_process_that_maps_and_unmaps_while_it_is_read(python):
         "    while True:\n"
         "        memory.Region(300).touch()\n"
         "threading.Thread(target=churn, daemon=True).start()",
-        wait="import time; time.sleep(60)",
+        wait="import time; time.sleep(600)",
     )
     with Process(child.pid) as process:
         for _ in range(30):
