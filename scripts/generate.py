@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from importlib import import_module
@@ -290,7 +291,12 @@ def generated() -> dict[Path, str]:
     files[ROOT / "docs/recording.md"] = recording_page()
     for shell, name in COMPLETIONS.items():
         files[ROOT / "physview/completions" / name] = completion(shell)
-    return files | monitoring.files()
+    files |= monitoring.files()
+    if sys.version_info >= (3, 11):  # Grafana's library needs it
+        import dashboard
+
+        files[dashboard.PATH] = dashboard.dashboard()
+    return files
 
 
 if __name__ == "__main__":
