@@ -155,8 +155,10 @@ def run_flavour(
     return result.exit_code
 
 
-# $0 is the checkout, $1 the folder of the wheels.
+# $0 is the checkout, $1 the folder of the wheels. khugepaged is off, as in tests/vm/guest.sh: it
+# makes huge pages of the heaps that the tests look at.
 _PREPARE = f"""
+echo 4000000000 >/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs || exit 97
 printf '%s\\n' "$0" "$1" >/usr/lib/python3/dist-packages/tests.pth
 mkdir -p /root/.cache && cd "$0" && shift || exit 98
 export PHYSVIEW_REQUIRE={REQUIRED} PYTHONPYCACHEPREFIX=/var/cache/physview
