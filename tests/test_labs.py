@@ -179,8 +179,9 @@ def test_huge():
 
 @pytest.mark.needs("pfn", "swap")
 def test_swap():
-    evidence = run("swap")
-    usual(evidence)
+    # A kernel with little to do may give each page its old frame again. The lab then says so.
+    evidence = next((found for found in map(run, ["swap"] * 5) if found.is_usual), None)
+    assert evidence, "five times no page was in another frame"
     before, out, back = columns(evidence, "before", "out", "back")
     assert all(words.startswith("area ") for words in out)
     assert len(set(out)) == len(out)
