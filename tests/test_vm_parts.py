@@ -220,7 +220,7 @@ def test_a_vm_of_another_architecture_is_emulated_and_has_a_root_of_its_own(monk
     words = vm_.command("tcg", 5, 6, 7)
     line = " ".join(words)
     assert words[0] == "qemu-system-aarch64"
-    assert "-machine virt,accel=tcg -cpu max,pauth-impdef=on -smp" in line
+    assert "-machine virt,mem-merge=off,accel=tcg -cpu max,pauth-impdef=on -smp" in line
     assert "-append console=ttyAMA0 oops=panic" in line
     assert "la57" not in line
     assert "tsc=" not in line
@@ -257,9 +257,9 @@ def test_memory_and_cpus_are_divided_among_nodes():
 @pytest.mark.parametrize(
     ("machine", "nr_cpus", "option"),
     [
-        ("aarch64", 8, "virt,accel=tcg"),
-        ("aarch64", 9, "virt,gic-version=max,accel=tcg"),
-        ("x86_64", 9, "q35,accel=tcg"),
+        ("aarch64", 8, "virt,mem-merge=off,accel=tcg"),
+        ("aarch64", 9, "virt,mem-merge=off,gic-version=max,accel=tcg"),
+        ("x86_64", 9, "q35,mem-merge=off,accel=tcg"),
     ],
 )
 def test_more_than_8_cpus_of_arm64_need_another_interrupt_controller(

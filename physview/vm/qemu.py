@@ -151,7 +151,9 @@ class QemuMachine(NamedTuple):
     def _board_options(self, board: Board) -> str:
         # The interrupt controller GICv2, which QEMU chooses if it can, has room for 8 CPUs.
         is_large = self.architecture == "aarch64" and self.nr_cpus > _GICV2_CPUS
-        return board.machine + (",gic-version=max" if is_large else "")
+        # By default QEMU lets the host merge guest frames (KSM). ksmd would then scan all of RAM,
+        # and frames would move while something looks at them.
+        return board.machine + ",mem-merge=off" + (",gic-version=max" if is_large else "")
 
     @staticmethod
     def _folder_options(name: str, path: Path, tag: str) -> Iterator[str]:

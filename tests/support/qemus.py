@@ -20,7 +20,7 @@ MARK = 0x7068797376696577
 """The number that is in the guest's memory at the addresses of MARKS."""
 MARKS = (0x1234567_8, 0x1_0780_0008)
 # The memory above 4 GiB is shifted by 1 MiB there: no host huge page can be the guest's, too.
-SHIFTED = "q35,accel=tcg,max-ram-below-4g=1023M"
+SHIFTED = "q35,mem-merge=off,accel=tcg,max-ram-below-4g=1023M"
 
 
 class Qemu:
