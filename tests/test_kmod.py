@@ -237,7 +237,8 @@ def ksm():
 def test_pages_that_ksm_has_merged_are_one_frame_until_one_is_written_to(kmod, ksm):
     region = Region(3).touch()
     first, second, other = region.pages
-    content = os.urandom(PAGE)  # nobody else's
+    # Nobody else's, and touch() writes another first byte.
+    content = b"\0" + os.urandom(PAGE - 1)
     for page in (first, second):
         ctypes.memmove(page, content, PAGE)
 
