@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory import HUGE, KINDS, PAGE, WAIT, Region
-from plain_reads import agreed, plain_entries
+from plain_reads import agreed, plain_entries, while_frames_stay
 from readings import extents_of
 
 from physview.entry_rules import step_of
@@ -216,12 +216,18 @@ def test_any_pattern_of_pages(runs, batch):
             elif kind == "r":
                 region.read(index)
         at += nr
-    entries, _ = plain_entries("self")
-    mine = {vaddr: entry for vaddr, entry in entries.items() if vaddr in region.pages}
-    expected = plain_extents(mine, {region.start})
-    for use_scan in (None, False):
-        found = extents_of("self", region.start, region.end, use_scan=use_scan, batch=batch)
-        assert found == expected
+
+    def plain():
+        entries, _ = plain_entries("self")
+        return {vaddr: entry for vaddr, entry in entries.items() if vaddr in region.pages}
+
+    def check(mine):
+        expected = plain_extents(mine, {region.start})
+        for use_scan in (None, False):
+            found = extents_of("self", region.start, region.end, use_scan=use_scan, batch=batch)
+            assert found == expected
+
+    while_frames_stay(plain, check)
 
 
 @pytest.mark.needs("scan")
