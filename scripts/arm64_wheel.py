@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from physview import kernels, vm
-from physview.kernels import foreign_package, foreign_root
 from physview.system import module
+from physview.vm.foreign import arm64_root
 
 SERIES = "6.12"
 # $0 is the folder. Debian's Python has venv, but no pip.
@@ -34,16 +34,14 @@ python3 "$1/pip" --python /tmp/user/bin/python install -q --no-compile --no-inde
 
 def main(wheels: Path) -> int:
     """Run it, and return the exit code of what ran in the VM."""
-    target = foreign_root.ARM64
-    root = foreign_root.root_folder(target, say)
-    package = foreign_package.package_folder(target, root, say)
+    foreign = arm64_root(say)
     kernel = kernels.find_kernel(SERIES, say, architecture="arm64")
     built = kernels.build_module(kernel, module.source_dir())
     result = vm.run(
         kernel,
         ["sh", "-c", IN_GUEST, str(wheels)],
         modules=[built],
-        foreign=vm.ForeignRoot(target.machine, root, "/usr/bin/python3", package),
+        foreign=foreign,
         shares=[built.parent, wheels],
         memory_mib=1536,
         say=say,

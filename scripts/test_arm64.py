@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from physview import errors, kernels, vm
-from physview.kernels import foreign_package, foreign_root
+from physview.kernels import foreign_root
 from physview.kernels.cache import locked
 from physview.system import module
+from physview.vm.foreign import arm64_root
 
 ROOT = Path(__file__).resolve().parents[1]
 SERIES = "6.12"
@@ -93,15 +94,12 @@ def main(arguments: list[str]) -> int:
     chosen = []
     while arguments and arguments[0] in FLAVOURS:
         chosen.append(arguments.pop(0))
-    target = foreign_root.ARM64
-    root = foreign_root.root_folder(target, say)
-    package = foreign_package.package_folder(target, root, say)
-    wheels = test_wheels(target)
-    foreign = vm.ForeignRoot(target.machine, root, "/usr/bin/python3", package)
+    foreign = arm64_root(say)
+    wheels = test_wheels(foreign_root.ARM64)
     failed = []
     with tempfile.TemporaryDirectory(prefix="physview-arm64-") as folder:
         checkout = Path(folder, "checkout")
-        copy_checkout(checkout, package)
+        copy_checkout(checkout, foreign.package)
         for name in chosen or FLAVOURS:
             try:
                 kernel = kernels.find_kernel(SERIES, say, architecture=name)

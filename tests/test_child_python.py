@@ -31,7 +31,7 @@ MAY_START = {
     "kernels/apt.py": "apt's own -c",
     "kernels/foreign_root.py": "pip of this interpreter, with -I",
     "kernels/foreign_package.py": "the command in a guest of another architecture",
-    "commands/vm.py": "the path of the interpreter in such a guest",
+    "vm/foreign.py": "the path of the interpreter in such a guest",
     "tracing/traced_command.py": "the person's own command, by its whole path",
 }
 

@@ -307,16 +307,11 @@ def machine_options(args: argparse.Namespace, kernel: Kernel) -> dict[str, Any]:
 
 def _foreign_options(kernel: Kernel, modules: list[Path]) -> dict[str, Any]:
     """Return the options for another architecture. The root folder and the package may be made."""
-    from physview import vm
-    from physview.kernels import foreign_package, foreign_root
+    from physview.vm.foreign import arm64_root
 
-    target = foreign_root.ARM64
-    root = foreign_root.root_folder(target, _common.say)
-    package = foreign_package.package_folder(target, root, _common.say)
     folders = [path.absolute().parent for path in modules]
     folders += [kernel.modules] if kernel.modules.is_dir() else []
-    foreign = vm.ForeignRoot(target.machine, root, "/usr/bin/python3", package)
-    return {"foreign": foreign, "shares": folders}
+    return {"foreign": arm64_root(_common.say), "shares": folders}
 
 
 def _find_kernel(wanted: str | None, *, builds: bool = True) -> Kernel:
