@@ -45,3 +45,12 @@ as_owner() {
 		setpriv --reuid="$owner" --regid="$(stat -c %g "$checkout")" --clear-groups "$@"
 	fi
 }
+
+# deb_revision SUITE: of the packages that scripts/ci/deb makes. Debian 12 builds with older tools, so its
+# packages have a version of their own.
+deb_revision() {
+	case $1 in
+	bookworm) echo 1~deb12u1 ;;
+	*) echo 1 ;;
+	esac
+}
