@@ -143,15 +143,11 @@ def test_the_generator_makes_what_record_writes(fleet_made, tmp_path):
             assert found.equals(schema.arrow_schema(table, pa))
             assert set(schema.METADATA) <= {key.decode() for key in found.metadata}
     fleets.make(tmp_path)
-    one, other = (
-        {
-            path.relative_to(folder): path.read_bytes()
-            for folder_ in [folder]
-            for path in fleets.parts(folder_)
-        }
-        for folder in (fleet_made[0], tmp_path)
-    )
-    assert one == other
+
+    def contents(folder):
+        return {path.relative_to(folder): path.read_bytes() for path in fleets.parts(folder)}
+
+    assert contents(fleet_made[0]) == contents(tmp_path)
 
 
 def test_what_is_no_dataset_is_one_line(physview, tmp_path):
