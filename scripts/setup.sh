@@ -311,16 +311,34 @@ vm_packages() {
 	have_kmod || printf '%s ' kmod
 }
 
+# What an emulated VM for arm64 lacks besides: QEMU for arm64, and a compiler for physview in the VM.
+arm64_packages() {
+	[ "$(uname -m)" = x86_64 ] || return 0
+	missing_packages qemu-system-aarch64:qemu-system-arm aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu
+	[ -d /usr/aarch64-linux-gnu/include ] || printf '%s ' libc6-dev-arm64-cross
+}
+
+# asks_for_arm64 WORD…: whether these options of physview vm choose arm64.
+asks_for_arm64() {
+	while [ $# -gt 0 ] && [ "$1" != -- ]; do
+		case $1,${2-} in --arch,arm64* | --arch=arm64*,*) return 0 ;; esac
+		shift
+	done
+	return 1
+}
+
 # A user's PATH often lacks these folders.
 have_kmod() (
 	PATH=$PATH:/usr/sbin:/sbin
 	command -v lsmod && command -v insmod && command -v rmmod
 ) >/dev/null
 
-# Installs them as root with apt. If that is not possible, physview's own message says what is missing.
+# install_vm_tools WORD…: installs, as root with apt, what a VM with these options lacks. If that is
+# not possible, physview's own message says what is missing.
 install_vm_tools() (
 	cd "$root"
 	packages=$(vm_packages)
+	! asks_for_arm64 "$@" || packages=$packages$(arm64_packages)
 	# shellcheck disable=SC2086 # a list
 	[ -z "$packages" ] || ! may_use_apt || apt_install $packages || true
 	have_kmod || say "lsmod, insmod and rmmod are missing here, and therefore in the VM: the package" \

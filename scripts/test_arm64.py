@@ -217,4 +217,7 @@ def say(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except errors.PhysviewError as error:
+        sys.exit(f"test: {error}")

@@ -163,6 +163,32 @@ def test_without_the_package_kmod_setup_says_that_the_vm_lacks_it():
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("words", "asks"),
+    [
+        ("vm --arch arm64 -- true", True),
+        ("vm --arch=arm64-64k", True),
+        ("vm start course --arch arm64-16k", True),
+        ("vm -- true --arch arm64", False),
+        ("vm --arch x86-64 -- true", False),
+        ("vm", False),
+    ],
+)
+def test_set_up_for_an_arm64_vm_installs_what_emulates_it(words, asks):
+    """Shown by what it would install; a stand-in for uname makes it an x86-64 machine."""
+    shell = f"""set -eu; . {ROOT}/scripts/setup.sh
+        uname() {{ echo x86_64; }}; may_use_apt() {{ true; }}; have_kmod() {{ true; }}
+        missing_packages() {{ for each; do printf '%s ' "${{each#*:}}"; done; }}
+        apt_install() {{ echo "$@"; }}
+        root=/; install_vm_tools {words}"""
+    result = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    installed = result.stdout.split()
+    assert "qemu-system-x86" in installed
+    for package in ("qemu-system-arm", "gcc-aarch64-linux-gnu"):
+        assert (package in installed) == asks
+
+
 @pytest.mark.needs("cc")
 def test_the_program_on_the_page_of_the_ioctl_compiles_as_printed(tmp_path):
     text = (ROOT / "docs/ioctl.md").read_text()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from descriptors import open_files
 from failures import one_line
 from screens import LEFT, PtyRun
 from users import AS_NOBODY
@@ -54,10 +55,10 @@ def test_processes_come_and_go(start_obedient, python):
         assert of(reading, going) is None
         assert of(reading, coming).nr_changed is None
         assert of(watcher.read(), coming).nr_changed is not None
-        nr_open = len(os.listdir("/proc/self/fd"))
+        before = open_files()
         pids.clear()
         assert watcher.read().readings == []
-        assert len(os.listdir("/proc/self/fd")) < nr_open
+        assert open_files() < before
 
 
 def test_a_process_that_runs_another_program_begins_anew(python):
