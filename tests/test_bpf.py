@@ -179,6 +179,7 @@ RACE_SECONDS = int(os.environ.get("PHYSVIEW_RACE_SECONDS", "4"))
 @pytest.mark.alone("it moves the pages of all processes")
 @pytest.mark.needs("bpf", "cc")
 @pytest.mark.timeout(900 if RACE_SECONDS < 600 else 10800)
+@pytest.mark.once("a race")
 def test_a_race_with_all_that_changes_page_tables(tmp_path):
     """No entry is invalid, extents are in order, and pages at rest keep their frames."""
     seconds = RACE_SECONDS

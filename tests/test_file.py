@@ -199,6 +199,7 @@ def test_the_report_and_its_document(physview, folder):
 
 
 @pytest.mark.needs("evicts")
+@pytest.mark.once("a race")
 def test_a_file_that_is_truncated_and_grown_meanwhile_causes_no_sigbus(folder):
     path = make(folder / "f", 5000)
     stop = threading.Event()

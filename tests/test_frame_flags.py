@@ -132,6 +132,7 @@ class TestEquality:
         assert flag in kind_of(file, ranges)
         return compare(file, [*ranges[:100], *around(ranges)[:20]])
 
+    @pytest.mark.once("other frames each time")
     def test_all_frames(self, flags):
         chunks = [
             (at, min(at + CHUNK, high))
@@ -234,6 +235,7 @@ class TestEquality:
         self.same(flags, chosen, "hwpoison")
 
     @pytest.mark.needs("cc", "machine")
+    @pytest.mark.once("a race")
     def test_while_memory_changes(self, flags, tmp_path):
         with subprocess.Popen(
             [compile_program(tmp_path, "race"), "60", "mutate"], stdout=subprocess.PIPE

@@ -282,6 +282,7 @@ def test_pagemap_tells_what_is_unstable(tmp_path):
 
 @pytest.mark.alone("it moves the pages of all processes")
 @pytest.mark.needs("bpf", "cc")
+@pytest.mark.once("a race")
 def test_a_race_with_all_that_changes_page_tables(tmp_path):
     """Extents are in order, have only entries of pagemap's form, and miss no page at rest."""
     with subprocess.Popen(

@@ -82,7 +82,10 @@ NEWER = ("6.12", "7.2", "7.3")
 BEFORE_BPF_LOOP = ("5.10",)  # bpf_loop() came with 5.17
 BEFORE_COLLAPSE = ("5.10",)  # MADV_COLLAPSE came with 6.1
 
-pytestmark = pytest.mark.needs("vm", "index", "cc")
+pytestmark = [
+    pytest.mark.needs("vm", "index", "cc"),
+    pytest.mark.once("the tests in the guest are run again there"),
+]
 
 
 @pytest.mark.parametrize(

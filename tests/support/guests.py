@@ -17,6 +17,7 @@ from subprocess import PIPE
 from typing import Any, NamedTuple
 
 import command_server
+import second_try
 from paths import ROOT
 
 from physview import kernels
@@ -40,8 +41,8 @@ def guest_tests(*tests: str) -> list[str]:
     names = (name.partition("::") for name in tests)
     files = [f"tests/test_{file}.py{separator}{test}" for file, separator, test in names]
     # The plugin would import hypothesis, which takes seconds in an emulator. Tests do without it.
-    plugins = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
-    return [sys.executable, "-m", "pytest", "-q", *plugins, *files]
+    plugins = [f"-pno:{name}" for name in ("cacheprovider", "hypothesispytest", "xdist")]
+    return [sys.executable, "-m", "pytest", "-q", *plugins, *second_try.OPTIONS, *files]
 
 
 def modules_by_turns(kernel: kernels.Kernel) -> dict[str, str]:
