@@ -233,11 +233,14 @@ def make_links() -> None:
 
 
 def prepare(request: dict[str, Any]) -> None:
-    """Set the guest up: load modules, turn swap on.
+    """Set the guest up: set the clock, load modules, turn swap on.
 
     Raises:
         OSError: A module can't be loaded, or there is no swap.
     """
+    # Debian's arm64 kernels have the driver of the hardware clock as a module, and begin in 1970.
+    if time.time() < request["time"]:
+        time.clock_settime(time.CLOCK_REALTIME, request["time"])
     write("/proc/sys/kernel/hostname", "physview-vm")
     write("/sys/class/net/lo/flags", hex(IFF_UP))
     link_modules(request["kernel_modules"])

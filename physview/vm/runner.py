@@ -157,6 +157,7 @@ def plan(
         "kernel_modules": os.path.abspath(kernel.modules),
         "finit_module": syscalls.NUMBERS[machine.architecture]["finit_module"],
         "swap_mib": swap_mib,
+        "time": time.time(),
     }
     uses = (machine.image, folder, machine.root, *seen, *modules)
     return Plan(machine, archive, setup, foreign, uses)
