@@ -17,14 +17,23 @@ need_root() {
 	[ "$(id -u)" -eq 0 ] || fail "$1 needs root: run it as root"
 }
 
-# install_packages NAME…: apt's packages, where some are missing.
+# install_packages NAME…: apt's packages, where some are missing. Scripts that run at the same time
+# wait for each other: one apt-get update refuses to run beside another.
 install_packages() {
+	exec 9<"$checkout"
+	flock 9
+	install_missing "$@"
+	exec 9<&-
+}
+
+install_missing() {
 	for package; do
 		dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' && continue
 		say "installing $*"
 		apt-get update -qq >/dev/null || say "apt-get could not update its lists"
-		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" \
-			>/dev/null || fail "apt-get could not install $*: see above"
+		# No service that a package starts may keep the lock.
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+			-o DPkg::Lock::Timeout=300 "$@" >/dev/null 9<&- || fail "apt-get could not install $*: see above"
 		return
 	done
 }
