@@ -166,11 +166,11 @@ export HYPOTHESIS_MAX_EXAMPLES=20
 test="python3 -u -X pycache_prefix=/var/cache/physview -m pytest -p no:cacheprovider"
 """
 IN_GUEST = f'{_PREPARE}exec $test -q -n 0 -rs "$@"'
-# -v: an interrupted run, too, tells which tests ran.
+# An interrupted run, too, tells which tests ran (-v), and how tests failed (--instafail).
 WHOLE_IN_GUEST = f"""{_PREPARE}
 code=0
-$test -v -rs --tb=short -o part=together -n 0 "$@" || code=1
-$test -v -rs --tb=short -o part=alone -n 0 "$@" || code=1
+$test -v --instafail -rs --tb=short -o part=together -n 0 "$@" || code=1
+$test -v --instafail -rs --tb=short -o part=alone -n 0 "$@" || code=1
 exit $code
 """
 
@@ -190,7 +190,8 @@ def print_log(log: Path, *, whole: bool) -> None:
 
 
 def needed_wheels() -> Iterator[str]:
-    """What pyproject.toml's extra "test" names and the tests in the VM import."""
+    """What pyproject.toml's extra "test" names and the tests in the VM import, and instafail."""
+    yield "pytest-instafail"
     for line in importlib.metadata.requires("physview") or ():
         requirement, _, marker = line.partition(";")
         name = re.match(r"[\w-]+", requirement)

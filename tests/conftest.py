@@ -222,6 +222,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: os.uname().machine == "aarch64",
         "this machine is no arm64: scripts/test --arm64 runs these tests in a VM",
     ),
+    "x86_64": (
+        lambda: os.uname().machine == "x86_64",
+        "this machine is no x86-64: what is tested is not there on other processors",
+    ),
     "debug-kernel": (
         lambda: os.path.exists(os.environ.get("PHYSVIEW_DEBUG_KERNEL", "")),
         "the kernel that checks is built by scripts/test --debug-kernel",

@@ -16,6 +16,7 @@ from children import wait_for
 from failures import one_line
 from limits import DEFAULT_SIGNALS
 from memory import PAGE, raw_entry
+from processor import PROCESSOR
 from users import AS_NOBODY
 
 import physview as api
@@ -26,7 +27,7 @@ PFN = (1 << 55) - 1
 TRACE = [sys.executable, "-m", "physview", "trace"]
 PIPES = "import os\nfor _ in range(40): [os.close(fd) for fd in os.pipe()]"
 # Happens to nobody: a trace of it goes on until it is ended.
-NEVER = "sched:sched_process_hang"
+NEVER = "oom:mark_victim"
 
 needs_tracefs = [pytest.mark.needs("tracefs"), pytest.mark.usefixtures("tracefs")]
 pytestmark = needs_tracefs
@@ -88,7 +89,8 @@ def test_kmalloc_of_a_command_from_its_first_instruction(physview):
     pipes = [event for event in events if "alloc_pipe_info" in functions(event)]
     assert len(pipes) >= 80  # the pipe and its ring
     for event in pipes:
-        assert functions(event)[-3:-1] == ["__x64_sys_pipe2", "do_syscall_64"]
+        at = functions(event).index(PROCESSOR.entry + "pipe2")
+        assert functions(event)[at : at + 2] == PROCESSOR.callers("pipe2")
         assert event["fields"]["bytes_alloc"] >= event["fields"]["bytes_req"] > 0
         assert event["fields"]["gfp_flags"].startswith("GFP_KERNEL_ACCOUNT")
         assert int(event["fields"]["ptr"], 16) >= 1 << 63
@@ -101,8 +103,8 @@ def test_kmalloc_of_a_command_from_its_first_instruction(physview):
 def test_nothing_counts_that_was_before_the_command(physview):
     result = physview("trace", "raw_syscalls:sys_enter", "--json", "-n", "50", "--", "true")
     calls = [event["fields"]["id"] for event in json.loads(result.stdout)["events"]]
-    assert calls[0] == 12  # brk(): the first of ld.so
-    assert 59 not in calls  # execve()
+    assert calls[0] == PROCESSOR.brk  # the first of ld.so
+    assert PROCESSOR.execve not in calls
 
 
 def test_page_allocations_are_those_that_pagemap_shows(tracer, python):
