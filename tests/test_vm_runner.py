@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from children import is_alive, wait_for
+from guests import run_and_watch
 from paths import ROOT
 
 from physview import vm
@@ -229,3 +230,12 @@ def test_without_qemu_the_error_has_the_command_that_installs_it(fake_qemu, monk
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(vm.VmUnusable, match=r"there is no qemu-system-\w+; .*install"):
         run()
+
+
+def test_the_tests_notice_a_guest_that_says_nothing_for_long(tmp_path):
+    """As guests.run_in_guest() does; the silent command is one on this machine."""
+    output = tmp_path / "stdout"
+    silent = ["touched", "self", "--for", "60"]
+    assert run_and_watch(silent, dict(os.environ), output, 1.0) is None
+    assert run_and_watch(["--version"], dict(os.environ), output, 20.0) == 0
+    assert "physview" in output.read_text()

@@ -13,7 +13,7 @@ import pytest
 
 # The slowest tests without a VM take a minute while VMs use both processors.
 SECONDS = 900
-# The longest VM has a limit of 50 minutes. A lost VM is started a second time.
+# The longest VM has a limit of 40 minutes. One that hangs is started a second time.
 SECONDS_WITH_VM = 3 * 3600
 LONG = ("vm", "debug-kernel", "arm64", "kernel")
 
