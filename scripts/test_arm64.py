@@ -160,6 +160,8 @@ def run_flavour(
 _PREPARE = f"""
 echo 4000000000 >/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs || exit 97
 printf '%s\\n' "$0" "$1" >/usr/lib/python3/dist-packages/tests.pth
+printf '%s\n' '#!/usr/bin/python3' 'import sys' 'from physview.commands._start import start' \
+    'sys.exit(start())' >/usr/bin/physview && chmod 755 /usr/bin/physview || exit 96
 mkdir -p /root/.cache && cd "$0" && shift || exit 98
 export PHYSVIEW_REQUIRE={REQUIRED} PYTHONPYCACHEPREFIX=/var/cache/physview
 export HYPOTHESIS_MAX_EXAMPLES=20

@@ -222,6 +222,7 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: os.uname().machine == "aarch64",
         "this machine is no arm64: scripts/test --arm64 runs these tests in a VM",
     ),
+    "acls": (detect.has_acls, "no access control lists: a kernel with CONFIG_TMPFS_POSIX_ACL=y"),
     "x86_64": (
         lambda: os.uname().machine == "x86_64",
         "this machine is no x86-64: what is tested is not there on other processors",

@@ -309,7 +309,8 @@ def test_page_tables_of_several_processes():
     assert table.pid is None
     own = physview.tables()
     sizes = own["size_bytes"][own["level"] == "pgd"]
-    assert sizes.tolist() == [PAGE]
+    assert len(sizes) == 1
+    assert 0 < sizes[0] <= PAGE  # on arm64 it may be smaller than a page
 
 
 def test_readings_count_what_changes():

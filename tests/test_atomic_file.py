@@ -12,7 +12,7 @@ import time
 
 import access_lists
 import pytest
-from failures import one_line
+from failures import notes, one_line
 from limits import DEFAULT_SIGNALS
 from paths import ROOT
 from users import AS_NOBODY
@@ -188,14 +188,14 @@ def test_where_others_can_exchange_files_nothing_is_replaced_and_that_is_said(
     path = folder / "a.svg"
     note = f"others may write to the folder {folder}, and so replace {path}"
     result = physview("picture", "self", "-o", str(path))
-    assert (result.returncode, result.stderr) == (0, f"physview: {note}\n")
+    assert (result.returncode, notes(result)) == (0, f"physview: {note}\n")
     before = path.read_bytes()
     line = one_line(physview("picture", "self", "-o", str(path), "--force"), 1)
     assert f"others may replace files in the folder {folder}; remove it first" in line
     assert (path.read_bytes(), os.listdir(folder)) == (before, ["a.svg"])
 
 
-@pytest.mark.needs("root")
+@pytest.mark.needs("root", "acls")
 def test_a_folder_of_ones_own_group_is_ones_own(tmp_path):
     os.chmod(tmp_path, 0o775)  # root's group, as other users have one of their own name
     write(tmp_path / "a")

@@ -11,6 +11,7 @@ import sys
 import pytest
 from failures import one_line
 from kmod_calls import wait_for
+from memory import PAGE
 
 from physview import ProcessGone
 from physview.sources.bpf import Bpf
@@ -95,7 +96,7 @@ def test_a_thread(physview, python):
         "thread.start()\n",
     )
     (thread,) = {int(name) for name in os.listdir(f"/proc/{child.pid}/task")} - {child.pid}
-    assert compare(physview, thread)["same_frame"] > 500
+    assert compare(physview, thread)["same_frame"] * PAGE > 2 << 20
 
 
 @pytest.mark.needs("mountns")

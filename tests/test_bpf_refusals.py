@@ -53,7 +53,7 @@ def test_root_without_the_capability(physview):
 def test_a_user_namespace(physview):
     prefix = ["unshare", "--user", "--map-root-user"]
     for command in (("walk", "self", "0"), ("compare", "self")):
-        line = one_line(physview(*command, prefix=prefix), 1)
+        line = one_line(physview(*command, "--source", "bpf", prefix=prefix), 1)
         assert "this is a user namespace" in line
         assert "run as root outside of it" in line
 

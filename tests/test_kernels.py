@@ -152,6 +152,7 @@ def test_under_sudo_the_cache_is_roots(monkeypatch):
     assert kernels.cache_dir() == Path(os.path.expanduser("~root")) / ".cache/physview"
 
 
+@pytest.mark.needs("x86_64")  # whose names these are
 def test_a_cached_kernel_needs_no_network(empty_cache, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     for release in ("6.1.0-9-amd64", RELEASE, "6.1.0-57-arm64", "6.12.117+deb12-amd64"):
@@ -449,6 +450,7 @@ def test_physviews_module_builds_without_a_warning(version):
     assert "warning" not in (module.parent / "build.log").read_text().lower()
 
 
+@pytest.mark.needs("qemu")
 def test_a_cache_in_which_no_module_can_be_built_is_refused_before_a_kernel_is_fetched(
     physview, tmp_path
 ):

@@ -12,6 +12,7 @@ from importlib import import_module
 import pytest
 from failures import one_line
 from limits import DEFAULT_SIGNALS
+from memory import USER_END
 
 from physview.commands import COMMANDS
 
@@ -111,7 +112,7 @@ def test_an_empty_name_is_no_process(physview):
 def test_a_reader_that_has_seen_enough(python):
     # Every other page, so that no two lines are folded into one: more than a pipe takes.
     child = python("import memory; r = memory.Region(50000).touch(*range(0, 50000, 2))")
-    command = f"{sys.executable} -m physview translate {child.pid} 0-{1 << 47:#x} | head -n 3"
+    command = f"{sys.executable} -m physview translate {child.pid} 0-{USER_END:#x} | head -n 3"
     script = f"set -o pipefail; {command}"
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == 128 + signal.SIGPIPE

@@ -156,7 +156,7 @@ def test_nobodys_report_ends_with_the_line_that_works(physview):
 def test_a_kernel_without_pagemap(physview, tmp_path):
     """A copy of /proc's files on another file system, without pagemap."""
     result = physview(
-        "memview",
+        *["memview", "--source", "pagemap"],
         prefix=[
             *["unshare", "-m", "sh", "-c"],
             f"cp /proc/self/stat /proc/self/maps {tmp_path} && mount -t tmpfs none /proc"

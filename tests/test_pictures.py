@@ -10,7 +10,7 @@ from colours import CONES, lab
 from drawings import expand, some_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory import PAGE, Region
+from memory import PAGE, Region, pages_within
 
 from physview import pictures
 from physview.errors import ProcessGone
@@ -291,7 +291,8 @@ def test_a_picture_of_something_else():
 def test_a_process_that_ends_while_it_is_read(python):
     # Every second page, so that no two are one extent, also where frames are hidden: then much is
     # left to read when the process ends.
-    code = "from memory import Region\nregion = Region(400_000).touch(*range(0, 400_000, 2))"
+    nr_pages = pages_within(400_000, 1600)
+    code = f"from memory import Region\nregion = Region({nr_pages}).touch(*range(0, {nr_pages}, 2))"
     child = python(code)
 
     def kill(*_):

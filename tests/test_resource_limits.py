@@ -197,7 +197,7 @@ class TestProcesses:
 
 
 class TestUsers:
-    @pytest.mark.needs("nobody")
+    @pytest.mark.needs("nobody", "qemu")
     def test_without_home_and_name_the_cache_has_no_place(self, physview):
         prefix = [*NAMELESS, "env", "-i", f"PATH={os.environ['PATH']}"]
         line = one_line(physview("vm", "--kernel", "6.1", "--", "true", prefix=prefix), 1)

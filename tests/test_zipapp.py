@@ -93,7 +93,8 @@ def test_its_packages_are_used_and_not_those_of_the_machine(folder, tmp_path):
 
 
 def test_a_missing_package_is_not_for_pip(folder, tmp_path):
-    code = "import sys; sys.path.append(sys.argv[1]); from physview.runtime import install_advice;"
+    code = "import sys; sys.path.insert(0, sys.argv[1]);"
+    code += "from physview.runtime import install_advice;"
     code += "print(install_advice.install_line(['pyarrow'], ['parquet']))"
     assert run(folder, "memview", "--virtual", HOME=str(tmp_path)).returncode == 0
     command = ["/usr/bin/python3", "-I", "-c", code, *parts_in(tmp_path)]

@@ -12,6 +12,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import access_lists
 import repository
 from memory import PAGE, Region, resident
 
@@ -176,3 +177,13 @@ def mappable_pci_resource() -> str:
 def has_spark() -> bool:
     """Whether PySpark is installed, and a Java that it can start."""
     return find_spec("pyspark") is not None and shutil.which("java") is not None
+
+
+def has_acls() -> bool:
+    """Whether the file system of temporary files keeps access control lists."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            access_lists.give(folder, 65534)
+        except OSError:
+            return False
+    return True

@@ -8,6 +8,13 @@ import numpy as np
 
 import physview
 from physview.model import NO_ENTRY
+from physview.sources.memory_blocks import read_online_ram
+
+
+def first_frames():
+    """The first frames of RAM, which does not begin at 0 on every machine."""
+    first, _ = read_online_ram()[0]
+    return range(first, first + 4096)
 
 
 def every_table():
@@ -20,7 +27,7 @@ def every_table():
         "pages": lambda: physview.extents(each_page=True),
         "maps": physview.maps,
         "frames": physview.frames,
-        "select_frames": lambda: physview.select_frames(range(4096)),
+        "select_frames": lambda: physview.select_frames(first_frames()),
         "file": lambda: physview.file(me),
         "walk": lambda: physview.walk(own, id(own)),
         "compare": lambda: physview.compare(own),

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 PAGE = mmap.PAGESIZE
 # What one table's entries map: 2 MiB on x86-64; 2, 32 or 512 MiB on arm64.
 HUGE = PAGE * PAGE // 8
+# Where user space ends, unless a process asks for more.
+USER_END = 1 << (47 if os.uname().machine == "x86_64" else 48)
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
@@ -80,6 +82,11 @@ def _check(result: int | None) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return int(result)  # type: ignore[arg-type]
+
+
+def pages_within(nr_pages: int, mib: int) -> int:
+    """A number of pages, but no more than fit into so many MiB, however large a page is."""
+    return min(nr_pages, (mib << 20) // PAGE)
 
 
 class Region:
