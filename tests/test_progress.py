@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Progress bars on a terminal: every command that can take seconds shows one, and wipes it out."""
 
+import os
 import sys
 
 import pytest
@@ -14,13 +15,15 @@ AT_ONCE = (
     "import sys; from physview.commands import _progress, main; _progress.SECONDS_BEFORE = 0;"
     "sys.exit(main(sys.argv[1:]))"
 )
+# Every Python has it, with thousands of files.
+LIBRARY = os.path.dirname(os.__file__)
 WALK, FRAMES = pytest.mark.needs("walk"), pytest.mark.needs("kpage", "pfn")
 COMMANDS = [
     pytest.param("comparing pages", "compare PID", marks=WALK),
     pytest.param("comparing processes", "compare --all", marks=WALK),
     ("comparing", "diff FOLDER/one FOLDER/other"),
     ("comparing", "diff FOLDER/one FOLDER/other --picture FOLDER/changes.svg"),
-    ("files examined", "file --top 3 /usr/share/doc"),
+    ("files examined", f"file --top 3 {LIBRARY}"),
     pytest.param("counting frames", "frames", marks=FRAMES),
     pytest.param("counting frames", "frames --flags anon", marks=FRAMES),
     pytest.param("saving flags", "frames --save FOLDER/flags", marks=FRAMES),
@@ -33,7 +36,7 @@ COMMANDS = [
     pytest.param("reading page tables", "tables PID", marks=pytest.mark.needs("bpf")),
     pytest.param(
         "tracing",
-        "trace kmalloc -n 3 -- find /usr/share/doc -name none",
+        f"trace kmalloc -n 3 -- find {LIBRARY} -name none",
         marks=pytest.mark.needs("tracefs"),
     ),
 ]
