@@ -94,19 +94,20 @@ IN_NAMESPACE = ["unshare", "-m", sys.executable, "-c"]
 
 MOUNTS_OF_EVERY_BYTE = r"""
 import os, sys
-from memory import libc
+from memory import PAGE, libc
 from physview.text import proctext
 folder = sys.argv[1].encode()
+SIZE = b"size=%dk" % (PAGE // 1024)
 assert libc.mount(b"t", folder, b"tmpfs", 0, None) == 0
 wanted = []
 for byte in set(range(1, 256)) - set(b"/"):
     path = folder + b"/a" + bytes([byte]) + b"b"
     os.mkdir(path)
-    assert libc.mount(b"source " + bytes([byte]), path, b"tmpfs", 0, b"size=4k") == 0
+    assert libc.mount(b"source " + bytes([byte]), path, b"tmpfs", 0, SIZE) == 0
     wanted.append((os.stat(path).st_dev, os.fsdecode(path), "tmpfs"))
 found = [m for m in proctext.read_mounts() if os.fsencode(m.path).startswith(folder + b"/")]
 assert [(m.device, m.path, m.kind) for m in found] == wanted
-assert all("size=4k" in m.options for m in found)
+assert all(SIZE.decode() in m.options for m in found)
 """
 
 

@@ -31,7 +31,7 @@ def test_an_example_ends_as_shown(code, line, tmp_path, monkeypatch):
     case = doctest.DocTestParser().get_doctest(code, {}, PAGE.name, str(PAGE), line)
     assert case.examples
     found = []
-    doctest.DocTestRunner(optionflags=SHOWN).run(case, out=found.append)
+    doctest.DocTestRunner(verbose=False, optionflags=SHOWN).run(case, out=found.append)
     assert not found, "".join(found)
 
 

@@ -13,7 +13,9 @@ import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet
 import pytest
+from failures import one_line
 from limits import DEFAULT_SIGNALS
+from memory import PAGE
 from paths import ROOT
 from recordings import ABOUT, DAY, NOON, files_of, open_test_spool, sample_at, values_of
 from users import AS_NOBODY
@@ -281,11 +283,25 @@ def test_samples_wait_in_memory_while_the_disk_is_full(dataset, monkeypatch):
     assert values_of(dataset, "machine", "pgfault") == [0, 3, 4, 5, 6]
 
 
+@pytest.mark.needs("root", "mountns")
+def test_a_disk_that_is_full_from_the_start_is_told_in_one_line(tmp_path):
+    script = 'mount -t tmpfs -o size=1m none $0; head -c 1m /dev/zero >$0/fill; exec "$@"'
+    run = [*RECORD, f"{tmp_path}/data", "--samples", "1"]
+    result = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, str(tmp_path), *run],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert one_line(result, 1) == (
+        f"physview: cannot record to {tmp_path}/data: the disk is full;"
+        " free some space, or choose another dataset\n"
+    )
+
+
 @pytest.mark.needs("root")
 def test_a_real_full_disk_is_told_once_and_recording_goes_on(tmp_path):
     script = (
-        "mount -t tmpfs -o size=400k none $0; "
-        "dd if=/dev/zero of=$0/fill bs=1k count=390 2>/dev/null;"
+        f"mount -t tmpfs -o size={100 * PAGE} none $0; "
+        f"head -c {97 * PAGE} /dev/zero >$0/fill;"
         ' "$@" & read go; rm $0/fill; wait $!; find $0 -name "*.parquet" | wc -l'
     )
     run = [

@@ -90,8 +90,14 @@ class Spool(Closable):
                 f"another recorder of this machine records there (process {pid})",
                 "end it, or choose another dataset",
             ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            os.close(fd)
+            why = "the disk is full" if is_full(error) else error.strerror
+            remedy = "free some space, or choose another dataset"
+            raise PhysviewError(f"cannot record to {self._what}", why, remedy) from None
         return fd
 
     def _recover(self) -> None:
