@@ -160,12 +160,16 @@ def run_flavour(
 _PREPARE = f"""
 echo 4000000000 >/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs || exit 97
 printf '%s\\n' "$0" "$1" >/usr/lib/python3/dist-packages/tests.pth
-printf '%s\n' '#!/usr/bin/python3' 'import sys' 'from physview.commands._start import start' \
-    'sys.exit(start())' >/usr/bin/physview && chmod 755 /usr/bin/physview || exit 96
 mkdir -p /root/.cache && cd "$0" && shift || exit 98
+# An environment, as scripts/test has on a host.
+bin=/opt/physview/bin
+python3 -m venv --system-site-packages --without-pip "${{bin%/bin}}" || exit 96
+printf '%s\\n' "#!$bin/python3" 'import sys' 'from physview.commands._start import start' \\
+    'sys.exit(start())' >"$bin/physview" && chmod 755 "$bin/physview" || exit 96
+ulimit -n 65536
 export PHYSVIEW_REQUIRE={REQUIRED} PYTHONPYCACHEPREFIX=/var/cache/physview
 export HYPOTHESIS_MAX_EXAMPLES=20
-test="python3 -u -X pycache_prefix=/var/cache/physview -m pytest -p no:cacheprovider"
+test="$bin/python3 -u -X pycache_prefix=/var/cache/physview -m pytest -p no:cacheprovider"
 """
 IN_GUEST = f'{_PREPARE}exec $test -q -n 0 -rs "$@"'
 # An interrupted run, too, tells which tests ran (-v), and how tests failed (--instafail).

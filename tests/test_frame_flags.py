@@ -28,7 +28,8 @@ from physview.sources.kpage import KpageFile
 from physview.sources.memory_blocks import read_online_ram
 from physview.sources.page_flags import FLAG_BITS
 
-pytestmark = pytest.mark.needs("root", "pfn", "kpage")
+# BPF knows struct page of x86-64 kernels only.
+pytestmark = pytest.mark.needs("root", "pfn", "kpage", "x86_64")
 
 MAX_ORDER = 10
 CHUNK = 4096

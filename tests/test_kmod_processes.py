@@ -17,6 +17,7 @@ from failures import one_line, without_vm_note
 from kmod_calls import agree, agree_on_all, open_kmod, wait_for
 from memory import PAGE, Region
 from paths import ROOT
+from processor import is_writable
 
 from physview import Cause, NoUserMemory, Process, ProcessGone
 from physview.model import PageKind
@@ -93,7 +94,7 @@ def test_a_fork_has_the_same_frame_until_one_of_the_two_writes(kmod):
             ours, its = both(page)
             assert ours == its is not None
             for walk in (kmod.walk(page), its_kmod.walk(page)):
-                assert not walk.levels[-1].entry & 2  # neither may write without a fault
+                assert not is_writable(walk.levels[-1].entry)  # neither may write without a fault
         before = kmod.walk(first).paddr
         child.touch(first)
         assert both(first)[0] == before != both(first)[1]

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.needs("root", "pfn", "bpf")
 PGTABLE = 1 << 26
 
 
+@pytest.mark.needs("cc")
 def test_tables_of_one_address_space_count_once(compiled, sleeper):
     program = [compiled("sharers")]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
@@ -94,7 +95,8 @@ def test_all_processes(physview):
     saved = sum(len(table["places"]) - 1 for table in document["shared"])
     total = document["total"]
     assert total["nr_tables"] == once - saved
-    assert total["size_bytes"] == total["nr_tables"] * PAGE
+    if os.uname().machine == "x86_64":  # elsewhere the root may be smaller than a page
+        assert total["size_bytes"] == total["nr_tables"] * PAGE
     for each in [*processes, total]:
         in_tree = sum(level["nr_tables"] for level in each["levels"])
         assert each["nr_tables"] == in_tree + each["nr_deposited"]

@@ -19,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from failures import one_line
+from failures import notes, one_line
 from memory import PAGE
 from paths import ROOT
 from users import AS_NOBODY
@@ -115,7 +115,7 @@ def test_pandas_polars_and_duckdb_read_the_same(kept):
     assert [pfn for (pfn,) in duckdb.sql(query).fetchall()] == expected
     causes = [PagemapEntry(entry).cause for entry in rows["entry"].tolist()]
     assert pl.read_parquet(path)["cause"].to_list() == [c.value if c else None for c in causes]
-    assert set(frames["cause"].dropna()) >= {"guard"} or not any(causes)
+    assert set(frames["cause"].dropna()) & {"guard", "swapped"} or not any(causes)
 
 
 @pytest.mark.needs("pfn", "kpage")
@@ -182,7 +182,7 @@ def test_pages_writes_what_was_chosen(physview, stopped, tmp_path):
     path = str(tmp_path / "anon.parquet")
     args = ("pages", str(stopped.pid), "--format", "parquet", "-o", path)
     result = physview(*args, "--flags", "anon", "--each")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, notes(result)) == (0, "")
     table = pl.read_parquet(path)
     assert table["nr_pages"].unique().to_list() == [1]
     assert all("anon" in names.split("|") for names in table["flag_names"])
@@ -253,15 +253,18 @@ def test_a_file_that_cannot_be_written(physview, tmp_path):
 
 @pytest.mark.needs("mountns")
 def test_a_full_disk_leaves_nothing(tmp_path):
+    # One page of 64 KiB has room for the file, and no file system is smaller.
+    fill = f"printf x >{tmp_path}/fill" if PAGE > 16 << 10 else ""
     script = f"""
 mount -t tmpfs -o size=16k t {tmp_path}
+{fill}
 {sys.executable} -m physview snapshot self -o {tmp_path}/a.parquet
 echo code $?
 ls -A {tmp_path}
 """
     command = ["unshare", "-m", "sh", "-c", script]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
-    assert result.stdout == "code 1\n"
+    assert result.stdout == ("code 1\nfill\n" if fill else "code 1\n")
     why = "No space left on device; no part of the file was kept"
     assert result.stderr == f"physview: cannot write {tmp_path}/a.parquet: {why}\n"
 

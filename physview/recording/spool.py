@@ -95,7 +95,7 @@ class Spool(Closable):
             os.pwrite(fd, str(os.getpid()).encode(), 0)
         except OSError as error:
             os.close(fd)
-            why = "the disk is full" if is_full(error) else error.strerror
+            why = "the disk is full" if is_full(error) else error.strerror or str(error)
             remedy = "free some space, or choose another dataset"
             raise PhysviewError(f"cannot record to {self._what}", why, remedy) from None
         return fd
