@@ -341,6 +341,9 @@ def recording(dataset):
         "h",
         "--frames-every",
         "never",
+        # An emulated processor would leave out most samples.
+        "--budget",
+        "100%",
     ]
     with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()
