@@ -11,6 +11,7 @@ from drawings import expand, some_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import PAGE, Region, pages_within
+from plain_reads import smaps
 
 from physview import pictures
 from physview.errors import ProcessGone
@@ -152,6 +153,12 @@ def rss_kib(pid):
         return next(int(line.split()[1]) for line in file if line.startswith("Rss:"))
 
 
+def nr_hugetlb(pid):
+    """The pages of hugetlb, which are drawn, but are no part of Rss."""
+    names = ("Shared_Hugetlb", "Private_Hugetlb")
+    return sum(fields[name] for fields in smaps(pid).values() for name in names) // PAGE
+
+
 @pytest.mark.needs("pfn", "kpage")
 def test_every_page_of_a_process_is_drawn_once(stopped):
     picture = pictures.picture_process(stopped.pid)
@@ -159,7 +166,7 @@ def test_every_page_of_a_process_is_drawn_once(stopped):
     assert isinstance(space.pages, ProcessPages)
     assert space.pages.nr_resident * PAGE == rss_kib(stopped.pid) * 1024
     nr_own = sum(band.nr_resident for band in space.bands)
-    assert nr_own == space.pages.nr_resident
+    assert nr_own == space.pages.nr_resident + nr_hugetlb(stopped.pid)
     assert sum(link.nr_pages for link in space.links.links) == nr_own
     own = [i for i, kind in enumerate(PROCESS_KINDS) if kind.is_subject]
     by_profile = space.profile.sum(axis=(0, 1))

@@ -380,6 +380,7 @@ class TestVmPte:
         (process,) = read_tables([child.pid]).processes
         assert process.differences[cause] == 3 * PAGE
 
+    @pytest.mark.needs("cc")
     @pytest.mark.once("a race")
     def test_a_race_with_all_that_changes_page_tables(self, tmp_path):
         command = [compile_program(tmp_path, "race"), "60", "mutate"]

@@ -60,7 +60,7 @@ def test_100_000_random_addresses_are_where_an_independent_reader_finds_them(
 def test_each_line_says_what_lies_there_and_why_it_is_nowhere(physview, sleeper):
     maps = Path(f"/proc/{sleeper.pid}/maps").read_text().splitlines()
     stack = next(int(m.split("-")[1].split()[0], 16) for m in maps if m.endswith("[stack]")) - 8
-    result = physview("translate", str(sleeper.pid), hex(stack), "0", hex(1 << 63))
+    result = physview("translate", str(sleeper.pid), hex(stack), "0", hex((1 << 64) - PAGE))
     assert result.returncode == 1
     lines = result.stdout.splitlines()
     assert re.fullmatch(rf"0x{stack:016x} -> 0x[0-9a-f]{{16}}  rw-p \[stack\]", lines[0])
@@ -78,7 +78,8 @@ def test_a_range_and_its_json(physview, python):
         wait="import signal; signal.pause()",
     )
     maps = Path(f"/proc/{child.pid}/smaps").read_text()
-    start = int(re.search(r"\n([0-9a-f]+)-[0-9a-f]+ rw-p .*\n(?:Size: +400 kB)", maps).group(1), 16)
+    line = rf"\n([0-9a-f]+)-[0-9a-f]+ rw-p .*\n(?:Size: +{100 * PAGE // 1024} kB)"
+    start = int(re.search(line, maps).group(1), 16)
     where = f"{start:#x}-{start + 100 * PAGE:#x}"
     result = physview("translate", str(child.pid), where)
     assert result.returncode == 1

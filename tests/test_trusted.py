@@ -24,15 +24,18 @@ HELLO = {"Kbuild": "obj-m := hello.o\n", "hello.c": "int x;\n"}
 pytestmark = pytest.mark.needs("root")
 
 
+RELEASE = f"6.1.0-56-{'amd64' if os.uname().machine == 'x86_64' else 'arm64'}"
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A cache of root's with a kernel."""
     folder = tmp_path / "on/the/way/cache"
     monkeypatch.setenv("PHYSVIEW_CACHE", str(folder))
-    kernel = folder / "kernels/6.1.0-56-amd64"
-    for below in ("boot", "lib/modules/6.1.0-56-amd64", "usr/src/linux-headers-6.1.0-56-amd64"):
+    kernel = folder / "kernels" / RELEASE
+    for below in ("boot", f"lib/modules/{RELEASE}", f"usr/src/linux-headers-{RELEASE}"):
         (kernel / below).mkdir(parents=True)
-    (kernel / "boot/vmlinuz-6.1.0-56-amd64").touch()
+    (kernel / f"boot/vmlinuz-{RELEASE}").touch()
     assert kernels.find_kernel("6.1").image.exists()
     return folder
 
@@ -63,7 +66,7 @@ def replace_by_nobodys_link(path):
 @pytest.mark.parametrize(
     "spoil", [make_nobodys, make_writable, make_writable_for_its_group, replace_by_nobodys_link]
 )
-@pytest.mark.parametrize("place", ["..", ".", "kernels", "kernels/6.1.0-56-amd64"])
+@pytest.mark.parametrize("place", ["..", ".", "kernels", f"kernels/{RELEASE}"])
 def test_a_kernel_that_others_could_change_is_refused_in_one_line(cache, spoil, place):
     spoil(Path(os.path.normpath(cache / place)))
     before = contents(cache.parents[1])
@@ -97,6 +100,7 @@ def test_a_module_that_another_user_planted_is_not_used(cache, tmp_path, monkeyp
     ]
 
 
+@pytest.mark.needs("qemu")
 @pytest.mark.parametrize("variable", ["PHYSVIEW_CACHE", "XDG_CACHE_HOME", "HOME"])
 def test_root_refuses_another_users_cache_by_any_variable(tmp_path, variable):
     home = tmp_path / "home"
@@ -220,6 +224,7 @@ def test_links_are_followed_as_the_kernel_follows_them(tmp_path):
         trusted.check(tmp_path / "absolute/relative/c")
 
 
+@pytest.mark.needs("acls")
 def test_write_permission_of_a_private_group_is_accepted(open_folder):
     """Debian and Ubuntu give each user a group; with a umask of 002 it may write."""
     folder = open_folder / "cache"

@@ -41,6 +41,9 @@ class Processor(NamedTuple):
         length: The length of a breakpoint on code in bytes: that of a long on x86-64, and that of
             an instruction on arm64.
         per_thread: Whether the kernel sets breakpoints in its own code for one thread.
+        link: The register with the return address where a function begins; "" if the stack has it.
+            The kernel's call chain then lacks the caller, because the function has not yet written
+            the register to the stack.
     """
 
     registers: Mapping[str, int]
@@ -48,13 +51,16 @@ class Processor(NamedTuple):
     perf_event_open: int
     length: int
     per_thread: bool
+    link: str
 
 
 PROCESSORS = {
     "x86_64": Processor(
-        {"ax": 0, "cx": 2, "dx": 3, "si": 4, "di": 5}, ("di", "si", "dx"), 298, 8, True
+        {"ax": 0, "cx": 2, "dx": 3, "si": 4, "di": 5}, ("di", "si", "dx"), 298, 8, True, ""
     ),
-    "aarch64": Processor({"x0": 0, "x1": 1, "x2": 2}, ("x0", "x1", "x2"), 241, 4, False),
+    "aarch64": Processor(
+        {"x0": 0, "x1": 1, "x2": 2, "lr": 30}, ("x0", "x1", "x2"), 241, 4, False, "lr"
+    ),
 }
 """The processors on which breakpoints are set, by `os.uname().machine`."""
 
@@ -163,6 +169,8 @@ class BreakpointSource:
             remedy = "trace the whole machine: leave out the process or command"
             raise Unsupported(f"cannot trace {self._names} of one process", why, remedy)
         wanted = {name for point in breakpoints for name in point.registers.values()}
+        if stacks and self._processor.link:
+            wanted.add(self._processor.link)
         self._registers = sorted(wanted, key=lambda name: self._processor.registers[name])
         self._from_exec = from_exec
         self._stacks = stacks
@@ -309,6 +317,8 @@ class BreakpointSource:
         fields: dict[str, Value] = {
             field: by_name[name] for field, name in point.registers.items() if name in by_name
         }
+        if stack and (caller := by_name.get(self._processor.link)):
+            stack = (stack[0], caller, *stack[1:])
         comm, kinds = self._comms.get(tid), (point.addresses, point.in_hex)
         return RawEvent(time_ns, cpu, tid, comm, point.name, fields, *kinds, stack)
 

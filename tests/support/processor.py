@@ -12,30 +12,30 @@ class Processor(NamedTuple):
 
     Args:
         entry: What precedes a system call's name in its function's name.
-        dispatcher: The function that calls the system call's function.
+        dispatchers: The function that calls the system call's function, or, if the compiler has
+            inlined it, the next.
         brk, execve: Numbers of system calls. Source: asm/unistd.h
-        int3: A function that handles breakpoints, so that none can be set in it.
         write_bit, writes_if: A bit of a page table's entry, and its value if the page is writable.
         copies_of_a_process: Whether functions that copy are traced for one process alone.
     """
 
     entry: str
-    dispatcher: str
+    dispatchers: tuple[str, ...]
     brk: int
     execve: int
-    int3: str
     write_bit: int
     writes_if: int
     copies_of_a_process: bool
 
-    def callers(self, call: str) -> list[str]:
-        """The two outermost functions of a system call that a stack tells apart."""
-        return [f"{self.entry}{call}", self.dispatcher]
+    def is_system_call(self, functions: list[str], call: str) -> bool:
+        """Whether these two functions of a stack are those of a system call."""
+        function, caller = functions
+        return function == self.entry + call and caller in self.dispatchers
 
 
 PROCESSORS = {
-    "x86_64": Processor("__x64_sys_", "do_syscall_64", 12, 59, "exc_int3", 1, 1, True),
-    "aarch64": Processor("__arm64_sys_", "invoke_syscall", 214, 221, "brk_handler", 7, 0, False),
+    "x86_64": Processor("__x64_sys_", ("do_syscall_64",), 12, 59, 1, 1, True),
+    "aarch64": Processor("__arm64_sys_", ("invoke_syscall", "do_el0_svc"), 214, 221, 7, 0, False),
 }
 PROCESSOR = PROCESSORS[os.uname().machine]
 
