@@ -52,7 +52,9 @@ def test_a_test_that_passes_the_second_time_is_reported_with_its_failure(tmp_pat
     assert code == 0
     assert "1 passed, 1 rerun" in output
     assert "AssertionError: the first time of a" in output
-    assert re.search(r"^RERUN test_unsteady\.py::test_a", output, re.MULTILINE)
+    said = second_try.reported(output)
+    assert said.startswith("RERUN test_unsteady.py::test_a\n")
+    assert "AssertionError: the first time of a" in said
 
 
 @pytest.mark.needs("loopback")

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from subprocess import PIPE
@@ -185,7 +186,10 @@ def run_in_guest(
         print(f"the VM hung: nothing came from it for {limit} s. It is started once more. Before:")
         print((folder / "stdout").read_text()[-2000:])
         _running.vm("stop", _running.name)
-    return Outcome(code or 0), (folder / "stdout").read_text()
+    printed = (folder / "stdout").read_text()
+    if said := second_try.reported(printed):
+        warnings.warn(f"in the guest {kernel.release}:\n{said}", stacklevel=2)
+    return Outcome(code or 0), printed
 
 
 def run_and_watch(

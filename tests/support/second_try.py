@@ -12,6 +12,7 @@ run again: those of hypothesis, and those marked `once`.
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -32,6 +33,12 @@ def refuse_some(config: pytest.Config, items: list[pytest.Item]) -> None:
         is_hypothesis = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
         if is_hypothesis or item.get_closest_marker("once"):
             item.add_marker(pytest.mark.flaky(reruns=0))
+
+
+def reported(printed: str) -> str:
+    """What pytest has printed of the tests that it ran once more; "" if there were none."""
+    found = re.search(r"^=+ rerun test summary info =+\n(.*?)(?:^=+ |\Z)", printed, re.M | re.S)
+    return found[1] if found else ""
 
 
 def options_for(arguments: list[str]) -> tuple[str, ...]:
