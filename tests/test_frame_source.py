@@ -115,8 +115,8 @@ class TestExtents:
             region.touch()
             assert region.is_huge()
             many = HUGE // PAGE
-            borders = ((0, 2 * many), (5, many + 9), (many - 1, many + 1), (many, many))
-            for start, end in (*borders, (many + 9, many + 10)):
+            borders = ((0, 2 * many), (5, many + 188), (many - 1, many + 1), (many, many))
+            for start, end in (*borders, (many + 88, many + 89)):
                 where = region.start + start * PAGE, region.start + end * PAGE
                 assert by_bpf("self", *where) == by_pagemap("self", *where)
 
