@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from failures import one_line
-from memory import HUGE, PAGE, WAIT, Region, pages_within
+from memory import HUGE, PAGE, WAIT, Region, every_second_page
 from paths import ROOT
 from plain_reads import smaps
 from readings import usage_of, usages
@@ -370,9 +370,7 @@ def test_a_process_that_ends_while_it_is_read(python):
 
 @pytest.mark.needs("scan")
 def test_memory_stays_small_and_numpy_is_not_needed(python):
-    nr_pages = pages_within(400_000, 1600)
-    code = f"from memory import Region; r = Region({nr_pages}).touch(*range(0, {nr_pages}, 2))"
-    child = python(code)
+    child = python(every_second_page(400_000, 1600))
     code = (
         "import re, sys\n"
         "from physview.commands import main\n"

@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 from failures import ends_while_written, one_line
-from memory import PAGE, pages_within
+from memory import PAGE, every_second_page
 from plain_reads import plain_entries
 from users import AS_NOBODY
 
@@ -229,9 +229,7 @@ def test_nobody_gets_the_extents_and_hears_what_is_missing(physview):
 
 
 def test_a_process_that_ends_while_it_is_written(python):
-    nr_pages = pages_within(100_000, 400)
-    code = f"from memory import Region; r = Region({nr_pages}).touch(*range(0, {nr_pages}, 2))"
-    child = python(code)
+    child = python(every_second_page(100_000, 400))
     ends_while_written(child, 5, "pages", str(child.pid))
 
 
@@ -239,9 +237,7 @@ def test_a_process_that_ends_while_it_is_written(python):
     "options", [["--each"], ["--format", "csv"], ["--format", "jsonl"], ["--summary"]]
 )
 def test_memory_stays_small(python, options):
-    nr_pages = pages_within(300_000, 1200)
-    code = f"from memory import Region; r = Region({nr_pages}).touch(*range(0, {nr_pages}, 2))"
-    child = python(code)
+    child = python(every_second_page(300_000, 1200))
     code = (
         "import re, sys\n"
         "from physview.commands import main\n"

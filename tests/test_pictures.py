@@ -10,7 +10,7 @@ from colours import CONES, lab
 from drawings import expand, some_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory import PAGE, Region, pages_within
+from memory import PAGE, Region, every_second_page
 from plain_reads import smaps
 
 from physview import pictures
@@ -296,11 +296,8 @@ def test_a_picture_of_something_else():
 
 
 def test_a_process_that_ends_while_it_is_read(python):
-    # Every second page, so that no two are one extent, also where frames are hidden: then much is
-    # left to read when the process ends.
-    nr_pages = pages_within(400_000, 1600)
-    code = f"from memory import Region\nregion = Region({nr_pages}).touch(*range(0, {nr_pages}, 2))"
-    child = python(code)
+    # Also where frames are hidden, much is left to read when the process ends.
+    child = python(every_second_page(400_000, 1600))
 
     def kill(*_):
         child.kill()

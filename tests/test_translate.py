@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from failures import ends_while_written, one_line
-from memory import PAGE, USER_END, pages_within, pfnmap_ranges
+from memory import PAGE, USER_END, every_second_page, pfnmap_ranges
 from users import AS_NOBODY
 
 
@@ -184,8 +184,7 @@ def test_a_kernel_thread(physview):
 
 
 def test_a_process_that_ends_while_its_range_is_read(python):
-    nr_pages = pages_within(200_000, 800)
-    child = python(f"import memory; r = memory.Region({nr_pages}).touch(*range(0, {nr_pages}, 2))")
+    child = python(every_second_page(200_000, 800))
     ends_while_written(child, 50, "translate", str(child.pid), f"0-{USER_END:#x}")
 
 

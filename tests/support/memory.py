@@ -89,6 +89,12 @@ def pages_within(nr_pages: int, mib: int) -> int:
     return min(nr_pages, (mib << 20) // PAGE)
 
 
+def every_second_page(nr_pages: int, mib: int) -> str:
+    """Code of a process that touches every second page, so that no two are one extent."""
+    nr = pages_within(nr_pages, mib)
+    return f"from memory import Region; region = Region({nr}).touch(*range(0, {nr}, 2))"
+
+
 class Region:
     """Pages from mmap(). They are unmapped when the object is freed."""
 
