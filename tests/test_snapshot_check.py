@@ -111,6 +111,7 @@ def test_the_valid_file_behind_the_corpus_is_accepted(tmp_path):
         assert file.columns == ["flags", "node"]
 
 
+@pytest.mark.alone("its peak is larger while others take the processors")
 def test_as_many_mappings_as_a_process_may_have_take_little(tmp_path, max_bytes):
     """The largest file that is accepted: the most mappings, each with a path and rows."""
     page = snapshot_maker.PAGE
