@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Plain reads of the kernel's files, to compare physview with."""
 
+import difflib
+import itertools
 import os
 
 import numpy as np
@@ -63,8 +65,27 @@ def agreed(plain, ours):
         expected, found = plain(), ours()
         if found == expected:
             return expected
-    assert found == expected
-    return None
+    raise AssertionError(f"they never agreed. Last:\n{_unlike(expected, found)}")
+
+
+def _unlike(expected, found):
+    """The first 40 lines or items that two results do not share, for the message of a test."""
+    both = [list(_lines(result)) for result in (expected, found)]
+    unlike = (line for line in difflib.unified_diff(*both, n=0, lineterm="") if line[:2] != "@@")
+    return "\n".join(itertools.islice(unlike, 42))
+
+
+def _lines(result):
+    """The lines of a text, and the items of what is in a result."""
+    if isinstance(result, str):
+        yield from result.split("\n")
+    elif isinstance(result, dict):
+        yield from (f"{key!r}: {value!r}" for key, value in result.items())
+    elif isinstance(result, tuple | list) and result and isinstance(result[0], str | list):
+        for part in result:
+            yield from _lines(part)
+    else:
+        yield from map(repr, result) if isinstance(result, list | set) else [repr(result)]
 
 
 def plain_values(name, pfn, nr):
