@@ -168,8 +168,9 @@ printf '%s\\n' "#!$bin/python3" 'import sys' 'from physview.commands._start impo
     'sys.exit(start())' >"$bin/physview" && chmod 755 "$bin/physview" || exit 96
 ulimit -n 65536
 export PHYSVIEW_REQUIRE={REQUIRED} PYTHONPYCACHEPREFIX=/var/cache/physview
-export HYPOTHESIS_MAX_EXAMPLES=20
 test="$bin/python3 -u -X pycache_prefix=/var/cache/physview -m pytest -p no:cacheprovider"
+# An emulator is slow, which hypothesis would take for a fault of the tests.
+test="$test --hypothesis-profile=ci"
 """
 IN_GUEST = f'{_PREPARE}exec $test -q -n 0 -rs "$@"'
 # An interrupted run, too, tells which tests ran (-v), and how tests failed (--instafail).

@@ -104,6 +104,21 @@ def _write_script(new: str, folder: str) -> None:
         os.fchmod(file.fileno(), 0o755)
 
 
+def _is_standard(path: str) -> bool:
+    """Whether a folder or archive of sys.path has Python's own modules.
+
+    Packages of this machine have other versions than physview was tried with, and lines of .pth
+    files may name any folder, even one with another physview.
+    """
+    path = os.path.abspath(path)
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
+    archives = [f"{os.path.dirname(library)}/python" for library in libraries]
+    if path.endswith(".zip"):
+        return path.startswith(tuple(archives))
+    inside = any(path == library or path.startswith(f"{library}/") for library in libraries)
+    return inside and "-packages" not in path
+
+
 def main() -> object:
     """Unpack if needed, and run the unpacked physview in this process."""
     archive = os.path.dirname(os.path.abspath(__file__))
@@ -115,14 +130,7 @@ def main() -> object:
         name for name in sys.modules if name.partition(".")[0] in ("physview", "contents")
     ]:
         del sys.modules[name]
-    # Packages of this machine have other versions than physview was tried with.
-    sys.path[:] = [
-        path
-        for path in sys.path
-        if os.path.abspath(path) != archive
-        and not path.endswith(("site-packages", "dist-packages"))
-    ]
-    sys.path.append(folder)
+    sys.path[:] = [*filter(_is_standard, sys.path), folder]
     sys.path_importer_cache.clear()
     sys.argv[0] = archive
     from physview.commands._start import start

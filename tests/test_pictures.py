@@ -16,6 +16,7 @@ from plain_reads import smaps
 from physview import pictures
 from physview.errors import ProcessGone
 from physview.frames import machine as frames
+from physview.memory.extents import BATCH
 from physview.memory.rows import split_at
 from physview.pictures import bands, grid, runs, shapes
 from physview.pictures.kinds import (
@@ -296,8 +297,8 @@ def test_a_picture_of_something_else():
 
 
 def test_a_process_that_ends_while_it_is_read(python):
-    # Also where frames are hidden, much is left to read when the process ends.
-    child = python(every_second_page(400_000, 1600))
+    # Also where frames are hidden, much is left to read when the process ends: more than a BATCH.
+    child = python(every_second_page(400_000, max(1600, 3 * BATCH * PAGE >> 20)))
 
     def kill(*_):
         child.kill()

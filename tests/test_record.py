@@ -313,6 +313,8 @@ def test_a_real_full_disk_is_told_once_and_recording_goes_on(tmp_path):
         "9",
         "--frames-every",
         "never",
+        # An emulated processor would leave out most samples.
+        *("--budget", "100%"),
     ]
     with subprocess.Popen(
         ["unshare", "-m", "sh", "-c", script, str(tmp_path), *run],
@@ -325,6 +327,27 @@ def test_a_real_full_disk_is_told_once_and_recording_goes_on(tmp_path):
     assert output.endswith("\n3\n"), output
     assert rest.count("\n") == 1
     assert "this is over" in rest
+
+
+@pytest.mark.needs("root")
+def test_what_is_lost_with_a_disk_that_stays_full_is_told(tmp_path):
+    script = (
+        f"mount -t tmpfs -o size={100 * PAGE} none $0; "
+        f'head -c {97 * PAGE} /dev/zero >$0/fill; exec "$@"'
+    )
+    often = ("--every", "0.2s", "--samples", "3", "--frames-every", "never", "--budget", "100%")
+    run = [*RECORD, f"{tmp_path}/data", *often]
+    result = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, str(tmp_path), *run],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    told = result.stderr.splitlines()[-1]
+    assert re.fullmatch(
+        rf"physview: cannot write to {tmp_path}/data/.recording/\w+: the disk is full;"
+        r" samples lost: [123]; free some space: the next recorder completes the dataset's files",
+        told,
+    ), told
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from physview.analysis.trace import (
 )
 from physview.reporters.trace import wrapped
 from physview.tracing import Event, StackFrame, targets
-from physview.tracing.breakpoints import PROCESSORS
 from physview.tracing.events import parse_format
 from physview.tracing.ftrace import FtraceSource
 from physview.tracing.instance import InstanceOwner, new_owner
+from physview.tracing.processors import PROCESSORS
 from physview.tracing.symbols import Symbols
 from physview.tracing.targets import find_function
 from physview.tracing.trace_buffer import Record, StackMatcher, iter_records

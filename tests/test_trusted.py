@@ -157,6 +157,12 @@ def test_peers_in_another_users_cache_are_not_run(cache):
         shown = subprocess.check_output(command, env=environment, cwd="/", text=True)
         assert (str(peers) in shown) is expected
         make_nobodys(peers)
+
+
+@pytest.mark.needs("apt")
+def test_peers_are_not_fetched_into_another_users_cache(cache):
+    (cache / "peers").mkdir()
+    make_nobodys(cache / "peers")
     fetched = subprocess.run(
         [ROOT / "scripts/fetch-peers"], capture_output=True, text=True, check=False
     )

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,6 +91,25 @@ def test_its_packages_are_used_and_not_those_of_the_machine(folder, tmp_path):
     (parts,) = parts_in(tmp_path)
     assert f"{parts}/_cffi_backend" in result.stdout
     assert "-packages/" not in result.stdout
+
+
+def test_folders_that_a_pth_file_names_are_not_used(folder, tmp_path):
+    """As those of a package that is installed as editable."""
+    venv.create(tmp_path / "venv")
+    (packages,) = (tmp_path / "venv/lib").glob("python*/site-packages")
+    for name in ("physview", "cffi", "_cffi_backend"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')")
+    (packages / "other.pth").write_text(f"{tmp_path}\n")
+    python = [tmp_path / "venv/bin/python", "-I"]
+    imported = subprocess.run([*python, "-c", "import cffi"], capture_output=True, check=False)
+    assert imported.stderr == b"not this one\n"
+    result = subprocess.run(
+        [*python, folder / "physview.pyz", "maps", "self", "--json"],
+        env={"HOME": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+    (parts,) = parts_in(tmp_path)
+    assert f"{parts}/_cffi_backend" in result.stdout
 
 
 def test_a_missing_package_is_not_for_pip(folder, tmp_path):

@@ -248,7 +248,11 @@ class Spool(Closable):
         except PhysviewError:
             raise
         except OSError as error:
-            raise PhysviewError(f"cannot write {self._folder.path}", error.strerror or "") from None
+            why = "the disk is full" if is_full(error) else error.strerror or str(error)
+            nr = sum(1 + sample.lost for sample in self._pending)
+            lost = f"samples lost: {nr}; " if nr else ""
+            remedy = f"{lost}free some space: the next recorder completes the dataset's files"
+            raise PhysviewError(f"cannot write to {self._folder.path}", why, remedy) from None
         finally:
             self._close_files()
 

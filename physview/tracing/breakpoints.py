@@ -27,48 +27,16 @@ from physview.errors import PhysviewError, ProcessGone, Unsupported
 from physview.text import proctext
 from physview.tracing import tracefs
 from physview.tracing.events import Losses, RawEvent, Value
+from physview.tracing.processors import PROCESSORS, with_caller
 
 MAX_BREAKPOINTS = 4
 
-
-class Processor(NamedTuple):
-    """What differs between processors.
-
-    Args:
-        registers: The bit number of each register, from arch/*/include/uapi/asm/perf_regs.h.
-        arguments: The registers of a function's first arguments.
-        perf_event_open: The number of the system call.
-        length: The length of a breakpoint on code in bytes: that of a long on x86-64, and that of
-            an instruction on arm64.
-        per_thread: Whether the kernel sets breakpoints in its own code for one thread.
-        link: The register with the return address where a function begins; "" if the stack has it.
-            The kernel's call chain then lacks the caller, because the function has not yet written
-            the register to the stack.
-    """
-
-    registers: Mapping[str, int]
-    arguments: tuple[str, ...]
-    perf_event_open: int
-    length: int
-    per_thread: bool
-    link: str
-
-
-PROCESSORS = {
-    "x86_64": Processor(
-        {"ax": 0, "cx": 2, "dx": 3, "si": 4, "di": 5}, ("di", "si", "dx"), 298, 8, True, ""
-    ),
-    "aarch64": Processor(
-        {"x0": 0, "x1": 1, "x2": 2, "lr": 30}, ("x0", "x1", "x2"), 241, 4, False, "lr"
-    ),
-}
-"""The processors on which breakpoints are set, by `os.uname().machine`."""
 
 TYPE_BREAKPOINT, BP_X = 5, 4
 SAMPLE_IP, SAMPLE_TID, SAMPLE_TIME, SAMPLE_CALLCHAIN = 1, 2, 4, 0x20
 SAMPLE_CPU, SAMPLE_REGS_INTR = 0x80, 0x40000
 DISABLED, INHERIT, EXCLUDE_USER, COMM = 1 << 0, 1 << 1, 1 << 4, 1 << 9
-ENABLE_ON_EXEC, EXCLUDE_CALLCHAIN_USER, USE_CLOCKID = 1 << 12, 1 << 22, 1 << 25
+ENABLE_ON_EXEC, WATERMARK, EXCLUDE_CALLCHAIN_USER, USE_CLOCKID = 1 << 12, 1 << 14, 1 << 22, 1 << 25
 FLAG_FD_CLOEXEC = 8
 CLOCK_MONOTONIC = 1
 IOC_ENABLE, IOC_DISABLE, IOC_SET_OUTPUT = 0x2400, 0x2401, 0x2405
@@ -83,6 +51,8 @@ _SAMPLE = struct.Struct("<QIIQII")
 _HEAD, _TAIL = 1024, 1032
 PAGE = mmap.PAGESIZE
 DEFAULT_BUFFER_KIB = 512
+LOOK_SECONDS = 0.05
+"""How often samples are looked for where the kernel may not say that there are some."""
 
 
 class Breakpoint(NamedTuple):
@@ -181,11 +151,14 @@ class BreakpointSource:
         self._ignored = os.getpid() if tids is None else None
         flags = DISABLED | EXCLUDE_USER | EXCLUDE_CALLCHAIN_USER | USE_CLOCKID
         flags |= (ENABLE_ON_EXEC if from_exec else 0) | (INHERIT if follow else 0)
+        flags |= 0 if self._processor.wakes else WATERMARK
         # perf_mmap() refuses the buffer of an inherited event that is not bound to a processor.
         cpus = _online_cpus() if follow or tids is None else [-1]
         size = PAGE
         while size < (buffer_kib or DEFAULT_BUFFER_KIB) * 1024:
             size *= 2
+        # At how many samples, or bytes, the kernel says that there is something to read.
+        self._wakeup = 1 if self._processor.wakes else size // 2
         self._poll = select.poll()
         try:
             for tid in tids if tids is not None else [-1]:
@@ -233,7 +206,7 @@ class BreakpointSource:
                 sample,
                 0,
                 flags,
-                1,
+                self._wakeup,
                 BP_X,
                 address,
                 self._processor.length,
@@ -282,6 +255,8 @@ class BreakpointSource:
         Args:
             timeout: The longest wait for an event, in seconds.
         """
+        if not self._processor.wakes:
+            timeout = min(timeout, LOOK_SECONDS)
         self._poll.poll(timeout * 1000)
         found = []
         for buffer in self._buffers:
@@ -317,8 +292,7 @@ class BreakpointSource:
         fields: dict[str, Value] = {
             field: by_name[name] for field, name in point.registers.items() if name in by_name
         }
-        if stack and (caller := by_name.get(self._processor.link)):
-            stack = (stack[0], caller, *stack[1:])
+        stack = with_caller(stack, by_name.get(self._processor.link, 0))
         comm, kinds = self._comms.get(tid), (point.addresses, point.in_hex)
         return RawEvent(time_ns, cpu, tid, comm, point.name, fields, *kinds, stack)
 

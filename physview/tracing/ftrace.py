@@ -15,6 +15,7 @@ from physview.text import proctext
 from physview.tracing import tracefs
 from physview.tracing.events import Format, Losses, RawEvent, parse_format
 from physview.tracing.instance import Instance
+from physview.tracing.processors import PROCESSORS, with_caller
 from physview.tracing.trace_buffer import Record, StackMatcher, iter_records
 from physview.tracing.tracefs import Tracefs
 
@@ -23,6 +24,8 @@ EXEC = "sched/sched_process_exec"
 # A stack follows its record immediately, but possibly in a later read. After this time it is lost.
 STACK_TIMEOUT_NS = 1_000_000_000
 INIT_PID_NAMESPACE = 0xEFFFFFFC  # include/linux/proc_ns.h
+# The field in which a kprobe fetches the register with the return address: see with_caller().
+LINK = "physview_link"
 
 
 class Fetch(NamedTuple):
@@ -115,7 +118,9 @@ class FtraceSource:
         """Add a tracepoint, SUBSYSTEM:EVENT."""
         self._add(name.replace(":", "/"), name.partition(":")[2])
 
-    def add_kprobe(self, place: str, function: str, fetches: Sequence[Fetch]) -> None:
+    def add_kprobe(
+        self, place: str, function: str, fetches: Sequence[Fetch], *, is_start: bool
+    ) -> None:
         """Add a kprobe.
 
         Args:
@@ -123,6 +128,7 @@ class FtraceSource:
             function: The function's name.
             fetches: Alternative lists of values to fetch. The first list that the kernel accepts is
                 used.
+            is_start: Whether the place is the beginning of the function.
 
         Raises:
             OSError: The kernel accepts none of them, because it does not trace this function.
@@ -135,10 +141,13 @@ class FtraceSource:
                 f"cannot probe {function}", why, f"{remedy}, or {tracefs.trace_in_vm()}"
             )
         event = "p_" + re.sub(r"\W", "_", function)[:50]
+        processor = PROCESSORS.get(os.uname().machine)
+        link = processor.link if processor and is_start and self._with_stacks else ""
+        more = f" {LINK}=%{link}:x64" if link else ""
         last = None
         for fetch in fetches:
             try:
-                self._instance.add_probe(event, f"{place} {fetch.arguments}")
+                self._instance.add_probe(event, f"{place} {fetch.arguments}{more}")
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EPERM):
                     path = f"{self.tracefs.path}/kprobe_events"
@@ -157,8 +166,9 @@ class FtraceSource:
         form = parse_format(self.tracefs.read(path))
         if fetch:
             # With types from BTF, the kernel prints pointers in hexadecimal, and nothing else.
-            addresses = form.in_hex if fetch.addresses is None else fetch.addresses
-            form = form._replace(addresses=addresses)
+            in_hex = form.in_hex - {LINK}
+            addresses = in_hex if fetch.addresses is None else fetch.addresses
+            form = form._replace(addresses=addresses, in_hex=in_hex)
         self._formats[form.number] = form
         self._names[form.number] = name
         self._events.append(folder)
@@ -264,16 +274,19 @@ class FtraceSource:
 
     def _event(self, cpu: int, record: Record, stack: tuple[int, ...]) -> RawEvent:
         form = self._formats[record.number]
+        fields = form.decode(record.content)
+        caller = fields.pop(LINK, 0)
+        assert isinstance(caller, int)
         return RawEvent(
             record.time_ns,
             cpu,
             record.tid,
             None,
             self._names[record.number],
-            form.decode(record.content),
+            fields,
             form.addresses,
             form.in_hex,
-            stack,
+            with_caller(stack, caller),
         )
 
     def comms(self) -> dict[int, str]:

@@ -15,8 +15,9 @@ from typing import NamedTuple
 from physview.errors import Unsupported, UsageError
 from physview.text import proctext
 from physview.tracing import tracefs
-from physview.tracing.breakpoints import MAX_BREAKPOINTS, PROCESSORS, Breakpoint
+from physview.tracing.breakpoints import MAX_BREAKPOINTS, Breakpoint
 from physview.tracing.ftrace import Fetch, FtraceSource
+from physview.tracing.processors import PROCESSORS
 from physview.tracing.symbols import Symbols
 from physview.tracing.tracefs import Tracefs
 
@@ -98,11 +99,13 @@ class Place(NamedTuple):
         text: The place as the kernel's kprobe_events takes it.
         symbol: The name of the function.
         address: The address.
+        is_start: Whether the function begins there.
     """
 
     text: str
     symbol: str
     address: int
+    is_start: bool = True
 
     @property
     def label(self) -> str:
@@ -209,7 +212,8 @@ def add_kprobes(source: FtraceSource, name: str, places: Sequence[Place]) -> boo
     """
     for place in places:
         try:
-            source.add_kprobe(place.text, place.symbol, fetch_arguments(name))
+            fetches = fetch_arguments(name)
+            source.add_kprobe(place.text, place.symbol, fetches, is_start=place.is_start)
         except Unsupported:
             raise
         except OSError:
@@ -287,8 +291,10 @@ def _place_at(address: int, symbols: Symbols) -> Place:
     base = symbols.find(KERNEL_TEXT)
     if frame.module or not base:
         text = f"{frame.module}:{frame.symbol}" if frame.module else frame.symbol
-        return Place(f"{text}+{frame.offset:#x}" if frame.offset else text, frame.symbol, address)
-    return Place(f"{KERNEL_TEXT}+{address - base[0]:#x}", frame.symbol, address)
+        text += f"+{frame.offset:#x}" if frame.offset else ""
+    else:
+        text = f"{KERNEL_TEXT}+{address - base[0]:#x}"
+    return Place(text, frame.symbol, address, is_start=not frame.offset)
 
 
 def _only(symbol: str, module: str, addresses: Sequence[int], symbols: Symbols) -> Place:
