@@ -29,7 +29,9 @@ from physview.recording.journal import Journal
 from physview.recording.machine import machine
 from physview.recording.retention import expired
 
-RECORD = [sys.executable, "-I", "-m", "physview", "record"]
+DEFAULT_BUDGET = [sys.executable, "-I", "-m", "physview", "record"]
+# An emulated processor would leave out most samples.
+RECORD = [*DEFAULT_BUDGET, "--budget", "100%"]
 
 
 @pytest.fixture
@@ -313,8 +315,6 @@ def test_a_real_full_disk_is_told_once_and_recording_goes_on(tmp_path):
         "9",
         "--frames-every",
         "never",
-        # An emulated processor would leave out most samples.
-        *("--budget", "100%"),
     ]
     with subprocess.Popen(
         ["unshare", "-m", "sh", "-c", script, str(tmp_path), *run],
@@ -335,7 +335,7 @@ def test_what_is_lost_with_a_disk_that_stays_full_is_told(tmp_path):
         f"mount -t tmpfs -o size={100 * PAGE} none $0; "
         f'head -c {97 * PAGE} /dev/zero >$0/fill; exec "$@"'
     )
-    often = ("--every", "0.2s", "--samples", "3", "--frames-every", "never", "--budget", "100%")
+    often = ("--every", "0.2s", "--samples", "3", "--frames-every", "never")
     run = [*RECORD, f"{tmp_path}/data", *often]
     result = subprocess.run(
         ["unshare", "-m", "sh", "-c", script, str(tmp_path), *run],
@@ -348,6 +348,20 @@ def test_what_is_lost_with_a_disk_that_stays_full_is_told(tmp_path):
         r" samples lost: [123]; free some space: the next recorder completes the dataset's files",
         told,
     ), told
+
+
+def test_samples_that_the_budget_leaves_out_are_told_once(dataset):
+    often = ("--every", "0.1s", "--for", "1s", "--frames-every", "never")
+    run = [*DEFAULT_BUDGET, str(dataset), "--budget", "0.01%", *often]
+    result = subprocess.run(run, capture_output=True, text=True, check=True)
+    wait = re.fullmatch(
+        r"physview: a sample cost more than the budget of 0\.01% of a core: the next is in (\d+) s"
+        r" or later; a larger --budget takes more samples\n",
+        result.stderr,
+    )
+    assert wait, result.stderr
+    assert int(wait[1]) > 10
+    assert re.search(r": 1 sample, \d+ left out for the budget, ", result.stdout)
 
 
 @pytest.fixture
@@ -364,9 +378,6 @@ def recording(dataset):
         "h",
         "--frames-every",
         "never",
-        # An emulated processor would leave out most samples.
-        "--budget",
-        "100%",
     ]
     with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()

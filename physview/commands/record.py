@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
             loop.record(recorder, report)
     finally:
         loop.close()
-    report.end(recorder.nr_rows)
+    report.end(recorder.nr_rows, recorder.nr_skipped)
     return 0
 
 

@@ -60,6 +60,10 @@ class Budget:
         """Whether a sample may be taken now."""
         return self._samples >= 0
 
+    def seconds_until_sample(self) -> float:
+        """The time until a sample may be taken."""
+        return max(0.0, -self._samples / self._rest)
+
     def seconds_for_memory(self) -> float:
         """The processor time to spend on the memory of processes."""
         return max(0.0, self._memory)

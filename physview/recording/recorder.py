@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -106,9 +107,10 @@ class Recorder(Closable):
         self._cost_at = 0.0  # the first cost has the start of the program, too
         self._clock = _boot_clock()
         self._skipped = 0
+        self._told_of_budget = False
         self._flushed_at = self._clock
         self._troubles: dict[str, str] = {}
-        self.nr_samples = self.nr_rows = 0
+        self.nr_samples = self.nr_rows = self.nr_skipped = 0
         self.why_no_flags = self._reader.why_no_flags
 
     def close(self) -> None:
@@ -126,6 +128,8 @@ class Recorder(Closable):
         self._pay(0.0)
         if not self._budget.allows_sample():
             self._skipped += 1
+            self.nr_skipped += 1
+            self._tell_of_budget()
             return None
         moment = read_moment()
         about = About(self._settings.host, moment["machine"], moment["boot"], moment["kernel"])
@@ -149,6 +153,17 @@ class Recorder(Closable):
             cost=row["cost"][0],
             interval=row["interval"][0],
             skipped=row["skipped"][0],
+        )
+
+    def _tell_of_budget(self) -> None:
+        """Say once that samples are left out, and for how long: it may be minutes."""
+        if self._told_of_budget:
+            return
+        self._told_of_budget = True
+        wait = math.ceil(self._budget.seconds_until_sample())
+        self._say(
+            f"a sample cost more than the budget of {100 * self._settings.budget:.4g}% of a core:"
+            f" the next is in {wait} s or later; a larger --budget takes more samples"
         )
 
     def _pay(self, of_memory: float) -> None:
