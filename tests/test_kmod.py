@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from kmod_calls import agree, agree_on_all, open_kmod, wait_for
 from memory import HUGE, PAGE, PRIVATE, SHARED, Region, kpageflags, libc, pfnmap_ranges, raw_entry
-from processor import is_writable
+from processor import PROCESSOR, is_writable
 
 from physview import Cause, Process
 from physview.model import PM_PFRAME_MASK, PM_PRESENT, PM_SWAP, PageKind
@@ -47,7 +47,7 @@ def test_a_page_and_its_levels(kmod):
     assert walk.levels[1].folded == (kmod.info.nr_levels < 5)
     assert walk.levels[-1].entry & 1
     # Each entry names the table in which the next one lies.
-    table_mask = (1 << 52) - PAGE
+    table_mask = (1 << PROCESSOR.address_bits) - PAGE
     real = [level for level in walk.levels if not level.folded]
     for above, below in itertools.pairwise(real):
         assert above.entry & table_mask == below.address & ~(PAGE - 1)

@@ -53,6 +53,7 @@ def run_client(client, prefix=()):
     return found
 
 
+@pytest.mark.needs("cc")
 def test_the_courses_client_as_root_and_not_as_nobody(client):
     run_client(client)
     result = subprocess.run([*AS_NOBODY, client], capture_output=True, text=True, check=False)
@@ -103,7 +104,7 @@ def test_another_process_takes_both_capabilities(physview, capability):
     assert ("no entry" in result.stdout) == (capability == "sys_ptrace"), result
 
 
-@pytest.mark.needs("kmods")
+@pytest.mark.needs("cc", "kmods")
 def test_with_insecure_nobody_sees_memory_of_their_own(load_instead, client):
     load_instead(os.environ["PHYSVIEW_KMOD"], "insecure=1")
     assert module.status().insecure

@@ -15,6 +15,7 @@ command_of() {
 			./scripts/test tests/test_matrix.py
 		;;
 	debug) echo ./scripts/test --debug-kernel ;;
+	arm64) echo ./scripts/test --arm64 arm64 arm64-16k small ;;
 	job-user) echo scripts/ci/user ;;
 	job-root) echo scripts/ci/root ;;
 	job-packages) echo scripts/ci/packages ;;

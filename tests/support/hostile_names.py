@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import cgroups
 from command_server import import_what_it_did, prepare_for_forks, tell_imports
 
 STYLE = b"\x1b[7;35m"  # a style that physview does not use
@@ -109,6 +110,7 @@ def hostile_process(folder: str) -> Iterator[Target]:
 
 def _make_cgroup(pid: int) -> str | None:
     """Make a memory cgroup with a hostile name, but without newline, which the kernel refuses."""
+    cgroups.writable_memory()  # else cgroup2 would charge the memory to its root
     with open("/proc/self/mountinfo", "rb") as file:
         lines = [line.split(b" ") for line in file.read().split(b"\n") if b" - cgroup" in line]
     for line in lines:
