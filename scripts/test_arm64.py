@@ -21,7 +21,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import zlib
@@ -60,6 +59,8 @@ FLAVOURS = {
     "arm64-64k": Flavour(8192, "hugepages=4"),
     "arm64": Flavour(2048, "hugepages=16"),
 }
+# What is made in a checkout, or is git's.
+MADE = (".git", ".venv", ".*_cache", "__pycache__", "*.so", "*.egg-info", "build", "dist")
 # What to run: the words in place of pytest's arguments.
 SMALL, WHOLE = "small", "whole"
 # Each source, each kind of page table, the first command, and tagged pointers.
@@ -219,15 +220,8 @@ def test_wheels(target: foreign_root.Target) -> Path:
 
 
 def copy_checkout(target: Path, package: Path) -> None:
-    """Copy the files of the repository, with the core that is compiled for arm64."""
-    listed = subprocess.run(
-        ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name)
+    """Copy the checkout without what was made in it, with the core that is compiled for arm64."""
+    shutil.copytree(ROOT, target, symlinks=True, ignore=shutil.ignore_patterns(*MADE))
     shutil.copy(package / "physview/_native.abi3.so", target / "physview")
 
 

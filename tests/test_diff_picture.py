@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -332,8 +333,9 @@ def test_nothing_happened_and_a_fork(physview, python, tmp_path):
     shared = str(tmp_path / "shared.svg")
     result = physview("diff", paths[0], paths[2], "--picture", shared)
     assert result.returncode == 1
-    assert "two processes, python" in result.stderr
-    assert f"python {program.pid} and python {child}: what differs" in result.stdout
+    name = Path(sys.executable).name
+    assert f"two processes, {name}" in result.stderr
+    assert f"{name} {program.pid} and {name} {child}: what differs" in result.stdout
     _, picture, _ = draw(paths[0], paths[2])
     assert picture.frames.totals[index_of(DIFF_KINDS, "stayed")] > 990
     assert picture.frames.totals[index_of(DIFF_KINDS, "moved")] >= 10

@@ -21,6 +21,7 @@ from physview.frames import machine as frames
 from physview.frames.free_blocks import counts_of, find_free_blocks, without_free_blocks
 from physview.frames.machine import Use, by_use, use_of
 from physview.model import PM_PFRAME_MASK
+from physview.sources import ram
 from physview.sources.kpage import KpageFile, false_flags
 from physview.sources.memory_blocks import MemoryBlock, read_blocks, without_offline
 from physview.sources.page_flags import FLAG_BITS, well_known
@@ -364,7 +365,8 @@ def test_a_kernel_without_kpageflags(physview):
 
 @pytest.mark.needs("mountns", "kpage")
 def test_a_kpageflags_that_is_too_short(physview, tmp_path):
-    (tmp_path / "short").write_bytes((1 << 10).to_bytes(8, "little") * 2000)
+    first = ram.ram_ranges(ram.read_resources())[0][0]
+    (tmp_path / "short").write_bytes((1 << 10).to_bytes(8, "little") * (first + 2000))
     cut = f'mount --bind {tmp_path}/short /proc/kpageflags && exec "$@"'
     prefix = ["unshare", "-m", "sh", "-c", cut, "sh"]
     document = json.loads(physview("frames", "--json", prefix=prefix).stdout)

@@ -17,7 +17,7 @@ from failures import one_line, without_vm_note
 from kmod_calls import agree, agree_on_all, open_kmod, wait_for
 from memory import PAGE, Region
 from paths import ROOT
-from processor import is_writable
+from processor import PROCESSOR, is_writable
 
 from physview import Cause, NoUserMemory, Process, ProcessGone
 from physview.model import PageKind
@@ -108,12 +108,11 @@ def test_a_fork_has_the_same_frame_until_one_of_the_two_writes(kmod):
 
 def test_a_process_whose_first_thread_has_exited(python):
     """Both sources report no memory for the process's pid, but memory for its other thread."""
-    sys_exit = 60
     child = python(
         "import threading, memory\n"
         "region = memory.Region(4).touch()\n"
         "threading.Thread(target=input).start()",
-        wait=f"memory.libc.syscall({sys_exit}, 0)",
+        wait=f"memory.libc.syscall({PROCESSOR.exit}, 0)",
     )
     wait_for(lambda: ProcDir(child.pid).stat().state == "Z", "the first thread has exited")
     for source in ("pagemap", "kmod", "reference"):

@@ -44,6 +44,8 @@ MAY_DIFFER = {
     "witnesses": "there can be no device mapping",
 }
 """Labs whose evidence can be usual although an answer is not that of docs/key.md."""
+if os.uname().machine == "aarch64":
+    MAY_DIFFER["copies"] = "put_user() is inlined"
 
 
 def usual(evidence):
@@ -312,8 +314,8 @@ def test_copies():
         assert stack[1] == "physicalview_ioctl"
         assert f"__{'arm64' if inlined else 'x64'}_sys_ioctl" in stack
     put_user = [cell for cell in evidence.tables[1].column("put_user") if cell]
-    assert put_user[:2] == ["__put_user_4", "pipe_ioctl"]
-    assert evidence.answers == [0, 1]
+    assert put_user[:2] == ([] if inlined else ["__put_user_4", "pipe_ioctl"])
+    assert evidence.answers == [0, None if inlined else 1]
 
 
 @pytest.mark.needs("root", "pfn", "tracefs")

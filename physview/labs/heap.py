@@ -130,6 +130,7 @@ def _explain_frames(evidence: Evidence, begins: list[Translation]) -> None:
     others = [pair for pair in pairwise(begins) if page_step(*pair)]
     in_order = [follows(*pair) for pair in others]
     nr, nr_back = sum(in_order), sum((b.pfn or 0) < (a.pfn or 0) for a, b in others)
+    nr_other = len(others) - nr
     nr_same = len(begins) - 1 - len(others)
     same_words = f" {nr_same} more steps stay in the same page." if nr_same else ""
     with observe.FrameFlags() as frames:
@@ -138,7 +139,8 @@ def _explain_frames(evidence: Evidence, begins: list[Translation]) -> None:
         "frames",
         not all(in_order),
         f"{nr} of {len(others)} steps {'leads' if nr == 1 else 'lead'} to the next frame."
-        f" {len(others) - nr} steps lead to another frame, {nr_back} of them backwards.{same_words}"
+        f" {nr_other} {'step leads' if nr_other == 1 else 'steps lead'} to another frame,"
+        f" {nr_back} of them backwards.{same_words}"
         " The kernel gives a page its frame at the first access, and takes any free frame.",
         f"All {len(others)} steps to another page lead to the next frame.{same_words} "
         + (

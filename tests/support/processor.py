@@ -14,7 +14,7 @@ class Processor(NamedTuple):
         entry: What precedes a system call's name in its function's name.
         dispatchers: The function that calls the system call's function, or, if the compiler has
             inlined it, the next.
-        brk, execve: Numbers of system calls. Source: asm/unistd.h
+        brk, execve, exit: Numbers of system calls. Source: asm/unistd.h
         address_bits: How many bits of a page table's entry, from bit 0, have a physical address.
         write_bit, writes_if: A bit of a page table's entry, and its value if the page is writable.
         copies_of_a_process: Whether functions that copy are traced for one process alone.
@@ -24,6 +24,7 @@ class Processor(NamedTuple):
     dispatchers: tuple[str, ...]
     brk: int
     execve: int
+    exit: int
     address_bits: int
     write_bit: int
     writes_if: int
@@ -36,9 +37,9 @@ class Processor(NamedTuple):
 
 
 PROCESSORS = {
-    "x86_64": Processor("__x64_sys_", ("do_syscall_64",), 12, 59, 52, 1, 1, True),
+    "x86_64": Processor("__x64_sys_", ("do_syscall_64",), 12, 59, 60, 52, 1, 1, True),
     "aarch64": Processor(
-        "__arm64_sys_", ("invoke_syscall", "do_el0_svc"), 214, 221, 48, 7, 0, False
+        "__arm64_sys_", ("invoke_syscall", "do_el0_svc"), 214, 221, 93, 48, 7, 0, False
     ),
 }
 PROCESSOR = PROCESSORS[os.uname().machine]

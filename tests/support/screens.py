@@ -92,9 +92,15 @@ class PtyRun:
         """Type keys."""
         os.write(self.master, keys.encode())
 
+    def _has_output(self, seconds: float) -> bool:
+        # select.select() refuses descriptors from 1024 on.
+        poll = select.poll()
+        poll.register(self.master, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
     def read(self, seconds: float) -> None:
         """Read what the command has written. Wait for it at most this long."""
-        if select.select([self.master], [], [], seconds)[0]:
+        if self._has_output(seconds):
             data = os.read(self.master, 1 << 16)
             self.raw += data
             self._stream.feed(data)
@@ -124,7 +130,7 @@ class PtyRun:
         while self.process.poll() is None:
             assert time.monotonic() < end, "\n".join(self.lines)
             self.read(0.1)
-        while select.select([self.master], [], [], 0.1)[0]:
+        while self._has_output(0.1):
             self.read(0)
         return self.process.returncode
 
