@@ -147,6 +147,9 @@ def test_without_the_package_kmod_make_names_it(folder, target):
 def test_without_the_package_kmod_doctor_names_it(physview):
     kmod = os.path.realpath(shutil.which("lsmod", path="/usr/sbin:/sbin"))
     lines = physview("doctor", prefix=[*NO_KMOD, kmod]).stdout
+    if module.status().loaded:  # in a VM, where nothing is missing then
+        assert "lsmod and insmod" not in lines
+        return
     assert "lsmod and insmod are missing" in lines
     assert re.search(r"→ .*\bkmod$", lines, re.MULTILINE), lines
 

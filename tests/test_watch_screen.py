@@ -204,6 +204,7 @@ def ram_of(frames, *, nr_frames):
     return RamMap(np.array(frames, dtype=np.int64), cell, nr_frames, 0)
 
 
+@pytest.mark.needs("x86_64")  # where pages have 4 KiB
 def test_the_map_tells_a_page_from_a_megabyte_on_a_machine_of_24_gib():
     """On a linear scale, all of these but the last were the lowest step."""
     nr_frames = (24 << 30) // PAGE
