@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -137,6 +138,7 @@ def test_ctrl_c_ends_the_interval_and_prints_the_report(sleeper):
         cwd="/",
     )
     wait_for(lambda: referenced_bytes(sleeper.pid) < before / 2)
+    time.sleep(2)  # the interval begins after the bits were cleared
     run.send_signal(signal.SIGINT)
     stdout, stderr = run.communicate(timeout=60)
     assert run.returncode == -signal.SIGINT

@@ -239,7 +239,7 @@ def test_json_is_a_document_a_line(physview, obedient):
     first, second = map(json.loads, result.stdout.splitlines())
     assert first["changes"] is first["seconds"] is first["mappings"][0]["changes"] is None
     assert second["changes"] == {}
-    assert second["seconds"] >= 0.1
+    assert 0.01 < second["seconds"] < 60  # less than the interval if the first look was late
     start = hex(address_of(obedient))
     (found,) = [m for m in second["mappings"] if m["mapping"]["start"] == start]
     assert found["nr_resident"] == 5
