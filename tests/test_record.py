@@ -33,6 +33,10 @@ from physview.recording.retention import expired
 DEFAULT_BUDGET = [sys.executable, "-I", "-m", "physview", "record"]
 # An emulated processor would leave out most samples.
 RECORD = [*DEFAULT_BUDGET, "--budget", "100%"]
+# A file system in $0 that is full but for three pages.
+MOUNT_WITH_THREE_PAGES = (
+    f"mount -t tmpfs -o size={100 * PAGE} none $0; head -c {97 * PAGE} /dev/zero >$0/fill"
+)
 
 
 @pytest.fixture
@@ -303,8 +307,7 @@ def test_a_disk_that_is_full_from_the_start_is_told_in_one_line(tmp_path):
 @pytest.mark.needs("root")
 def test_a_real_full_disk_is_told_once_and_recording_goes_on(tmp_path):
     script = (
-        f"mount -t tmpfs -o size={100 * PAGE} none $0; "
-        f"head -c {97 * PAGE} /dev/zero >$0/fill;"
+        f"{MOUNT_WITH_THREE_PAGES};"
         ' "$@" & read go; rm $0/fill; wait $!; find $0 -name "*.parquet" | wc -l'
     )
     run = [
@@ -332,10 +335,7 @@ def test_a_real_full_disk_is_told_once_and_recording_goes_on(tmp_path):
 
 @pytest.mark.needs("root")
 def test_what_is_lost_with_a_disk_that_stays_full_is_told(tmp_path):
-    script = (
-        f"mount -t tmpfs -o size={100 * PAGE} none $0; "
-        f'head -c {97 * PAGE} /dev/zero >$0/fill; exec "$@"'
-    )
+    script = f'{MOUNT_WITH_THREE_PAGES}; exec "$@"'
     often = ("--every", "0.2s", "--samples", "3", "--frames-every", "never")
     run = [*RECORD, f"{tmp_path}/data", *often]
     result = subprocess.run(

@@ -95,7 +95,7 @@ class Spool(Closable):
             os.pwrite(fd, str(os.getpid()).encode(), 0)
         except OSError as error:
             os.close(fd)
-            why = "the disk is full" if is_full(error) else error.strerror or str(error)
+            why = _why(error)
             remedy = "free some space, or choose another dataset"
             raise PhysviewError(f"cannot record to {self._what}", why, remedy) from None
         return fd
@@ -248,7 +248,7 @@ class Spool(Closable):
         except PhysviewError:
             raise
         except OSError as error:
-            why = "the disk is full" if is_full(error) else error.strerror or str(error)
+            why = _why(error)
             nr = sum(1 + sample.lost for sample in self._pending)
             lost = f"samples lost: {nr}; " if nr else ""
             remedy = f"{lost}free some space: the next recorder completes the dataset's files"
@@ -275,6 +275,10 @@ class Spool(Closable):
             os.close(self._lock)
             self._lock = -1
         self._folder.close()
+
+
+def _why(error: OSError) -> str:
+    return "the disk is full" if is_full(error) else error.strerror or str(error)
 
 
 def _fits(journal: Journal, about: About, date: str) -> bool:
