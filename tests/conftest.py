@@ -17,6 +17,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import browser
@@ -105,6 +106,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     "page-types": (
         lambda: shutil.which("page-types") is not None,
         "no page-types on PATH: ./scripts/fetch-peers builds it, as root",
+    ),
+    "ensurepip": (
+        lambda: find_spec("ensurepip") is not None,
+        "no ensurepip: Debian's package python3-venv has it",
     ),
     "systemd-analyze": (
         lambda: shutil.which("systemd-analyze") is not None,

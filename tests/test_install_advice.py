@@ -19,6 +19,7 @@ from physview.runtime import invocation
 
 UV = Path(sys.prefix) / "bin/uv"
 SYSTEM_PYTHON = "/usr/bin/python3"
+ENSUREPIP = pytest.mark.needs("ensurepip")
 ASK = f"""
 import sys
 sys.path.append({str(ROOT)!r})
@@ -64,8 +65,10 @@ def make(tmp_path, kind):
     ("kind", "start"),
     [
         ("uv", "uv pip install --python '{python}' "),
-        ("pip", "'{python}' -I -m pip install "),
-        ("no pip", "'{python}' -I -m ensurepip && '{python}' -I -m pip install "),
+        pytest.param("pip", "'{python}' -I -m pip install ", marks=ENSUREPIP),
+        pytest.param(
+            "no pip", "'{python}' -I -m ensurepip && '{python}' -I -m pip install ", marks=ENSUREPIP
+        ),
     ],
 )
 def test_the_line_installs_a_package_where_it_is_typed(tmp_path, tiny, kind, start):
