@@ -61,14 +61,11 @@ def probes(tracefs):
     ("event", "user", "kernel"), [("copy_to_user", "to", "from"), ("copy_from_user", "from", "to")]
 )
 def test_the_ioctl_of_the_module_copies(traced, event, user, kernel):
-    alone = PROCESSOR.copies_of_a_process
-    child, tracer, events = traced(event, ASK, whole_machine=not alone)
-    assert tracer.probes == (f"_{event}" if alone else f"__arch_{event}",)
+    child, tracer, events = traced(event, ASK)
+    assert tracer.probes == (PROCESSOR.copy + event,)
     assert tracer.means in ("kprobe", "breakpoint")
-    events = events if alone else [event for event in events if event.tid == child.pid]
     (ioctl, *again) = [event for event in events if "physicalview_ioctl" in functions(event)]
-    # With a breakpoint of arm64, an interrupt at the wrong moment repeats an event.
-    assert len(again) <= (0 if alone else 2)
+    assert len(again) <= PROCESSOR.repeats
     assert all((event.fields, event.stack) == (ioctl.fields, ioctl.stack) for event in again)
     assert functions(ioctl)[0] == tracer.probes[0]
     assert ioctl.stack[1].module == "3000physicalview"
@@ -81,14 +78,46 @@ def test_the_ioctl_of_the_module_copies(traced, event, user, kernel):
     assert {event.tid for event in events} == {child.pid}
 
 
-@pytest.mark.needs("kprobes", "kmod", "x86_64")  # elsewhere copies are traced machine-wide only
+@pytest.mark.needs("kprobes", "kmod")
 def test_memview_through_the_module_shows_the_ioctl(physview):
     memview = [sys.executable, "-m", "physview", "memview", "--source", "kmod"]
     args = ["copy_to_user", "-n", "100000", "--summary", "--", *memview]
     result = physview("trace", *args)
     assert "physicalview_ioctl [3000physicalview]" in result.stdout
     assert "Memory map report (virtual -> physical)" in result.stdout
-    assert " events of _copy_to_user (" in result.stdout
+    assert f" events of {PROCESSOR.copy}copy_to_user (" in result.stdout
+
+
+# Each call copies a mask of N bytes: 3 in the main thread, 5 in another, 6 in a child, and 7 after
+# exec() in another thread of the child.
+COPY = """
+import ctypes, os, sys, threading
+def copy(n): ctypes.CDLL(None).sched_setaffinity(0, n, b'\\xff' * n)
+"""
+COPIES = f"""{COPY}
+copy(3)
+thread = threading.Thread(target=copy, args=[5])
+thread.start()
+thread.join()
+if os.fork():
+    os.wait()
+else:
+    copy(6)
+    command = [sys.executable, '-S', '-c', {COPY + "copy(7)"!r}]
+    threading.Thread(target=os.execv, args=[sys.executable, command]).start()
+"""
+
+
+@pytest.mark.needs("kprobes")
+@pytest.mark.parametrize(("follow", "copied"), [([], {3}), (["--follow"], {3, 5, 6, 7})])
+def test_the_copies_of_a_command_and_of_what_it_starts(physview, python, follow, copied):
+    """Others copy all the time, and the command's copies before its exec() are physview's."""
+    python(COPY, wait="while True: copy(4)")
+    words = ["copy_from_user", "-n", "1000000", "--no-stacks", "--json", *follow]
+    result = physview("trace", *words, "--", sys.executable, "-S", "-c", COPIES)
+    document = json.loads(result.stdout)
+    assert document["nr_lost"] == 0
+    assert {event["fields"]["n"] for event in document["events"]} & set(range(3, 8)) == copied
 
 
 @pytest.mark.needs("kprobes", "x86_64")  # elsewhere it is inlined
@@ -175,7 +204,7 @@ def test_a_function_that_is_none():
         api.Tracer("vfs_raed")
 
 
-@pytest.mark.needs("kprobes", "x86_64")  # elsewhere a process is refused first
+@pytest.mark.needs("kprobes", "x86_64")  # exc_int3 is its
 def test_a_function_that_is_refused_by_its_name_is_not_said_to_lack_kprobes(physview):
     """It handles the breakpoints themselves (NOKPROBE_SYMBOL, noinstr)."""
     line = one_line(physview("trace", "exc_int3", "--", "true"), 1)

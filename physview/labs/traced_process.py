@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from physview.errors import PhysviewError, Unsupported
 from physview.labs import child_process
 from physview.model import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from physview.tracing import Event, Tracer
+    from physview.tracing import Event
 
 FIONREAD = 0x541B  # include/uapi/asm-generic/ioctls.h
 PIPE_TEXT = b"1234567"
@@ -67,21 +66,11 @@ class TracedProcess:
         Raises:
             PhysviewError: The event cannot be traced here, or the process ended.
         """
-        with self._tracer(event) as tracer:
-            answer = self.do(job)
-            return [found for found in tracer.finish() if found.tid == self.pid], answer
-
-    def _tracer(self, event: str) -> Tracer:
         from physview.tracing import Tracer
 
-        try:
-            return Tracer(event, pid=self.pid)
-        except Unsupported as error:
-            # On arm64 the kernel sets breakpoints for the whole machine only.
-            try:
-                return Tracer(event)
-            except PhysviewError:
-                raise error from None
+        with Tracer(event, pid=self.pid) as tracer:
+            answer = self.do(job)
+            return tracer.finish(), answer
 
 
 @contextmanager

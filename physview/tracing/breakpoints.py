@@ -20,13 +20,14 @@ import mmap
 import os
 import select
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from physview.errors import PhysviewError, ProcessGone, Unsupported
 from physview.text import proctext
 from physview.tracing import tracefs
 from physview.tracing.events import Losses, RawEvent, Value
+from physview.tracing.followed_threads import FollowedThreads, Record, Sorter
 from physview.tracing.processors import PROCESSORS, with_caller
 
 MAX_BREAKPOINTS = 4
@@ -36,7 +37,8 @@ TYPE_BREAKPOINT, BP_X = 5, 4
 SAMPLE_IP, SAMPLE_TID, SAMPLE_TIME, SAMPLE_CALLCHAIN = 1, 2, 4, 0x20
 SAMPLE_CPU, SAMPLE_REGS_INTR = 0x80, 0x40000
 DISABLED, INHERIT, EXCLUDE_USER, COMM = 1 << 0, 1 << 1, 1 << 4, 1 << 9
-ENABLE_ON_EXEC, WATERMARK, EXCLUDE_CALLCHAIN_USER, USE_CLOCKID = 1 << 12, 1 << 14, 1 << 22, 1 << 25
+ENABLE_ON_EXEC, TASK, WATERMARK, SAMPLE_ID_ALL = 1 << 12, 1 << 13, 1 << 14, 1 << 18
+EXCLUDE_CALLCHAIN_USER, COMM_EXEC, USE_CLOCKID = 1 << 22, 1 << 24, 1 << 25
 FLAG_FD_CLOEXEC = 8
 CLOCK_MONOTONIC = 1
 IOC_ENABLE, IOC_DISABLE, IOC_SET_OUTPUT = 0x2400, 0x2401, 0x2405
@@ -48,6 +50,8 @@ CONTEXT_MAX = (1 << 64) - 4095
 _ATTR = struct.Struct("<IIQQQQQIIQQQQIiQIHH")
 _HEADER = struct.Struct("<IHH")
 _SAMPLE = struct.Struct("<QIIQII")
+# What the other records end with: pid, tid, time, processor, nothing.
+_TRAILER = struct.Struct("<IIQII")
 _HEAD, _TAIL = 1024, 1032
 PAGE = mmap.PAGESIZE
 DEFAULT_BUFFER_KIB = 512
@@ -80,12 +84,12 @@ class _SampleBuffer:
         self._map = mmap.mmap(fd, PAGE + size)
         self._size = size
 
-    def read(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the kind and the content of each new record."""
+    def read(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield the kind, the flags and the content of each new record."""
         head, tail = struct.unpack_from("<QQ", self._map, _HEAD)
         while tail < head:
-            kind, _, size = _HEADER.unpack(self._bytes(tail, _HEADER.size))
-            yield kind, self._bytes(tail + _HEADER.size, size - _HEADER.size)
+            kind, misc, size = _HEADER.unpack(self._bytes(tail, _HEADER.size))
+            yield kind, misc, self._bytes(tail + _HEADER.size, size - _HEADER.size)
             tail += size
         struct.pack_into("<Q", self._map, _TAIL, tail)
 
@@ -131,27 +135,26 @@ class BreakpointSource:
             )
             raise Unsupported(f"cannot trace {self._names}", why)
         self._processor = PROCESSORS[os.uname().machine]
-        if tids is not None and not self._processor.per_thread:
-            why = (
-                "the kernel refuses a kprobe there, and on this processor it sets breakpoints in"
-                " its code for the whole machine only"
-            )
-            remedy = "trace the whole machine: leave out the process or command"
-            raise Unsupported(f"cannot trace {self._names} of one process", why, remedy)
         wanted = {name for point in breakpoints for name in point.registers.values()}
         if stacks and self._processor.link:
             wanted.add(self._processor.link)
         self._registers = sorted(wanted, key=lambda name: self._processor.registers[name])
-        self._from_exec = from_exec
         self._stacks = stacks
         self._fds: list[int] = []
         self._buffers: list[_SampleBuffer] = []
         self._comms: dict[int, str] = {}
         self._overrun = self._throttled = 0
         self._ignored = os.getpid() if tids is None else None
+        self._threads: FollowedThreads | None = None
+        self._sorter = Sorter()
         flags = DISABLED | EXCLUDE_USER | EXCLUDE_CALLCHAIN_USER | USE_CLOCKID
-        flags |= (ENABLE_ON_EXEC if from_exec else 0) | (INHERIT if follow else 0)
         flags |= 0 if self._processor.wakes else WATERMARK
+        if tids is not None and not self._processor.per_thread:
+            self._threads = FollowedThreads(tids, follow=follow, from_exec=from_exec)
+            tids = None
+        elif tids is not None:
+            flags |= (ENABLE_ON_EXEC if from_exec else 0) | (INHERIT if follow else 0)
+        self._is_enabled_by_kernel = bool(flags & ENABLE_ON_EXEC)
         # perf_mmap() refuses the buffer of an inherited event that is not bound to a processor.
         cpus = _online_cpus() if follow or tids is None else [-1]
         size = PAGE
@@ -178,8 +181,10 @@ class BreakpointSource:
     def _open_all(self, tid: int, cpu: int, flags: int, size: int) -> None:
         """Set all breakpoints for a thread or a processor. The breakpoints share one buffer."""
         first = -1
+        of_threads = COMM if self._threads is None else COMM | COMM_EXEC | TASK
+        flags |= 0 if self._threads is None else SAMPLE_ID_ALL
         for address in self._breakpoints:
-            fd = self._open(address, tid, cpu, flags | (COMM if first < 0 else 0))
+            fd = self._open(address, tid, cpu, flags | (of_threads if first < 0 else 0))
             if fd < 0:
                 return
             self._fds.append(fd)
@@ -240,7 +245,7 @@ class BreakpointSource:
 
     def start(self) -> None:
         """Start tracing. With `from_exec`, the kernel starts tracing at the exec()."""
-        if not self._from_exec:
+        if not self._is_enabled_by_kernel:
             for fd in self._fds:
                 _ioctl(fd, IOC_ENABLE, 0)
 
@@ -258,22 +263,46 @@ class BreakpointSource:
         if not self._processor.wakes:
             timeout = min(timeout, LOOK_SECONDS)
         self._poll.poll(timeout * 1000)
-        found = []
+        return self._in_order(self._records(), to_the_end=False)
+
+    def _records(self) -> Iterator[Record]:
+        """Yield the samples and what the kernel tells of threads; count what it lost."""
         for buffer in self._buffers:
-            for kind, content in buffer.read():
+            for kind, misc, content in buffer.read():
                 if kind == RECORD_SAMPLE:
-                    found.append(self._event(content))
+                    yield Record(_SAMPLE.unpack_from(content)[3], kind, misc, content)
                 elif kind == RECORD_LOST:
                     self._overrun += struct.unpack_from("<QQ", content)[1]
                 elif kind == RECORD_THROTTLE:
                     self._throttled += 1
-                elif kind == RECORD_COMM:
-                    tid = struct.unpack_from("<II", content)[1]
-                    self._comms[tid] = os.fsdecode(content[8:].split(b"\0")[0])
-        events = [event for event in found if event is not None]
-        return sorted(events, key=lambda event: event.time_ns)
+                else:
+                    if kind == RECORD_COMM:
+                        tid = struct.unpack_from("<II", content)[1]
+                        self._comms[tid] = os.fsdecode(content[8:].split(b"\0")[0])
+                    if self._threads is not None:
+                        yield Record(
+                            _TRAILER.unpack(content[-_TRAILER.size :])[2], kind, misc, content
+                        )
 
-    def _event(self, content: bytes) -> RawEvent | None:
+    def _in_order(self, records: Iterable[Record], *, to_the_end: bool) -> list[RawEvent]:
+        """Return the events of the samples whose turn it is, in the order of time."""
+        if self._threads is None:
+            found = map(self._event, sorted(records))
+        else:
+            found = map(self._event_of_threads, self._sorter.sort(records, to_the_end=to_the_end))
+        return [event for event in found if event is not None]
+
+    def _event_of_threads(self, record: Record) -> RawEvent | None:
+        """Return the event of a sample if it is one of the followed threads'."""
+        assert self._threads is not None
+        if record.kind != RECORD_SAMPLE:
+            self._threads.see(record)
+            return None
+        event = self._event(record)
+        return event if event is not None and event.tid in self._threads else None
+
+    def _event(self, record: Record) -> RawEvent | None:
+        content = record.content
         address, pid, tid, time_ns, cpu, _ = _SAMPLE.unpack_from(content)
         point = self._breakpoints.get(address)
         if point is None or pid == self._ignored:
@@ -297,8 +326,8 @@ class BreakpointSource:
         return RawEvent(time_ns, cpu, tid, comm, point.name, fields, *kinds, stack)
 
     def flush(self) -> list[RawEvent]:
-        """Return no events: `read()` returns every sample complete."""
-        return []
+        """Return the events that `read()` has held back. It returns every sample complete."""
+        return self._in_order((), to_the_end=True)
 
     def comms(self) -> dict[int, str]:
         """Return the names of threads by their tids, as the kernel recorded them."""

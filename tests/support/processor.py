@@ -17,7 +17,9 @@ class Processor(NamedTuple):
         brk, execve, exit: Numbers of system calls. Source: asm/unistd.h
         address_bits: How many bits of a page table's entry, from bit 0, have a physical address.
         write_bit, writes_if: A bit of a page table's entry, and its value if the page is writable.
-        copies_of_a_process: Whether functions that copy are traced for one process alone.
+        copy: What precedes "copy_to_user" in the name of the function that copies.
+        repeats: How often one event of a breakpoint may come once more. arm64 steps over it with
+            interrupts enabled: one at the wrong moment repeats the event.
     """
 
     entry: str
@@ -28,7 +30,8 @@ class Processor(NamedTuple):
     address_bits: int
     write_bit: int
     writes_if: int
-    copies_of_a_process: bool
+    copy: str
+    repeats: int
 
     def is_system_call(self, functions: list[str], call: str) -> bool:
         """Whether these two functions of a stack are those of a system call."""
@@ -37,9 +40,9 @@ class Processor(NamedTuple):
 
 
 PROCESSORS = {
-    "x86_64": Processor("__x64_sys_", ("do_syscall_64",), 12, 59, 60, 52, 1, 1, True),
+    "x86_64": Processor("__x64_sys_", ("do_syscall_64",), 12, 59, 60, 52, 1, 1, "_", 0),
     "aarch64": Processor(
-        "__arm64_sys_", ("invoke_syscall", "do_el0_svc"), 214, 221, 93, 48, 7, 0, False
+        "__arm64_sys_", ("invoke_syscall", "do_el0_svc"), 214, 221, 93, 48, 7, 0, "__arch_", 2
     ),
 }
 PROCESSOR = PROCESSORS[os.uname().machine]
