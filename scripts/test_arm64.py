@@ -214,8 +214,8 @@ def print_log(log: Path, *, whole: bool) -> None:
 
 
 def needed_wheels() -> Iterator[str]:
-    """What pyproject.toml's extra "test" names and the tests in the VM import, and instafail."""
-    yield "pytest-instafail"
+    """What pyproject.toml's extra "test" names and the tests import, instafail, and pip itself."""
+    yield from ("pytest-instafail", "pip")
     for line in importlib.metadata.requires("physview") or ():
         requirement, _, marker = line.partition(";")
         name = re.match(r"[\w-]+", requirement)

@@ -162,6 +162,12 @@ class TestOpenFiles:
         assert "ended meanwhile" not in result.stderr
         assert "too many open files" in result.stderr
 
+    @pytest.mark.needs("walk")
+    def test_the_kernel_takes_no_program(self, physview):
+        command = ["compare", "self", "--source", "bpf"]
+        line = last_line(physview(*command, prefix=["prlimit", "--nofile=8"]), 1)
+        assert "by BPF: too many open files: this process may open 8; raise the limit" in line
+
 
 @pytest.mark.needs("nobody")
 class TestProcesses:

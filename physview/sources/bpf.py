@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from physview import _ffi
 from physview.errors import AccessDenied, PhysviewError, Unsupported
-from physview.runtime import privileges
+from physview.runtime import privileges, resource_limits
 from physview.sources.page_tables import PageTables
 from physview.sources.procfs import ProcDir
 from physview.sources.table_geometry import EntryUse, TableEntries
@@ -303,6 +303,10 @@ def _check_machine() -> None:
 def _why(number: int, stage: int, lib: Any, log: str) -> PhysviewError:
     """Explain why the program was not loaded, with a remedy."""
     what = "cannot walk page tables by BPF"
+    if number in (errno.EMFILE, errno.ENFILE):
+        limit = resource_limits.reached(OSError(number, os.strerror(number)))
+        if limit:
+            return Unsupported(what, *limit)  # another source may need fewer files
     # Lockdown takes a helper away, which looks like a program with an error.
     refused = number in (errno.EPERM, errno.EACCES, errno.ENOSYS)
     if refused or (stage == lib.PV_BPF_PROGRAM and privileges.lockdown() == "confidentiality"):
@@ -324,7 +328,7 @@ def _why(number: int, stage: int, lib: Any, log: str) -> PhysviewError:
         return Unsupported(what, why, "use a newer kernel, or the module")
     if stage == lib.PV_BPF_PROGRAM:
         # The last lines count instructions. The verifier's reason is the line before.
-        told = [line for line in log.rstrip("\n").split("\n") if not line.startswith("processed ")]
+        told = [line for line in log.splitlines() if line and not line.startswith("processed ")]
         why = f"the kernel refuses the program: {told[-1] if told else os.strerror(number)}"
         return Unsupported(what, why, "use the module", tuple(told[-_LOG_LINES:-1]))
     if stage == lib.PV_BPF_DIRECT_MAP:

@@ -106,6 +106,8 @@ class Region:
 
     outer: Region | None = None
     """The region around this one, which lives as long."""
+    start = 0
+    """The first address; 0 if the kernel gave none."""
 
     def __init__(
         self, nr_pages: int, *, flags: int = PRIVATE, fd: int = -1, prot: int = RW, offset: int = 0
@@ -116,7 +118,8 @@ class Region:
             self.madvise(self.MADV_NOHUGEPAGE, check=False)
 
     def __del__(self) -> None:
-        libc.munmap(self.start, self.size)
+        if self.start:
+            libc.munmap(self.start, self.size)
 
     @classmethod
     @contextlib.contextmanager
