@@ -233,8 +233,8 @@ def test_folios_smaller_than_huge_pages():
 
 
 def test_the_smallest_folio_is_what_the_kernel_counts_or_may_make(tmp_path):
-    def make(kib, nr_anon, enabled):
-        folder = tmp_path / f"thp/hugepages-{kib}kB"
+    def make(nr_pages, nr_anon, enabled):
+        folder = tmp_path / f"thp/hugepages-{nr_pages * PAGE // KIB}kB"
         (folder / "stats").mkdir(parents=True, exist_ok=True)
         (folder / "stats/nr_anon").write_text(f"{nr_anon}\n")
         (folder / "enabled").write_text(
@@ -248,15 +248,15 @@ def test_the_smallest_folio_is_what_the_kernel_counts_or_may_make(tmp_path):
     (tmp_path / "thp/hugepages-8kB/stats").mkdir(parents=True)
     (tmp_path / "hugetlb/hugepages-1048576kB").mkdir(parents=True)
     assert order() == 0  # nobody counts
-    make(2048, 0, "inherit")
-    make(64, 0, "never")
+    make(512, 0, "inherit")
     make(16, 0, "never")
-    assert order() == (2048 * KIB // PAGE).bit_length() - 1
-    make(64, 0, "madvise")
-    assert order() == (64 * KIB // PAGE).bit_length() - 1
-    make(64, 3, "never")
-    assert order() == (64 * KIB // PAGE).bit_length() - 1
-    make(16, 1, "never")
+    make(4, 0, "never")
+    assert order() == 9
+    make(16, 0, "madvise")
+    assert order() == 4
+    make(16, 3, "never")
+    assert order() == 4
+    make(4, 1, "never")
     assert order() == 0  # not worth it
 
 

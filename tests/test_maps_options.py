@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from children import start_stopped
 from failures import one_line
 from memory import HUGE, PAGE, WAIT, Region
 from plain_reads import smaps
@@ -59,7 +60,8 @@ def missing(fields, name):
 
 
 @pytest.mark.parametrize("frames", [False, True], ids=["smaps", "smaps and frames"])
-def test_every_column_of_smaps(physview, stopped, frames):
+def test_every_column_of_smaps(physview, stopped, python, frames):
+    start_stopped(python)  # so that libraries' pages are shared, also when physview has ended
     names = ["start", *SMAPS_OF] + (["extents"] if frames else [])
     found = records(physview("maps", str(stopped.pid), "-o", ",".join(names), "--format", "csv"))
     expected = smaps(stopped.pid)

@@ -27,7 +27,7 @@ from physview.errors import PhysviewError, ProcessGone, Unsupported
 from physview.text import proctext
 from physview.tracing import tracefs
 from physview.tracing.events import Losses, RawEvent, Value
-from physview.tracing.followed_threads import FollowedThreads, Record, Sorter
+from physview.tracing.followed_threads import RECORD_COMM, FollowedThreads, Record, Sorter
 from physview.tracing.processors import PROCESSORS, with_caller
 
 MAX_BREAKPOINTS = 4
@@ -43,7 +43,7 @@ FLAG_FD_CLOEXEC = 8
 CLOCK_MONOTONIC = 1
 IOC_ENABLE, IOC_DISABLE, IOC_SET_OUTPUT = 0x2400, 0x2401, 0x2405
 
-RECORD_LOST, RECORD_COMM, RECORD_THROTTLE, RECORD_SAMPLE = 2, 3, 5, 9
+RECORD_LOST, RECORD_THROTTLE, RECORD_SAMPLE = 2, 5, 9
 # Larger entries of a call chain are markers: they tell the context of the entries that follow.
 CONTEXT_MAX = (1 << 64) - 4095
 

@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-COMM, EXIT, FORK = 3, 4, 7
-"""The kinds of the records: PERF_RECORD_COMM, PERF_RECORD_EXIT, PERF_RECORD_FORK."""
+RECORD_COMM, RECORD_EXIT, RECORD_FORK = 3, 4, 7
+"""The kinds of records about threads: PERF_RECORD_… in include/uapi/linux/perf_event.h"""
 
 _MISC_COMM_EXEC = 1 << 13
 _TIDS = struct.Struct("<IIII")
@@ -46,8 +46,8 @@ class FollowedThreads:
         from_exec: Whether a thread's events are kept only from its next exec() on.
 
     >>> threads = FollowedThreads([7], follow=True, from_exec=False)
-    >>> threads.see(Record(1, FORK, 0, _TIDS.pack(8, 7, 8, 7)))
-    >>> threads.see(Record(2, EXIT, 0, _TIDS.pack(7, 1, 7, 1)))
+    >>> threads.see(Record(1, RECORD_FORK, 0, _TIDS.pack(8, 7, 8, 7)))
+    >>> threads.see(Record(2, RECORD_EXIT, 0, _TIDS.pack(7, 1, 7, 1)))
     >>> 8 in threads, 7 in threads
     (True, False)
     """
@@ -64,20 +64,20 @@ class FollowedThreads:
 
     def see(self, record: Record) -> None:
         """Take note of a thread that starts, ends or calls exec(). Other records are ignored."""
-        if record.kind == FORK:
+        if record.kind == RECORD_FORK:
             _, _, tid, parent = _TIDS.unpack_from(record.content)
             for threads in (self._active, self._waiting, self._ended):
                 threads.discard(tid)  # an earlier thread had this number
             for threads in (self._active, self._waiting):
                 if self._follow and parent in threads:
                     threads.add(tid)
-        elif record.kind == EXIT:
+        elif record.kind == RECORD_EXIT:
             tid = _TIDS.unpack_from(record.content)[2]
             for threads in (self._active, self._waiting):
                 if tid in threads:
                     threads.discard(tid)
                     self._ended.add(tid)
-        elif record.kind == COMM and record.misc & _MISC_COMM_EXEC:
+        elif record.kind == RECORD_COMM and record.misc & _MISC_COMM_EXEC:
             tid = _TIDS.unpack_from(record.content.ljust(_TIDS.size, b"\0"))[1]
             # exec() in another thread than the first ends the first, and takes over its number.
             if tid in self._waiting or tid in self._ended:
