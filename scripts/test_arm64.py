@@ -173,7 +173,9 @@ number=$(cat /sys/class/zram-control/hot_add) &&
     stat -c %s "$0/{DISK}.ext4" >"/sys/block/zram$number/disksize" &&
     dd if="$0/{DISK}.ext4" of="/dev/zram$number" bs=1M conv=sparse status=none &&
     mount -t ext4 "/dev/zram$number" "$0/{DISK}" || exit 95
-export TMPDIR="$0/{DISK}/tmp"
+# The path of a socket has 107 characters at most.
+mkdir -p /srv && mount --bind "$0/{DISK}/tmp" /srv || exit 95
+export TMPDIR=/srv
 mkdir -p /root/.cache && cd "$0/{DISK}/checkout" || exit 98
 printf '%s\\n' "$PWD" "$1" >/usr/lib/python3/dist-packages/tests.pth
 # An environment, as scripts/test has on a host.

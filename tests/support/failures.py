@@ -48,7 +48,10 @@ def ends_while_written(child: subprocess.Popen[str], nr_lines: int, *args: str) 
         args: The command line of physview.
     """
     command = [sys.executable, "-m", "physview", *args]
-    reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # The kernel counts a pipe's buffer in pages, so it would be larger where pages are.
+    reader = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pipesize=1 << 16, text=True
+    )
     assert reader.stdout
     for _ in range(nr_lines):
         reader.stdout.readline()
