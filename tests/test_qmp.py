@@ -71,10 +71,11 @@ def endless(data):
     ],
 )
 def test_who_answers_anything_is_refused_in_one_line_and_in_time(tmp_path, answer, why):
+    timeout = 1 if os.uname().machine == "x86_64" else 10  # the tests' arm64 is emulated
     started = time.monotonic()
     with serve(tmp_path, answer) as path, pytest.raises(PhysviewError, match=why) as error:
-        Qmp(path, timeout=1)
-    assert time.monotonic() - started < 2.5
+        Qmp(path, timeout=timeout)
+    assert time.monotonic() - started < 2.5 * timeout
     text = str(error.value)
     assert text.isprintable()
     assert len(text) < MAX_QUOTED + 200
