@@ -107,6 +107,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="physview-arm64-") as work:
         folder = Path(work)
         copy_checkout(folder / DISK / "checkout", foreign.package)
+        compile_client(folder / DISK / "client")
         make_disk(folder)
         for name in chosen or FLAVOURS:
             try:
@@ -173,7 +174,7 @@ number=$(cat /sys/class/zram-control/hot_add) &&
     mount -t ext4 "/dev/zram$number" "$0/{DISK}" || exit 95
 # The path of a socket has 107 characters at most.
 mkdir -p /srv && mount --bind "$0/{DISK}/tmp" /srv || exit 95
-export TMPDIR=/srv
+export TMPDIR=/srv PHYSVIEW_TEST_CLIENT="$0/{DISK}/client"
 mkdir -p /root/.cache && cd "$0/{DISK}/checkout" || exit 98
 printf '%s\\n' "$PWD" "$1" >/usr/lib/python3/dist-packages/tests.pth
 # An environment, as scripts/test has on a host.
@@ -253,6 +254,14 @@ def drivers(kernel: kernels.Kernel, folder: Path) -> Iterator[Path]:
         path = folder / f"{name}.ko"
         path.write_bytes(content)
         yield path
+
+
+def compile_client(folder: Path) -> None:
+    """Compile what runs documented commands without a new interpreter (command_server.py)."""
+    folder.mkdir()
+    source = ROOT / "tests/support/command_client.c"
+    compiler = f"{foreign_root.ARM64.triplet}-gcc"
+    subprocess.run([compiler, "-O2", "-Wall", "-o", folder / "physview", source], check=True)
 
 
 def make_disk(folder: Path) -> None:

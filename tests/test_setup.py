@@ -241,7 +241,7 @@ def test_apt_takes_nothing_unsigned(programs, tmp_path):
         assert "Acquire::AllowInsecureRepositories=false" in line
 
 
-@pytest.mark.needs("root")
+@pytest.mark.needs("root", "cc")  # set-up wants a compiler
 def test_peers_are_not_fetched_where_xz_is_missing(programs, tmp_path):
     assert not (programs / "xz").exists()
     assert call(ROOT, "setup run").returncode == 0  # it is up to date then, and does nothing
@@ -302,7 +302,7 @@ def test_without_a_network_there_is_one_line_at_once(checkout, bundle):
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.needs("mountns")
+@pytest.mark.needs("mountns", "cc")  # set-up wants a compiler
 def test_without_a_network_no_environment_is_made_in_vain(checkout):
     """Making one takes seconds, and pip then finds nothing to put into it."""
     result = call(

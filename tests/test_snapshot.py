@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from memory import PAGE, Region, pages_within
+from memory import NORESERVE, PAGE, PRIVATE, Region, pages_within
 from plain_reads import agreed, plain_entries, plain_values
 from users import AS_NOBODY
 
@@ -102,7 +102,7 @@ def test_chosen_by_flags(stopped):
 @pytest.mark.needs("pfn")
 def test_a_batch_has_a_constant_size():
     nr_pages = pages_within(300_000, 3000)  # all are the zero page
-    region = Region(nr_pages)
+    region = Region(nr_pages, flags=PRIVATE | NORESERVE)
     for index in range(nr_pages):
         region.read(index)
     with Snapshot() as snapshot:
