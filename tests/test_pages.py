@@ -229,7 +229,8 @@ def test_nobody_gets_the_extents_and_hears_what_is_missing(physview):
 
 
 def test_a_process_that_ends_while_it_is_written(python):
-    child = python(every_second_page(100_000, 400))
+    nr_pages = 100_000 if PAGE == 4096 else 40_000  # more extents than are read at once
+    child = python(every_second_page(nr_pages, 2600))
     ends_while_written(child, 5, "pages", str(child.pid))
 
 
