@@ -55,15 +55,15 @@ class Flavour(NamedTuple):
 
 
 FLAVOURS = {
-    "arm64-16k": Flavour(2048, "hugepages=4"),
+    "arm64-16k": Flavour(3072, "hugepages=4"),
     "arm64-64k": Flavour(8192, "hugepages=4"),
-    "arm64": Flavour(2048, "hugepages=16"),
+    "arm64": Flavour(3072, "hugepages=16"),
 }
 # What is made in a checkout, or is git's.
 MADE = (".git", ".venv", ".*_cache", "__pycache__", "*.so", "*.egg-info", "build", "dist")
 # A folder in the VM: a file system of its own, with the checkout and the tests' temporary files.
 DISK = "disk"
-DISK_SIZE = 512 << 20
+DISK_SIZE = 1 << 30
 DISK_DRIVERS = ("crc32c_generic", "ext4")
 # What to run: the words in place of pytest's arguments.
 SMALL, WHOLE = "small", "whole"
@@ -171,7 +171,7 @@ echo 4000000000 >/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_milli
 number=$(cat /sys/class/zram-control/hot_add) &&
     stat -c %s "$0/{DISK}.ext4" >"/sys/block/zram$number/disksize" &&
     dd if="$0/{DISK}.ext4" of="/dev/zram$number" bs=1M conv=sparse status=none &&
-    mount -t ext4 "/dev/zram$number" "$0/{DISK}" || exit 95
+    mount -t ext4 -o discard "/dev/zram$number" "$0/{DISK}" || exit 95
 # The path of a socket has 107 characters at most.
 mkdir -p /srv && mount --bind "$0/{DISK}/tmp" /srv || exit 95
 export TMPDIR=/srv PHYSVIEW_TEST_CLIENT="$0/{DISK}/client"
@@ -187,6 +187,8 @@ printf '%s\\n' "#!$bin/python" 'import sys' 'from physview.commands._start impor
 ulimit -n 65536
 export PHYSVIEW_REQUIRE={REQUIRED} PYTHONPYCACHEPREFIX=/var/cache/physview
 test="$bin/python -u -X pycache_prefix=/var/cache/physview -m pytest -p no:cacheprovider"
+# What tests have written would stay in the VM's memory.
+test="$test -o tmp_path_retention_policy=failed"
 # An emulator is slow, which hypothesis would take for a fault of the tests.
 test="$test --hypothesis-profile=ci"
 """

@@ -142,6 +142,10 @@ CAPABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: command_server.VARIABLE not in os.environ,
         "the kernel makes no difference to it: it runs on the machine, which is faster than the VM",
     ),
+    "hardware": (
+        lambda: not detect.is_emulated(),
+        "an emulated processor: the default budget of record is too small there for minutes",
+    ),
     "no-modules": (lambda: not os.path.exists("/proc/modules"), "this kernel loads modules"),
     "debian": (lambda: os.path.exists("/etc/debian_version"), "no Debian, nor like it"),
     "kmod": (

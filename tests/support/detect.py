@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -105,6 +106,12 @@ def has_kernel(series: str, architecture: str = "amd64") -> bool:
 def has_arm64(series: str) -> bool:
     """Whether the module can be built for Debian's arm64 kernel."""
     return shutil.which("aarch64-linux-gnu-gcc") is not None and has_kernel(series, "arm64")
+
+
+def is_emulated() -> bool:
+    """Whether the processor is QEMU's own, as without KVM. On arm64 it has no implementer."""
+    about = Path("/proc/cpuinfo").read_text()
+    return "QEMU TCG" in about or re.search("^CPU implementer\t: 0x00$", about, re.M) is not None
 
 
 def has_tracefs(file: str = "instances") -> bool:
