@@ -18,6 +18,7 @@ RECORD_COMM, RECORD_EXIT, RECORD_FORK = 3, 4, 7
 """The kinds of records about threads: PERF_RECORD_… in include/uapi/linux/perf_event.h"""
 
 _MISC_COMM_EXEC = 1 << 13
+# Of a thread that starts or ends: the process, its parent, the thread, and the thread that made it.
 _TIDS = struct.Struct("<IIII")
 
 
@@ -78,7 +79,7 @@ class FollowedThreads:
                     threads.discard(tid)
                     self._ended.add(tid)
         elif record.kind == RECORD_COMM and record.misc & _MISC_COMM_EXEC:
-            tid = _TIDS.unpack_from(record.content.ljust(_TIDS.size, b"\0"))[1]
+            _, tid = struct.unpack_from("<II", record.content)
             # exec() in another thread than the first ends the first, and takes over its number.
             if tid in self._waiting or tid in self._ended:
                 self._waiting.discard(tid)
