@@ -328,7 +328,8 @@ def _why(number: int, stage: int, lib: Any, log: str) -> PhysviewError:
         return Unsupported(what, why, "use a newer kernel, or the module")
     if stage == lib.PV_BPF_PROGRAM:
         # The last lines count instructions. The verifier's reason is the line before.
-        told = [line for line in log.splitlines() if line and not line.startswith("processed ")]
+        lines = filter(None, log.split("\n"))
+        told = [line for line in lines if not line.startswith("processed ")]
         why = f"the kernel refuses the program: {told[-1] if told else os.strerror(number)}"
         return Unsupported(what, why, "use the module", tuple(told[-_LOG_LINES:-1]))
     if stage == lib.PV_BPF_DIRECT_MAP:
