@@ -183,7 +183,8 @@ python3 -m venv --system-site-packages --without-pip "${{bin%/bin}}" || exit 96
 ln -s "$1/bin/uv" "$1/bin/zizmor" "$bin/" || exit 96
 shift
 printf '%s\\n' "#!$bin/python" 'import sys' 'from physview.commands._start import start' \\
-    'sys.exit(start())' >"$bin/physview" && chmod 755 "$bin/physview" || exit 96
+    'sys.exit(start())' >"$bin/physview" && chmod 755 "$bin/physview" &&
+    echo "$PWD" >"${{bin%/bin}}/.physview-run" || exit 96
 ulimit -n 65536
 export PHYSVIEW_REQUIRE={REQUIRED} PYTHONPYCACHEPREFIX=/var/cache/physview
 test="$bin/python -u -X pycache_prefix=/var/cache/physview -m pytest -p no:cacheprovider"

@@ -129,6 +129,9 @@ def test_the_document(stopped, physview, tmp_path):
     assert document["missing"] is None
     with open(f"/proc/{stopped.pid}/statm") as file:
         nr_resident = int(file.read().split()[1])
+    status = Path(f"/proc/{stopped.pid}/status").read_text()
+    hugetlb_kib = int(re.search(r"^HugetlbPages:\s+(\d+) kB$", status, re.MULTILINE)[1])
+    nr_resident += hugetlb_kib * 1024 // PAGE  # statm leaves them out
     pages = [band["pages"] for band in document["bands"]]
     nr_own = sum(nr for each in pages for slug, nr in each.items() if slug.startswith("own"))
     assert abs(nr_own - nr_resident) < 64 * os.cpu_count()  # statm lags behind
