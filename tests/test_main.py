@@ -75,7 +75,9 @@ def test_a_misspelt_command_gets_the_nearest_names_and_a_line_that_lists_all(phy
     )
     listed = shell(command)
     assert listed == physview("--help").stdout
-    (each,) = re.findall(r"^(.*) help COMMAND describes a command\.$", listed, re.MULTILINE)
+    (each,) = re.findall(
+        r"^(.*)\s+help\s+COMMAND\s+describes\s+a\s+command\.$", listed, re.MULTILINE
+    )
     assert shell(f"{each} help maps") == physview("maps", "--help").stdout
 
 
