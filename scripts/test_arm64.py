@@ -275,9 +275,12 @@ def make_disk(folder: Path) -> None:
     image = folder / f"{DISK}.ext4"
     image.touch()
     os.truncate(image, DISK_SIZE)
-    command = ["mkfs.ext4", "-q", "-d", folder / DISK, image]
     there = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
-    subprocess.run(command, check=True, env=os.environ | {"PATH": there})
+    program = shutil.which("mkfs.ext4", path=there)
+    if program is None:
+        what = "cannot make the VM's disk"
+        raise errors.Unsupported(what, "there is no mkfs.ext4", "apt-get install e2fsprogs")
+    subprocess.run([program, "-q", "-d", folder / DISK, image], check=True)
 
 
 def say(message: str) -> None:

@@ -61,7 +61,8 @@ def missing(fields, name):
 
 @pytest.mark.parametrize("frames", [False, True], ids=["smaps", "smaps and frames"])
 def test_every_column_of_smaps(physview, stopped, python, frames):
-    start_stopped(python)  # so that libraries' pages are shared, also when physview has ended
+    if os.uname().machine == "aarch64":  # in its VM, only physview has the same libraries
+        start_stopped(python)  # so that their pages are shared, also when physview has ended
     names = ["start", *SMAPS_OF] + (["extents"] if frames else [])
     found = records(physview("maps", str(stopped.pid), "-o", ",".join(names), "--format", "csv"))
     expected = smaps(stopped.pid)
