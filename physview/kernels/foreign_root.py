@@ -37,6 +37,9 @@ WHEELS = ("cffi>=1.17", "psutil>=5.9", "numpy>=1.26", "rich>=13", "pyarrow>=14")
 # The C library of the suite runs the wheels of all these platforms.
 _PLATFORMS = ("2_39", "2_34", "2_28", "2_27", "2_26", "2_24", "2_17")
 
+# What a machine's installation writes, and commands read: `vm` gives every guest this name.
+FILES = {"etc/hosts": "127.0.0.1 localhost\n", "etc/hostname": "physview-vm\n"}
+
 # What only the installation, the documentation or a compiler on the target itself needs.
 _LEFT_OUT = re.compile(r"(debconf|perl|dpkg|gcc|g\+\+|cpp|binutils|systemd|init|libgcc-\d+-dev)\b")
 _DOCUMENTS = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info")
@@ -73,8 +76,8 @@ def root_folder(target: Target, tell: Callable[[str], object] | None = None) -> 
         Unsupported: This machine cannot fetch the packages or the wheels.
         PhysviewError: The cache cannot be used.
     """
-    # Another list of packages makes another root.
-    version = zlib.crc32(repr((PACKAGES, WHEELS)).encode())
+    # Another list of packages, or another file, makes another root.
+    version = zlib.crc32(repr((PACKAGES, WHEELS, FILES)).encode())
     name = f"{SUITE}-{target.debian}-{version:08x}"
     with locked(name, "roots") as folder:
         if not (folder / name).exists():
@@ -127,7 +130,8 @@ def _configure(root: Path) -> None:
     """Do what the packages' installation scripts would do, as far as a VM needs it."""
     for name in ("passwd", "group"):
         shutil.copy(root / f"usr/share/base-passwd/{name}.master", root / "etc" / name)
-    (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
+    for path, content in FILES.items():
+        (root / path).write_text(content)
     for name, program in (("awk", "mawk"), ("sh", "dash")):
         if not (root / "usr/bin" / name).exists():
             (root / "usr/bin" / name).symlink_to(program)
