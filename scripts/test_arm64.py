@@ -89,7 +89,9 @@ TESTS = (
     "tests/test_arm64.py",
 )
 # What the tests need here: without it they would be skipped unseen.
-REQUIRED = "root,pfn,scan,kpage,kmod,aarch64,bpf,walk,tracefs,kprobes,hugetlb,thp,kthread,evicts"
+REQUIRED = (
+    "root,nobody,pfn,scan,kpage,kmod,aarch64,bpf,walk,tracefs,kprobes,hugetlb,thp,kthread,evicts"
+)
 OUTCOME = re.compile(
     r"(?:\[gw\d\] +\[ *\d+%\] +)?(?:(?P<first>[A-Z]+) +)?tests/(?P<file>test_\w+)\.py::.*?"
     r"(?: (?P<last>PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b.*)?$"
@@ -167,15 +169,15 @@ def run_flavour(
 _PREPARE = f"""
 echo 4000000000 >/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs || exit 97
 # The checkout is on a disk, as on a host, because pages of files on other file systems cannot be
-# evicted here. The disk is in memory, compressed, and hides the folder that it is a copy of.
+# evicted here. The disk is in memory, compressed, and is mounted where every user may go.
 number=$(cat /sys/class/zram-control/hot_add) &&
     stat -c %s "$0/{DISK}.ext4" >"/sys/block/zram$number/disksize" &&
     dd if="$0/{DISK}.ext4" of="/dev/zram$number" bs=1M conv=sparse status=none &&
-    mount -t ext4 -o discard "/dev/zram$number" "$0/{DISK}" || exit 95
+    mount -t ext4 -o discard "/dev/zram$number" /mnt || exit 95
 # The path of a socket has 107 characters at most.
-mkdir -p /srv && mount --bind "$0/{DISK}/tmp" /srv || exit 95
-export TMPDIR=/srv PHYSVIEW_TEST_CLIENT="$0/{DISK}/client"
-mkdir -p /root/.cache && cd "$0/{DISK}/checkout" || exit 98
+mkdir -p /srv && mount --bind /mnt/tmp /srv || exit 95
+export TMPDIR=/srv PHYSVIEW_TEST_CLIENT=/mnt/client
+mkdir -p /root/.cache && cd /mnt/checkout || exit 98
 printf '%s\\n' "$PWD" "$1" >/usr/lib/python3/dist-packages/tests.pth
 # An environment, as scripts/test has on a host.
 bin=$PWD/.venv/bin
