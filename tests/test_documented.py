@@ -28,8 +28,6 @@ RUN = re.compile(r"(?:\./scripts/run|(?<![\w/.-])physview) ([a-z][^|;&)`]*)")
 VARIABLE = re.compile(r"\$\([^)]*\)|\$!|\$\w+")
 
 
-# Commands that are ended by their pid, or that another user runs, cannot be forks of the server.
-OWN_PROCESS = re.compile(r"&|\bsetpriv\b|\btimeout\b")
 ONLY_IN_A_VM = {"hugetlb", "kmod", "kmods", "kprobes", "swap"}
 
 
@@ -63,7 +61,7 @@ def experiments(*, in_vm):
 
 @pytest.mark.parametrize("block", blocks(in_vm=False))
 def test_documented_commands_run_and_end_as_shown(block, prepared, client):
-    run_as_shown(block, client=None if OWN_PROCESS.search("\n".join(block.commands)) else client)
+    run_as_shown(block, client=client)
 
 
 @pytest.mark.parametrize("block", blocks(in_vm=True))

@@ -102,6 +102,17 @@ def test_kmalloc_of_a_command_from_its_first_instruction(physview):
     assert asked["area"] != "user"
 
 
+def test_areas_that_are_not_known_have_a_cause(physview):
+    result = physview("trace", "kmalloc", "--no-stacks", "--", "ls", "/")
+    assert result.returncode == 0, result.stderr
+    has_kcore = os.path.exists("/proc/kcore")
+    named = re.search(r"^  ptr +\S+ direct map, ", result.stdout, re.MULTILINE)
+    assert bool(named) == has_kcore
+    assert ("lie in the direct map is not known" in result.stderr) != has_kcore
+    shown = re.search(r"^  all +\S+ user, process \d+$", result.stdout, re.MULTILINE)
+    assert ("it ended before its mappings could be read" in result.stderr) != bool(shown)
+
+
 def test_nothing_counts_that_was_before_the_command(physview):
     result = physview("trace", "raw_syscalls:sys_enter", "--json", "-n", "50", "--", "true")
     calls = [event["fields"]["id"] for event in json.loads(result.stdout)["events"]]

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     kernel = read_kernel_map()
     ownership = _find_frames(trace, kernel)
     _print(args, trace, ownership, kernel)
-    _say_what_is_missing(trace)
+    _say_what_is_missing(trace, kernel)
     if exit_code and not caught:
         ended = f"exit code {exit_code}" if exit_code > 0 else f"signal {-exit_code}"
         _common.say(f"{args.command[0]} ended with {ended}")
@@ -186,7 +186,7 @@ def _gather(args: argparse.Namespace, tracer: Tracer, pid: int | None, caught: l
             now = time.monotonic()
             if args.seconds is not None and now - start >= args.seconds:
                 break
-            # Keep the last mappings: they are of interest after the process has ended, too.
+            # Keep the last mappings: they matter after the process has ended, too.
             if pid is not None and now >= look_at:
                 memory = read_memory(pid) or memory
                 look_at = now + SECONDS_BETWEEN_MAPS
@@ -197,6 +197,8 @@ def _gather(args: argparse.Namespace, tracer: Tracer, pid: int | None, caught: l
             if progress:
                 progress(len(events), args.number)
         events += tracer.finish()
+    if pid is not None:
+        memory = read_memory(pid) or memory
     seconds = time.monotonic() - start
     return Trace(
         args.event,
@@ -250,7 +252,9 @@ def _print(
             sys.stdout.write(part + "\n")
 
 
-def _say_what_is_missing(trace: Trace) -> None:
+def _say_what_is_missing(trace: Trace, kernel: KernelMap) -> None:
+    from physview.analysis.trace import KCORE, address_ranges
+
     nr_lost, nr_throttled = trace.losses
     if nr_lost:
         _common.say(
@@ -261,6 +265,19 @@ def _say_what_is_missing(trace: Trace) -> None:
         _common.say(
             "events lost: they came so fast that the kernel paused tracing"
             f" {nr_throttled} times; sysctl kernel.perf_event_max_sample_rate raises the limit"
+        )
+    ranges = address_ranges(trace.events, kernel)
+    pid = trace.pid
+    if ranges and pid is not None and not trace.memory and not os.path.exists(f"/proc/{pid}"):
+        _common.say(
+            f"where process {pid} had its heap and stack is not known: it ended before its mappings"
+            " could be read"
+        )
+    if not kernel.direct and any(found.area == "kernel" for found in ranges):
+        why = "does not tell" if os.path.exists(KCORE) else "does not exist (CONFIG_PROC_KCORE)"
+        _common.say(
+            "which addresses of the kernel lie in the direct map is not known, nor what their"
+            f" frames are now: {KCORE} {why}"
         )
 
 

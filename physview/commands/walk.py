@@ -20,6 +20,7 @@ from physview.errors import UsageError
 from physview.model import Probe, printable
 from physview.reporters import documents
 from physview.reporters import walk as reporter
+from physview.runtime import invocation
 from physview.runtime.resolve_pid import find_pid
 from physview.sources.choice import open_page_tables
 from physview.sources.probes import visit_probes
@@ -105,7 +106,8 @@ def _parse_address(text: str) -> int:
 
 def _no_address() -> UsageError:
     why = "only a picture of self needs none"
-    return UsageError("no address is given", why, "give ADDR, as 0x…")
+    remedy = f"give ADDR, as 0x…: {invocation.physview('maps PID')} lists the mappings"
+    return UsageError("no address is given", why, remedy)
 
 
 def _is_self(pid: int | str) -> bool:

@@ -3,19 +3,25 @@
 
 import contextlib
 import os
+import re
 
 import command_server
 import documented
+
+# Commands that are ended by their pid, or that another user runs, cannot be forks of the server.
+OWN_PROCESS = re.compile(r"&|\bsetpriv\b|\btimeout\b")
 
 
 def run_as_shown(block, *, as_printed=False, client=None):
     """Run the commands of a block, check their exit codes, and return their results.
 
     With `as_printed`, they run ./scripts/run in the checkout, and not an installed physview. In a
-    guest, and where a folder with the client is given, an installed physview is run in forks: see
-    command_server.py.
+    guest, and where a folder with the client is given, an installed physview is run in forks where
+    it can be: see command_server.py.
     """
     client = os.environ.get(command_server.CLIENT_VARIABLE, client)
+    if any(OWN_PROCESS.search(command) for command in block.commands):
+        client = None
     with contextlib.nullcontext() if as_printed else physview_in_forks(client):
         results = documented.run(block, as_printed=as_printed)
     for command, result, code in zip(block.commands, results, block.exits, strict=True):
