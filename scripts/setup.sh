@@ -54,6 +54,13 @@ fail() {
 	exit 1
 }
 
+# explain_if_asked WORD…: with the option --help, prints the comment at the script's head, and ends it.
+explain_if_asked() {
+	case ${1-} in -h | --help) ;; *) return 0 ;; esac
+	sed -n '1d; /^#/!q; s/^# \{0,1\}//p' "$self"
+	exit 0
+}
+
 # Whether no other machine can be reached: there is no route, and no proxy on this machine.
 is_offline() {
 	! env | grep -qi '^[a-z]*_proxy=.' && [ -z "${PIP_INDEX_URL-}" ] && ! has_route

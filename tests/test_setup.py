@@ -284,6 +284,25 @@ def test_what_sudo_pip_left_is_removed_by_root_and_named_to_others(checkout):
     assert left[0].exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["build-kernel", "bundle", "fetch-peers", "test", "wheels", "zipapp"]
+)
+def test_help_of_a_script_is_its_comment_and_nothing_is_done(tmp_path, name):
+    result = subprocess.run(
+        [SCRIPTS / name, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TMPDIR": str(tmp_path)},
+    )
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    comment = (SCRIPTS / name).read_text().splitlines()[1 : len(lines) + 2]
+    assert comment == [*(f"# {line}" for line in lines), "set -eu"]
+    assert not os.listdir(tmp_path)
+
+
 OFFLINE = {"PIP_CONFIG_FILE": "/dev/null", "PIP_FIND_LINKS": "", "PIP_NO_INDEX": ""}
 PIP = f"venv={sys.prefix}; pip_install --target /nonexistent no-such-package-{os.getpid()}"
 
