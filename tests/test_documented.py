@@ -26,8 +26,6 @@ COMMAND_PAGES = {name: ROOT / f"docs/commands/{name}.md" for name in COMMANDS}
 LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
 RUN = re.compile(r"(?:\./scripts/run|(?<![\w/.-])physview) ([a-z][^|;&)`]*)")
 VARIABLE = re.compile(r"\$\([^)]*\)|\$!|\$\w+")
-
-
 ONLY_IN_A_VM = {"hugetlb", "kmod", "kmods", "kprobes", "swap"}
 
 

@@ -266,9 +266,12 @@ def _say_what_is_missing(trace: Trace, kernel: KernelMap) -> None:
             "events lost: they came so fast that the kernel paused tracing"
             f" {nr_throttled} times; sysctl kernel.perf_event_max_sample_rate raises the limit"
         )
-    ranges = address_ranges(trace.events, kernel)
     pid = trace.pid
-    if ranges and pid is not None and not trace.memory and not os.path.exists(f"/proc/{pid}"):
+    is_gone = pid is not None and not trace.memory and not os.path.exists(f"/proc/{pid}")
+    if kernel.direct and not is_gone:
+        return
+    ranges = address_ranges(trace.events, kernel)
+    if ranges and is_gone:
         _common.say(
             f"where process {pid} had its heap and stack is not known: it ended before its mappings"
             " could be read"
